@@ -1,0 +1,1 @@
+"""jbatch: continuous batching for LLaMA inference in JAX."""
