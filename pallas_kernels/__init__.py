@@ -1,0 +1,20 @@
+"""Paged attention for GPUs: plain array functions, useful without the rest of jbatch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_EXPORTS = {
+    "RaggedMetadata": "pallas_kernels.api",
+    "paged_attention": "pallas_kernels.api",
+    "write_kv": "pallas_kernels.reference",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:  # lazy (PEP 562): device options must be set before jax is imported
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'pallas_kernels' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -1,0 +1,166 @@
+"""Paged attention in plain JAX: the definition of correct, and the path for machines without a kernel.
+
+Both functions walk the KV cache in blocks with an online softmax (Milakov & Gimelshein 2018), so they
+hold one block of keys at a time whatever the context, and stop at the longest live length. A block that
+lies wholly behind a sequence's end changes none of its bits, so a result does not depend on neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+BLOCK_KV = 128  # tokens of the cache per iteration
+BLOCK_Q = 64  # query tokens per tile in prefill
+
+NEG_INF = -1e30  # finite: inf - inf would be NaN where a row has seen no key yet
+
+
+class _Softmax(NamedTuple):
+    """A softmax-weighted sum under way: unnormalised output, running maximum, sum of weights."""
+
+    out: Float[Array, "*rows head_dim"]
+    peak: Float[Array, "*rows"]
+    total: Float[Array, "*rows"]
+
+    @classmethod
+    def empty(cls, *rows: int, head_dim: int) -> _Softmax:
+        return cls(
+            jnp.zeros((*rows, head_dim), jnp.float32),
+            jnp.full(rows, NEG_INF, jnp.float32),
+            jnp.zeros(rows, jnp.float32),
+        )
+
+    def normalised(self) -> Float[Array, "*rows head_dim"]:
+        return self.out / jnp.where(self.total == 0, 1.0, self.total)[..., None]
+
+
+def paged_decode(
+    q: Float[Array, "slots heads head_dim"],
+    kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
+    block_tables: Int[Array, "slots pages_per_seq"],
+    kv_lens: Int[Array, "slots"],
+    *,
+    scale: float,
+) -> Float[Array, "slots heads head_dim"]:
+    """One query per slot against the first `kv_lens` tokens of its sequence; zeros where that is 0."""
+    slots, num_heads, head_dim = q.shape
+    _, _, kv_heads, page_size, _ = kv_pages.shape
+    grouped = q.reshape(slots, kv_heads, num_heads // kv_heads, head_dim)
+    block_pages, padded_tables = _blocks(block_tables, page_size)
+
+    def visit(block_idx: Int[Array, ""], state: _Softmax) -> _Softmax:
+        pages = lax.dynamic_slice_in_dim(padded_tables, block_idx * block_pages, block_pages, axis=1)
+        block = kv_pages[pages]  # [slots, block_pages, 2, kv_heads, page_size, head_dim]
+        tokens = block_idx * block_pages * page_size + jnp.arange(block_pages * page_size)
+        live = tokens[None] < kv_lens[:, None]
+        k, v = _tokens_of(block[:, :, 0]), _tokens_of(block[:, :, 1])
+        v = jnp.where(live[:, :, None, None], v, 0)  # 0 x NaN of an earlier owner is NaN
+        scores = jnp.einsum("bkgd,bnkd->bkgn", grouped, k, preferred_element_type=jnp.float32) * scale
+        return _accumulate(state, scores, live[:, None, None], v, "bkgn,bnkd->bkgd")
+
+    num_blocks = _cdiv(jnp.max(kv_lens, initial=0), block_pages * page_size)
+    state = lax.fori_loop(0, num_blocks, visit, _Softmax.empty(*grouped.shape[:3], head_dim=head_dim))
+    return state.normalised().reshape(q.shape).astype(q.dtype)
+
+
+def paged_prefill(
+    q: Float[Array, "tokens heads head_dim"],
+    kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
+    block_tables: Int[Array, "slots pages_per_seq"],
+    q_starts: Int[Array, "slots"],
+    q_lens: Int[Array, "slots"],
+    kv_lens: Int[Array, "slots"],
+    *,
+    scale: float,
+) -> Float[Array, "tokens heads head_dim"]:
+    """Causal attention of packed queries: slot i's lie at `q_starts[i]`, its last `q_lens[i]` tokens of
+    `kv_lens[i]` in the cache. Tokens of no slot come out as zeros.
+
+    Tiles of BLOCK_Q queries are visited one after the other, as many as there really are: gathering
+    every token's own keys would take the square of the context in memory.
+    """
+    num_tokens, num_heads, head_dim = q.shape
+    _, _, kv_heads, page_size, _ = kv_pages.shape
+    group = num_heads // kv_heads
+    block_pages, padded_tables = _blocks(block_tables, page_size)
+    block_len = block_pages * page_size
+    tiles_before = jnp.cumulative_sum(_cdiv(q_lens, BLOCK_Q), include_initial=True)
+    padded_q = jnp.pad(q, ((0, BLOCK_Q), (0, 0), (0, 0))).reshape(-1, kv_heads, group, head_dim)
+
+    def tile(tile_idx: Int[Array, ""], out: Float[Array, "padded kv_heads group head_dim"]):
+        slot = jnp.searchsorted(tiles_before, tile_idx, side="right") - 1
+        first = (tile_idx - tiles_before[slot]) * BLOCK_Q  # of this tile, within the slot's queries
+        rows = first + jnp.arange(BLOCK_Q)
+        row_live = rows < q_lens[slot]
+        last_key = kv_lens[slot] - q_lens[slot] + jnp.minimum(rows, q_lens[slot] - 1)  # it sees itself
+        start = q_starts[slot] + first
+        queries = lax.dynamic_slice_in_dim(padded_q, start, BLOCK_Q)
+
+        def visit(block_idx: Int[Array, ""], state: _Softmax) -> _Softmax:
+            pages = lax.dynamic_slice(padded_tables, (slot, block_idx * block_pages), (1, block_pages))
+            block = kv_pages[pages]
+            tokens = block_idx * block_len + jnp.arange(block_len)
+            live = tokens[None] <= last_key[:, None]
+            k, v = _tokens_of(block[:, :, 0])[0], _tokens_of(block[:, :, 1])[0]
+            v = jnp.where((tokens < kv_lens[slot])[:, None, None], v, 0)
+            scores = jnp.einsum("tkgd,nkd->tkgn", queries, k, preferred_element_type=jnp.float32) * scale
+            return _accumulate(state, scores, live[:, None, None], v, "tkgn,nkd->tkgd")
+
+        num_blocks = _cdiv(jnp.max(last_key) + 1, block_len)
+        state = lax.fori_loop(0, num_blocks, visit, _Softmax.empty(BLOCK_Q, kv_heads, group, head_dim=head_dim))
+        result = state.normalised().astype(q.dtype)
+        others = lax.dynamic_slice_in_dim(out, start, BLOCK_Q)  # a short tile ends before the next slot
+        return lax.dynamic_update_slice_in_dim(
+            out, jnp.where(row_live[:, None, None, None], result, others), start, axis=0
+        )
+
+    out = lax.fori_loop(0, tiles_before[-1], tile, jnp.zeros_like(padded_q))
+    return out[:num_tokens].reshape(q.shape)
+
+
+def write_kv(
+    kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"],
+    page_ids: Int[Array, "tokens"],
+    offsets: Int[Array, "tokens"],
+) -> Float[Array, "num_pages 2 kv_heads page_size head_dim"]:
+    """Put each token's key and value at (page, offset); tokens whose page id is `num_pages` are dropped.
+
+    In place where `kv_pages` is donated. No two live tokens may share a place.
+    """
+    new = jnp.stack([k, v], axis=1).astype(kv_pages.dtype)
+    return kv_pages.at[page_ids, :, :, offsets].set(new, mode="drop", unique_indices=True)
+
+
+def _cdiv(x: Int[Array, "*n"], y: int) -> Int[Array, "*n"]:
+    return (x + y - 1) // y
+
+
+def _blocks(block_tables: Int[Array, "slots width"], page_size: int) -> tuple[int, Int[Array, "slots padded"]]:
+    """Pages per block, and the tables padded with the null page to whole blocks."""
+    block_pages = max(1, BLOCK_KV // page_size)
+    return block_pages, jnp.pad(block_tables, ((0, 0), (0, -block_tables.shape[1] % block_pages)))
+
+
+def _tokens_of(
+    pages: Float[Array, "slots pages kv_heads page_size head_dim"],
+) -> Float[Array, "slots block_len kv_heads head_dim"]:
+    slots, num_pages, kv_heads, page_size, head_dim = pages.shape
+    return pages.transpose(0, 1, 3, 2, 4).reshape(slots, num_pages * page_size, kv_heads, head_dim)
+
+
+def _accumulate(state: _Softmax, scores: jax.Array, live: jax.Array, v: jax.Array, weigh: str) -> _Softmax:
+    scores = jnp.where(live, scores, NEG_INF)
+    peak = jnp.maximum(state.peak, scores.max(-1))
+    weights = jnp.where(live, jnp.exp(scores - peak[..., None]), 0.0)
+    decay = jnp.exp(state.peak - peak)
+    fresh = jnp.einsum(weigh, weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return _Softmax(
+        state.out * decay[..., None] + fresh, peak, state.total * decay + weights.sum(-1)
+    )
