@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from jbatch.errors import ConfigError
+
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -49,8 +51,20 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     dtype: str = "bfloat16"  # of weights, activations and cache; norms, softmax and logits are float32
+    sliding_window: int | None = None  # attention is full, so a context must fit the window: `check_context`
 
     @property
     def group(self) -> int:
         """Query heads that share one KV head."""
         return self.num_heads // self.num_kv_heads
+
+    def check_context(self, max_model_len: int) -> None:
+        """Raise ConfigError where the model's sliding window would cut into a context of `max_model_len`:
+        up to the window's length sliding and full attention are the same, beyond it they differ."""
+        if self.sliding_window is not None and max_model_len > self.sliding_window:
+            raise ConfigError(
+                "sliding_window",
+                self.sliding_window,
+                f"sliding-window attention is not implemented, so max_model_len={max_model_len} "
+                f"must be at most {self.sliding_window}",
+            )

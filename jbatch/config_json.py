@@ -1,0 +1,479 @@
+"""Read a Hugging Face model directory's config.json into a ModelConfig.
+
+Parsed here, not by transformers: `auto_map` never imports code, both spellings of the rotary settings
+are understood, and a key that changes the mathematics is implemented, at its neutral value, or refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from jbatch.config import DTYPES, ModelConfig, RopeConfig
+from jbatch.errors import ConfigError
+
+MAX_FILE_BYTES = 16 * 2**20
+
+
+class _Family(NamedTuple):
+    """What transformers assumes of a model_type where a key is absent, and the flags it reads."""
+
+    max_position_embeddings: int
+    num_kv_heads: int | None = None  # None: as many as there are heads
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    sliding_window: int | None = None
+    qkv_bias: bool = False  # without a flag
+    qk_norm: bool = False
+    flags: tuple[str, ...] = ()
+
+
+_QWEN_FLAGS = ("use_sliding_window",)
+_FAMILIES = {
+    "llama": _Family(2048, flags=("attention_bias", "mlp_bias")),
+    "mistral": _Family(131072, num_kv_heads=8, sliding_window=4096),
+    "qwen2": _Family(32768, num_kv_heads=32, sliding_window=4096, qkv_bias=True, flags=_QWEN_FLAGS),
+    "qwen3": _Family(
+        32768,
+        num_kv_heads=32,
+        head_dim=128,
+        sliding_window=4096,
+        qk_norm=True,
+        flags=("attention_bias", *_QWEN_FLAGS),
+    ),
+}
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Every key is in one of these three tables or unknown.
+_READ = _names(
+    """model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
+    num_key_value_heads head_dim max_position_embeddings rms_norm_eps tie_word_embeddings dtype torch_dtype
+    rope_theta rope_scaling rope_parameters original_max_position_embeddings
+    sliding_window layer_types max_window_layers attention_bias mlp_bias use_sliding_window
+    bos_token_id eos_token_id"""
+)
+_HARMLESS = _names(
+    """architectures auto_map transformers_version _name_or_path name_or_path _commit_hash use_cache
+    pad_token_id unk_token_id sep_token_id decoder_start_token_id initializer_range pretraining_tp
+    attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop hidden_dropout_prob
+    attention_probs_dropout_prob attn_implementation _attn_implementation _attn_implementation_internal
+    _attn_implementation_autoset _flash_attn_2_enabled _experts_implementation_internal use_flash_attention
+    use_flash_attention_2 use_flash_attn experts_implementation output_attentions output_hidden_states
+    output_scores return_dict return_dict_in_generate torchscript gradient_checkpointing is_decoder
+    chunk_size_feed_forward tie_encoder_decoder id2label label2id num_labels problem_type task_specific_params
+    finetuning_task prefix tokenizer_class suppress_tokens begin_suppress_tokens bad_words_ids
+    forced_bos_token_id forced_eos_token_id do_sample temperature top_k top_p typical_p min_p max_length
+    max_new_tokens min_length length_penalty repetition_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size diversity_penalty early_stopping num_beams num_beam_groups
+    num_return_sequences exponential_decay_length_penalty remove_invalid_values
+    unsloth_version unsloth_fixed unsloth_training_mode model_max_length neftune_noise_alpha
+    max_sequence_length bos_token eos_token pad_token"""
+)
+# Keys that change the mathematics, with the values at which they do not.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "hidden_activation": (None, "silu", "swish"),
+    "partial_rotary_factor": (None, 1, 1.0),
+    "rotary_pct": (None, 1, 1.0),
+    "quantization_config": (None,),
+    "compression_config": (None,),
+    "per_layer_config": (None, {}),
+    "pruned_heads": (None, {}),
+    "is_encoder_decoder": (None, False),
+    "add_cross_attention": (None, False),
+    "cross_attention_hidden_size": (None,),
+    "tie_last_hidden_states": (None, True),
+    "use_mrope": (None, False),
+    "use_rope": (None, True),
+    "rope_interleaved": (None, False),
+    "use_bias": (None, False),
+    "bias": (None, False),
+    "use_qk_norm": (None, False),
+    "qk_layernorm": (None, False),
+    "embedding_multiplier": (None, 1, 1.0),
+    "residual_multiplier": (None, 1, 1.0),
+    "logits_scaling": (None, 1, 1.0),
+    "logit_scale": (None, 1, 1.0),
+    "num_local_experts": (None, 0),
+    "num_experts": (None, 0),
+    "num_nextn_predict_layers": (None, 0),
+}
+# An unknown key with one of these in its name is refused unless it is null, false, zero or empty.
+_SUSPECT = _names(
+    """rope rotary attn attention norm scal bias expert moe softcap multiplier window quant sparse alibi
+    act_fn activation sink interleave adapter lora layer_pattern layers_pattern"""
+)
+
+_ROPE_KEYS = _names(
+    """rope_type type rope_theta factor original_max_position_embeddings low_freq_factor high_freq_factor
+    beta_fast beta_slow attention_factor mscale mscale_all_dim truncate partial_rotary_factor
+    finetuned"""
+)
+_WHY_NOT = {
+    "dynamic": "its frequencies depend on how long the sequence is by now, so cached keys would turn wrong",
+    "longrope": "its frequencies depend on how long the sequence is by now, so cached keys would turn wrong",
+}
+
+
+def load_config(model_dir: str | Path) -> ModelConfig:
+    """The ModelConfig of a Hugging Face model directory. Raises ConfigError for whatever is wrong with
+    its config.json: absent, unreadable, not JSON, or not a model that jbatch implements."""
+    return parse_config(_read_json(Path(model_dir) / "config.json"))
+
+
+def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
+    """The ModelConfig that the contents of a config.json describe.
+
+    Raises ConfigError naming the field for a missing or malformed one, and for anything that changes the
+    mathematics and is not implemented. Warns once, naming them, of unknown keys that look harmless.
+    """
+    family = _family(raw)
+    _check_keys(raw)
+    num_layers = _int(raw, "num_hidden_layers", high=1000)
+    embed_dim = _int(raw, "hidden_size", high=2**17)
+    num_heads, num_kv_heads, head_dim = _heads(raw, family, embed_dim)
+    max_len = _int(raw, "max_position_embeddings", high=2**27, default=family.max_position_embeddings)
+    attention_bias = _flag(raw, "attention_bias", family)
+    mlp_bias = _flag(raw, "mlp_bias", family)
+    return ModelConfig(
+        vocab_size=_int(raw, "vocab_size", high=2**24),
+        embed_dim=embed_dim,
+        mlp_dim=_int(raw, "intermediate_size", high=2**20),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=max_len,
+        rms_norm_eps=_float(raw, "rms_norm_eps", low=1e-12, high=1.0, default=1e-6),
+        rope=_rope(raw, max_len),
+        tie_word_embeddings=_bool(raw, "tie_word_embeddings", default=False),
+        qkv_bias=family.qkv_bias or attention_bias,
+        o_bias=attention_bias,
+        mlp_bias=mlp_bias,
+        qk_norm=family.qk_norm,
+        dtype=_dtype(raw),
+        sliding_window=_sliding_window(raw, family, num_layers),
+    )
+
+
+def load_eos_token_ids(model_dir: str | Path) -> frozenset[int]:
+    """Every end-of-sequence id that config.json and generation_config.json name; the latter may be absent.
+
+    Their union, because Llama 3's chat models name two of their three ids in generation_config.json alone.
+    Raises ConfigError for an id outside the vocabulary and for files that cannot be read.
+    """
+    config, generation = _read_configs(model_dir)
+    vocab_size = _int(config, "vocab_size", high=2**24)
+    ids = [_token_ids(raw, "eos_token_id", vocab_size) for raw in (config, generation)]
+    return frozenset().union(*ids)
+
+
+def load_bos_token_id(model_dir: str | Path) -> int | None:
+    """The begin-of-sequence id that config.json, or else generation_config.json, names."""
+    config, generation = _read_configs(model_dir)
+    vocab_size = _int(config, "vocab_size", high=2**24)
+    for raw in (config, generation):
+        for token_id in _token_ids(raw, "bos_token_id", vocab_size):
+            return token_id
+    return None
+
+
+# ---- the parts of a config ----
+
+
+def _family(raw: Mapping[str, Any]) -> _Family:
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
+        _refuse("model_type", model_type, f"jbatch implements {', '.join(_FAMILIES)}")
+    return _FAMILIES[model_type]
+
+
+def _check_keys(raw: Mapping[str, Any]) -> None:
+    unknown = []
+    for key, value in raw.items():
+        if key in _READ or key in _HARMLESS:
+            continue
+        if key in _NEUTRAL:
+            if not any(_same(value, neutral) for neutral in _NEUTRAL[key]):
+                _refuse(key, value, f"not implemented; jbatch supports {_or(_NEUTRAL[key])}")
+        elif value and any(word in key.lower() for word in _SUSPECT):
+            _refuse(key, value, "unknown to jbatch, and by its name it may change what the model computes")
+        else:
+            unknown.append(key)
+    if unknown:
+        names = ", ".join(key[:40] for key in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        warnings.warn(f"config.json: ignored {len(unknown)} unknown keys: {names}", stacklevel=3)
+
+
+def _heads(raw: Mapping[str, Any], family: _Family, embed_dim: int) -> tuple[int, int, int]:
+    """Query heads, KV heads, head_dim. null means "derive it"; an absent key means the family's default."""
+    num_heads = _int(raw, "num_attention_heads", high=2**12)
+    num_kv_heads = num_heads
+    if raw.get("num_key_value_heads", family.num_kv_heads) is not None:
+        num_kv_heads = _int(raw, "num_key_value_heads", high=2**12, default=family.num_kv_heads)
+    if num_heads % num_kv_heads:
+        _refuse("num_key_value_heads", num_kv_heads, f"must divide num_attention_heads={num_heads}")
+    if raw.get("head_dim", family.head_dim) is not None:
+        head_dim = _int(raw, "head_dim", high=2**10, default=family.head_dim)
+    elif embed_dim % num_heads:
+        _refuse("hidden_size", embed_dim, f"must be a multiple of num_attention_heads={num_heads}")
+    else:
+        head_dim = embed_dim // num_heads
+    if head_dim % 2 or head_dim > 2**10:
+        _refuse("head_dim", head_dim, "must be even, for the rotary embedding, and at most 1024")
+    return num_heads, num_kv_heads, head_dim
+
+
+def _sliding_window(raw: Mapping[str, Any], family: _Family, num_layers: int) -> int | None:
+    """The window of whichever layers have one; None where attention is full."""
+    window = raw.get("sliding_window", family.sliding_window)
+    if window is not None:
+        window = _int(raw, "sliding_window", high=2**31, default=family.sliding_window)
+    layer_types = _layer_types(raw, num_layers)
+    use_window = _flag(raw, "use_sliding_window", family)
+    if "use_sliding_window" not in family.flags:
+        return window  # of all layers: transformers' mistral reads neither the flag nor layer_types
+    first = _int(raw, "max_window_layers", low=0, high=2**31, default=28)  # layers below it attend fully
+    windowed = first < num_layers if layer_types is None else "sliding_attention" in layer_types
+    return window if use_window and windowed else None
+
+
+def _layer_types(raw: Mapping[str, Any], num_layers: int) -> list[str] | None:
+    layer_types = raw.get("layer_types")
+    if layer_types is None:
+        return None
+    if not isinstance(layer_types, list) or len(layer_types) != num_layers:
+        _refuse("layer_types", layer_types, f"must be a list of num_hidden_layers={num_layers} names")
+    for kind in layer_types:
+        if kind not in ("full_attention", "sliding_attention"):
+            _refuse("layer_types", kind, "jbatch implements full_attention")
+    return layer_types
+
+
+def _dtype(raw: Mapping[str, Any]) -> str:
+    dtype = _agreed("dtype", raw.get("dtype"), raw.get("torch_dtype"))
+    if dtype is None:
+        return "bfloat16"
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        _refuse("dtype", dtype, f"must be one of {', '.join(DTYPES)}")
+    return dtype
+
+
+# ---- rotary embedding ----
+
+
+def _rope(raw: Mapping[str, Any], max_len: int) -> RopeConfig:
+    """From rope_theta and rope_scaling, or from transformers 5's rope_parameters, which holds both."""
+    given = _rope_dict(raw)
+    if "rope_theta" in raw:
+        given["rope_theta"] = _agreed("rope_theta", raw["rope_theta"], given.get("rope_theta"))
+    theta = _float(given, "rope_theta", low=1.0001, high=1e15, default=10000.0)
+    kind = _agreed("rope_type", given.get("rope_type"), given.get("type"))
+    if kind is None and given.keys() - {"rope_theta", "partial_rotary_factor"}:
+        _refuse("rope_type", None, "missing, though other rotary settings are given")
+    if kind is None or kind == "default":
+        return RopeConfig(theta)
+    if kind == "linear":
+        return RopeConfig(theta, "linear", _factor(given))
+    original = _agreed(
+        "original_max_position_embeddings",
+        raw.get("original_max_position_embeddings"),
+        given.get("original_max_position_embeddings"),
+    )
+    given["original_max_position_embeddings"] = max_len if original is None else original
+    if kind == "llama3":
+        return _llama3(given, theta)
+    if kind == "yarn":
+        if given.get("factor") is None and original is not None:
+            given["factor"] = max_len / _int(given, "original_max_position_embeddings", high=2**27)
+        return _yarn(given, theta)
+    why = _WHY_NOT.get(str(kind), "jbatch implements default, linear, llama3, yarn")
+    _refuse("rope_type", kind, f"not implemented: {why}")
+
+
+def _rope_dict(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the rotary settings, whichever key holds them: names to plain values."""
+    found: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        given = {} if raw.get(name) is None else raw[name]
+        if not isinstance(given, dict):
+            _refuse(name, given, "must be an object or null")
+        for key, value in given.items():
+            if isinstance(value, dict | list):
+                _refuse(f"{name}.{key[:40]}", value, "lists, and settings per layer, are not implemented")
+            if key not in _ROPE_KEYS and value is not None:
+                _refuse(f"{name}.{key[:40]}", value, "unknown to jbatch, so it may change the mathematics")
+        if found and given and found != given:
+            _refuse(name, given, "differs from rope_scaling")
+        found = dict(given) or found
+    if not any(_same(found.get("partial_rotary_factor"), neutral) for neutral in (None, 1, 1.0)):
+        _refuse("partial_rotary_factor", found["partial_rotary_factor"], "not implemented; jbatch supports 1")
+    return found
+
+
+def _factor(given: Mapping[str, Any]) -> float:
+    return _float(given, "factor", low=1.0, high=1e6)
+
+
+def _llama3(given: Mapping[str, Any], theta: float) -> RopeConfig:
+    low = _float(given, "low_freq_factor", low=1e-6, high=1e6)
+    high = _float(given, "high_freq_factor", low=1e-6, high=1e6)
+    if low >= high:
+        _refuse("high_freq_factor", high, f"must be above low_freq_factor={low}")
+    original = _int(given, "original_max_position_embeddings", high=2**27)
+    return RopeConfig(theta, "llama3", _factor(given), original, low, high)
+
+
+def _yarn(given: Mapping[str, Any], theta: float) -> RopeConfig:
+    given = {key: value for key, value in given.items() if value is not None or key == "truncate"}
+    beta_fast = _float(given, "beta_fast", low=1e-6, high=1e6, default=32.0)
+    beta_slow = _float(given, "beta_slow", low=1e-6, high=1e6, default=1.0)
+    if beta_fast < beta_slow:
+        _refuse("beta_fast", beta_fast, f"must be at least beta_slow={beta_slow}")
+    factor = _factor(given)
+    return RopeConfig(
+        theta,
+        "yarn",
+        factor,
+        original_max_len=_int(given, "original_max_position_embeddings", high=2**27),
+        beta_fast=beta_fast,
+        beta_slow=beta_slow,
+        attention_factor=_attention_factor(given, factor),
+        truncate=_bool(given, "truncate", default=True),
+    )
+
+
+def _attention_factor(given: Mapping[str, Any], factor: float) -> float:
+    """As given, or from the two mscales, or the paper's 0.1 ln(factor) + 1."""
+
+    def scale(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0
+
+    mscale = _float(given, "mscale", low=0.0, high=1e3, default=0.0)
+    mscale_all_dim = _float(given, "mscale_all_dim", low=0.0, high=1e3, default=0.0)
+    derived = scale(mscale) / scale(mscale_all_dim) if mscale and mscale_all_dim else scale(1.0)
+    return _float(given, "attention_factor", low=1e-6, high=1e6, default=derived)
+
+
+# ---- fields ----
+
+_REQUIRED = object()
+
+
+def _int(raw: Mapping[str, Any], name: str, *, low: int = 1, high: int, default: Any = _REQUIRED) -> int:
+    value = raw.get(name, default)
+    if value is _REQUIRED:
+        _refuse(name, None, "missing")
+    if type(value) is not int or not low <= value <= high:  # type(): True and 2.0 are no integers
+        _refuse(name, value, f"must be an integer from {low} to {high}")
+    return value
+
+
+def _float(raw: Mapping[str, Any], name: str, *, low: float, high: float, default: Any = _REQUIRED) -> float:
+    value = raw.get(name, default)
+    if value is _REQUIRED:
+        _refuse(name, None, "missing")
+    if type(value) not in (int, float) or not low <= value <= high:  # NaN is in no range
+        _refuse(name, value, f"must be a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def _bool(raw: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = raw.get(name, default)
+    if not isinstance(value, bool):
+        _refuse(name, value, "must be true or false")
+    return value
+
+
+def _flag(raw: Mapping[str, Any], name: str, family: _Family) -> bool:
+    """A flag that only some model types read; elsewhere it must be off, since transformers ignores it."""
+    if name in family.flags:
+        return _bool(raw, name, default=False)
+    if raw.get(name) not in (None, False):
+        _refuse(name, raw[name], f"not implemented for model_type={raw['model_type']!r}")
+    return False
+
+
+def _token_ids(raw: Mapping[str, Any], name: str, vocab_size: int) -> list[int]:
+    value = raw.get(name)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for token_id in ids:
+        _int({name: token_id}, name, low=0, high=vocab_size - 1)
+    return ids
+
+
+def _agreed(name: str, first: Any, second: Any) -> Any:
+    """The one value of a setting that may be spelled in two places; None where neither has it."""
+    both = first is not None and second is not None
+    if both and (isinstance(first, dict | list) or not _same(first, second)):
+        _refuse(name, first, f"given twice, the other time as {_brief(second)}")
+    return second if first is None else first
+
+
+def _same(value: Any, other: Any) -> bool:
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _or(values: tuple[Any, ...]) -> str:
+    return " or ".join(dict.fromkeys("null" if v is None else f"{v!r}" for v in values))
+
+
+def _refuse(name: str, value: Any, reason: str) -> NoReturn:
+    raise ConfigError(name, _brief(value), reason)
+
+
+def _brief(value: Any) -> Any:
+    """Something with a short repr: the file may hold megabytes, or lists a thousand deep."""
+    if isinstance(value, str):
+        return value if len(value) <= 80 else value[:80] + "..."
+    is_short = value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64)
+    return value if is_short else reprlib.repr(value)
+
+
+# ---- files ----
+
+
+def _read_configs(model_dir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    generation_path = Path(model_dir) / "generation_config.json"
+    generation = _read_json(generation_path) if generation_path.exists() else {}
+    return _read_json(Path(model_dir) / "config.json"), generation
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """One JSON object, strictly: no duplicate keys, no NaN. Whatever fails is a ConfigError with its name."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(path.name, str(path), f"cannot be read: {error.strerror or error}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(path.name, str(path), f"larger than {MAX_FILE_BYTES} bytes")
+    try:
+        raw = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, a 5,000-digit integer
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
+        raise ConfigError(path.name, str(path), f"not valid JSON: {reason}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(path.name, str(path), f"must be a JSON object, not a {type(raw).__name__}")
+    return raw
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice[:40]!r} appears twice")
+    return result
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
