@@ -1,0 +1,102 @@
+"""Converted weights: an Orbax checkpoint beside the model's config and tokenizer, under one manifest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from weights import manifest
+from weights.errors import WeightsError, raise_if_any
+
+PARAMS = "params"
+COPIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+
+def save(out_dir: str | Path, params: Mapping[str, jax.Array], model_dir: str | Path) -> None:
+    """Write `params` and the config and tokenizer files of `model_dir` into the new directory `out_dir`.
+
+    It appears whole or not at all. Raises WeightsError if `out_dir` exists and is not empty.
+    """
+    target = Path(out_dir).absolute()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise WeightsError(f"{target}: exists and is not an empty directory")
+    with _staged(target) as staging:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(staging / PARAMS, dict(params))
+        for name in COPIED:
+            if (Path(model_dir) / name).is_file():
+                shutil.copyfile(Path(model_dir) / name, staging / name)
+        manifest.write(staging, {name: [str(leaf.dtype), *leaf.shape] for name, leaf in params.items()})
+
+
+def load_checkpoint(
+    model_dir: str | Path,
+    like: Mapping[str, jax.ShapeDtypeStruct],
+    shardings: Mapping[str, Any] | None = None,
+) -> dict[str, jax.Array]:
+    """The parameters named by `like`, in its order, shapes and dtypes, from a directory `save` wrote.
+
+    Raises WeightsError, naming files or parameters, if any bit of the directory has changed, or if the
+    parameters are not those of `like`.
+    """
+    root = Path(model_dir).absolute()
+    stored = manifest.verify(root)
+    raise_if_any(root, _problems(stored, like))
+    shardings = shardings or {}
+    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    restore_args = {
+        name: ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=shardings.get(name) or leaf.sharding or default)
+        for name, leaf in like.items()
+    }
+    with _checkpointer() as checkpointer:
+        args = ocp.args.PyTreeRestore(item=dict(like), restore_args=restore_args)
+        restored = checkpointer.restore(root / PARAMS, args=args)
+    return {name: restored[name] for name in like}
+
+
+def _problems(stored: Mapping[str, Any], like: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:
+    problems = [f"parameter {name} is missing" for name in like if name not in stored]
+    problems += [f"parameter {name} is unexpected" for name in stored if name not in like]
+    for name, leaf in like.items():
+        shape = stored.get(name, ["", *leaf.shape])[1:]
+        if tuple(shape) != leaf.shape:
+            problems.append(f"parameter {name} has shape {shape}, expected {list(leaf.shape)}")
+    return problems
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A directory beside `target` that takes its place on success and is removed on failure."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    staging.mkdir()
+    try:
+        yield staging
+        staging.rename(target)  # replaces an empty directory, nothing else
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1, restore_concurrent_gb=1)  # of host memory
+    return ocp.Checkpointer(handler)

@@ -1,0 +1,47 @@
+"""Random weights: for benchmarks and tests, where values do not matter but shapes and speed do."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def random(
+    like: Mapping[str, jax.ShapeDtypeStruct],
+    seed: int = 0,
+    *,
+    scale: float = 0.02,
+    shardings: Mapping[str, Any] | None = None,
+) -> dict[str, jax.Array]:
+    """Parameters named by `like`, drawn on the device one by one: norms one, biases zero, all else
+    normal with standard deviation `scale`. A parameter's values depend on the seed and its name alone."""
+    shardings = shardings or {}
+    return {
+        name: _draw(name, leaf, seed, scale, shardings.get(name, leaf.sharding))
+        for name, leaf in like.items()
+    }
+
+
+def _draw(name: str, leaf: jax.ShapeDtypeStruct, seed: int, scale: float, sharding: Any) -> jax.Array:
+    if name.endswith(".scale"):
+        return jnp.ones(leaf.shape, leaf.dtype, device=sharding)
+    if name.endswith("bias"):
+        return jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
+    return _normal(leaf.shape, leaf.dtype, sharding)(seed, zlib.crc32(name.encode()), scale)
+
+
+@functools.lru_cache(maxsize=64)
+def _normal(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:
+    """One program per shape, which a model repeats in every layer."""
+
+    def draw(seed: jax.Array, tag: jax.Array, scale: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), tag)
+        return jax.random.normal(key, shape, dtype) * jnp.asarray(scale, dtype)
+
+    jitted = jax.jit(draw, out_shardings=sharding)
+    return lambda seed, tag, scale: jitted(jnp.uint32(seed), jnp.uint32(tag), jnp.float32(scale))
