@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -9,7 +11,7 @@ class JBatchError(Exception):
     """Base of every error that jbatch raises on purpose."""
 
 
-class ConfigError(JBatchError):
+class ConfigError(JBatchError, ValueError):
     """A model or engine configuration that jbatch refuses.
 
     Attributes:
@@ -19,7 +21,7 @@ class ConfigError(JBatchError):
 
     def __init__(self, field: str, value: Any, reason: str):
         self.field, self.value, self.reason = field, value, reason
-        super().__init__(f"{field}={value!r}: {reason}")
+        super().__init__(f"{field}={_shorten(value)}: {reason}")
 
 
 class RequestError(JBatchError, ValueError):
@@ -27,13 +29,23 @@ class RequestError(JBatchError, ValueError):
 
     Attributes:
       field: the request field that is wrong.
-      value: what it was set to (shortened where long).
+      value: what it was set to.
       code: a stable, machine-readable name of the reason.
     """
 
     def __init__(self, field: str, value: Any, reason: str, *, code: str = "invalid_request"):
         self.field, self.value, self.reason, self.code = field, value, reason, code
         super().__init__(f"{field}={_shorten(value)}: {reason}")
+
+
+def check_option_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Raise TypeError for a name in `given` that is not in `known`, suggesting the closest one."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+            raise TypeError(f"{what} has no option {name!r}{hint}")
 
 
 def _shorten(value: Any, limit: int = 80) -> str:

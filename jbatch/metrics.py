@@ -1,0 +1,91 @@
+"""What each step did, in closed accounts: useful + padded + wasted + recomputed = computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step's account. The unit is a token in prefill and a row in decode.
+
+    computed: the bucket's size. padded: no sequence was there. wasted: its sequence had ended.
+    recomputed: a position that was cached before a preemption. useful: the rest.
+    """
+
+    step_idx: int
+    kind: Literal["prefill", "decode"]
+    slots: int  # of the bucket
+    slots_used: int
+    computed: int
+    useful: int
+    padded: int
+    wasted: int
+    recomputed: int
+    output_tokens: int  # given to requests
+    pages_used: int
+    num_running: int
+    num_waiting: int
+    num_preempted: int
+    host_s: float = 0.0  # schedule, pack, dispatch, apply
+    device_s: float = 0.0  # from when the device could start the step until its result was ready
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """A run's totals."""
+
+    prefill_steps: int = 0
+    decode_steps: int = 0
+    slot_steps: int = 0  # slots of the decode steps' buckets
+    useful_slot_steps: int = 0
+    prefill_tokens: int = 0  # computed, with padding
+    useful_prefill_tokens: int = 0
+    padded: int = 0
+    wasted: int = 0
+    recomputed: int = 0
+    output_tokens: int = 0
+    num_preempted: int = 0
+    peak_pages_used: int = 0
+    host_s: float = 0.0
+    device_s: float = 0.0
+
+    @property
+    def slot_use(self) -> float:
+        """Share of the computed decode slots that gave a token."""
+        return self.useful_slot_steps / self.slot_steps if self.slot_steps else 0.0
+
+    @property
+    def prefill_use(self) -> float:
+        """Share of the computed prefill tokens that were new."""
+        return self.useful_prefill_tokens / self.prefill_tokens if self.prefill_tokens else 0.0
+
+    def with_step(self, record: StepRecord) -> Summary:
+        """These totals and one step more."""
+        decode = record.kind == "decode"
+        return Summary(
+            prefill_steps=self.prefill_steps + (not decode),
+            decode_steps=self.decode_steps + decode,
+            slot_steps=self.slot_steps + record.slots * decode,
+            useful_slot_steps=self.useful_slot_steps + record.useful * decode,
+            prefill_tokens=self.prefill_tokens + record.computed * (not decode),
+            useful_prefill_tokens=self.useful_prefill_tokens + record.useful * (not decode),
+            padded=self.padded + record.padded,
+            wasted=self.wasted + record.wasted,
+            recomputed=self.recomputed + record.recomputed,
+            output_tokens=self.output_tokens + record.output_tokens,
+            num_preempted=self.num_preempted + record.num_preempted,
+            peak_pages_used=max(self.peak_pages_used, record.pages_used),
+            host_s=self.host_s + record.host_s,
+            device_s=self.device_s + record.device_s,
+        )
+
+
+def summarise(records: Iterable[StepRecord]) -> Summary:
+    """The totals of some steps."""
+    summary = Summary()
+    for record in records:
+        summary = summary.with_step(record)
+    return summary

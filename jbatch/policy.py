@@ -1,0 +1,56 @@
+"""Who runs first (a policy is a sort key) and when requests may join (admission is a rule)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from jbatch.request import Request
+
+Policy = Callable[[Request], tuple[float, ...]]  # the smallest key is admitted first; ties by order of arrival
+
+PolicyName = Literal["fcfs", "sjf", "ljf", "priority"]
+ModeName = Literal["continuous", "static", "static-padded", "unbatched"]
+
+
+def _expected_len(request: Request) -> int:
+    return request.max_tokens if request.predicted_len is None else request.predicted_len
+
+
+def fcfs(request: Request) -> tuple[float, ...]:
+    """First come, first served."""
+    return (request.arrival,)
+
+
+def sjf(request: Request) -> tuple[float, ...]:
+    """Shortest job first, by predicted output length (max_tokens where none is given): low mean latency."""
+    return (_expected_len(request), request.arrival)
+
+
+def ljf(request: Request) -> tuple[float, ...]:
+    """Longest job first: a short tail at the end of a batch job."""
+    return (-_expected_len(request), request.arrival)
+
+
+def priority(request: Request) -> tuple[float, ...]:
+    """Lower `priority` first, as in vLLM; then first come, first served."""
+    return (request.priority, request.arrival)
+
+
+POLICIES: dict[PolicyName, Policy] = {"fcfs": fcfs, "sjf": sjf, "ljf": ljf, "priority": priority}
+
+
+class Admission(NamedTuple):
+    """When waiting requests may join the running ones."""
+
+    refill: bool  # join at every step; else only when nothing runs
+    one_by_one: bool = False  # at most one request runs
+    hold_finished: bool = False  # finished rows keep computing until the batch's longest has ended
+
+
+MODES: dict[ModeName, Admission] = {
+    "continuous": Admission(refill=True),
+    "static": Admission(refill=False),
+    "static-padded": Admission(refill=False, hold_finished=True),
+    "unbatched": Admission(refill=False, one_by_one=True),
+}
