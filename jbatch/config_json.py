@@ -300,7 +300,7 @@ def _rope(raw: Mapping[str, Any], max_len: int) -> RopeConfig:
 
 
 def _rope_dict(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the rotary settings, whichever key holds them: names to plain values."""
+    """A copy of the rotary settings, whichever key holds them (or both): names to plain values."""
     found: dict[str, Any] = {}
     for name in ("rope_scaling", "rope_parameters"):
         given = {} if raw.get(name) is None else raw[name]
@@ -311,9 +311,7 @@ def _rope_dict(raw: Mapping[str, Any]) -> dict[str, Any]:
                 _refuse(f"{name}.{key[:40]}", value, "lists, and settings per layer, are not implemented")
             if key not in _ROPE_KEYS and value is not None:
                 _refuse(f"{name}.{key[:40]}", value, "unknown to jbatch, so it may change the mathematics")
-        if found and given and found != given:
-            _refuse(name, given, "differs from rope_scaling")
-        found = dict(given) or found
+            found[key] = _agreed(key, found.get(key), value)
     if not any(_same(found.get("partial_rotary_factor"), neutral) for neutral in (None, 1, 1.0)):
         _refuse("partial_rotary_factor", found["partial_rotary_factor"], "not implemented; jbatch supports 1")
     return found

@@ -150,7 +150,7 @@ def _assemble(
         return read(tensors[parts[0].name]).reshape(leaf.shape)
     host = np.empty(leaf.shape, leaf.dtype)
     for part in parts:
-        target = host[part.index]
+        target = host[part.where]
         with np.errstate(over="ignore"):  # checked below
             target[...] = read(tensors[part.name]).reshape(target.shape)
         if leaf.dtype == np.float16 and not np.isfinite(target).all():

@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
     name: str
     shape: tuple[int, ...]  # as stored
-    index: tuple[slice | int, ...]  # parameter[index], flattened to `shape`, holds it
+    where: tuple[slice | int, ...]  # parameter[where], reshaped to `shape`, holds it
 
 
 def parts(name: str, shape: tuple[int, ...]) -> list[Part]:
@@ -53,9 +53,9 @@ def parts(name: str, shape: tuple[int, ...]) -> list[Part]:
     if name.endswith(("attention.qkv", "attention.qkv_bias")):
         kv_heads, group_plus_2, head_dim, *embed = shape  # q heads of a KV head, then its k, then its v
         q_rows, kv_rows = kv_heads * (group_plus_2 - 2) * head_dim, kv_heads * head_dim
-        where = [slice(0, -2), slice(-2, -1), slice(-1, None)]
+        slots = [slice(0, -2), slice(-2, -1), slice(-1, None)]
         rows = [q_rows, kv_rows, kv_rows]
-        return [Part(t, (n, *embed), (slice(None), i)) for t, n, i in zip(tensors, rows, where, strict=True)]
+        return [Part(t, (n, *embed), (slice(None), i)) for t, n, i in zip(tensors, rows, slots, strict=True)]
     if name.endswith(("mlp.gate_up", "mlp.gate_up_bias")):
         return [Part(t, shape[1:], (i,)) for i, t in enumerate(tensors)]
     if name.endswith("attention.o"):
@@ -67,7 +67,7 @@ def parts(name: str, shape: tuple[int, ...]) -> list[Part]:
 def to_hugging_face(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same weights under Hugging Face's names, each tensor contiguous, to be written as safetensors."""
     return {
-        part.name: np.ascontiguousarray(np.asarray(value)[part.index]).reshape(part.shape)
+        part.name: np.ascontiguousarray(np.asarray(value)[part.where]).reshape(part.shape)
         for name, value in params.items()
         for part in parts(name, value.shape)
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -126,7 +126,7 @@ def _check_layout(tensors: dict[str, Tensor], start: int, size: int) -> None:
         raise ValueError(f"tensors end at byte {end} of {size} (truncated, or trailing bytes)")
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: Any) -> TypeGuard[list[int]]:
     return (
         isinstance(value, list) and len(value) <= 8 and all(type(n) is int and 0 <= n < 2**48 for n in value)
     )
