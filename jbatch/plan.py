@@ -161,7 +161,8 @@ def unpack_output(packed: np.ndarray) -> StepOutput:
 
 
 @functools.cache
-def _padding(bucket: Bucket, num_rows: int, page_size: int) -> np.ndarray:
+def padding(bucket: Bucket, num_rows: int, page_size: int) -> np.ndarray:
+    """A packed input of nothing but padding: shared, so copy it before you write."""
     packed = np.zeros(input_size(bucket, page_size), np.int32)
     fields = unpack(packed, bucket, page_size)
     fields.rows[:] = num_rows
@@ -173,7 +174,7 @@ def _padding(bucket: Bucket, num_rows: int, page_size: int) -> np.ndarray:
 
 def pack(plan: StepPlan, num_rows: int, page_size: int) -> StepInput:
     """The plan as one array."""
-    packed = _padding(plan.bucket, num_rows, page_size).copy()
+    packed = padding(plan.bucket, num_rows, page_size).copy()
     fields = unpack(packed, plan.bucket, page_size)
     fields.rows[: len(plan.rows)] = plan.rows
     if plan.table_updates:

@@ -1,0 +1,26 @@
+"""Counts XLA compilations, so that "nothing recompiles" is a measurement."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class CompileCounter:
+    """How many programs this process has compiled, or read from the persistent cache, since it was made."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def _on_event(self, event: str, duration_s: float, **_: object) -> None:
+        self.count += event == _COMPILED
+
+
+@functools.cache  # JAX has no public way to take a listener back
+def compile_counter() -> CompileCounter:
+    """The process's one counter."""
+    return CompileCounter()

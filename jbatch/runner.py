@@ -1,0 +1,135 @@
+"""Runs steps on a device: parameters, state, and one compiled program per bucket."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jbatch.compile_counter import compile_counter
+from jbatch.config import ModelConfig
+from jbatch.model import abstract_params
+from jbatch.plan import Bucket, StepInput, StepOutput, input_size, padding, unpack_output
+from jbatch.state import EngineState, StateShape
+from jbatch.step import make_step
+
+COMPILE_THREADS = 4  # XLA compiles outside Python's lock
+
+
+class Program(NamedTuple):
+    """What a compiled step is looked up by."""
+
+    bucket: Bucket
+    greedy: bool
+
+
+def programs_for(buckets: Iterable[Bucket]) -> list[Program]:
+    """All programs of an engine. A prefill step always samples: its cost hides behind the prompt's."""
+    programs = []
+    for bucket in buckets:
+        if bucket.kind == "decode":
+            programs.append(Program(bucket, greedy=True))
+        programs.append(Program(bucket, greedy=False))
+    return programs
+
+
+class Runner:
+    """The device side of the engine. `submit` returns at once; `collect` waits.
+
+    Programs are compiled ahead of time for fixed shapes, so an input that does not fit one is a KeyError
+    or a TypeError: a recompilation cannot happen.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Mapping[str, jax.Array],
+        shape: StateShape,
+        buckets: Iterable[Bucket],
+        device: jax.Device,
+        on_compiled: Callable[[int, int], None] = lambda done, total: None,
+    ):
+        self.config, self.shape, self.device = config, shape, device
+        self._params: tuple[jax.Array, ...] = tuple(params[name] for name in abstract_params(config))
+        self._programs = compile_programs(config, shape, programs_for(buckets), device, on_compiled)
+        self._state: EngineState | None = shape.zeros(config, device)
+        self._warm_up()
+        self._compiled_before = compile_counter().count
+
+    @property
+    def num_programs(self) -> int:
+        return len(self._programs)
+
+    @property
+    def compilations_after_warmup(self) -> int:
+        """Programs that this process compiled since the runner was ready: 0, unless others use JAX too."""
+        return compile_counter().count - self._compiled_before
+
+    def submit(self, step: StepInput) -> jax.Array:
+        """Dispatch a step; the handle is its output, still on the device."""
+        greedy = step.greedy and step.bucket.kind == "decode"
+        program = self._programs[Program(step.bucket, greedy)]
+        self._state, output = program(self._params, self._state, step.packed)
+        output.copy_to_host_async()
+        return output
+
+    def collect(self, handle: jax.Array) -> tuple[StepOutput, float]:
+        """Wait for a step's output; with it, the time at which it was ready (time.monotonic, seconds)."""
+        packed = np.asarray(handle)
+        return unpack_output(packed), time.monotonic()
+
+    def close(self) -> None:
+        """Free the device's memory."""
+        for leaf in jax.tree.leaves((self._params, self._state)):
+            if not leaf.is_deleted():
+                leaf.delete()
+        self._state, self._params, self._programs = None, (), {}
+
+    def _warm_up(self) -> None:
+        """Run every program once on padding, which changes nothing, so that no first call is slow."""
+        for bucket, greedy in self._programs:
+            packed = padding(bucket, self.shape.num_rows, self.shape.page_size)
+            self.collect(self.submit(StepInput(bucket, greedy, packed)))
+
+
+def compile_programs(
+    config: ModelConfig,
+    shape: StateShape,
+    programs: Iterable[Program],
+    device: jax.Device,
+    on_compiled: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[Program, jax.stages.Compiled]:
+    """Compile each program for `device`. `on_compiled(done, total)` follows the progress."""
+    programs = list(programs)
+    compiled: dict[Program, jax.stages.Compiled] = {}
+    with ThreadPoolExecutor(COMPILE_THREADS) as pool:
+        results = pool.map(lambda program: compile_step(config, shape, program, device), programs)
+        for program, result in zip(programs, results, strict=True):
+            compiled[program] = result
+            on_compiled(len(compiled), len(programs))
+    return compiled
+
+
+def compile_step(
+    config: ModelConfig, shape: StateShape, program: Program, device: jax.Device | Any
+) -> jax.stages.Compiled:
+    """One program, ahead of time, for shapes alone: no memory is taken."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
+
+    def placed(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    params = tuple(placed(leaf) for leaf in abstract_params(config).values())
+    state = jax.tree.map(placed, shape.abstract(config))
+    packed = placed(jax.ShapeDtypeStruct((input_size(program.bucket, shape.page_size),), jnp.int32))
+    step = make_step(config, program.bucket, shape.page_size, greedy=program.greedy)
+    # float32 means float32 on a GPU too, not TensorFloat-32.
+    precision = "highest" if config.dtype == "float32" else None
+    with jax.default_matmul_precision(precision):
+        return jax.jit(step, donate_argnums=1).lower(params, state, packed).compile()
+

@@ -1,0 +1,97 @@
+"""From logits to tokens: pure functions, each row by its own parameters, and no sort of the vocabulary."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from jbatch.plan import RowSetup
+
+SAMPLE_IDX = 0  # of the n samples of a prompt: part of the key, so that n > 1 will not change what n = 1 draws
+
+_SEARCH_BITS = 4  # per pass over the logits in `_largest_threshold`
+
+
+def draw(
+    logits: Float[Array, "slots vocab"],
+    rows: RowSetup,
+    positions: Int[Array, "slots"],
+    *,
+    greedy: bool,
+) -> Int[Array, "slots"]:
+    """One token per slot. `positions` are those that the tokens will have in their sequences.
+
+    With `greedy` (static) every row is taken to be greedy; without it, rows of temperature 0 still are.
+    """
+    logits = ban_stop_ids(logits, rows)
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if greedy:
+        return best
+    scaled = logits / jnp.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]
+    wanted = jnp.any((rows.temperature > 0) & ((rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0)))
+    scaled = lax.cond(wanted, keep_likely, lambda scaled, _: scaled, scaled, rows)
+    # Gumbel-max: the argmax of logits with Gumbel noise is a sample of the softmax (Gumbel 1954).
+    sampled = jnp.argmax(scaled + _noise(rows.seed, positions, logits.shape[-1]), axis=-1)
+    return jnp.where(rows.temperature > 0, sampled, best).astype(jnp.int32)
+
+
+def ban_stop_ids(logits: Float[Array, "slots vocab"], rows: RowSetup) -> Float[Array, "slots vocab"]:
+    """Rule out the stop ids of rows that have not reached `min_tokens`."""
+    slots, vocab = logits.shape
+    banned = (rows.min_left > 0)[:, None] & (rows.stop_ids >= 0)
+    ids = jnp.where(banned, rows.stop_ids, vocab)  # out of range: dropped
+    return logits.at[jnp.arange(slots)[:, None], ids].set(-jnp.inf, mode="drop")
+
+
+def keep_likely(scaled: Float[Array, "slots vocab"], rows: RowSetup) -> Float[Array, "slots vocab"]:
+    """Set to -inf all but what min-p, then top-k, then top-p keep; ties at a threshold are kept."""
+    peak = scaled.max(axis=-1, keepdims=True)
+    scaled = jnp.where(scaled - peak >= jnp.log(rows.min_p)[:, None], scaled, -jnp.inf)
+    keys = _ordered(scaled)
+
+    top_k = jnp.where(rows.top_k > 0, rows.top_k, scaled.shape[-1]).astype(jnp.float32)
+    kept = keys >= _largest_threshold(keys, jnp.ones_like(scaled), top_k)[:, None]
+
+    weights = jnp.where(kept, jnp.exp(scaled - peak), 0.0)
+    mass = jnp.where(rows.top_p < 1, rows.top_p, 0.0) * weights.sum(axis=-1)
+    nucleus = keys >= _largest_threshold(keys, weights, mass)[:, None]
+    return jnp.where(kept & (nucleus | (rows.top_p >= 1)[:, None]), scaled, -jnp.inf)
+
+
+def _largest_threshold(
+    keys: UInt[Array, "slots vocab"], weights: Float[Array, "slots vocab"], target: Float[Array, "slots"]
+) -> UInt[Array, "slots"]:
+    """The largest t with sum(weights[keys >= t]) >= target, found digit by digit: 8 passes, no sort."""
+    digits = jnp.arange(1, 2**_SEARCH_BITS, dtype=jnp.uint32)
+
+    def narrow(idx: Int[Array, ""], found: UInt[Array, "slots"]) -> UInt[Array, "slots"]:
+        shift = jnp.uint32(32 - _SEARCH_BITS) - idx.astype(jnp.uint32) * _SEARCH_BITS
+        tried = found[:, None] | (digits << shift)[None]  # [slots, digits]
+        above = keys[:, :, None] >= tried[:, None, :]
+        mass = jnp.where(above, weights[:, :, None], 0.0).sum(axis=1)
+        digit = (mass >= target[:, None]).sum(axis=1).astype(jnp.uint32)  # mass falls as the digit grows
+        return found | (digit << shift)
+
+    return lax.fori_loop(0, 32 // _SEARCH_BITS, narrow, jnp.zeros(keys.shape[0], jnp.uint32))
+
+
+def _ordered(x: Float[Array, "*n"]) -> UInt[Array, "*n"]:
+    """Unsigned integers in the order of the floats."""
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    negative: Bool[Array, "*n"] = bits >> 31 == 1
+    return jnp.where(negative, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _noise(
+    seeds: Int[Array, "slots"], positions: Int[Array, "slots"], vocab_size: int
+) -> Float[Array, "slots vocab"]:
+    """Gumbel noise that depends on nothing but a row's seed and position, so never on its neighbours."""
+
+    def one(seed: Int[Array, ""], position: Int[Array, ""]) -> Float[Array, "vocab"]:
+        key = jax.random.key(lax.bitcast_convert_type(seed, jnp.uint32))
+        key = jax.random.fold_in(jax.random.fold_in(key, SAMPLE_IDX), position)
+        return jax.random.gumbel(key, (vocab_size,), jnp.float32)
+
+    return jax.vmap(one)(seeds, positions)
