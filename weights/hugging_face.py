@@ -12,7 +12,7 @@ import numpy as np
 
 from weights import names, strict_json
 from weights.errors import WeightsError, raise_if_any
-from weights.safetensors_file import DTYPES, FLOATS, Tensor, read, read_header, same_bytes
+from weights.safetensors_file import DTYPES, FLOATS, Tensor, aligned_empty, read, read_header, same_bytes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -148,7 +148,7 @@ def _assemble(
     """Read and cast one parameter, part by part."""
     if len(parts) == 1 and DTYPES[tensors[parts[0].name].dtype] == leaf.dtype:
         return read(tensors[parts[0].name]).reshape(leaf.shape)
-    host = np.empty(leaf.shape, leaf.dtype)
+    host = aligned_empty(leaf.shape, np.dtype(leaf.dtype))
     for part in parts:
         target = host[part.where]
         with np.errstate(over="ignore"):  # checked below

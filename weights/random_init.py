@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from weights.errors import WeightsError
+
 
 def random(
     like: Mapping[str, jax.ShapeDtypeStruct],
@@ -19,7 +21,9 @@ def random(
     shardings: Mapping[str, Any] | None = None,
 ) -> dict[str, jax.Array]:
     """Parameters named by `like`, drawn on the device one by one: norms one, biases zero, all else
-    normal with standard deviation `scale`. A parameter's values depend on the seed and its name alone."""
+    normal with standard deviation `scale`. Values depend on the seed (32 bits) and the name alone."""
+    if not 0 <= seed < 2**32:
+        raise WeightsError(f"seed {seed} is not in [0, 2**32)")
     shardings = shardings or {}
     return {
         name: _draw(name, leaf, seed, scale, shardings.get(name, leaf.sharding))

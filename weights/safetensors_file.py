@@ -61,14 +61,26 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 def read(tensor: Tensor) -> np.ndarray:
     """The tensor, in memory of its own (not mapped: mapped pages would count as this process's memory)."""
-    count = math.prod(tensor.shape)
+    array = aligned_empty(tensor.shape, DTYPES[tensor.dtype])
+    rest = memoryview(array.reshape(-1).view(np.uint8))
     try:
-        flat = np.fromfile(tensor.path, DTYPES[tensor.dtype], count, offset=tensor.offset)
+        with tensor.path.open("rb", buffering=0) as file:
+            file.seek(tensor.offset)
+            while rest and (count := file.readinto(rest)):  # one call reads at most 2 GiB
+                rest = rest[count:]
     except OSError as error:
         raise WeightsError(f"{tensor.path.name}: cannot be read: {error}") from None
-    if flat.size != count:
-        raise WeightsError(f"{tensor.path.name}: the file became shorter while it was read")
-    return flat.reshape(tensor.shape)
+    if rest:
+        raise WeightsError(f"{tensor.path.name}: became shorter while it was read")
+    return array
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array at an address that JAX on a CPU adopts as it is, instead of copying it."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + nbytes].view(dtype).reshape(shape)
 
 
 def same_bytes(first: Tensor, second: Tensor, chunk: int = 2**24) -> bool:

@@ -116,6 +116,36 @@ def test_shardings_place_the_parameters(tmp_path):
     assert weights.load(tmp_path, like)["embedding"].sharding == sharding
 
 
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("mistral", {"head_dim": 16}),
+        ("qwen2", {"tie_word_embeddings": True}),
+        ("qwen3", {"head_dim": 16}),
+    ],
+)
+@pytest.mark.parametrize("max_shard_size", ["5GB", "20KB"])
+def test_what_transformers_writes(tmp_path, family, changes, max_shard_size):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    sizes = {
+        key: value for key, value in tiny().items() if key.startswith(("vocab", "hidden", "inter", "num"))
+    }
+    config = transformers.AutoConfig.for_model(family, **sizes, **changes)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    ours = weights.to_hugging_face({name: np.asarray(value) for name, value in load(tmp_path).items()})
+    theirs = {name: value.float().numpy() for name, value in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del theirs["lm_head.weight"]
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert np.array_equal(ours[name].astype(np.float32), value), name
+
+
 # ---- tensors that do not fit ----
 
 
@@ -405,22 +435,25 @@ def test_headers_are_checked_before_any_tensor_is_read(tmp_path, monkeypatch):
 
 
 PEAK = """
-import resource, sys
+import sys
 import jax, numpy as np
 from jbatch.config_json import load_config
 from jbatch.model import abstract_params
 import weights
+def high_water():  # not ru_maxrss, which a child inherits from its parent
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 jax.block_until_ready(jax.device_put(np.zeros(8, np.float32)))
 like = abstract_params(load_config(sys.argv[1]))
 weights.load(sys.argv[2], abstract_params(load_config(sys.argv[2])))  # code and allocators are warm
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = high_water()
 params = weights.load(sys.argv[1], like)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+after = high_water()
 sizes = [leaf.size * leaf.dtype.itemsize for leaf in like.values()]
 print(after - before, sum(sizes) // 1024, max(sizes) // 1024)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's memory figures")
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_the_host_holds_little_more_than_the_model(tmp_path, stored):
     config = tiny(
@@ -436,4 +469,4 @@ def test_the_host_holds_little_more_than_the_model(tmp_path, stored):
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True)
     peak, model, largest = map(int, done.stdout.split())
     assert model > 8 * largest
-    assert peak < model + 2 * largest + 8 * 1024, (peak, model, largest)  # KiB: host copy, one part, slack
+    assert peak < model + largest + 8 * 1024, (peak, model, largest)  # KiB
