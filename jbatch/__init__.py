@@ -1,1 +1,27 @@
 """jbatch: continuous batching for LLaMA inference in JAX."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_EXPORTS = {
+    "ConfigError": "jbatch.errors",
+    "Engine": "jbatch.engine",
+    "EngineConfig": "jbatch.config",
+    "FinishReason": "jbatch.request",
+    "JBatchError": "jbatch.errors",
+    "LLM": "jbatch.llm",
+    "ModelConfig": "jbatch.config",
+    "RequestError": "jbatch.errors",
+    "RequestOutput": "jbatch.request",
+    "SamplingParams": "jbatch.request",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:  # lazy (PEP 562): options of the device must be set before jax is imported
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'jbatch' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from jbatch.errors import ConfigError
 
 DTYPES = ("bfloat16", "float16", "float32")
+PAGE_SIZES = (16, 32, 64, 128)
+TOKEN_ALIGN = 8  # every chunk starts at a multiple of it in the packed token axis
+DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+
+ModeName = Literal["continuous", "static", "static-padded", "unbatched"]
+PolicyName = Literal["fcfs", "sjf", "ljf", "priority"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +64,19 @@ class ModelConfig:
         """Query heads that share one KV head."""
         return self.num_heads // self.num_kv_heads
 
+    @property
+    def context_len(self) -> int:
+        """Tokens that the model was made for; yarn's factor counts from the length before scaling."""
+        if self.rope.kind == "yarn":
+            return max(self.max_position_embeddings, int(self.rope.original_max_len * self.rope.factor))
+        return self.max_position_embeddings
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values, over all layers."""
+        itemsize = 4 if self.dtype == "float32" else 2
+        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * itemsize
+
     def check_context(self, max_model_len: int) -> None:
         """Raise ConfigError where the model's sliding window would cut into a context of `max_model_len`:
         up to the window's length sliding and full attention are the same, beyond it they differ."""
@@ -68,3 +87,93 @@ class ModelConfig:
                 f"sliding-window attention is not implemented, so max_model_len={max_model_len} "
                 f"must be at most {self.sliding_window}",
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """How an engine runs a model. Names and defaults follow vLLM where it has them.
+
+    Raises:
+      ConfigError: naming the field, its value and the limit.
+    """
+
+    dtype: str = "auto"  # of weights, activations and cache; "auto": what config.json says
+    load_format: Literal["auto", "dummy"] = "auto"  # "dummy": random weights, for benchmarks
+    max_model_len: int | None = None  # tokens of prompt and output; None: the model's limit
+    max_num_seqs: int = 64  # sequences that run at once
+    max_num_batched_tokens: int = 2048  # tokens of one prefill step
+    page_size: int = 64  # tokens
+    num_pages: int | None = None  # page 0 is never used; None: from the two below
+    kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9  # share of the GPU's memory for weights, steps and cache
+    mode: ModeName = "continuous"
+    policy: PolicyName = "fcfs"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    overlap: bool = True  # plan step n+1 while the device computes step n
+    decode_buckets: tuple[int, ...] | None = None  # slots; the largest must hold max_num_seqs
+    token_buckets: tuple[int, ...] | None = None  # tokens of a prefill step, multiples of 8
+    compilation_cache_dir: str | None = "~/.cache/jbatch"  # None: compile anew in every process
+    show_progress: bool = True  # while compiling, on a terminal
+
+    def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, ("auto", *DTYPES))
+        check_choice("load_format", self.load_format, ("auto", "dummy"))
+        check_choice("page_size", self.page_size, PAGE_SIZES)
+        check_choice("mode", self.mode, get_args(ModeName))
+        check_choice("policy", self.policy, get_args(PolicyName))
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_range("max_num_seqs", self.max_num_seqs, 1, 4096)
+        check_range("max_num_batched_tokens", self.max_num_batched_tokens, TOKEN_ALIGN, 2**20)
+        check_range("seed", self.seed, 0, 2**32 - 1)
+        for name, low in (("max_model_len", 2), ("num_pages", 2), ("kv_cache_memory_bytes", 1)):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), low, 2**62)
+        if self.num_pages is not None and self.kv_cache_memory_bytes is not None:
+            raise ConfigError("num_pages", self.num_pages, "set this or kv_cache_memory_bytes, not both")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError("gpu_memory_utilization", self.gpu_memory_utilization, "must be above 0, at most 1")
+        self._check_buckets("decode_buckets", self.decode_buckets, 1, self.max_num_seqs)
+        self._check_buckets("token_buckets", self.token_buckets, TOKEN_ALIGN, self.max_num_batched_tokens)
+
+    def _check_buckets(self, field: str, sizes: tuple[int, ...] | None, multiple: int, need: int) -> None:
+        if sizes is None:
+            return
+        object.__setattr__(self, field, tuple(sorted(set(sizes))))
+        for size in sizes:
+            check_range(field, size, 1, 2**20)
+            if size % multiple:
+                raise ConfigError(field, sizes, f"{size} is no multiple of {multiple}")
+        if field == "decode_buckets" and max(sizes, default=0) < need:
+            raise ConfigError(field, sizes, f"the largest must be at least max_num_seqs={need}")
+        if not sizes:
+            raise ConfigError(field, sizes, "must name at least one size")
+
+    def decode_sizes(self) -> tuple[int, ...]:
+        """Slots of the decode programs, ascending; the largest holds `max_num_seqs`."""
+        if self.decode_buckets is not None:
+            return self.decode_buckets
+        smaller = [size for size in DECODE_SIZES if size < self.max_num_seqs]
+        above = range(DECODE_SIZES[-1], self.max_num_seqs, DECODE_SIZES[-1])
+        return tuple(sorted({*smaller, *above, self.max_num_seqs}))
+
+    def token_sizes(self, max_model_len: int) -> tuple[int, ...]:
+        """Tokens of the prefill programs: powers of two up to what one step may have to hold."""
+        if self.token_buckets is not None:
+            return self.token_buckets
+        aligned_len = -(-max_model_len // TOKEN_ALIGN) * TOKEN_ALIGN
+        most = min(-(-self.max_num_batched_tokens // TOKEN_ALIGN) * TOKEN_ALIGN, self.max_num_seqs * aligned_len)
+        sizes = [size for size in (64 << i for i in range(15)) if size < most]
+        return (*sizes, most)
+
+
+def check_choice(field: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise ConfigError where `value` is none of `choices`."""
+    if value not in choices or isinstance(value, bool):
+        raise ConfigError(field, value, f"must be one of {', '.join(map(str, choices))}")
+
+
+def check_range(field: str, value: object, low: int, high: int) -> None:
+    """Raise ConfigError where `value` is not an integer from `low` to `high`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(field, value, f"must be an integer from {low} to {high}")

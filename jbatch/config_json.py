@@ -75,7 +75,8 @@ _HARMLESS = _names(
     encoder_no_repeat_ngram_size diversity_penalty early_stopping num_beams num_beam_groups
     num_return_sequences exponential_decay_length_penalty remove_invalid_values
     unsloth_version unsloth_fixed unsloth_training_mode model_max_length neftune_noise_alpha
-    max_sequence_length bos_token eos_token pad_token"""
+    max_sequence_length bos_token eos_token pad_token activation_dropout classifier_dropout
+    is_llama_config transformers.js_config"""
 )
 # Keys that change the mathematics, with the values at which they do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {

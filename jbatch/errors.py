@@ -49,5 +49,8 @@ def check_option_names(given: Iterable[str], known: Iterable[str], what: str) ->
 
 
 def _shorten(value: Any, limit: int = 80) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more than 4300 digits
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= limit else text[:limit] + "..."

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from jbatch.config import TOKEN_ALIGN
 from jbatch.request import MAX_STOP_IDS, Sequence
 
-TOKEN_ALIGN = 8  # every chunk starts at a multiple of it in the packed token axis
 TOKENS_PER_STEP = 1  # K: tokens a sequence may get per decode step
 
 
@@ -26,6 +26,19 @@ class Bucket(NamedTuple):
     kind: Literal["prefill", "decode"]
     slots: int
     tokens: int
+
+
+MAX_PREFILL_SLOTS = 64  # sequences of one prefill step: bounds its [slots, vocab] logits
+
+
+def decode_bucket(slots: int) -> Bucket:
+    """One token per slot."""
+    return Bucket("decode", slots, slots)
+
+
+def prefill_bucket(tokens: int, max_num_seqs: int) -> Bucket:
+    """A packed token axis, for as many sequences as it holds at 16 tokens each."""
+    return Bucket("prefill", max(1, min(max_num_seqs, MAX_PREFILL_SLOTS, tokens // 16)), tokens)
 
 
 class RowSetup(NamedTuple):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from jbatch.config import ModeName, PolicyName
 from jbatch.request import Request
 
 Policy = Callable[[Request], tuple[float, ...]]  # the smallest key is admitted first; ties by order of arrival
-
-PolicyName = Literal["fcfs", "sjf", "ljf", "priority"]
-ModeName = Literal["continuous", "static", "static-padded", "unbatched"]
 
 
 def _expected_len(request: Request) -> int:

@@ -52,7 +52,7 @@ class Runner:
         shape: StateShape,
         buckets: Iterable[Bucket],
         device: jax.Device,
-        on_compiled: Callable[[int, int], None] = lambda done, total: None,
+        on_compiled: Callable[[int], None] = lambda done: None,
     ):
         self.config, self.shape, self.device = config, shape, device
         self._params: tuple[jax.Array, ...] = tuple(params[name] for name in abstract_params(config))
@@ -102,16 +102,16 @@ def compile_programs(
     shape: StateShape,
     programs: Iterable[Program],
     device: jax.Device,
-    on_compiled: Callable[[int, int], None] = lambda done, total: None,
+    on_compiled: Callable[[int], None] = lambda done: None,
 ) -> dict[Program, jax.stages.Compiled]:
-    """Compile each program for `device`. `on_compiled(done, total)` follows the progress."""
+    """Compile each program for `device`. `on_compiled(number)` follows the progress."""
     programs = list(programs)
     compiled: dict[Program, jax.stages.Compiled] = {}
     with ThreadPoolExecutor(COMPILE_THREADS) as pool:
         results = pool.map(lambda program: compile_step(config, shape, program, device), programs)
         for program, result in zip(programs, results, strict=True):
             compiled[program] = result
-            on_compiled(len(compiled), len(programs))
+            on_compiled(len(compiled))
     return compiled
 
 

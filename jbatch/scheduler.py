@@ -81,8 +81,7 @@ class Scheduler:
         """Raise RequestError for a request that could never run to its end."""
         if not request.prompt_token_ids:
             raise RequestError("prompt_token_ids", [], "must hold at least one token", code="empty_prompt")
-        capacity = self.pool.num_usable * self.config.page_size
-        room = min(self.config.max_model_len, capacity)
+        room = self.max_seq_len
         total = len(request.prompt_token_ids) + request.max_tokens
         if total > room:
             what = "max_model_len" if room == self.config.max_model_len else "the page pool's tokens"
@@ -93,6 +92,11 @@ class Scheduler:
                 f"must be at most {room} ({what})",
                 code="context_length",
             )
+
+    @property
+    def max_seq_len(self) -> int:
+        """Tokens, prompt and output, that a sequence may have: what the context and the whole pool hold."""
+        return min(self.config.max_model_len, self.pool.num_usable * self.config.page_size)
 
     def add(self, request: Request) -> Sequence:
         """Queue a request. Raises RequestError where it can never run (see `check`)."""

@@ -1,0 +1,90 @@
+"""Finding the device to run on, and how many pages of cache it holds."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import jax
+
+from jbatch.config import EngineConfig, ModelConfig
+from jbatch.errors import ConfigError
+
+CPU_CACHE_BYTES = 2**30  # of the KV cache on a CPU, at most, where nothing else is asked for
+MARGIN = 0.02  # of a GPU's memory: what the runtime takes for itself
+
+INSTALL_HINT = "install the CUDA plugin: pip install 'jbatch[cuda13]' (or [cuda12]), with an NVIDIA driver"
+
+
+def prepare_jax(config: EngineConfig) -> None:
+    """Set what must be set before JAX starts its backend; later it has no effect."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(config.gpu_memory_utilization))
+    cache_dir = config.compilation_cache_dir
+    if cache_dir is None or jax.config.jax_compilation_cache_dir is not None:
+        return
+    path = Path(cache_dir).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(f"{path} is not readable and writable")
+    except OSError as error:
+        warnings.warn(f"compilation_cache_dir cannot be used, so every start compiles: {error}", stacklevel=3)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # many short compiles add up
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def find_device(name: str) -> jax.Device:
+    """The device for "auto", "cpu" or "cuda".
+
+    Raises:
+      ConfigError: for "cuda" where JAX finds no NVIDIA GPU, saying what to install.
+    """
+    if name == "cpu":
+        return jax.devices("cpu")[0]
+    try:
+        return jax.devices("cuda")[0]
+    except (RuntimeError, AssertionError) as error:  # AssertionError: JAX_PLATFORMS names a missing plugin
+        if name == "cuda":
+            reason = str(error).splitlines()[0] if str(error) else "no CUDA plugin"
+            raise ConfigError("device", name, f"JAX finds no NVIDIA GPU ({reason}); {INSTALL_HINT}") from None
+        return jax.devices("cpu")[0]
+
+
+def choose_num_pages(
+    config: EngineConfig, model: ModelConfig, max_model_len: int, device: jax.Device, step_bytes: int
+) -> int:
+    """Pages of the pool, the null page included: as asked for, or what the memory holds.
+
+    Args:
+      step_bytes: temporary memory of the largest step.
+
+    Raises:
+      ConfigError: where not even one page fits, saying how much memory there is.
+    """
+    if config.num_pages is not None:
+        return config.num_pages
+    page_bytes = model.kv_bytes_per_token * config.page_size
+    useful = 1 + config.max_num_seqs * -(-max_model_len // config.page_size)
+    if config.kv_cache_memory_bytes is not None:
+        field, available = "kv_cache_memory_bytes", config.kv_cache_memory_bytes
+    elif device.platform == "cpu":
+        field, available = "kv_cache_memory_bytes", CPU_CACHE_BYTES
+    else:
+        field, available = "gpu_memory_utilization", _free_gpu_bytes(device) - step_bytes
+    num_pages = min(useful, available // page_bytes)
+    if num_pages < 2:
+        raise ConfigError(
+            field,
+            getattr(config, field),
+            f"{max(0, available)} bytes are left for the KV cache, and a page takes {page_bytes}: "
+            "two are needed at least",
+        )
+    return int(num_pages)
+
+
+def _free_gpu_bytes(device: jax.Device) -> int:
+    stats = device.memory_stats()
+    return int(stats["bytes_limit"] * (1 - MARGIN)) - stats["bytes_in_use"]

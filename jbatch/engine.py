@@ -1,0 +1,323 @@
+"""The engine: schedule, run, apply, one step ahead of the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from jbatch.errors import RequestError
+from jbatch.metrics import StepRecord, Summary
+from jbatch.plan import StepInput, StepOutput, StepPlan, pack
+from jbatch.request import (
+    MAX_STOP_IDS,
+    CompletionOutput,
+    FinishReason,
+    Request,
+    RequestMetrics,
+    RequestOutput,
+    SamplingParams,
+)
+from jbatch.request import Sequence as RunningSequence
+from jbatch.scheduler import Scheduler
+from jbatch.tokenizer import StopFinder, Tokenizer
+
+
+class RunnerLike(Protocol):
+    """What the engine needs of a runner."""
+
+    def submit(self, step: StepInput) -> Any: ...
+
+    def collect(self, handle: Any) -> tuple[StepOutput, float]: ...
+
+
+class EngineStep(NamedTuple):
+    """What one call of `Engine.step` did."""
+
+    plan: StepPlan | None  # of the step that was launched
+    record: StepRecord | None  # of the step whose result came in; with overlap, the one before
+    progress: list[tuple[str, list[int]]]  # request ids and their new tokens
+    outputs: list[RequestOutput]  # requests that ended
+
+
+@dataclasses.dataclass(slots=True)
+class _Live:
+    """A request that has not ended, as the engine follows it."""
+
+    sequence: RunningSequence
+    stop_finder: StopFinder | None
+    scheduled_ts: float | None = None
+    first_token_ts: float | None = None
+    last_token_ts: float | None = None
+
+
+class _InFlight(NamedTuple):
+    plan: StepPlan
+    handle: Any
+    submitted: float
+    host_s: float
+
+
+class Engine:
+    """Continuous batching, driven by hand: `add_request`, then `step` while `has_unfinished`."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: RunnerLike,
+        *,
+        vocab_size: int,
+        eos_token_ids: Iterable[int] = (),
+        tokenizer: Tokenizer | None = None,
+        seed: int = 0,
+        overlap: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.scheduler, self.runner, self.tokenizer = scheduler, runner, tokenizer
+        self.summary = Summary()
+        self._vocab_size, self._seed, self._clock = vocab_size, seed, clock
+        self._eos_token_ids = tuple(sorted(eos_token_ids))
+        self._depth = 1 if overlap else 0
+        self._in_flight: deque[_InFlight] = deque()
+        self._live: dict[int, _Live] = {}  # by seq_id
+        self._seq_ids: dict[str, int] = {}  # of live requests
+        self._ended: list[RequestOutput] = []  # not handed out yet
+        self._request_idx = itertools.count()
+        self._last_ready = 0.0
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        index: int | None = None,
+        arrival: float | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        predicted_len: int | None = None,
+    ) -> None:
+        """Queue a request.
+
+        Args:
+          prompt: text, or token ids.
+          index: of the request in its input: with the engine's seed it gives the seed of a request that
+            has none. By default requests are counted as they are added.
+          arrival, deadline: seconds on the engine's clock; arrival is now by default.
+          priority: for policy "priority"; lower runs first.
+          predicted_len: output tokens, for policies "sjf" and "ljf".
+
+        Raises:
+          RequestError: for a request that cannot be served, naming field, value and limit.
+        """
+        params = params or SamplingParams()
+        index = next(self._request_idx) if index is None else index
+        if request_id in self._seq_ids:
+            raise RequestError("request_id", request_id, "a request of this id has not ended yet")
+        token_ids = self._token_ids(prompt)
+        request = Request(
+            request_id=request_id,
+            prompt_token_ids=token_ids,
+            params=params,
+            max_tokens=self._max_tokens(params, len(token_ids)),
+            stop_ids=self._stop_ids(params),
+            seed=derive_seed(self._seed, index) if params.seed is None else params.seed,
+            arrival=self._clock() if arrival is None else arrival,
+            priority=priority,
+            deadline=deadline,
+            predicted_len=predicted_len,
+            prompt=prompt if isinstance(prompt, str) else None,
+        )
+        if params.max_tokens == 0:
+            self.scheduler.check(request)
+            self._ended.append(_empty_output(request, self._clock()))
+            return
+        stop_finder = self._stop_finder(params)
+        sequence = self.scheduler.add(request)
+        self._live[sequence.seq_id] = _Live(sequence, stop_finder)
+        self._seq_ids[request_id] = sequence.seq_id
+
+    def abort(self, request_id: str) -> None:
+        """End a request in whatever state it is; its output comes with the next step. Unknown ids and
+        requests that have ended are ignored."""
+        seq_id = self._seq_ids.get(request_id)
+        if seq_id is not None:
+            self.scheduler.finish(self._live[seq_id].sequence, FinishReason.ABORT)
+            self._finish(self._live[seq_id])
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether `step` still has something to do."""
+        return bool(self._live or self._in_flight or self._ended) or self.scheduler.has_unfinished
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that have not ended."""
+        return len(self._live)
+
+    def step(self) -> EngineStep:
+        """Launch the next step, then take in the result of the one before (of this one, without overlap)."""
+        begin = self._clock()
+        plan = self.scheduler.schedule(begin)
+        if plan is not None:
+            self._launch(plan, begin)
+        record, progress = None, []
+        if self._in_flight and (plan is None or len(self._in_flight) > self._depth):
+            record, progress = self._collect(self._in_flight.popleft())
+            self.summary = self.summary.with_step(record)
+        outputs, self._ended = self._ended, []
+        return EngineStep(plan, record, progress, outputs)
+
+    def _launch(self, plan: StepPlan, begin: float) -> None:
+        config = self.scheduler.config
+        handle = self.runner.submit(pack(plan, config.num_rows, config.page_size))
+        if plan.chunks:
+            for seq_id in plan.seq_ids:
+                live = self._live[seq_id]
+                if live.scheduled_ts is None:
+                    live.scheduled_ts = begin
+        submitted = self._clock()
+        self._in_flight.append(_InFlight(plan, handle, submitted, submitted - begin))
+
+    def _collect(self, step: _InFlight) -> tuple[StepRecord, list[tuple[str, list[int]]]]:
+        output, ready = self.runner.collect(step.handle)
+        begin = self._clock()
+        device_s = max(0.0, ready - max(step.submitted, self._last_ready))
+        self._last_ready = ready
+        sequences, record = self.scheduler.apply(step.plan, output)
+        progress = []
+        for sequence, token_ids in sequences:
+            live = self._live[sequence.seq_id]
+            progress.append((sequence.request.request_id, token_ids))
+            if token_ids:
+                live.last_token_ts = begin
+                if live.first_token_ts is None:
+                    live.first_token_ts = begin
+            if live.stop_finder is not None:
+                self._find_stop(live, token_ids)
+            if sequence.finished:
+                self._finish(live)
+        host_s = step.host_s + self._clock() - begin
+        return dataclasses.replace(record, host_s=host_s, device_s=device_s), progress
+
+    def _find_stop(self, live: _Live, token_ids: list[int]) -> None:
+        """End a sequence whose text now holds a stop string, also where it has just ended by its length."""
+        sequence, finder = live.sequence, live.stop_finder
+        if sequence.finish_reason in (FinishReason.STOP, FinishReason.ERROR) or finder is None:
+            return
+        try:
+            if any(finder.push(token_id) for token_id in token_ids):
+                self.scheduler.finish(sequence, FinishReason.STOP, stop_reason=finder.found)
+        except RequestError as error:  # this request's text alone
+            self.scheduler.finish(sequence, FinishReason.ERROR, error=str(error))
+
+    def _finish(self, live: _Live) -> None:
+        request = live.sequence.request
+        del self._live[live.sequence.seq_id], self._seq_ids[request.request_id]
+        self._ended.append(_output(live, self._text(live), self._clock()))
+
+    def _text(self, live: _Live) -> str:
+        sequence, params = live.sequence, live.sequence.request.params
+        if live.stop_finder is not None and live.stop_finder.found is not None:
+            return live.stop_finder.text(include_stop=params.include_stop_str_in_output)
+        if self.tokenizer is None or not params.detokenize:
+            return ""
+        token_ids = sequence.output_token_ids
+        if sequence.finish_reason == FinishReason.STOP and not params.include_stop_str_in_output:
+            token_ids = token_ids[:-1]
+        return self.tokenizer.decode(token_ids, skip_special_tokens=params.skip_special_tokens)
+
+    def _token_ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            if not prompt:
+                raise RequestError("prompt", prompt, "must not be empty", code="empty_prompt")
+            if self.tokenizer is None:
+                raise RequestError("prompt", prompt, "this model has no tokenizer: give prompt_token_ids")
+            return tuple(self.tokenizer.encode(prompt))
+        for token_id in prompt:
+            if not isinstance(token_id, (int, np.integer)) or isinstance(token_id, bool):
+                raise RequestError("prompt_token_ids", token_id, "must be integers")
+            if not 0 <= token_id < self._vocab_size:
+                raise RequestError(
+                    "prompt_token_ids", token_id, f"must be from 0 to {self._vocab_size - 1}, the vocabulary"
+                )
+        return tuple(map(int, prompt))
+
+    def _max_tokens(self, params: SamplingParams, prompt_len: int) -> int:
+        if params.max_tokens is not None:
+            return params.max_tokens
+        room = self.scheduler.max_seq_len - prompt_len
+        return max(1, room)  # a prompt that fills the context is refused by the scheduler
+
+    def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
+        named = params.stop_token_ids or ()
+        for token_id in named:
+            if token_id >= self._vocab_size:
+                raise RequestError(
+                    "stop_token_ids", token_id, f"must be from 0 to {self._vocab_size - 1}, the vocabulary"
+                )
+        eos = () if params.ignore_eos else self._eos_token_ids
+        stop_ids = tuple(dict.fromkeys((*eos, *named)))
+        if len(stop_ids) > MAX_STOP_IDS:
+            raise RequestError(
+                "stop_token_ids",
+                list(named),
+                f"with the model's {len(eos)} end-of-sequence ids there may be at most {MAX_STOP_IDS}",
+            )
+        return stop_ids
+
+    def _stop_finder(self, params: SamplingParams) -> StopFinder | None:
+        if not params.stop:
+            return None
+        if self.tokenizer is None:
+            raise RequestError("stop", list(params.stop), "this model has no tokenizer: use stop_token_ids")
+        return self.tokenizer.stop_finder(params.stop, skip_special_tokens=params.skip_special_tokens)
+
+
+def derive_seed(engine_seed: int, index: int) -> int:
+    """The seed of request `index`, uint32: never of its arrival, so that a resumed job draws the same."""
+    return int(np.random.SeedSequence([engine_seed, index]).generate_state(1)[0])
+
+
+def _output(live: _Live, text: str, now: float) -> RequestOutput:
+    sequence, request = live.sequence, live.sequence.request
+    assert sequence.finish_reason is not None, "an output of a request that goes on"
+    found = live.stop_finder.found if live.stop_finder is not None else None
+    completion = CompletionOutput(
+        index=0,
+        text=text,
+        token_ids=sequence.output_token_ids,
+        finish_reason=FinishReason.STOP if found else sequence.finish_reason,
+        stop_reason=found or sequence.stop_reason,
+    )
+    metrics = RequestMetrics(
+        arrival_time=request.arrival,
+        scheduled_ts=live.scheduled_ts,
+        first_token_ts=live.first_token_ts,
+        last_token_ts=live.last_token_ts,
+        finished_ts=now,
+        num_generation_tokens=len(completion.token_ids),
+        num_preemptions=sequence.num_preemptions,
+    )
+    return RequestOutput(
+        request_id=request.request_id,
+        prompt=request.prompt,
+        prompt_token_ids=list(request.prompt_token_ids),
+        outputs=[completion],
+        metrics=metrics,
+        error=sequence.error,
+    )
+
+
+def _empty_output(request: Request, now: float) -> RequestOutput:
+    """Of a request for no tokens."""
+    metrics = RequestMetrics(request.arrival, None, None, None, now, 0, 0)
+    completion = CompletionOutput(0, "", [], FinishReason.LENGTH)
+    return RequestOutput(
+        request.request_id, request.prompt, list(request.prompt_token_ids), [completion], metrics=metrics
+    )

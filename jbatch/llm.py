@@ -1,0 +1,225 @@
+"""LLM: a model directory in, texts out."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import weights
+from jbatch.config import EngineConfig, ModelConfig
+from jbatch.config_json import load_config, load_eos_token_ids
+from jbatch.device import choose_num_pages, find_device, prepare_jax
+from jbatch.engine import Engine
+from jbatch.errors import ConfigError, RequestError, check_option_names
+from jbatch.model import abstract_params
+from jbatch.plan import Bucket, decode_bucket, prefill_bucket
+from jbatch.policy import MODES, POLICIES
+from jbatch.progress import progress_bar
+from jbatch.request import CompletionOutput, FinishReason, RequestMetrics, RequestOutput, SamplingParams
+from jbatch.runner import Program, Runner, compile_step, programs_for
+from jbatch.scheduler import Scheduler, SchedulerConfig
+from jbatch.state import StateShape
+from jbatch.tokenizer import Tokenizer, load_tokenizer
+
+Prompt = str | Sequence[int] | dict[str, Any]  # text, token ids, {"prompt": ...} or {"prompt_token_ids": ...}
+
+
+class LLM:
+    """A model, ready to generate.
+
+    Args:
+      model: a Hugging Face model directory, or one that `jbatch convert` wrote.
+      tokenizer: another directory to take the tokenizer from.
+      options: the fields of EngineConfig, by name.
+
+    Raises:
+      ConfigError: for a model or an option that jbatch refuses, naming it.
+      weights.WeightsError: for weights that do not fit the model, naming the tensor.
+      TypeError: for an unknown option, suggesting the closest known one.
+    """
+
+    def __init__(self, model: str | Path, *, tokenizer: str | Path | None = None, **options: Any):
+        check_option_names(options, EngineConfig.__dataclass_fields__, "LLM")
+        self.config = EngineConfig(**options)
+        model_dir = Path(model)
+        if not model_dir.is_dir():
+            raise ConfigError("model", str(model), "is no directory; jbatch downloads nothing")
+        self.model_config = _model_config(model_dir, self.config.dtype)
+        self.max_model_len = self.config.max_model_len or self.model_config.context_len
+        _check_context(self.model_config, self.max_model_len)
+        self._tokenizer = load_tokenizer(tokenizer or model_dir)
+        prepare_jax(self.config)
+        self.runner = _runner(self.config, self.model_config, self.max_model_len, model_dir)
+        self.engine = _engine(self, self.runner, model_dir)
+        self._request_ids = itertools.count()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete each prompt; results in the order of the prompts.
+
+        A prompt that cannot be served ends with finish_reason "error" and the reason in `error`; the
+        others go on.
+
+        Args:
+          prompts: one, or a list: text, token ids, or vLLM's dictionaries.
+          sampling_params: for all prompts, or one for each.
+          use_tqdm: show a progress bar, on a terminal.
+
+        Raises:
+          ValueError: for lists of different lengths.
+        """
+        prompts = [prompts] if _is_one(prompts) else list(prompts)
+        params = _params_of_each(sampling_params, len(prompts))
+        outputs: dict[str, RequestOutput] = {}
+        request_ids = [str(next(self._request_ids)) for _ in prompts]
+        for request_id, prompt, one in zip(request_ids, prompts, params, strict=True):
+            try:
+                self.engine.add_request(request_id, _content(prompt), one, index=int(request_id))
+            except RequestError as error:
+                outputs[request_id] = _refused(request_id, prompt, error)
+        try:
+            self._run(outputs, set(request_ids), use_tqdm)
+        except BaseException:  # an interrupt included: the engine must be clean for the next call
+            for request_id in request_ids:
+                self.engine.abort(request_id)
+            raise
+        return [outputs[request_id] for request_id in request_ids]
+
+    def _run(self, outputs: dict[str, RequestOutput], wanted: set[str], show_progress: bool) -> None:
+        """Step until all that is wanted is in `outputs`."""
+        num_tokens, begin = 0, time.monotonic()
+        with progress_bar("generating", len(wanted), enabled=show_progress) as update:
+            while len(outputs) < len(wanted):
+                step = self.engine.step()
+                outputs.update((o.request_id, o) for o in step.outputs if o.request_id in wanted)
+                num_tokens += sum(len(token_ids) for _, token_ids in step.progress)
+                update(len(outputs), f"{num_tokens / (time.monotonic() - begin):.0f} tokens/s")
+
+    def get_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, or None where the model directory has none."""
+        return self._tokenizer
+
+    def close(self) -> None:
+        """Free the device's memory. The LLM cannot be used afterwards."""
+        self.runner.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _model_config(model_dir: Path, dtype: str) -> ModelConfig:
+    config = load_config(model_dir)
+    return config if dtype == "auto" else dataclasses.replace(config, dtype=dtype)
+
+
+def _check_context(config: ModelConfig, max_model_len: int) -> None:
+    if max_model_len > config.context_len:
+        raise ConfigError("max_model_len", max_model_len, f"must be at most {config.context_len}, the model's context")
+    config.check_context(max_model_len)
+
+
+def _buckets(config: EngineConfig, max_model_len: int) -> tuple[tuple[Bucket, ...], tuple[Bucket, ...]]:
+    prefill = tuple(prefill_bucket(n, config.max_num_seqs) for n in config.token_sizes(max_model_len))
+    return prefill, tuple(decode_bucket(n) for n in config.decode_sizes())
+
+
+def _runner(config: EngineConfig, model: ModelConfig, max_model_len: int, model_dir: Path) -> Runner:
+    device = find_device(config.device)
+    like = abstract_params(model)
+    if config.load_format == "dummy":
+        params = weights.random(like, config.seed)
+    else:
+        params = weights.load(model_dir, like)
+    prefill, decode = _buckets(config, max_model_len)
+    pages_per_seq = -(-max_model_len // config.page_size)
+    shape = StateShape(config.max_num_seqs, 2, config.page_size, pages_per_seq)
+    step_bytes = 0
+    if device.platform != "cpu":  # temporaries do not grow with the pool: measure them with a small one
+        largest = compile_step(model, shape, Program(prefill[-1], greedy=False), device)
+        step_bytes = largest.memory_analysis().temp_size_in_bytes
+    num_pages = choose_num_pages(config, model, max_model_len, device, step_bytes)
+    buckets = prefill + decode
+    with progress_bar("compiling", len(programs_for(buckets)), enabled=config.show_progress) as update:
+        return Runner(model, params, shape._replace(num_pages=num_pages), buckets, device, update)
+
+
+def _engine(llm: LLM, runner: Runner, model_dir: Path) -> Engine:
+    config = llm.config
+    prefill, decode = _buckets(config, llm.max_model_len)
+    scheduler = Scheduler(
+        SchedulerConfig(
+            num_rows=config.max_num_seqs,
+            num_pages=runner.shape.num_pages,
+            page_size=config.page_size,
+            max_model_len=llm.max_model_len,
+            decode_buckets=decode,
+            prefill_buckets=prefill,
+            policy=POLICIES[config.policy],
+            admission=MODES[config.mode],
+        )
+    )
+    eos = set(load_eos_token_ids(model_dir))
+    tokenizer = llm.get_tokenizer()
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        eos.add(tokenizer.eos_token_id)
+    return Engine(
+        scheduler,
+        runner,
+        vocab_size=llm.model_config.vocab_size,
+        eos_token_ids=eos,
+        tokenizer=tokenizer,
+        seed=config.seed,
+        overlap=config.overlap,
+    )
+
+
+def _is_one(prompts: Any) -> bool:
+    """Whether this is one prompt rather than a list of them."""
+    if isinstance(prompts, (str, dict)):
+        return True
+    return len(prompts) > 0 and all(isinstance(item, int) for item in prompts)
+
+
+def _content(prompt: Prompt) -> str | Sequence[int]:
+    if not isinstance(prompt, dict):
+        return prompt
+    check_option_names(prompt, ("prompt", "prompt_token_ids"), "a prompt dictionary")
+    if len(prompt) != 1:
+        raise RequestError("prompt", sorted(prompt), "give either prompt or prompt_token_ids")
+    return next(iter(prompt.values()))
+
+
+def _params_of_each(
+    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * num_prompts
+    if len(params) != num_prompts:
+        raise ValueError(f"{len(params)} sampling_params for {num_prompts} prompts: give one, or one for each")
+    return list(params)
+
+
+def _refused(request_id: str, prompt: Prompt, error: RequestError) -> RequestOutput:
+    """The output of a request that never ran."""
+    content = prompt if not isinstance(prompt, dict) else prompt.get("prompt", prompt.get("prompt_token_ids"))
+    now = time.monotonic()
+    return RequestOutput(
+        request_id=request_id,
+        prompt=content if isinstance(content, str) else None,
+        prompt_token_ids=[] if isinstance(content, str) or content is None else list(content),
+        outputs=[CompletionOutput(0, "", [], FinishReason.ERROR)],
+        metrics=RequestMetrics(now, None, None, None, now, 0, 0),
+        error=str(error),
+    )
