@@ -88,6 +88,7 @@ def _staged(target: Path) -> Iterator[Path]:
     """A directory beside `target` that takes its place on success and is removed on failure."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(staging, ignore_errors=True)  # of a killed process that had this id
     staging.mkdir()
     try:
         yield staging

@@ -62,7 +62,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
 def read(tensor: Tensor) -> np.ndarray:
     """The tensor, in memory of its own (not mapped: mapped pages would count as this process's memory)."""
     array = aligned_empty(tensor.shape, DTYPES[tensor.dtype])
-    rest = memoryview(array.reshape(-1).view(np.uint8))
+    rest = array.reshape(-1).view(np.uint8).data
     try:
         with tensor.path.open("rb", buffering=0) as file:
             file.seek(tensor.offset)
