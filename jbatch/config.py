@@ -132,7 +132,9 @@ class EngineConfig:
         if self.num_pages is not None and self.kv_cache_memory_bytes is not None:
             raise ConfigError("num_pages", self.num_pages, "set this or kv_cache_memory_bytes, not both")
         if not 0 < self.gpu_memory_utilization <= 1:
-            raise ConfigError("gpu_memory_utilization", self.gpu_memory_utilization, "must be above 0, at most 1")
+            raise ConfigError(
+                "gpu_memory_utilization", self.gpu_memory_utilization, "must be above 0, at most 1"
+            )
         self._check_buckets("decode_buckets", self.decode_buckets, 1, self.max_num_seqs)
         self._check_buckets("token_buckets", self.token_buckets, TOKEN_ALIGN, self.max_num_batched_tokens)
 
@@ -162,7 +164,9 @@ class EngineConfig:
         if self.token_buckets is not None:
             return self.token_buckets
         aligned_len = -(-max_model_len // TOKEN_ALIGN) * TOKEN_ALIGN
-        most = min(-(-self.max_num_batched_tokens // TOKEN_ALIGN) * TOKEN_ALIGN, self.max_num_seqs * aligned_len)
+        most = min(
+            -(-self.max_num_batched_tokens // TOKEN_ALIGN) * TOKEN_ALIGN, self.max_num_seqs * aligned_len
+        )
         sizes = [size for size in (64 << i for i in range(15)) if size < most]
         return (*sizes, most)
 

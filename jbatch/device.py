@@ -14,14 +14,17 @@ from jbatch.errors import ConfigError
 CPU_CACHE_BYTES = 2**30  # of the KV cache on a CPU, at most, where nothing else is asked for
 MARGIN = 0.02  # of a GPU's memory: what the runtime takes for itself
 
+NO_GPU = "no NVIDIA GPU found: jbatch runs on the CPU"
 INSTALL_HINT = "install the CUDA plugin: pip install 'jbatch[cuda13]' (or [cuda12]), with an NVIDIA driver"
 
 
 def prepare_jax(config: EngineConfig) -> None:
     """Set what must be set before JAX starts its backend; later it has no effect."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(config.gpu_memory_utilization))
+    if config.device == "cpu":
+        jax.config.update("jax_platforms", "cpu")  # else JAX would claim a GPU's memory, too
     cache_dir = config.compilation_cache_dir
-    if cache_dir is None or jax.config.jax_compilation_cache_dir is not None:
+    if cache_dir is None or jax.config.read("jax_compilation_cache_dir") is not None:
         return
     path = Path(cache_dir).expanduser()
     try:
@@ -50,6 +53,7 @@ def find_device(name: str) -> jax.Device:
         if name == "cuda":
             reason = str(error).splitlines()[0] if str(error) else "no CUDA plugin"
             raise ConfigError("device", name, f"JAX finds no NVIDIA GPU ({reason}); {INSTALL_HINT}") from None
+        warnings.warn(f"{NO_GPU} (device='cpu' says that this is meant)", stacklevel=4)
         return jax.devices("cpu")[0]
 
 

@@ -166,7 +166,8 @@ class Engine:
         plan = self.scheduler.schedule(begin)
         if plan is not None:
             self._launch(plan, begin)
-        record, progress = None, []
+        record: StepRecord | None = None
+        progress: list[tuple[str, list[int]]] = []
         if self._in_flight and (plan is None or len(self._in_flight) > self._depth):
             record, progress = self._collect(self._in_flight.popleft())
             self.summary = self.summary.with_step(record)

@@ -51,7 +51,9 @@ def continuation(
 class FakeRunner:
     """`submit` and `collect` as the real runner has them."""
 
-    def __init__(self, num_rows: int, num_pages: int, page_size: int, pages_per_seq: int, vocab_size: int = 97):
+    def __init__(
+        self, num_rows: int, num_pages: int, page_size: int, pages_per_seq: int, vocab_size: int = 97
+    ):
         self.num_rows, self.page_size, self.vocab_size = num_rows, page_size, vocab_size
         self.num_steps = 0
         self._rows = np.zeros((num_rows, ROW_WIDTH), np.int32)

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 import weights
-from jbatch.config import EngineConfig, ModelConfig
+from jbatch.config import EngineConfig, ModelConfig, ModeName, PolicyName
 from jbatch.config_json import load_config, load_eos_token_ids
 from jbatch.device import choose_num_pages, find_device, prepare_jax
 from jbatch.engine import Engine
@@ -54,8 +56,9 @@ class LLM:
         self._tokenizer = load_tokenizer(tokenizer or model_dir)
         prepare_jax(self.config)
         self.runner = _runner(self.config, self.model_config, self.max_model_len, model_dir)
-        self.engine = _engine(self, self.runner, model_dir)
+        self._eos_token_ids = _eos_token_ids(model_dir, self._tokenizer)
         self._request_ids = itertools.count()
+        self.engine = self.new_engine()
 
     def generate(
         self,
@@ -77,11 +80,11 @@ class LLM:
         Raises:
           ValueError: for lists of different lengths.
         """
-        prompts = [prompts] if _is_one(prompts) else list(prompts)
-        params = _params_of_each(sampling_params, len(prompts))
+        listed = _as_list(prompts)
+        params = _params_of_each(sampling_params, len(listed))
         outputs: dict[str, RequestOutput] = {}
-        request_ids = [str(next(self._request_ids)) for _ in prompts]
-        for request_id, prompt, one in zip(request_ids, prompts, params, strict=True):
+        request_ids = [str(next(self._request_ids)) for _ in listed]
+        for request_id, prompt, one in zip(request_ids, listed, params, strict=True):
             try:
                 self.engine.add_request(request_id, _content(prompt), one, index=int(request_id))
             except RequestError as error:
@@ -103,6 +106,37 @@ class LLM:
                 outputs.update((o.request_id, o) for o in step.outputs if o.request_id in wanted)
                 num_tokens += sum(len(token_ids) for _, token_ids in step.progress)
                 update(len(outputs), f"{num_tokens / (time.monotonic() - begin):.0f} tokens/s")
+
+    def new_engine(self, *, mode: ModeName | None = None, policy: PolicyName | None = None) -> Engine:
+        """A fresh engine on the same weights, cache and compiled programs, for another mode or policy.
+
+        Only one engine of an LLM may have unfinished requests at a time. `generate` uses `self.engine`.
+        """
+        config = dataclasses.replace(
+            self.config, mode=mode or self.config.mode, policy=policy or self.config.policy
+        )
+        prefill, decode = _buckets(config, self.max_model_len)
+        scheduler = Scheduler(
+            SchedulerConfig(
+                num_rows=config.max_num_seqs,
+                num_pages=self.runner.shape.num_pages,
+                page_size=config.page_size,
+                max_model_len=self.max_model_len,
+                decode_buckets=decode,
+                prefill_buckets=prefill,
+                policy=POLICIES[config.policy],
+                admission=MODES[config.mode],
+            )
+        )
+        return Engine(
+            scheduler,
+            self.runner,
+            vocab_size=self.model_config.vocab_size,
+            eos_token_ids=self._eos_token_ids,
+            tokenizer=self._tokenizer,
+            seed=config.seed,
+            overlap=config.overlap,
+        )
 
     def get_tokenizer(self) -> Tokenizer | None:
         """The tokenizer, or None where the model directory has none."""
@@ -126,7 +160,9 @@ def _model_config(model_dir: Path, dtype: str) -> ModelConfig:
 
 def _check_context(config: ModelConfig, max_model_len: int) -> None:
     if max_model_len > config.context_len:
-        raise ConfigError("max_model_len", max_model_len, f"must be at most {config.context_len}, the model's context")
+        raise ConfigError(
+            "max_model_len", max_model_len, f"must be at most {config.context_len}, the model's context"
+        )
     config.check_context(max_model_len)
 
 
@@ -138,58 +174,37 @@ def _buckets(config: EngineConfig, max_model_len: int) -> tuple[tuple[Bucket, ..
 def _runner(config: EngineConfig, model: ModelConfig, max_model_len: int, model_dir: Path) -> Runner:
     device = find_device(config.device)
     like = abstract_params(model)
-    if config.load_format == "dummy":
-        params = weights.random(like, config.seed)
-    else:
-        params = weights.load(model_dir, like)
+    dummy = config.load_format == "dummy"
+    with jax.default_device(device):
+        params = weights.random(like, config.seed) if dummy else weights.load(model_dir, like)
     prefill, decode = _buckets(config, max_model_len)
     pages_per_seq = -(-max_model_len // config.page_size)
     shape = StateShape(config.max_num_seqs, 2, config.page_size, pages_per_seq)
     step_bytes = 0
     if device.platform != "cpu":  # temporaries do not grow with the pool: measure them with a small one
         largest = compile_step(model, shape, Program(prefill[-1], greedy=False), device)
-        step_bytes = largest.memory_analysis().temp_size_in_bytes
+        analysis: Any = largest.memory_analysis()
+        step_bytes = analysis.temp_size_in_bytes
     num_pages = choose_num_pages(config, model, max_model_len, device, step_bytes)
     buckets = prefill + decode
     with progress_bar("compiling", len(programs_for(buckets)), enabled=config.show_progress) as update:
         return Runner(model, params, shape._replace(num_pages=num_pages), buckets, device, update)
 
 
-def _engine(llm: LLM, runner: Runner, model_dir: Path) -> Engine:
-    config = llm.config
-    prefill, decode = _buckets(config, llm.max_model_len)
-    scheduler = Scheduler(
-        SchedulerConfig(
-            num_rows=config.max_num_seqs,
-            num_pages=runner.shape.num_pages,
-            page_size=config.page_size,
-            max_model_len=llm.max_model_len,
-            decode_buckets=decode,
-            prefill_buckets=prefill,
-            policy=POLICIES[config.policy],
-            admission=MODES[config.mode],
-        )
-    )
-    eos = set(load_eos_token_ids(model_dir))
-    tokenizer = llm.get_tokenizer()
+def _eos_token_ids(model_dir: Path, tokenizer: Tokenizer | None) -> frozenset[int]:
+    """What config, generation config and tokenizer name, together: Llama 3 has three."""
+    eos = load_eos_token_ids(model_dir)
     if tokenizer is not None and tokenizer.eos_token_id is not None:
-        eos.add(tokenizer.eos_token_id)
-    return Engine(
-        scheduler,
-        runner,
-        vocab_size=llm.model_config.vocab_size,
-        eos_token_ids=eos,
-        tokenizer=tokenizer,
-        seed=config.seed,
-        overlap=config.overlap,
-    )
+        eos |= {tokenizer.eos_token_id}
+    return eos
 
 
-def _is_one(prompts: Any) -> bool:
-    """Whether this is one prompt rather than a list of them."""
+def _as_list(prompts: Any) -> list[Prompt]:
+    """A list of prompts, also of a single one: a string, a dictionary, or a list of integers."""
     if isinstance(prompts, (str, dict)):
-        return True
-    return len(prompts) > 0 and all(isinstance(item, int) for item in prompts)
+        return [prompts]
+    one = len(prompts) > 0 and all(isinstance(item, int) for item in prompts)
+    return [prompts] if one else list(prompts)
 
 
 def _content(prompt: Prompt) -> str | Sequence[int]:
@@ -207,7 +222,9 @@ def _params_of_each(
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * num_prompts
     if len(params) != num_prompts:
-        raise ValueError(f"{len(params)} sampling_params for {num_prompts} prompts: give one, or one for each")
+        raise ValueError(
+            f"{len(params)} sampling_params for {num_prompts} prompts: give one, or one for each"
+        )
     return list(params)
 
 

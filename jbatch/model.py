@@ -31,7 +31,9 @@ class Attend(Protocol):
 
 
 def _param(*shape: int, dtype: str) -> nnx.Param:
-    return nnx.Param(jnp.zeros(shape, dtype))  # only ever traced by `nnx.eval_shape`: values come from weights/
+    return nnx.Param(
+        jnp.zeros(shape, dtype)
+    )  # only ever traced by `nnx.eval_shape`: values come from weights/
 
 
 class RMSNorm(nnx.Module):

@@ -233,7 +233,7 @@ def row_setup(sequence: Sequence) -> RowSetup:
     )
 
 
-def row_columns(setup: RowSetup) -> Int[np.ndarray, "row_width"]:
+def row_columns(setup: RowSetup) -> Int[np.ndarray, " row_width"]:
     """A row of device state as int32."""
     columns = np.full(ROW_WIDTH, -1, np.int32)
     for idx, name in enumerate(RowSetup._fields[:NUM_SCALARS]):

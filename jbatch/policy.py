@@ -8,7 +8,9 @@ from typing import NamedTuple
 from jbatch.config import ModeName, PolicyName
 from jbatch.request import Request
 
-Policy = Callable[[Request], tuple[float, ...]]  # the smallest key is admitted first; ties by order of arrival
+Policy = Callable[
+    [Request], tuple[float, ...]
+]  # the smallest key is admitted first; ties by order of arrival
 
 
 def _expected_len(request: Request) -> int:

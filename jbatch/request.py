@@ -14,16 +14,13 @@ MAX_STOP_STRING_LEN = 256
 GREEDY_BELOW = 1e-5  # a temperature below it means greedy, as in vLLM
 
 
-class FinishReason(str, enum.Enum):
+class FinishReason(enum.StrEnum):
     """Why a request ended."""
 
     STOP = "stop"  # a stop token or a stop string
     LENGTH = "length"  # max_tokens
     ABORT = "abort"
     ERROR = "error"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +117,9 @@ class Request:
     arrival: float = 0.0  # seconds, on the engine's clock
     priority: int = 0  # lower runs first
     deadline: float | None = None  # seconds, on the engine's clock
-    predicted_len: int | None = None  # output tokens; an input, so that a replay does not depend on a predictor
+    predicted_len: int | None = (
+        None  # output tokens; an input, so that a replay does not depend on a predictor
+    )
     prompt: str | None = None
 
 

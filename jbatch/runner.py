@@ -132,4 +132,3 @@ def compile_step(
     precision = "highest" if config.dtype == "float32" else None
     with jax.default_matmul_precision(precision):
         return jax.jit(step, donate_argnums=1).lower(params, state, packed).compile()
-

@@ -9,7 +9,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 
 from jbatch.plan import RowSetup
 
-SAMPLE_IDX = 0  # of the n samples of a prompt: part of the key, so that n > 1 will not change what n = 1 draws
+SAMPLE_IDX = (
+    0  # of the n samples of a prompt: part of the key, so that n > 1 will not change what n = 1 draws
+)
 
 _SEARCH_BITS = 4  # per pass over the logits in `_largest_threshold`
 
@@ -17,10 +19,10 @@ _SEARCH_BITS = 4  # per pass over the logits in `_largest_threshold`
 def draw(
     logits: Float[Array, "slots vocab"],
     rows: RowSetup,
-    positions: Int[Array, "slots"],
+    positions: Int[Array, " slots"],
     *,
     greedy: bool,
-) -> Int[Array, "slots"]:
+) -> Int[Array, " slots"]:
     """One token per slot. `positions` are those that the tokens will have in their sequences.
 
     With `greedy` (static) every row is taken to be greedy; without it, rows of temperature 0 still are.
@@ -61,12 +63,12 @@ def keep_likely(scaled: Float[Array, "slots vocab"], rows: RowSetup) -> Float[Ar
 
 
 def _largest_threshold(
-    keys: UInt[Array, "slots vocab"], weights: Float[Array, "slots vocab"], target: Float[Array, "slots"]
-) -> UInt[Array, "slots"]:
+    keys: UInt[Array, "slots vocab"], weights: Float[Array, "slots vocab"], target: Float[Array, " slots"]
+) -> UInt[Array, " slots"]:
     """The largest t with sum(weights[keys >= t]) >= target, found digit by digit: 8 passes, no sort."""
     digits = jnp.arange(1, 2**_SEARCH_BITS, dtype=jnp.uint32)
 
-    def narrow(idx: Int[Array, ""], found: UInt[Array, "slots"]) -> UInt[Array, "slots"]:
+    def narrow(idx: Int[Array, ""], found: UInt[Array, " slots"]) -> UInt[Array, " slots"]:
         shift = jnp.uint32(32 - _SEARCH_BITS) - idx.astype(jnp.uint32) * _SEARCH_BITS
         tried = found[:, None] | (digits << shift)[None]  # [slots, digits]
         above = keys[:, :, None] >= tried[:, None, :]
@@ -85,11 +87,11 @@ def _ordered(x: Float[Array, "*n"]) -> UInt[Array, "*n"]:
 
 
 def _noise(
-    seeds: Int[Array, "slots"], positions: Int[Array, "slots"], vocab_size: int
+    seeds: Int[Array, " slots"], positions: Int[Array, " slots"], vocab_size: int
 ) -> Float[Array, "slots vocab"]:
     """Gumbel noise that depends on nothing but a row's seed and position, so never on its neighbours."""
 
-    def one(seed: Int[Array, ""], position: Int[Array, ""]) -> Float[Array, "vocab"]:
+    def one(seed: Int[Array, ""], position: Int[Array, ""]) -> Float[Array, " vocab"]:
         key = jax.random.key(lax.bitcast_convert_type(seed, jnp.uint32))
         key = jax.random.fold_in(jax.random.fold_in(key, SAMPLE_IDX), position)
         return jax.random.gumbel(key, (vocab_size,), jnp.float32)

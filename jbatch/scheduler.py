@@ -101,6 +101,10 @@ class Scheduler:
     def add(self, request: Request) -> Sequence:
         """Queue a request. Raises RequestError where it can never run (see `check`)."""
         self.check(request)
+        if request.max_tokens < 1:
+            raise RequestError(
+                "max_tokens", request.max_tokens, "must be at least 1: every sequence draws a token"
+            )
         sequence = Sequence(
             seq_id=next(self._seq_ids),
             request=request,
@@ -210,7 +214,7 @@ class Scheduler:
     def _end(self, sequence: Sequence, status: int) -> None:
         if status == Status.STOPPED:
             last = sequence.token_ids[-1]
-            named = last in sequence.request.params.stop_token_ids  # else end-of-sequence
+            named = last in (sequence.request.params.stop_token_ids or ())  # else end-of-sequence
             self.finish(sequence, FinishReason.STOP, stop_reason=last if named else None)
         elif status == Status.OUT_OF_BUDGET:
             self.finish(sequence, FinishReason.LENGTH)
@@ -228,6 +232,8 @@ class Scheduler:
     def _plan_prefill(self, limits: StepLimits) -> StepPlan | None:
         largest = self.config.prefill_buckets[-1]
         budget = min(limits.max_num_batched_tokens, largest.tokens)
+        if budget <= 0:
+            return None
         sequences: list[Sequence] = []
         chunks: list[Chunk] = []
         updates: list[TableUpdate] = []

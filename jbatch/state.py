@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,31 +29,36 @@ class StateShape(NamedTuple):
     page_size: int
     pages_per_seq: int
 
-    def abstract(self, config: ModelConfig) -> EngineState:
-        """Shapes and dtypes, without memory."""
+    def abstract(self, config: ModelConfig) -> Any:
+        """An EngineState of shapes and dtypes, without memory."""
         page_shape = (self.num_pages, 2, config.num_kv_heads, self.page_size, config.head_dim)
+        leaf: Any = jax.ShapeDtypeStruct
         return EngineState(
-            rows=jax.ShapeDtypeStruct((self.num_rows, ROW_WIDTH), jnp.int32),
-            block_tables=jax.ShapeDtypeStruct((self.num_rows, self.pages_per_seq), jnp.int32),
-            kv_pages=(jax.ShapeDtypeStruct(page_shape, config.dtype),) * config.num_layers,
+            rows=leaf((self.num_rows, ROW_WIDTH), jnp.int32),
+            block_tables=leaf((self.num_rows, self.pages_per_seq), jnp.int32),
+            kv_pages=(leaf(page_shape, config.dtype),) * config.num_layers,
         )
 
     def zeros(self, config: ModelConfig, device: jax.Device) -> EngineState:
         """An idle engine's state, on `device`."""
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=device), self.abstract(config))
+        return jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=device), self.abstract(config)
+        )
 
 
 def read_rows(columns: Int[Array, "slots row_width"]) -> RowSetup:
     """The columns by name: scalars as [slots] int32 or float32, stop_ids as [slots, MAX_STOP_IDS]."""
     scalars = {
-        name: lax.bitcast_convert_type(columns[:, idx], jnp.float32) if name in FLOAT_COLUMNS else columns[:, idx]
+        name: lax.bitcast_convert_type(columns[:, idx], jnp.float32)
+        if name in FLOAT_COLUMNS
+        else columns[:, idx]
         for idx, name in enumerate(RowSetup._fields[:NUM_SCALARS])
     }
     return RowSetup(**scalars, stop_ids=columns[:, NUM_SCALARS:])
 
 
 def write_columns(
-    columns: Int[Array, "slots row_width"], **values: Int[Array, "slots"]
+    columns: Int[Array, "slots row_width"], **values: Int[Array, " slots"]
 ) -> Int[Array, "slots row_width"]:
     """The columns with some integer ones replaced by name."""
     for name, value in values.items():

@@ -23,9 +23,9 @@ Step = Callable[[Params, EngineState, Array], tuple[EngineState, Array]]
 
 
 def make_step(config: ModelConfig, bucket: Bucket, page_size: int, *, greedy: bool) -> Step:
-    """The function to compile for one bucket. Its output is int32 [slots, K + 2]: tokens, their number, status."""
+    """The function to compile for one bucket; its output, int32 [slots, K + 2]: tokens, how many, status."""
 
-    def step(params: Params, state: EngineState, packed: Int[Array, "size"]) -> tuple[EngineState, Array]:
+    def step(params: Params, state: EngineState, packed: Int[Array, " size"]) -> tuple[EngineState, Array]:
         fields = unpack(packed, bucket, page_size)
         llama = model.build(config, params)
         if isinstance(fields, PrefillInput):
@@ -38,10 +38,10 @@ def make_step(config: ModelConfig, bucket: Bucket, page_size: int, *, greedy: bo
 class Tokens(NamedTuple):
     """What a step feeds the model: tokens, where they stand, and whose cache they extend."""
 
-    ids: Int[Array, "tokens"]
-    positions: Int[Array, "tokens"]
-    live: Bool[Array, "tokens"]  # the others' keys and values are dropped
-    slots: Int[Array, "tokens"]
+    ids: Int[Array, " tokens"]
+    positions: Int[Array, " tokens"]
+    live: Bool[Array, " tokens"]  # the others' keys and values are dropped
+    slots: Int[Array, " tokens"]
     block_tables: Int[Array, "slots pages_per_seq"]
     metadata: RaggedMetadata
 
@@ -68,17 +68,17 @@ def forward(
 class Sampled(NamedTuple):
     """The outcome of sampling, per slot."""
 
-    tokens: Int[Array, "slots"]
-    num_tokens: Int[Array, "slots"]
-    status: Int[Array, "slots"]
+    tokens: Int[Array, " slots"]
+    num_tokens: Int[Array, " slots"]
+    status: Int[Array, " slots"]
     columns: Int[Array, "slots row_width"]  # the rows of device state, advanced by the token
 
 
 def sample(
     logits: Float[Array, "slots vocab"],
     columns: Int[Array, "slots row_width"],
-    lengths: Int[Array, "slots"],
-    live: Bool[Array, "slots"],
+    lengths: Int[Array, " slots"],
+    live: Bool[Array, " slots"],
     *,
     greedy: bool,
 ) -> Sampled:

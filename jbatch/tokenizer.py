@@ -18,7 +18,10 @@ class Tokenizer:
     """A fast tokenizer. Encoding adds what its post-processor adds, which is at most one BOS."""
 
     def __init__(
-        self, tokenizer: tokenizers.Tokenizer, bos_token_id: int | None = None, eos_token_id: int | None = None
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
     ):
         self._tokenizer = tokenizer
         self.bos_token_id, self.eos_token_id = bos_token_id, eos_token_id
@@ -97,7 +100,7 @@ def load_tokenizer(model_dir: str | Path) -> Tokenizer | None:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     special = _special_tokens(Path(model_dir) / "tokenizer_config.json")
-    bos, eos = (tokenizer.token_to_id(special[name]) if special[name] else None for name in _SPECIAL)
+    bos, eos = (tokenizer.token_to_id(special[name] or "") for name in _SPECIAL)
     return Tokenizer(tokenizer, bos, eos)
 
 

@@ -20,9 +20,9 @@ class RaggedMetadata(NamedTuple):
     `work` is a kernel's list of work, planned once per step, or None.
     """
 
-    q_starts: Int[Array, "slots"]
-    q_lens: Int[Array, "slots"]
-    kv_lens: Int[Array, "slots"]  # with this step's tokens
+    q_starts: Int[Array, " slots"]
+    q_lens: Int[Array, " slots"]
+    kv_lens: Int[Array, " slots"]  # with this step's tokens
     work: Any = None
 
 

@@ -43,7 +43,7 @@ def paged_decode(
     q: Float[Array, "slots heads head_dim"],
     kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
     block_tables: Int[Array, "slots pages_per_seq"],
-    kv_lens: Int[Array, "slots"],
+    kv_lens: Int[Array, " slots"],
     *,
     scale: float,
 ) -> Float[Array, "slots heads head_dim"]:
@@ -72,9 +72,9 @@ def paged_prefill(
     q: Float[Array, "tokens heads head_dim"],
     kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
     block_tables: Int[Array, "slots pages_per_seq"],
-    q_starts: Int[Array, "slots"],
-    q_lens: Int[Array, "slots"],
-    kv_lens: Int[Array, "slots"],
+    q_starts: Int[Array, " slots"],
+    q_lens: Int[Array, " slots"],
+    kv_lens: Int[Array, " slots"],
     *,
     scale: float,
 ) -> Float[Array, "tokens heads head_dim"]:
@@ -112,7 +112,9 @@ def paged_prefill(
             return _accumulate(state, scores, live[:, None, None], v, "tkgn,nkd->tkgd")
 
         num_blocks = _cdiv(jnp.max(last_key) + 1, block_len)
-        state = lax.fori_loop(0, num_blocks, visit, _Softmax.empty(BLOCK_Q, kv_heads, group, head_dim=head_dim))
+        state = lax.fori_loop(
+            0, num_blocks, visit, _Softmax.empty(BLOCK_Q, kv_heads, group, head_dim=head_dim)
+        )
         result = state.normalised().astype(q.dtype)
         others = lax.dynamic_slice_in_dim(out, start, BLOCK_Q)  # a short tile ends before the next slot
         return lax.dynamic_update_slice_in_dim(
@@ -127,8 +129,8 @@ def write_kv(
     kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
     k: Float[Array, "tokens kv_heads head_dim"],
     v: Float[Array, "tokens kv_heads head_dim"],
-    page_ids: Int[Array, "tokens"],
-    offsets: Int[Array, "tokens"],
+    page_ids: Int[Array, " tokens"],
+    offsets: Int[Array, " tokens"],
 ) -> Float[Array, "num_pages 2 kv_heads page_size head_dim"]:
     """Put each token's key and value at (page, offset); tokens whose page id is `num_pages` are dropped.
 
@@ -142,7 +144,9 @@ def _cdiv(x: Int[Array, "*n"], y: int) -> Int[Array, "*n"]:
     return (x + y - 1) // y
 
 
-def _blocks(block_tables: Int[Array, "slots width"], page_size: int) -> tuple[int, Int[Array, "slots padded"]]:
+def _blocks(
+    block_tables: Int[Array, "slots width"], page_size: int
+) -> tuple[int, Int[Array, "slots padded"]]:
     """Pages per block, and the tables padded with the null page to whole blocks."""
     block_pages = max(1, BLOCK_KV // page_size)
     return block_pages, jnp.pad(block_tables, ((0, 0), (0, -block_tables.shape[1] % block_pages)))
@@ -161,6 +165,4 @@ def _accumulate(state: _Softmax, scores: jax.Array, live: jax.Array, v: jax.Arra
     weights = jnp.where(live, jnp.exp(scores - peak[..., None]), 0.0)
     decay = jnp.exp(state.peak - peak)
     fresh = jnp.einsum(weigh, weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return _Softmax(
-        state.out * decay[..., None] + fresh, peak, state.total * decay + weights.sum(-1)
-    )
+    return _Softmax(state.out * decay[..., None] + fresh, peak, state.total * decay + weights.sum(-1))

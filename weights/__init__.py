@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 _HOME = {
+    "check": "weights.loading",
     "load": "weights.loading",
     "load_hugging_face": "weights.hugging_face",
     "load_checkpoint": "weights.checkpoint",

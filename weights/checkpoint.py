@@ -58,9 +58,8 @@ def load_checkpoint(
     Raises WeightsError, naming files or parameters, if any bit of the directory has changed, or if the
     parameters are not those of `like`.
     """
+    check_checkpoint(model_dir, like)
     root = Path(model_dir).absolute()
-    stored = manifest.verify(root)
-    raise_if_any(root, _problems(stored, like))
     shardings = shardings or {}
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     restore_args = {
@@ -71,6 +70,12 @@ def load_checkpoint(
         args = ocp.args.PyTreeRestore(item=dict(like), restore_args=restore_args)
         restored = checkpointer.restore(root / PARAMS, args=args)
     return {name: restored[name] for name in like}
+
+
+def check_checkpoint(model_dir: str | Path, like: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Raise WeightsError as loading would, without loading: every file is hashed."""
+    root = Path(model_dir).absolute()
+    raise_if_any(root, _problems(manifest.verify(root), like))
 
 
 def _problems(stored: Mapping[str, Any], like: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:

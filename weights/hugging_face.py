@@ -36,9 +36,8 @@ def load_hugging_face(
       WeightsError: files that are missing, damaged or outside the directory; tensors that are missing,
         unexpected, there twice, of another shape, or not floating point. It names them.
     """
-    tensors = locate(Path(model_dir))
+    tensors = check_hugging_face(model_dir, like)
     table = {name: names.parts(name, leaf.shape) for name, leaf in like.items()}
-    raise_if_any(model_dir, _problems(tensors, table))
     shardings = shardings or {}
     params = {}
     for name, leaf in like.items():
@@ -47,6 +46,14 @@ def load_hugging_face(
         params[name] = jax.block_until_ready(jax.device_put(host, sharding))  # before the next is read
         del host
     return params
+
+
+def check_hugging_face(model_dir: str | Path, like: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Tensor]:
+    """Every tensor of the directory by name, from its headers alone. Raises WeightsError as loading would."""
+    tensors = locate(Path(model_dir))
+    table = {name: names.parts(name, leaf.shape) for name, leaf in like.items()}
+    raise_if_any(model_dir, _problems(tensors, table))
+    return tensors
 
 
 def locate(model_dir: Path) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from weights.hugging_face import load_hugging_face
+from weights.hugging_face import check_hugging_face, load_hugging_face
 from weights.manifest import is_checkpoint
 
 
@@ -31,3 +31,13 @@ def load(
 
         return load_checkpoint(model_dir, like, shardings)
     return load_hugging_face(model_dir, like, shardings)
+
+
+def check(model_dir: str | Path, like: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Raise WeightsError for whatever would keep `load` from loading; reads no tensor."""
+    if is_checkpoint(model_dir):
+        from weights.checkpoint import check_checkpoint
+
+        check_checkpoint(model_dir, like)
+    else:
+        check_hugging_face(model_dir, like)

@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all their set-up: they need Python >= 3.11 and pip, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+# Plain "torch" pulls gigabytes of CUDA libraries, and parity is tested on the CPU. Where there is no
+# CPU-only build of this version, name another: make test TORCH="torch --index-url ..."
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test test-device lint gate clean
+
+demo: $(VENV)/.core
+	$(VENV)/bin/jbatch demo
+
+test: $(VENV)/.test
+	$(VENV)/bin/python -m pytest
+
+# The tests of the model, the steps and the kernels, without torch: for a second Python and jax.
+test-device: $(VENV)/.test-core
+	$(VENV)/bin/python -m pytest tests/pallas_kernels tests/weights tests/test_*.py tests/property/test_real_model.py
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+$(VENV)/.core: pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(PIP_INSTALL) $(TORCH)
+	$(PIP_INSTALL) --editable ".[test]"
+	touch $@
+
+$(VENV)/.test-core: $(VENV)/.core
+	$(PIP_INSTALL) --editable ".[test-core]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP_INSTALL) --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-* build

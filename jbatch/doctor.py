@@ -1,0 +1,69 @@
+"""What this machine and a model directory can do, in a few lines."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+import weights
+from jbatch.config_json import load_config, load_eos_token_ids
+from jbatch.device import INSTALL_HINT, NO_GPU
+from jbatch.errors import JBatchError
+from jbatch.model import abstract_params
+from jbatch.tokenizer import load_tokenizer
+
+PACKAGES = ("jbatch", "jax", "jaxlib", "flax", "numpy", "safetensors", "tokenizers", "orbax-checkpoint")
+CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
+
+
+def examine(model_dir: Path | None) -> bool:
+    """Print versions, devices and a model directory's health; whether everything can be used."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    console.print(", ".join(f"{name} {_version(name) or 'missing'}" for name in PACKAGES))
+    plugins = [f"{name} {_version(name)}" for name in CUDA_PLUGINS if _version(name)]
+    console.print(f"CUDA plugin: {', '.join(plugins) or 'none'}")
+    devices = jax.devices()
+    console.print(f"devices: {', '.join(f'{d.platform} {d.device_kind}' for d in devices)}")
+    if all(device.platform == "cpu" for device in devices):
+        console.print(f"{NO_GPU}. For a GPU, {INSTALL_HINT}.")
+    return model_dir is None or _examine_model(console, model_dir)
+
+
+def _examine_model(console: Console, model_dir: Path) -> bool:
+    console.print(f"\n{model_dir}")
+    try:
+        config = load_config(model_dir)
+        like = abstract_params(config)
+        console.print(
+            f"  config: {config.num_layers} layers, {config.num_heads} heads, {config.num_kv_heads} KV heads, "
+            f"head_dim {config.head_dim}, context {config.context_len}, {config.dtype}"
+        )
+        num_params = sum(leaf.size for leaf in like.values())
+        weights.check(model_dir, like)
+        console.print(
+            f"  weights: {num_params / 1e6:.1f} M parameters, every tensor present and of the right shape"
+        )
+        tokenizer = load_tokenizer(model_dir)
+        described = f"{tokenizer.vocab_size} tokens" if tokenizer else "none: prompts must be token ids"
+        console.print(f"  tokenizer: {described}")
+        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+            console.print(f"  problem: the tokenizer has more tokens than the model's {config.vocab_size}")
+            return False
+        console.print(f"  end-of-sequence ids: {sorted(load_eos_token_ids(model_dir)) or 'none'}")
+    except (JBatchError, weights.WeightsError) as error:
+        console.print(f"  problem: {error}", markup=False)
+        return False
+    console.print("  ok")
+    return True
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
