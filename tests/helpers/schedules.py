@@ -2,186 +2,271 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
-from collections import deque
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable
 
 from jbatch.fake_runner import FakeRunner, continuation
 from jbatch.metrics import StepRecord
-from jbatch.pages import PagePool
 from jbatch.plan import Bucket, StepPlan, pack
 from jbatch.policy import MODES, POLICIES
 from jbatch.request import FinishReason, Request, SamplingParams, Sequence
-from jbatch.scheduler import Scheduler, SchedulerConfig, StepLimits
-from tests.helpers.invariants import check_invariants
+from jbatch.scheduler import Scheduler, SchedulerConfig, SchedulerView, StepLimits
+from tests.helpers.invariants import check_invariants, check_plan, check_record, check_running
 
 VOCAB_SIZE = 97
+MAX_STEPS = 20_000  # of one schedule: more is a hang
+HOST_STOP = "stop string"
 
 
-def buckets(kind: str, sizes: tuple[tuple[int, int], ...]) -> tuple[Bucket, ...]:
+def buckets(kind: str, *sizes: tuple[int, int]) -> tuple[Bucket, ...]:
     return tuple(Bucket(kind, slots, tokens) for slots, tokens in sizes)
 
 
-def scheduler_config(**changes) -> SchedulerConfig:
+def scheduler_config(mode: str = "continuous", policy: str = "fcfs", **changes) -> SchedulerConfig:
     """A small one, to be changed by name."""
     default = SchedulerConfig(
         num_rows=4,
         num_pages=17,
         page_size=16,
         max_model_len=128,
-        decode_buckets=buckets("decode", ((1, 1), (2, 2), (4, 4))),
-        prefill_buckets=buckets("prefill", ((2, 32), (4, 64))),
-        policy=POLICIES["fcfs"],
-        admission=MODES["continuous"],
+        decode_buckets=buckets("decode", (1, 1), (2, 2), (4, 4)),
+        prefill_buckets=buckets("prefill", (2, 32), (4, 64)),
+        policy=POLICIES[policy],
+        admission=MODES[mode],
     )
     return default._replace(**changes)
 
 
-def request(prompt: list[int], max_tokens: int, stop_ids: tuple[int, ...] = (), **fields) -> Request:
-    params = SamplingParams(temperature=0.0, min_tokens=fields.pop("min_tokens", 0), stop_token_ids=stop_ids)
+def request(
+    prompt: list[int],
+    max_tokens: int,
+    stop_ids: tuple[int, ...] = (),
+    min_tokens: int = 0,
+    temperature: float = 0.0,
+    **fields,
+) -> Request:
+    """As the engine makes it from checked parameters."""
+    params = SamplingParams(temperature=temperature, min_tokens=min_tokens, stop_token_ids=stop_ids)
+    fields = {"request_id": "r", "seed": 0, **fields}
     return Request(
-        request_id=fields.pop("request_id", "r"),
-        prompt_token_ids=tuple(prompt),
-        params=params,
-        max_tokens=max_tokens,
-        stop_ids=stop_ids,
-        seed=0,
-        **fields,
+        prompt_token_ids=tuple(prompt), params=params, max_tokens=max_tokens, stop_ids=stop_ids, **fields
     )
 
 
-@dataclasses.dataclass
 class Driver:
-    """A scheduler, a fake device and what is in flight between them, `depth` steps ahead."""
+    """A scheduler, a fake device and what is in flight between them, `depth` steps ahead.
 
-    scheduler: Scheduler
-    depth: int = 1
+    `stops(sequence)` tells whether a stop string ends a sequence that just got a token.
+    """
 
-    def __post_init__(self) -> None:
-        config = self.scheduler.config
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        depth: int = 1,
+        limits: Callable[[SchedulerView], StepLimits] | None = None,
+        stops: Callable[[Sequence], bool] = lambda sequence: False,
+    ):
+        self.config, self.depth, self.stops = config, depth, stops
+        self.limits = StepLimits(config.prefill_buckets[-1].tokens, config.num_rows)
+        self._choose_limits = limits
+        self.scheduler = Scheduler(config, self._next_limits if limits else None)
+        sizes = config.num_rows, config.num_pages, config.page_size
         pages_per_seq = -(-config.max_model_len // config.page_size)
-        self.runner = FakeRunner(config.num_rows, config.num_pages, config.page_size, pages_per_seq, VOCAB_SIZE)
+        self.runner = FakeRunner(*sizes, pages_per_seq, VOCAB_SIZE)
         self.in_flight: deque = deque()
+        self.sequences: list[Sequence] = []
+        self.ends: dict[int, tuple[FinishReason, str | int | None, int]] = {}  # reason, stop_reason, length
         self.records: list[StepRecord] = []
-        self.num_tokens = 0
-        self.idle_steps = 0
+        self.smallest_budget = self.limits.max_num_batched_tokens
+        self._padded_batch: tuple[int, ...] = ()
+
+    def _next_limits(self, view: SchedulerView) -> StepLimits:
+        assert view.num_free_pages == self.scheduler.pool.num_free and view.num_running + view.num_waiting
+        self.limits = self._choose_limits(view)
+        self.smallest_budget = min(self.smallest_budget, self.limits.max_num_batched_tokens)
+        return self.limits
+
+    def submit(self, asked: Request) -> Sequence:
+        sequence = self.scheduler.add(asked)
+        self.sequences.append(sequence)
+        return sequence
+
+    def end(self, sequence: Sequence, reason: FinishReason, stop_reason: str | None = None) -> None:
+        """Abort or stop a sequence in whatever state it is."""
+        self.scheduler.finish(sequence, reason, stop_reason)
+        self._note_end(sequence)
+        check_invariants(self.scheduler)
+
+    def _note_end(self, sequence: Sequence) -> None:
+        end = (sequence.finish_reason, sequence.stop_reason, sequence.num_known)
+        assert self.ends.setdefault(sequence.seq_id, end) == end, "it ended twice, or grew after its end"
 
     def step(self, now: float = 0.0) -> StepPlan | None:
         """Schedule and submit, then collect and apply what is `depth` steps old; checks all invariants."""
-        config = self.scheduler.config
-        plan = self.scheduler.schedule(now)
+        before = self.scheduler.running
+        plan = self.scheduler.schedule(now) if self.scheduler.has_unfinished else None
+        check_running(self.scheduler, before, self.limits)
         if plan is not None:
-            self._check_plan(plan)
-            handle = self.runner.submit(pack(plan, config.num_rows, config.page_size))
+            check_plan(self.scheduler, plan, self.limits)
+            self._check_padded(plan)
+            handle = self.runner.submit(pack(plan, self.config.num_rows, self.config.page_size))
             self.in_flight.append((plan, handle))
         if self.in_flight and (plan is None or len(self.in_flight) > self.depth):
-            done, handle = self.in_flight.popleft()
-            progress, record = self.scheduler.apply(done, self.runner.collect(handle)[0])
-            assert record.useful + record.padded + record.wasted + record.recomputed == record.computed
-            assert record.output_tokens == sum(len(p.token_ids) for p in progress)
-            assert min(record.useful, record.padded, record.wasted, record.recomputed) >= 0
-            self.records.append(record)
-            self.num_tokens += record.output_tokens
+            self._apply(*self.in_flight.popleft())
         elif plan is None:
-            self.idle_steps += 1
             assert not self.scheduler.has_unfinished, "work waits, and nothing is under way"
         check_invariants(self.scheduler)
         return plan
+
+    def _apply(self, plan: StepPlan, handle) -> None:
+        progress, record = self.scheduler.apply(plan, self.runner.collect(handle)[0])
+        check_record(record, progress)
+        self.records.append(record)
+        assert len(self.records) < MAX_STEPS, "it does not end"
+        for sequence, _ in progress:
+            if sequence.finished:
+                self._note_end(sequence)
+            elif self.stops(sequence):
+                self.end(sequence, FinishReason.STOP, HOST_STOP)
+
+    def _check_padded(self, plan: StepPlan) -> None:
+        """A padded batch decodes the same rows from its first step to its last."""
+        if self.config.admission.hold_finished:
+            if plan.bucket.kind == "decode" and self._padded_batch:
+                assert plan.seq_ids == self._padded_batch
+            self._padded_batch = plan.seq_ids if plan.bucket.kind == "decode" else ()
 
     def drain(self) -> None:
         """Step until idle."""
         while self.scheduler.has_unfinished or self.in_flight:
             self.step()
 
-    def _check_plan(self, plan: StepPlan) -> None:
-        config = self.scheduler.config
-        bucket, used = plan.bucket, len(plan.seq_ids)
-        fits = config.prefill_buckets if bucket.kind == "prefill" else config.decode_buckets
-        num_tokens = sum(-(-len(c.token_ids) // 8) * 8 for c in plan.chunks) if plan.chunks else used
-        assert 0 < used <= bucket.slots and num_tokens <= bucket.tokens
-        smaller = [b for b in fits if b.slots >= used and b.tokens >= num_tokens]
-        assert bucket == smaller[0], "a smaller bucket would do"
-        assert len(set(plan.seq_ids)) == used
-        assert all(0 < update.page_id < config.num_pages for update in plan.table_updates)
+    def check_end(self) -> None:
+        """Once drained: every sequence ended once with its tokens, in a bounded number of steps."""
+        assert self.ends.keys() == {sequence.seq_id for sequence in self.sequences}
+        most_steps = positions = 0
+        untouched = True
+        for sequence in self.sequences:
+            self._note_end(sequence)
+            untouched &= check_tokens(sequence)
+            positions += sequence.num_known - 1  # the last token never enters the cache
+            chunks = -(-sequence.max_len // self.smallest_budget)
+            given = len(sequence.output_token_ids) + self.depth  # and what is in flight at its end
+            most_steps += chunks * (1 + sequence.num_preemptions) + given
+        assert len(self.records) <= most_steps, "steps without progress"
+        useful = sum(record.useful for record in self.records)
+        assert useful == positions if untouched else useful <= positions + len(self.sequences)
+        preempted = sum(record.num_preempted for record in self.records) + len(self.scheduler._preempted)
+        assert preempted == sum(sequence.num_preemptions for sequence in self.sequences)
 
 
-def random_config(rng: random.Random) -> SchedulerConfig:
-    num_rows = rng.choice((1, 2, 4, 6))
-    decode = tuple((n, n) for n in sorted({1, 2, num_rows}) if n <= num_rows)
-    chunk = rng.choice((8, 16, 32, 64))
-    prefill = tuple((min(num_rows, max(1, n // 16)), n) for n in sorted({8, chunk}))
-    page_size = rng.choice((4, 16))  # smaller than any device's, so that more happens
+def check_tokens(sequence: Sequence) -> bool:
+    """It has the tokens that the definition gives and the right reason. False where the host ended it."""
+    asked, got = sequence.request, sequence.output_token_ids
+    expected = continuation(
+        asked.prompt_token_ids, asked.max_tokens, VOCAB_SIZE, asked.stop_ids, asked.params.min_tokens
+    )
+    if sequence.finish_reason == FinishReason.ABORT or sequence.stop_reason == HOST_STOP:
+        assert got == expected[: len(got)]
+        return False
+    assert got == expected
+    if expected[-1] in asked.stop_ids:
+        assert (sequence.finish_reason, sequence.stop_reason) == (FinishReason.STOP, expected[-1])
+    else:
+        assert (sequence.finish_reason, sequence.stop_reason) == (FinishReason.LENGTH, None)
+    return True
+
+
+# At random.
+
+
+def random_config(rng: random.Random, mode: str, policy: str) -> SchedulerConfig:
+    num_rows = rng.choice((1, 2, 4, 6, 8))
+    tokens = rng.choice((8, 16, 32, 64))
+    slots = rng.randint(1, num_rows)
+    page_size = rng.choice((4, 4, 16))  # smaller than any device's, so that more happens
+    max_model_len = rng.choice((32, 64))
+    fewest = 2 if page_size == 16 else 5
     return scheduler_config(
+        mode,
+        policy,
         num_rows=num_rows,
-        num_pages=rng.randint(2, 16),
+        num_pages=rng.randint(fewest, 2 + 2 * max_model_len // page_size),
         page_size=page_size,
-        max_model_len=rng.choice((32, 64)),
-        decode_buckets=buckets("decode", decode),
-        prefill_buckets=buckets("prefill", prefill),
-        policy=POLICIES[rng.choice(list(POLICIES))],
-        admission=MODES[rng.choice(list(MODES))],
+        max_model_len=max_model_len,
+        decode_buckets=buckets("decode", *[(n, n) for n in sorted({1, -(-num_rows // 2), num_rows})]),
+        prefill_buckets=buckets("prefill", *sorted({(1, 8), (slots, tokens)})),
     )
 
 
 def random_request(rng: random.Random, room: int) -> Request:
-    prompt_len = rng.randint(1, room - 1)
+    prompt_len = rng.randint(1, max(1, int((room - 1) * rng.choice((0.1, 0.3, 1)))))
     max_tokens = rng.randint(1, room - prompt_len)
-    stop_ids = tuple(rng.sample(range(VOCAB_SIZE), rng.choice((0, 1, 8))))
     return request(
-        [rng.randrange(VOCAB_SIZE) for _ in range(prompt_len)],
+        rng.choices(range(VOCAB_SIZE), k=prompt_len),
         max_tokens,
-        stop_ids,
+        tuple(rng.sample(range(VOCAB_SIZE), rng.choice((0, 0, 0, 1, 8)))),
         min_tokens=rng.choice((0, min(3, max_tokens))),
+        temperature=rng.choice((0.0, 0.0, 1.0)),
         arrival=float(rng.randrange(4)),
         priority=rng.randrange(3),
         predicted_len=rng.choice((None, rng.randrange(32))),
     )
 
 
+def random_limits(rng: random.Random, num_rows: int) -> Callable[[SchedulerView], StepLimits] | None:
+    """None, constant ones, or ones that change from step to step."""
+    kind = rng.randrange(4)
+    if kind < 2:
+        return None
+    tokens = rng.choices((1, 7, 8, 20, 64), k=kind - 1)
+    return lambda view: StepLimits(rng.choice(tokens), rng.randint(1, num_rows))
+
+
 def run_random_schedule(seed: int) -> Driver:
-    """Arrivals, aborts and ends at random; every sequence not aborted gets exactly its tokens."""
+    """Arrivals, aborts and stop strings at random; every sequence ends once, with exactly its tokens."""
     rng = random.Random(seed)
-    config = random_config(rng)
-    limits = None
-    if rng.random() < 0.3:
-        token_limit, seq_limit = rng.choice((1, 7, 16)), rng.randint(1, config.num_rows)
-
-        def limits(view):
-            return StepLimits(token_limit, seq_limit)
-
-    driver = Driver(Scheduler(config, limits), depth=rng.randint(0, 2))
-    scheduler = driver.scheduler
-    room = min(config.max_model_len, scheduler.pool.num_usable * config.page_size)
-    sequences: list[Sequence] = []
-    for _ in range(rng.randint(1, 12)):
-        sequences.append(scheduler.add(random_request(rng, room)))
-        for _ in range(rng.choice((0, 0, 1, 5))):
-            driver.step()
-        if rng.random() < 0.1:
-            scheduler.finish(rng.choice(sequences), FinishReason.ABORT)
-            check_invariants(scheduler)
-    driver.drain()
-    for sequence in sequences:
-        check_tokens(sequence)
-    assert not scheduler.has_unfinished
-    assert driver.num_tokens >= sum(len(s.output_token_ids) for s in sequences if s.finish_reason != "abort")
+    mode = rng.choice(("continuous", "continuous", "continuous", *MODES))
+    config = random_config(rng, mode, rng.choice(list(POLICIES)))
+    abort_share, stop_share = rng.choice(((0, 0), (0, 0), (0.02, 0), (0.05, 0.02), (0.2, 0.1)))
+    driver = Driver(
+        config,
+        depth=rng.randint(0, 2),
+        limits=random_limits(rng, config.num_rows),
+        stops=lambda sequence: rng.random() < stop_share,
+    )
+    room = min(config.max_model_len, (config.num_pages - 1) * config.page_size)
+    num_requests, arrival_share = rng.randint(1, 14), rng.choice((0.1, 0.5, 0.9))
+    while len(driver.sequences) < num_requests or driver.scheduler.has_unfinished or driver.in_flight:
+        if len(driver.sequences) < num_requests and rng.random() < arrival_share:
+            driver.submit(random_request(rng, room))
+        elif driver.sequences and rng.random() < abort_share:
+            driver.end(rng.choice(driver.sequences), FinishReason.ABORT)
+        driver.step()
+    driver.check_end()
     return driver
 
 
-def check_tokens(sequence: Sequence) -> None:
-    """A sequence that ended has the tokens that the definition gives, and the right reason."""
-    asked = sequence.request
-    expected = continuation(
-        asked.prompt_token_ids, asked.max_tokens, VOCAB_SIZE, asked.stop_ids, asked.params.min_tokens
-    )
-    got = sequence.output_token_ids
-    if sequence.finish_reason == FinishReason.ABORT:
-        assert got == expected[: len(got)]
-    else:
-        assert got == expected
-        stopped = bool(asked.stop_ids) and expected[-1] in asked.stop_ids
-        assert sequence.finish_reason == (FinishReason.STOP if stopped else FinishReason.LENGTH)
+def run_seeds(seeds: range) -> tuple[Counter, dict[int, str]]:
+    """Totals over schedules, and the error of the first seed that fails (for a process of its own)."""
+    totals: Counter = Counter()
+    for seed in seeds:
+        try:
+            driver = run_random_schedule(seed)
+        except Exception:
+            return totals, {seed: traceback.format_exc()}
+        totals += count(driver)
+    return totals, {}
 
 
-def pool_is_empty(pool: PagePool) -> bool:
-    return pool.num_free == pool.num_usable
+def count(driver: Driver) -> Counter:
+    """What happened in a schedule."""
+    admission, policy = driver.config.admission, driver.config.policy
+    mode = next(name for name in MODES if MODES[name] == admission)
+    ends = Counter(HOST_STOP if stop == HOST_STOP else str(why) for why, stop, _ in driver.ends.values())
+    names = "num_preempted", "recomputed", "wasted", "output_tokens"
+    sums = {name: sum(getattr(record, name) for record in driver.records) for name in names}
+    kinds = {mode: 1, policy.__name__: 1, f"depth {driver.depth}": 1}
+    return ends + Counter({"steps": len(driver.records), **sums, **kinds})

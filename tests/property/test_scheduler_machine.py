@@ -1,0 +1,88 @@
+"""A state machine that drives the scheduler by rules, and shrinks what it breaks to a short story."""
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from jbatch.policy import MODES, POLICIES
+from jbatch.request import FinishReason
+from jbatch.scheduler import StepLimits
+from tests.helpers.schedules import HOST_STOP, Driver, buckets, request, scheduler_config
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Every rule ends with all invariants checked, by the driver."""
+
+    @initialize(
+        mode=st.sampled_from(list(MODES)),
+        policy=st.sampled_from(list(POLICIES)),
+        num_rows=st.integers(1, 4),
+        num_pages=st.integers(3, 12),
+        chunk=st.sampled_from([8, 24]),
+        depth=st.integers(0, 2),
+        limits=st.none() | st.builds(StepLimits, st.sampled_from([1, 5, 16]), st.integers(1, 4)),
+    )
+    def build(self, mode, policy, num_rows, num_pages, chunk, depth, limits):
+        config = scheduler_config(
+            mode,
+            policy,
+            num_rows=num_rows,
+            num_pages=num_pages,
+            page_size=4,
+            max_model_len=32,
+            decode_buckets=buckets("decode", *[(n, n) for n in range(1, num_rows + 1)]),
+            prefill_buckets=buckets("prefill", *sorted({(1, 8), (num_rows, chunk)})),
+        )
+        self.room = min(32, 4 * (num_pages - 1))
+        self.driver = Driver(config, depth, limits and (lambda view: limits))
+
+    @rule(
+        prompt_len=st.integers(1, 31),
+        max_tokens=st.integers(1, 31),
+        stop_ids=st.sets(st.integers(0, 96), max_size=3).map(tuple),
+        min_tokens=st.integers(0, 2),
+        key=st.integers(0, 2),
+    )
+    def submit(self, prompt_len, max_tokens, stop_ids, min_tokens, key):
+        prompt_len = min(prompt_len, self.room - 1)
+        max_tokens = min(max_tokens, self.room - prompt_len)
+        prompt = [7 * i % 97 for i in range(prompt_len)]
+        keys = {"arrival": key, "priority": key, "predicted_len": key}
+        self.driver.submit(request(prompt, max_tokens, stop_ids, min(min_tokens, max_tokens), **keys))
+
+    @rule(count=st.sampled_from([1, 1, 2, 5]))
+    def step(self, count):
+        for _ in range(count):
+            self.driver.step()
+
+    @precondition(lambda self: self.driver.sequences)
+    @rule(which=st.integers(0, 99))
+    def abort(self, which):
+        """Whatever it is doing: waiting, in flight, ended, aborted before."""
+        sequences = self.driver.sequences
+        self.driver.end(sequences[which % len(sequences)], FinishReason.ABORT)
+
+    @precondition(lambda self: self.driver.scheduler.running)
+    @rule(which=st.integers(0, 99))
+    def host_stop(self, which):
+        running = self.driver.scheduler.running
+        self.driver.end(running[which % len(running)], FinishReason.STOP, HOST_STOP)
+
+    @rule()
+    def drain(self):
+        self.driver.drain()
+        self.driver.check_end()
+
+    def teardown(self):
+        if hasattr(self, "driver"):
+            self.drain()
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(
+    max_examples=300,
+    stateful_step_count=50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)

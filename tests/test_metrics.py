@@ -1,0 +1,68 @@
+"""Accounts of steps, added up by hand."""
+
+import dataclasses
+
+from jbatch.metrics import StepRecord, Summary, summarise
+from jbatch.request import RequestMetrics
+
+PREFILL = StepRecord(
+    step_idx=0, kind="prefill", slots=2, slots_used=2, computed=32, useful=20, padded=7, wasted=0,
+    recomputed=5, output_tokens=2, pages_used=3, num_running=2, num_waiting=1, num_preempted=1,
+    host_s=0.5, device_s=2.0,
+)  # fmt: skip
+DECODE = StepRecord(
+    step_idx=1, kind="decode", slots=4, slots_used=3, computed=4, useful=2, padded=1, wasted=1,
+    recomputed=0, output_tokens=2, pages_used=2, num_running=2, num_waiting=1, num_preempted=2,
+    host_s=0.25, device_s=1.0,
+)  # fmt: skip
+
+
+def test_a_summary_adds_up_its_steps():
+    assert summarise([PREFILL, DECODE, DECODE]) == Summary(
+        prefill_steps=1,
+        decode_steps=2,
+        slot_steps=8,
+        useful_slot_steps=4,
+        prefill_tokens=32,
+        useful_prefill_tokens=20,
+        padded=9,
+        wasted=2,
+        recomputed=5,
+        output_tokens=6,
+        num_preempted=5,
+        peak_pages_used=3,
+        host_s=1.0,
+        device_s=4.0,
+    )
+
+
+def test_shares():
+    summary = summarise([PREFILL, DECODE])
+    assert summary.slot_use == 2 / 4
+    assert summary.prefill_use == 20 / 32
+
+
+def test_no_steps_no_division_by_zero():
+    assert summarise([]) == Summary()
+    assert (Summary().slot_use, Summary().prefill_use) == (0.0, 0.0)
+
+
+def test_a_summary_is_closed_as_its_steps_are():
+    summary = summarise([PREFILL, DECODE])
+    useful = summary.useful_slot_steps + summary.useful_prefill_tokens
+    computed = summary.slot_steps + summary.prefill_tokens
+    assert useful + summary.padded + summary.wasted + summary.recomputed == computed
+
+
+def test_first_token_latency():
+    metrics = RequestMetrics(
+        arrival_time=1.0,
+        scheduled_ts=2.0,
+        first_token_ts=3.5,
+        last_token_ts=9.0,
+        finished_ts=9.0,
+        num_generation_tokens=4,
+        num_preemptions=0,
+    )
+    assert metrics.first_token_latency == 2.5
+    assert dataclasses.replace(metrics, first_token_ts=None).first_token_latency is None

@@ -1,0 +1,428 @@
+"""The scheduler by hand: exact plans of small scenarios. At random: tests/property."""
+
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+
+from jbatch.errors import RequestError
+from jbatch.metrics import summarise
+from jbatch.plan import Status, StepOutput, TableUpdate
+from jbatch.policy import MODES
+from jbatch.request import FinishReason
+from jbatch.scheduler import Progress, Scheduler, StepLimits
+from tests.helpers.schedules import Driver, buckets, request, scheduler_config
+
+
+def show(plan):
+    """ "prefill 2x32: a[0:5]! b[0:16]" (! samples) or "decode 2: a (b)" ((b) is frozen)."""
+    names = ["abcdefgh"[seq_id] for seq_id in plan.seq_ids]
+    if plan.bucket.kind == "decode":
+        frozen = plan.frozen or [False] * len(names)
+        slots = [f"({name})" if held else name for name, held in zip(names, frozen, strict=True)]
+        return f"decode {plan.bucket.slots}: {' '.join(slots)}"
+    chunks = [
+        f"{name}[{c.start}:{c.start + len(c.token_ids)}]{'!' if c.setup else ''}"
+        for name, c in zip(names, plan.chunks, strict=True)
+    ]
+    return f"prefill {plan.bucket.slots}x{plan.bucket.tokens}: {' '.join(chunks)}"
+
+
+def plans_until_idle(driver):
+    shown = []
+    while driver.scheduler.has_unfinished or driver.in_flight:
+        plan = driver.step()
+        if plan is not None:
+            shown.append(show(plan))
+    driver.check_end()
+    return shown
+
+
+def submit(driver, prompt_len, max_tokens, **fields):
+    return driver.submit(request(range(1, prompt_len + 1), max_tokens, **fields))
+
+
+# Requests that can never run are refused at once.
+
+
+@pytest.mark.parametrize(
+    "num_pages, room, limit", [(17, 128, "128 (max_model_len)"), (4, 48, "48 (the page pool's tokens)")]
+)
+def test_the_context_and_the_pool_bound_prompt_and_output(num_pages, room, limit):
+    driver = Driver(scheduler_config(num_pages=num_pages))
+    assert driver.scheduler.max_seq_len == room
+    for prompt_len in (1, 30, room - 1):
+        accepted = submit(driver, prompt_len, room - prompt_len)
+        with pytest.raises(RequestError) as error:
+            submit(driver, prompt_len, room - prompt_len + 1)
+        assert (error.value.field, error.value.value) == ("prompt_token_ids + max_tokens", room + 1)
+        assert error.value.code == "context_length" and limit in str(error.value)
+        driver.drain()
+        assert len(accepted.output_token_ids) == room - prompt_len
+    driver.check_end()
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(RequestError, match="prompt_token_ids=") as error:
+        Scheduler(scheduler_config()).add(request([], 5))
+    assert error.value.code == "empty_prompt"
+
+
+def test_a_sequence_draws_at_least_one_token():
+    """With a budget of none the device would count past zero, and never end it."""
+    driver = Driver(scheduler_config())
+    with pytest.raises(RequestError, match="max_tokens=0: must be at least 1"):
+        submit(driver, 3, 0)
+    assert not driver.scheduler.has_unfinished
+
+
+# Three requests on two rows: every plan of every mode. b ends two tokens before a.
+
+PLANS = {
+    "continuous": """
+        prefill 2x32: a[0:5]! b[0:20]!
+        decode 2: a b
+        decode 1: a
+        prefill 2x32: c[0:3]!
+        decode 2: a c
+        decode 2: a c
+    """,
+    "static": """
+        prefill 2x32: a[0:5]! b[0:20]!
+        decode 2: a b
+        decode 1: a
+        decode 1: a
+        decode 1: a
+        prefill 2x32: c[0:3]!
+        decode 1: c
+        decode 1: c
+    """,
+    "static-padded": """
+        prefill 2x32: a[0:5]! b[0:20]!
+        decode 2: a b
+        decode 2: a (b)
+        decode 2: a (b)
+        decode 2: a (b)
+        prefill 2x32: c[0:3]!
+        decode 1: c
+        decode 1: c
+    """,
+    "unbatched": """
+        prefill 2x32: a[0:5]!
+        decode 1: a
+        decode 1: a
+        decode 1: a
+        decode 1: a
+        prefill 2x32: b[0:20]!
+        decode 1: b
+        prefill 2x32: c[0:3]!
+        decode 1: c
+        decode 1: c
+    """,
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_plans(mode):
+    driver = Driver(scheduler_config(mode, num_rows=2))
+    for prompt_len, max_tokens in ((5, 5), (20, 2), (3, 3)):
+        submit(driver, prompt_len, max_tokens)
+    assert plans_until_idle(driver) == lines(PLANS[mode])
+
+
+def lines(table):
+    return [line.strip() for line in table.strip().splitlines()]
+
+
+def test_the_first_two_plans_and_their_accounts():
+    """Page ids, table entries and every figure of the records, for the table above."""
+    driver = Driver(scheduler_config(num_rows=2), depth=0)
+    submit(driver, 16, 5)
+    submit(driver, 7, 2)
+    prefill, decode = driver.step(), driver.step()
+    assert (prefill.step_idx, prefill.seq_ids, prefill.rows, prefill.greedy) == (0, (0, 1), (0, 1), True)
+    assert prefill.table_updates == (TableUpdate(0, 0, 1), TableUpdate(1, 0, 2))
+    assert (decode.step_idx, decode.seq_ids, decode.rows) == (1, (0, 1), (0, 1))
+    assert decode.table_updates == (TableUpdate(0, 1, 3),)  # a's 17th token needs a second page
+
+    first, second = driver.records
+    assert (first.slots, first.slots_used, first.computed) == (2, 2, 32)
+    assert (first.useful, first.padded, first.wasted, first.recomputed) == (23, 9, 0, 0)
+    assert (first.output_tokens, first.pages_used, first.num_running, first.num_waiting) == (2, 2, 2, 0)
+    assert (second.slots, second.slots_used, second.computed) == (2, 2, 2)
+    assert (second.useful, second.padded, second.wasted, second.recomputed) == (2, 0, 0, 0)
+    assert (second.output_tokens, second.pages_used, second.num_running, second.num_waiting) == (2, 2, 1, 0)
+
+
+# Prefill.
+
+
+def test_several_prompts_share_a_step_each_at_a_multiple_of_8():
+    driver = Driver(scheduler_config())
+    for prompt_len in (5, 8, 9, 30):
+        submit(driver, prompt_len, 1)
+    assert plans_until_idle(driver) == ["prefill 4x64: a[0:5]! b[0:8]! c[0:9]! d[0:30]!"]  # 8 + 8 + 16 + 32
+
+
+def test_a_prompt_that_does_not_fit_goes_on_in_the_next_step():
+    driver = Driver(scheduler_config(num_pages=33))
+    for prompt_len in (5, 30, 40):
+        submit(driver, prompt_len, 1)
+    assert plans_until_idle(driver) == ["prefill 4x64: a[0:5]! b[0:30]! c[0:24]", "prefill 2x32: c[24:40]!"]
+
+
+def test_a_step_takes_no_more_prompts_than_slots():
+    driver = Driver(scheduler_config(prefill_buckets=buckets("prefill", (2, 64))))
+    for _ in range(3):
+        submit(driver, 4, 1)
+    assert plans_until_idle(driver) == ["prefill 2x64: a[0:4]! b[0:4]!", "prefill 2x64: c[0:4]!"]
+
+
+CHUNKED = {
+    "continuous": """
+        prefill 2x32: a[0:3]! b[0:8]
+        decode 1: a
+        prefill 2x32: b[8:24]
+        decode 1: a
+        prefill 2x32: b[24:40]!
+        decode 2: a b
+        decode 1: a
+        decode 1: a
+    """,
+    "static": """
+        prefill 2x32: a[0:3]! b[0:8]
+        prefill 2x32: b[8:24]
+        prefill 2x32: b[24:40]!
+        decode 2: a b
+        decode 1: a
+        decode 1: a
+        decode 1: a
+        decode 1: a
+    """,
+}
+
+
+@pytest.mark.parametrize("mode", CHUNKED)
+def test_a_long_prompt_in_chunks_of_a_budget_of_16(mode):
+    """Continuous alternates, so that a goes on; static prefills its whole batch first."""
+    driver = Driver(scheduler_config(mode, num_rows=2), limits=lambda view: StepLimits(16, 2))
+    submit(driver, 3, 6)
+    submit(driver, 40, 2)
+    assert plans_until_idle(driver) == lines(CHUNKED[mode])
+
+
+def test_limits_see_the_state_and_bound_what_runs():
+    views = []
+
+    def limits(view):
+        views.append(view)
+        return StepLimits(64, 1)
+
+    driver = Driver(scheduler_config(), depth=0, limits=limits)
+    submit(driver, 5, 2)
+    submit(driver, 5, 1)
+    assert plans_until_idle(driver) == [
+        "prefill 2x32: a[0:5]!", "decode 1: a", "prefill 2x32: b[0:5]!",
+    ]  # fmt: skip
+    assert [tuple(view) for view in views] == [(0.0, 2, 0, 16), (0.0, 1, 1, 15), (0.0, 1, 0, 16)]
+
+
+def test_a_step_without_a_token_budget_prefills_nothing():
+    budget = [64, 0, 0, 64]
+    scheduler = Scheduler(scheduler_config(), lambda view: StepLimits(budget.pop(0), 4))
+    scheduler.add(request([1] * 5, 4))
+    assert show(scheduler.schedule(0.0)) == "prefill 2x32: a[0:5]!"
+    scheduler.add(request([1] * 5, 1))
+    assert [show(scheduler.schedule(0.0)) for _ in range(3)] == [
+        "decode 1: a", "decode 1: a", "prefill 2x32: b[0:5]!",
+    ]  # fmt: skip
+
+
+# Ends.
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_an_end_by_stop_id_is_known_late_and_costs_a_row_per_step_ahead(depth):
+    driver = Driver(scheduler_config(), depth)
+    stopped = driver.submit(request([1, 2], 9, stop_ids=(11,)))
+    driver.drain()
+    driver.check_end()
+    assert stopped.output_token_ids == [5, 11]
+    assert (stopped.finish_reason, stopped.stop_reason) == (FinishReason.STOP, 11)
+    assert [record.wasted for record in driver.records] == [0, 0] + [1] * depth
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_an_end_by_length_is_known_in_advance(depth):
+    driver = Driver(scheduler_config(), depth)
+    submit(driver, 2, 3)
+    assert plans_until_idle(driver) == ["prefill 2x32: a[0:2]!", "decode 1: a", "decode 1: a"]
+    assert sum(record.wasted for record in driver.records) == 0
+
+
+def test_a_stop_string_drops_the_token_in_flight():
+    driver = Driver(scheduler_config(), stops=lambda sequence: sequence.token_ids[-1] == 11)
+    stopped = driver.submit(request([1, 2], 9))
+    driver.drain()
+    driver.check_end()
+    assert stopped.output_token_ids == [5, 11] and stopped.stop_reason == "stop string"
+    assert [record.wasted for record in driver.records] == [0, 0, 1]
+
+
+def test_an_end_of_sequence_has_no_stop_reason():
+    """As in vLLM: only a token named in stop_token_ids is one."""
+    scheduler = Scheduler(scheduler_config())
+    sequence = scheduler.add(dataclasses.replace(request([1, 2], 9), stop_ids=(11,)))
+    tokens, counts, status = np.array([[11], [0]]), np.array([1, 0]), np.array([Status.STOPPED, 0])
+    scheduler.apply(scheduler.schedule(0.0), StepOutput(tokens, counts, status))
+    assert (sequence.finish_reason, sequence.stop_reason) == (FinishReason.STOP, None)
+
+
+def test_a_row_that_is_not_finite_ends_alone():
+    scheduler = Scheduler(scheduler_config())
+    good, bad = (scheduler.add(request([1, 2, 3], 9)) for _ in range(2))
+    plan = scheduler.schedule(0.0)
+    tokens, counts, status = np.array([[7], [0]]), np.array([1, 0]), np.array([0, Status.NON_FINITE])
+    progress, record = scheduler.apply(plan, StepOutput(tokens, counts, status))
+    assert progress == [Progress(good, [7]), Progress(bad, [])] and record.output_tokens == 1
+    assert bad.finish_reason == FinishReason.ERROR and "position 3" in bad.error and "bfloat16" in bad.error
+    assert scheduler.running == (good,) and not good.finished
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("steps", range(9))
+def test_abort_gives_all_back_at_once_in_any_state(mode, steps):
+    """After 0 steps it waits, after 1 to 3 it prefills in chunks, then it decodes; after 7 it has ended."""
+    driver = Driver(scheduler_config(mode), limits=lambda view: StepLimits(16, 4))
+    sequence = submit(driver, 40, 4)
+    for _ in range(steps):
+        driver.step()
+    driver.end(sequence, FinishReason.ABORT)
+    driver.end(sequence, FinishReason.ABORT)
+    assert driver.scheduler.pool.num_used == 0 and not driver.scheduler.has_unfinished
+    assert sequence.finish_reason == (FinishReason.LENGTH if steps >= 7 else FinishReason.ABORT)
+    assert len(sequence.output_token_ids) == min(4, max(0, steps - 3))
+    driver.drain()
+    driver.check_end()
+
+
+def test_a_padded_batch_holds_an_aborted_row_until_the_last_one_ends():
+    driver = Driver(scheduler_config("static-padded"), depth=0)
+    first, last = submit(driver, 4, 9), submit(driver, 4, 4)
+    driver.step()
+    waiting = submit(driver, 4, 1)
+    driver.end(first, FinishReason.ABORT)
+    assert driver.scheduler.running == (first, last) and len(first.pages) == 1
+    assert [show(driver.step()) for _ in range(3)] == ["decode 2: (a) b"] * 3
+    assert not driver.scheduler.running and not first.pages
+    assert plans_until_idle(driver) == ["prefill 2x32: c[0:4]!"] and waiting.finished
+
+
+# Modes, compared.
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_modes_cost_what_is_expected(seed):
+    """64 requests of mixed lengths on 4 rows: the same tokens, in different numbers of steps and slots."""
+    totals = {}
+    for mode in MODES:
+        rng, driver = random.Random(seed), Driver(scheduler_config(mode))
+        for _ in range(64):
+            submit(driver, rng.randint(1, 16), rng.randint(1, 48))
+        driver.drain()
+        driver.check_end()
+        totals[mode] = summarise(driver.records)
+    continuous, static, padded, unbatched = (totals[mode] for mode in MODES)
+    assert unbatched.decode_steps > static.decode_steps == padded.decode_steps > continuous.decode_steps
+    assert padded.slot_steps > static.slot_steps >= continuous.slot_steps >= unbatched.slot_steps
+    assert unbatched.slot_use == 1 and continuous.slot_use > 0.9 and padded.slot_use < 0.7
+    useful = {(s.output_tokens, s.useful_slot_steps, s.useful_prefill_tokens) for s in totals.values()}
+    assert len(useful) == 1
+    assert all(s.recomputed == s.num_preempted == 0 for s in totals.values())
+
+
+# Pages.
+
+PREEMPTED = [
+    "prefill 2x32: a[0:4]! b[0:4]!",
+    *["decode 2: a b"] * 4,
+    *["decode 1: a"] * 7,  # a's 9th token needs a third page: b gives its two back, and waits for three
+    "prefill 2x32: b[0:9]!",
+    *["decode 1: b"] * 2,
+]
+
+
+def test_the_youngest_is_preempted_and_computed_again():
+    """Four pages of 4 tokens: a grows to 16 tokens, b to 12."""
+    driver = Driver(scheduler_config(num_rows=2, num_pages=5, page_size=4), depth=0)
+    submit(driver, 4, 12)
+    b = submit(driver, 4, 8)
+    assert plans_until_idle(driver) == PREEMPTED
+    assert b.num_preemptions == 1
+    assert [record.num_preempted for record in driver.records] == [0] * 5 + [1] + [0] * 9
+    assert [record.recomputed for record in driver.records] == [0] * 12 + [8] + [0] * 2
+    again = driver.records[12]
+    assert (again.useful, again.padded) == (1, 32 - 9)  # its last token had never been in the cache
+    assert sum(record.useful for record in driver.records) == 15 + 11
+
+
+def test_a_preempted_sequence_joins_again_only_once_its_tokens_have_landed():
+    """One step ahead, b is preempted with a token in flight; abort a, and b still waits for that token."""
+    driver = Driver(scheduler_config(num_rows=2, num_pages=5, page_size=4), depth=1)
+    a, b = submit(driver, 4, 12), submit(driver, 4, 8)
+    for _ in range(6):
+        driver.step()
+    assert b.num_preemptions == 1 and b.num_planned == b.num_known == 9
+    driver.end(a, FinishReason.ABORT)
+    assert show(driver.step()) == "prefill 2x32: b[0:9]!"
+    driver.drain()
+    driver.check_end()
+
+
+def test_admission_leaves_pages_for_those_admitted_before():
+    """Three pages of 4 tokens: a's prompt of 8 will need the third, so b waits."""
+    driver = Driver(scheduler_config(num_rows=2, num_pages=4, page_size=4), depth=0)
+    submit(driver, 8, 3)
+    submit(driver, 2, 2)
+    assert plans_until_idle(driver) == [
+        "prefill 2x32: a[0:8]!", "decode 1: a", "decode 1: a", "prefill 2x32: b[0:2]!", "decode 1: b",
+    ]  # fmt: skip
+
+
+def test_a_padded_batch_takes_only_what_fits_in_the_worst_case():
+    driver = Driver(scheduler_config("static-padded", num_pages=5, page_size=4), depth=0)
+    for _ in range(3):
+        submit(driver, 2, 6)  # 8 tokens, 2 pages
+    assert show(driver.step()) == "prefill 2x32: a[0:2]! b[0:2]!"
+    driver.drain()
+    driver.check_end()
+
+
+def test_the_first_in_line_is_not_overtaken_by_one_that_would_fit():
+    driver = Driver(scheduler_config(num_rows=3, num_pages=6, page_size=4), depth=0)
+    for prompt_len in (8, 12, 1):  # a holds two pages, and will hold three; b needs four
+        submit(driver, prompt_len, 2)
+    assert show(driver.step()) == "prefill 2x32: a[0:8]!"
+    driver.drain()
+    driver.check_end()
+
+
+# What the step's program must know.
+
+
+def test_a_plan_is_greedy_while_nobody_samples():
+    driver = Driver(scheduler_config(), depth=0)
+    submit(driver, 2, 4)
+    submit(driver, 2, 2, temperature=0.5)
+    assert [driver.step().greedy for _ in range(3)] == [False, False, True]
+
+
+def test_the_same_calls_give_the_same_plans():
+    plans = []
+    for _ in range(2):
+        driver, rng = Driver(scheduler_config(num_pages=9)), random.Random(0)
+        for _ in range(20):
+            submit(driver, rng.randint(1, 40), rng.randint(1, 40))
+        plans.append([driver.step() for _ in range(100)])
+    assert plans[0] == plans[1]
