@@ -62,7 +62,8 @@ def forward(
             q, updated[layer_idx], tokens.block_tables, tokens.metadata, scale=head_dim**-0.5
         )
 
-    return tuple(updated), llama(tokens.ids, tokens.positions, attend)
+    hidden = llama(tokens.ids, tokens.positions, attend)
+    return tuple(updated), hidden  # in this order: `attend` fills `updated`
 
 
 class Sampled(NamedTuple):
