@@ -24,7 +24,7 @@ def prepare_jax(config: EngineConfig) -> None:
     if config.device == "cpu":
         jax.config.update("jax_platforms", "cpu")  # else JAX would claim a GPU's memory, too
     cache_dir = config.compilation_cache_dir
-    if cache_dir is None or jax.config.read("jax_compilation_cache_dir") is not None:
+    if cache_dir is None or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     path = Path(cache_dir).expanduser()
     try:
