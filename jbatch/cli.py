@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,6 +87,7 @@ def convert(
 
 def main() -> None:
     """Run a command; an error that says what is wrong is one line and exit code 2."""
+    warnings.showwarning = lambda message, *_, **__: typer.echo(f"jbatch: {message}", err=True)
     try:
         app()
     except (JBatchError, WeightsError) as error:

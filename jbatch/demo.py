@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -120,17 +121,29 @@ def _print_answers(
 
 
 def _print_table(console: Console, runs: dict[str, ModeRun]) -> None:
-    table = Table(title="The same prompts, weights and programs in four modes", title_justify="left")
-    for heading in ("mode", "decode steps", "slot-steps", "slot use", "prefill use", "tokens", "tokens/s"):
-        table.add_column(heading, justify="left" if heading == "mode" else "right")
-    for mode, run in runs.items():
-        s = run.summary
-        speed = f"{s.output_tokens / run.elapsed_s:.0f}"
-        shares = f"{s.slot_use:.0%}", f"{s.prefill_use:.0%}"
+    console.print("The same prompts, weights and compiled programs in four modes:")
+    table = Table(box=box.SIMPLE)
+    for heading in (
+        "mode",
+        "decode steps",
+        "slot-steps",
+        "slot use",
+        "prefill padding",
+        "tokens",
+        "tokens/s",
+    ):
+        table.add_column(heading, justify="left" if heading == "mode" else "right", no_wrap=heading == "mode")
+    for mode in ("unbatched", "static-padded", "static", "continuous"):
+        s = runs[mode].summary
+        shares = f"{s.slot_use:.0%}", f"{1 - s.prefill_use:.0%}"
+        speed = f"{s.output_tokens / runs[mode].elapsed_s:.0f}"
         table.add_row(mode, str(s.decode_steps), str(s.slot_steps), *shares, str(s.output_tokens), speed)
     console.print(table)
     compilations = sum(run.compilations for run in runs.values())
-    console.print(f"Compilations after warm-up: {compilations}. Slot use: decode slots that gave a token.\n")
+    console.print(
+        "A slot-step is one row of one decode step; slot use is the share of them that gave a token.\n"
+        f"Compilations after warm-up: {compilations}.\n"
+    )
 
 
 def _print_timeline(console: Console, mode: str, timeline: Sequence[str], longest: int) -> None:

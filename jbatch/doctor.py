@@ -22,13 +22,13 @@ CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
 
 def examine(model_dir: Path | None) -> bool:
     """Print versions, devices and a model directory's health; whether everything can be used."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
     console.print(", ".join(f"{name} {_version(name) or 'missing'}" for name in PACKAGES))
     plugins = [f"{name} {_version(name)}" for name in CUDA_PLUGINS if _version(name)]
     console.print(f"CUDA plugin: {', '.join(plugins) or 'none'}")
     devices = jax.devices()
-    console.print(f"devices: {', '.join(f'{d.platform} {d.device_kind}' for d in devices)}")
+    console.print(f"devices: {', '.join(d.device_kind for d in devices)}")
     if all(device.platform == "cpu" for device in devices):
         console.print(f"{NO_GPU}. For a GPU, {INSTALL_HINT}.")
     return model_dir is None or _examine_model(console, model_dir)
@@ -40,7 +40,7 @@ def _examine_model(console: Console, model_dir: Path) -> bool:
         config = load_config(model_dir)
         like = abstract_params(config)
         console.print(
-            f"  config: {config.num_layers} layers, {config.num_heads} heads, {config.num_kv_heads} KV heads, "
+            f"  config: {config.num_layers} layers, {config.num_heads} heads, {config.num_kv_heads} KV, "
             f"head_dim {config.head_dim}, context {config.context_len}, {config.dtype}"
         )
         num_params = sum(leaf.size for leaf in like.values())
@@ -56,7 +56,7 @@ def _examine_model(console: Console, model_dir: Path) -> bool:
             return False
         console.print(f"  end-of-sequence ids: {sorted(load_eos_token_ids(model_dir)) or 'none'}")
     except (JBatchError, weights.WeightsError) as error:
-        console.print(f"  problem: {error}", markup=False)
+        console.print(f"  problem: {error}")
         return False
     console.print("  ok")
     return True

@@ -27,15 +27,16 @@ def draw(
 
     With `greedy` (static) every row is taken to be greedy; without it, rows of temperature 0 still are.
     """
-    logits = ban_stop_ids(logits, rows)
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if greedy:
         return best
     scaled = logits / jnp.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]
     wanted = jnp.any((rows.temperature > 0) & ((rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0)))
-    scaled = lax.cond(wanted, keep_likely, lambda scaled, _: scaled, scaled, rows)
+    # A branch gives one threshold per row, not logits: those it would have to copy.
+    lowest = lax.cond(wanted, lowest_likely, lambda *_: jnp.zeros(logits.shape[0], jnp.uint32), scaled, rows)
+    likely = jnp.where(_ordered(scaled) >= lowest[:, None], scaled, -jnp.inf)
     # Gumbel-max: the argmax of logits with Gumbel noise is a sample of the softmax (Gumbel 1954).
-    sampled = jnp.argmax(scaled + _noise(rows.seed, positions, logits.shape[-1]), axis=-1)
+    sampled = jnp.argmax(likely + _noise(rows.seed, positions, logits.shape[-1]), axis=-1)
     return jnp.where(rows.temperature > 0, sampled, best).astype(jnp.int32)
 
 
@@ -44,22 +45,29 @@ def ban_stop_ids(logits: Float[Array, "slots vocab"], rows: RowSetup) -> Float[A
     slots, vocab = logits.shape
     banned = (rows.min_left > 0)[:, None] & (rows.stop_ids >= 0)
     ids = jnp.where(banned, rows.stop_ids, vocab)  # out of range: dropped
-    return logits.at[jnp.arange(slots)[:, None], ids].set(-jnp.inf, mode="drop")
+    # The lowest finite number, so that who looks for non-finite logits can look at these: one copy is enough.
+    return logits.at[jnp.arange(slots)[:, None], ids].set(jnp.finfo(logits.dtype).min, mode="drop")
 
 
 def keep_likely(scaled: Float[Array, "slots vocab"], rows: RowSetup) -> Float[Array, "slots vocab"]:
     """Set to -inf all but what min-p, then top-k, then top-p keep; ties at a threshold are kept."""
+    return jnp.where(_ordered(scaled) >= lowest_likely(scaled, rows)[:, None], scaled, -jnp.inf)
+
+
+def lowest_likely(scaled: Float[Array, "slots vocab"], rows: RowSetup) -> UInt[Array, "slots"]:
+    """The key (see `_ordered`) of the least likely token that min-p, then top-k, then top-p keep."""
     peak = scaled.max(axis=-1, keepdims=True)
     scaled = jnp.where(scaled - peak >= jnp.log(rows.min_p)[:, None], scaled, -jnp.inf)
     keys = _ordered(scaled)
 
     top_k = jnp.where(rows.top_k > 0, rows.top_k, scaled.shape[-1]).astype(jnp.float32)
-    kept = keys >= _largest_threshold(keys, jnp.ones_like(scaled), top_k)[:, None]
+    kth = _largest_threshold(keys, jnp.ones_like(scaled), top_k)
 
-    weights = jnp.where(kept, jnp.exp(scaled - peak), 0.0)
+    weights = jnp.where(keys >= kth[:, None], jnp.exp(scaled - peak), 0.0)
     mass = jnp.where(rows.top_p < 1, rows.top_p, 0.0) * weights.sum(axis=-1)
-    nucleus = keys >= _largest_threshold(keys, weights, mass)[:, None]
-    return jnp.where(kept & (nucleus | (rows.top_p >= 1)[:, None]), scaled, -jnp.inf)
+    nucleus = jnp.where(rows.top_p < 1, _largest_threshold(keys, weights, mass), 0)
+    above_minus_inf = _ordered(jnp.float32(-jnp.inf)) + 1  # what min-p ruled out
+    return jnp.maximum(jnp.maximum(kth, nucleus), above_minus_inf)
 
 
 def _largest_threshold(

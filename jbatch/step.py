@@ -85,6 +85,7 @@ def sample(
 ) -> Sampled:
     """Draw a token for each live slot, whose cache then holds `lengths` tokens, and decide how it goes on."""
     rows = read_rows(columns)
+    logits = sampling.ban_stop_ids(logits, rows)
     finite = jnp.all(jnp.isfinite(logits), axis=-1)  # a NaN would become an ordinary-looking token
     tokens = sampling.draw(logits, rows, lengths, greedy=greedy)
     stopped = jnp.any(tokens[:, None] == rows.stop_ids, axis=-1)
@@ -109,7 +110,7 @@ def _prefill(
 ) -> tuple[EngineState, Array]:
     tables = _update_tables(state.block_tables, fields.table_updates)
     axis = jnp.arange(fields.tokens.shape[0])
-    slots = jnp.searchsorted(fields.q_starts, axis, side="right") - 1
+    slots = jnp.searchsorted(fields.q_starts, axis, side="right", method="compare_all") - 1  # no loop
     offsets = axis - fields.q_starts[slots]
     live = offsets < fields.q_lens[slots]
     positions = jnp.where(live, fields.kv_lens[slots] - fields.q_lens[slots] + offsets, 0)
