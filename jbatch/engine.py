@@ -240,6 +240,8 @@ class Engine:
             if self.tokenizer is None:
                 raise RequestError("prompt", prompt, "this model has no tokenizer: give prompt_token_ids")
             return tuple(self.tokenizer.encode(prompt))
+        if not isinstance(prompt, (list, tuple, np.ndarray)):
+            raise RequestError("prompt", prompt, "must be text or a list of token ids")
         for token_id in prompt:
             if not isinstance(token_id, (int, np.integer)) or isinstance(token_id, bool):
                 raise RequestError("prompt_token_ids", token_id, "must be integers")

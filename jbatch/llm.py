@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import numbers
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +66,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        priority: Sequence[int] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Complete each prompt; results in the order of the prompts.
@@ -75,6 +77,7 @@ class LLM:
         Args:
           prompts: one, or a list: text, token ids, or vLLM's dictionaries.
           sampling_params: for all prompts, or one for each.
+          priority: of each prompt, for policy "priority"; lower runs first.
           use_tqdm: show a progress bar, on a terminal.
 
         Raises:
@@ -82,14 +85,16 @@ class LLM:
         """
         listed = _as_list(prompts)
         params = _params_of_each(sampling_params, len(listed))
+        priorities = [0] * len(listed) if priority is None else list(priority)
         outputs: dict[str, RequestOutput] = {}
         request_ids = [str(next(self._request_ids)) for _ in listed]
-        for request_id, prompt, one in zip(request_ids, listed, params, strict=True):
-            try:
-                self.engine.add_request(request_id, _content(prompt), one, index=int(request_id))
-            except RequestError as error:
-                outputs[request_id] = _refused(request_id, prompt, error)
         try:
+            for request_id, prompt, one, rank in zip(request_ids, listed, params, priorities, strict=True):
+                try:
+                    content = _content(prompt)
+                    self.engine.add_request(request_id, content, one, index=int(request_id), priority=rank)
+                except RequestError as error:
+                    outputs[request_id] = _refused(request_id, prompt, error)
             self._run(outputs, set(request_ids), use_tqdm)
         except BaseException:  # an interrupt included: the engine must be clean for the next call
             for request_id in request_ids:
@@ -188,7 +193,25 @@ def _runner(config: EngineConfig, model: ModelConfig, max_model_len: int, model_
     num_pages = choose_num_pages(config, model, max_model_len, device, step_bytes)
     buckets = prefill + decode
     with progress_bar("compiling", len(programs_for(buckets)), enabled=config.show_progress) as update:
-        return Runner(model, params, shape._replace(num_pages=num_pages), buckets, device, update)
+        try:
+            return Runner(model, params, shape._replace(num_pages=num_pages), buckets, device, update)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise _out_of_memory(config, model, params, num_pages, step_bytes) from error
+
+
+def _out_of_memory(
+    config: EngineConfig, model: ModelConfig, params: dict[str, jax.Array], num_pages: int, step_bytes: int
+) -> ConfigError:
+    weight_bytes = sum(leaf.nbytes for leaf in params.values())
+    cache_bytes = num_pages * config.page_size * model.kv_bytes_per_token
+    return ConfigError(
+        "num_pages",
+        num_pages,
+        f"out of memory: {weight_bytes} bytes of weights, {cache_bytes} of KV cache and {step_bytes} for the "
+        "largest step do not fit; lower num_pages (or gpu_memory_utilization) or max_num_batched_tokens",
+    )
 
 
 def _eos_token_ids(model_dir: Path, tokenizer: Tokenizer | None) -> frozenset[int]:
@@ -203,16 +226,15 @@ def _as_list(prompts: Any) -> list[Prompt]:
     """A list of prompts, also of a single one: a string, a dictionary, or a list of integers."""
     if isinstance(prompts, (str, dict)):
         return [prompts]
-    one = len(prompts) > 0 and all(isinstance(item, int) for item in prompts)
+    one = len(prompts) > 0 and all(isinstance(item, numbers.Integral) for item in prompts)
     return [prompts] if one else list(prompts)
 
 
 def _content(prompt: Prompt) -> str | Sequence[int]:
     if not isinstance(prompt, dict):
         return prompt
-    check_option_names(prompt, ("prompt", "prompt_token_ids"), "a prompt dictionary")
-    if len(prompt) != 1:
-        raise RequestError("prompt", sorted(prompt), "give either prompt or prompt_token_ids")
+    if list(prompt) not in (["prompt"], ["prompt_token_ids"]):
+        raise RequestError("prompt", list(prompt), "a dictionary holds either prompt or prompt_token_ids")
     return next(iter(prompt.values()))
 
 
@@ -235,7 +257,7 @@ def _refused(request_id: str, prompt: Prompt, error: RequestError) -> RequestOut
     return RequestOutput(
         request_id=request_id,
         prompt=content if isinstance(content, str) else None,
-        prompt_token_ids=[] if isinstance(content, str) or content is None else list(content),
+        prompt_token_ids=list(content) if isinstance(content, (list, tuple)) else [],
         outputs=[CompletionOutput(0, "", [], FinishReason.ERROR)],
         metrics=RequestMetrics(now, None, None, None, now, 0, 0),
         error=str(error),

@@ -58,7 +58,8 @@ class Runner:
         self._params: tuple[jax.Array, ...] = tuple(params[name] for name in abstract_params(config))
         self._programs = compile_programs(config, shape, programs_for(buckets), device, on_compiled)
         self._state: EngineState | None = shape.zeros(config, device)
-        self._warm_up()
+        if device.platform != "cpu":
+            self.warm_up()
         self._compiled_before = compile_counter().count
 
     @property
@@ -90,8 +91,8 @@ class Runner:
                 leaf.delete()
         self._state, self._params, self._programs = None, (), {}
 
-    def _warm_up(self) -> None:
-        """Run every program once on padding, which changes nothing, so that no first call is slow."""
+    def warm_up(self) -> None:
+        """Run every program once on padding, which changes nothing: a GPU loads code at its first call."""
         for bucket, greedy in self._programs:
             packed = padding(bucket, self.shape.num_rows, self.shape.page_size)
             self.collect(self.submit(StepInput(bucket, greedy, packed)))
