@@ -382,23 +382,30 @@ def report(shares: dict[str, float], examples: list[tasks.Example]) -> str:
 # --- training ----------------------------------------------------------------------------------------
 
 
-def train(minutes: float, seed: int, out: pathlib.Path) -> None:
-    """Batches of short tasks and of lookups by turns; the lists grow as the answers come right."""
-    rng, params = random.Random(seed), init_params(seed)
+def load(folder: pathlib.Path) -> Params:
+    """The weights that `save` wrote."""
+    return from_hf(safetensors.numpy.load_file(folder / "model.safetensors"))
+
+
+def train(minutes: float, seed: int, out: pathlib.Path, resume: bool) -> None:
+    """Batches of short tasks and of lookups; the lists grow as the answers come right, then get rarer."""
+    rng, params = random.Random(seed), load(out) if resume else init_params(seed)
+    longest = tasks.SIZES["lookup"][1]
+    max_pairs = longest if resume else 8
     print(f"{sum(param.size for param in params.values())} parameters", flush=True)
     average, state = jax.tree.map(jnp.copy, params), make_optimizer().init(params)
     sample = tasks.demo_prompts(400, seed + 1)
-    begin, next_report, max_pairs, steps, short_loss, list_loss = time.time(), 60.0, 8, 0, 0.0, 0.0
+    begin, next_report, steps, short_loss, list_loss = time.time(), 60.0, 0, 0.0, 0.0
     while (elapsed := time.time() - begin) < 60 * minutes:
-        is_list = steps % 2 == 1
+        is_list = steps % (2 if max_pairs < longest else 6) == 1
         batch = list_batch(max_pairs, rng) if is_list else short_batch(rng)
         rate, keep = learning_rate(elapsed / (60 * minutes)), min(0.998, steps / (steps + 10))
         params, average, state, value, right = step(params, average, state, batch, rate, keep)
         steps += 1
         if is_list:
             list_loss = 0.9 * list_loss + 0.1 * float(value)
-            if right > 0.97 and max_pairs < tasks.SIZES["lookup"][1]:
-                max_pairs += 1
+            if right > 0.97:
+                max_pairs = min(max_pairs + 1, longest)
         else:
             short_loss = 0.99 * short_loss + 0.01 * float(value)
         if elapsed > next_report:
@@ -419,13 +426,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=75.0, help="how long to train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=DEMO_DIR, help="folder to write or measure")
+    parser.add_argument("--resume", action="store_true", help="go on from the weights in --out")
     parser.add_argument("--evaluate", action="store_true", help="measure on 2,000 held-out prompts instead")
     args = parser.parse_args()
     if not args.evaluate:
-        return train(args.minutes, args.seed, args.out)
-    params = from_hf(safetensors.numpy.load_file(args.out / "model.safetensors"))
+        return train(args.minutes, args.seed, args.out, args.resume)
     examples = tasks.demo_prompts(2000, args.seed)
-    print(report(evaluate(params, examples), examples))
+    print(report(evaluate(load(args.out), examples), examples))
 
 
 if __name__ == "__main__":
