@@ -57,17 +57,16 @@ def keep_likely(scaled: Float[Array, "slots vocab"], rows: RowSetup) -> Float[Ar
 def lowest_likely(scaled: Float[Array, "slots vocab"], rows: RowSetup) -> UInt[Array, "slots"]:
     """The key (see `_ordered`) of the least likely token that min-p, then top-k, then top-p keep."""
     peak = scaled.max(axis=-1, keepdims=True)
-    scaled = jnp.where(scaled - peak >= jnp.log(rows.min_p)[:, None], scaled, -jnp.inf)
     keys = _ordered(scaled)
+    passing = scaled - peak >= jnp.log(rows.min_p)[:, None]
+    lowest = jnp.where(passing, keys, keys.max(axis=-1, keepdims=True)).min(axis=-1)
 
     top_k = jnp.where(rows.top_k > 0, rows.top_k, scaled.shape[-1]).astype(jnp.float32)
-    kth = _largest_threshold(keys, jnp.ones_like(scaled), top_k)
+    lowest = jnp.maximum(lowest, _largest_threshold(keys, jnp.ones_like(scaled), top_k))
 
-    weights = jnp.where(keys >= kth[:, None], jnp.exp(scaled - peak), 0.0)
-    mass = jnp.where(rows.top_p < 1, rows.top_p, 0.0) * weights.sum(axis=-1)
-    nucleus = jnp.where(rows.top_p < 1, _largest_threshold(keys, weights, mass), 0)
-    above_minus_inf = _ordered(jnp.float32(-jnp.inf)) + 1  # what min-p ruled out
-    return jnp.maximum(jnp.maximum(kth, nucleus), above_minus_inf)
+    weights = jnp.where(keys >= lowest[:, None], jnp.exp(scaled - peak), 0.0)
+    nucleus = _largest_threshold(keys, weights, rows.top_p * weights.sum(axis=-1))
+    return jnp.where(rows.top_p < 1, jnp.maximum(lowest, nucleus), lowest)
 
 
 def _largest_threshold(

@@ -93,7 +93,7 @@ def paged_prefill(
     padded_q = jnp.pad(q, ((0, BLOCK_Q), (0, 0), (0, 0))).reshape(-1, kv_heads, group, head_dim)
 
     def tile(tile_idx: Int[Array, ""], out: Float[Array, "padded kv_heads group head_dim"]):
-        slot = jnp.searchsorted(tiles_before, tile_idx, side="right") - 1
+        slot = jnp.searchsorted(tiles_before, tile_idx, side="right", method="compare_all") - 1  # no loop
         first = (tile_idx - tiles_before[slot]) * BLOCK_Q  # of this tile, within the slot's queries
         rows = first + jnp.arange(BLOCK_Q)
         row_live = rows < q_lens[slot]
