@@ -361,9 +361,12 @@ class Scheduler:
         return self._sequences[self._waiting[0][1]] if self._waiting else None
 
     def _admit_waiting(self, limits: StepLimits) -> Iterator[Sequence]:
-        """Admit one after the other, while rows and pages last that no admitted sequence has a claim on."""
+        """Admit one after the other, while rows and pages last that no admitted sequence has a claim on.
+
+        Running ones have their chunks by now: one that is not through would have taken the whole budget.
+        """
         most = 1 if self.config.admission.one_by_one else min(limits.max_num_seqs, self.config.num_rows)
-        spare = self.pool.num_free - sum(self._claim(s) for s in self._running if not s.decoding)
+        spare = self.pool.num_free
         while len(self._running) < most and (sequence := self._next_waiting()) is not None:
             claim = self._claim(sequence)
             if claim > spare or sequence.num_planned > sequence.num_known:  # its tokens are in flight
@@ -377,10 +380,9 @@ class Scheduler:
             yield sequence
 
     def _claim(self, sequence: Sequence) -> int:
-        """Pages that an admitted sequence still needs before the next one may be admitted."""
+        """Pages that a waiting sequence must find free."""
         hold = self.config.admission.hold_finished  # then nothing may be preempted: the worst case
-        num_tokens = sequence.max_len if hold else sequence.num_known + 1
-        return max(0, self.pool.pages_for(num_tokens) - len(sequence.pages))
+        return self.pool.pages_for(sequence.max_len if hold else sequence.num_known + 1)
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.free(sequence.pages)

@@ -368,16 +368,48 @@ def test_the_youngest_is_preempted_and_computed_again():
 
 
 def test_a_preempted_sequence_joins_again_only_once_its_tokens_have_landed():
-    """One step ahead, b is preempted with a token in flight; abort a, and b still waits for that token."""
-    driver = Driver(scheduler_config(num_rows=2, num_pages=5, page_size=4), depth=1)
+    """Two steps ahead, b is preempted with a token in flight: with a gone, it still waits for that token."""
+    driver = Driver(scheduler_config(num_rows=2, num_pages=5, page_size=4), depth=2)
     a, b = submit(driver, 4, 12), submit(driver, 4, 8)
-    for _ in range(6):
+    while not b.num_preemptions:
         driver.step()
-    assert b.num_preemptions == 1 and b.num_planned == b.num_known == 9
     driver.end(a, FinishReason.ABORT)
+    assert (b.num_known, b.num_planned) == (8, 9)
+    assert driver.step() is None
     assert show(driver.step()) == "prefill 2x32: b[0:9]!"
     driver.drain()
     driver.check_end()
+
+
+def test_what_is_computed_three_times_is_recomputed_twice():
+    """Seven pages of 4 tokens. a preempts b, c ends, b begins again with 4 of its tokens, and a grows on."""
+    tokens = {0: lambda: 64, 1: lambda: 0 if b.running else 4, 2: lambda: 64}
+    driver = Driver(
+        scheduler_config(num_pages=8, page_size=4), 0, lambda view: StepLimits(tokens[b.num_preemptions](), 3)
+    )
+    submit(driver, 4, 24)
+    submit(driver, 8, 6)
+    b = submit(driver, 4, 8)
+    driver.drain()
+    driver.check_end()
+    assert b.num_preemptions == 2
+    assert [record.recomputed for record in driver.records if record.recomputed] == [4, 8]
+    assert sum(record.useful for record in driver.records) == 27 + 13 + 11
+
+
+def test_a_prompt_without_a_page_for_its_next_chunk_keeps_its_pages_and_waits():
+    """Six pages of 4 tokens: after b's first chunk a grows to five of them, and ends."""
+
+    def limits(view):
+        return StepLimits(4 if not b.num_cached else 64 if a.finished or a.num_cached > 16 else 0, 4)
+
+    driver = Driver(scheduler_config(num_pages=7, page_size=4), 0, limits)
+    a, b = submit(driver, 4, 16), submit(driver, 12, 2)
+    assert plans_until_idle(driver) == [
+        "prefill 2x32: a[0:4]!", "decode 1: a", "prefill 2x32: b[0:4]", *["decode 1: a"] * 14,
+        "prefill 2x32: b[4:12]!", "decode 1: b",
+    ]  # fmt: skip
+    assert b.num_preemptions == 0
 
 
 def test_admission_leaves_pages_for_those_admitted_before():

@@ -85,7 +85,8 @@ class Driver:
     def _next_limits(self, view: SchedulerView) -> StepLimits:
         assert view.num_free_pages == self.scheduler.pool.num_free and view.num_running + view.num_waiting
         self.limits = self._choose_limits(view)
-        self.smallest_budget = min(self.smallest_budget, self.limits.max_num_batched_tokens)
+        if self.limits.max_num_batched_tokens:
+            self.smallest_budget = min(self.smallest_budget, self.limits.max_num_batched_tokens)
         return self.limits
 
     def submit(self, asked: Request) -> Sequence:
