@@ -14,13 +14,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     """Every rule ends with all invariants checked, by the driver."""
 
     @initialize(
-        mode=st.sampled_from(list(MODES)),
+        mode=st.sampled_from(["continuous", "continuous", *MODES]),
         policy=st.sampled_from(list(POLICIES)),
-        num_rows=st.integers(1, 4),
-        num_pages=st.integers(3, 12),
+        num_rows=st.sampled_from([2, 3, 4, 1]),
+        num_pages=st.sampled_from([6, 9, 12, 3]),
         chunk=st.sampled_from([8, 24]),
-        depth=st.integers(0, 2),
-        limits=st.none() | st.builds(StepLimits, st.sampled_from([1, 5, 16]), st.integers(1, 4)),
+        depth=st.sampled_from([1, 2, 0]),
+        limits=st.none() | st.none() | st.builds(StepLimits, st.sampled_from([1, 5, 16]), st.integers(1, 4)),
     )
     def build(self, mode, policy, num_rows, num_pages, chunk, depth, limits):
         config = scheduler_config(
@@ -37,20 +37,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.driver = Driver(config, depth, limits and (lambda view: limits))
 
     @rule(
-        prompt_len=st.integers(1, 31),
-        max_tokens=st.integers(1, 31),
-        stop_ids=st.sets(st.integers(0, 96), max_size=3).map(tuple),
+        count=st.integers(1, 3),
+        prompt_len=st.sampled_from([1, 3, 8, 20, 31]),
+        max_tokens=st.sampled_from([31, 12, 5, 2, 1]),
+        stop_ids=st.just(()) | st.sets(st.integers(0, 96), max_size=3).map(tuple),
         min_tokens=st.integers(0, 2),
         key=st.integers(0, 2),
     )
-    def submit(self, prompt_len, max_tokens, stop_ids, min_tokens, key):
+    def submit(self, count, prompt_len, max_tokens, stop_ids, min_tokens, key):
         prompt_len = min(prompt_len, self.room - 1)
         max_tokens = min(max_tokens, self.room - prompt_len)
         prompt = [7 * i % 97 for i in range(prompt_len)]
         keys = {"arrival": key, "priority": key, "predicted_len": key}
-        self.driver.submit(request(prompt, max_tokens, stop_ids, min(min_tokens, max_tokens), **keys))
+        for _ in range(count):
+            self.driver.submit(request(prompt, max_tokens, stop_ids, min(min_tokens, max_tokens), **keys))
 
-    @rule(count=st.sampled_from([1, 1, 2, 5]))
+    @rule(count=st.sampled_from([1, 2, 3, 5]))
     def step(self, count):
         for _ in range(count):
             self.driver.step()
@@ -68,6 +70,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         running = self.driver.scheduler.running
         self.driver.end(running[which % len(running)], FinishReason.STOP, HOST_STOP)
 
+    @precondition(lambda self: not self.driver.scheduler.num_waiting)
     @rule()
     def drain(self):
         self.driver.drain()
@@ -75,7 +78,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "driver"):
-            self.drain()
+            self.driver.drain()
+            self.driver.check_end()
 
 
 TestScheduler = SchedulerMachine.TestCase
