@@ -20,11 +20,11 @@ from jbatch.engine import Engine
 from jbatch.errors import ConfigError, RequestError, check_option_names
 from jbatch.model import abstract_params
 from jbatch.plan import Bucket, decode_bucket, prefill_bucket
-from jbatch.policy import MODES, POLICIES
+from jbatch.policy import MODES, POLICIES, Policy
 from jbatch.progress import progress_bar
 from jbatch.request import CompletionOutput, FinishReason, RequestMetrics, RequestOutput, SamplingParams
 from jbatch.runner import Program, Runner, compile_step, programs_for
-from jbatch.scheduler import Scheduler, SchedulerConfig
+from jbatch.scheduler import Limits, Scheduler, SchedulerConfig
 from jbatch.state import StateShape
 from jbatch.tokenizer import Tokenizer, load_tokenizer
 
@@ -112,14 +112,21 @@ class LLM:
                 num_tokens += sum(len(token_ids) for _, token_ids in step.progress)
                 update(len(outputs), f"{num_tokens / (time.monotonic() - begin):.0f} tokens/s")
 
-    def new_engine(self, *, mode: ModeName | None = None, policy: PolicyName | None = None) -> Engine:
-        """A fresh engine on the same weights, cache and compiled programs, for another mode or policy.
+    def new_engine(
+        self,
+        *,
+        mode: ModeName | None = None,
+        policy: PolicyName | Policy | None = None,
+        limits: Limits | None = None,
+    ) -> Engine:
+        """A fresh engine on the same weights, cache and compiled programs: for another mode, another order of
+        admission (a name, or any sort key), or other budgets per step.
 
-        Only one engine of an LLM may have unfinished requests at a time. `generate` uses `self.engine`.
+        Only one engine of an LLM may have unfinished requests at a time. `generate` uses `self.engine`,
+        which may be set to it.
         """
-        config = dataclasses.replace(
-            self.config, mode=mode or self.config.mode, policy=policy or self.config.policy
-        )
+        config = dataclasses.replace(self.config, mode=mode or self.config.mode)
+        key = policy or config.policy
         prefill, decode = _buckets(config, self.max_model_len)
         scheduler = Scheduler(
             SchedulerConfig(
@@ -129,9 +136,10 @@ class LLM:
                 max_model_len=self.max_model_len,
                 decode_buckets=decode,
                 prefill_buckets=prefill,
-                policy=POLICIES[config.policy],
+                policy=key if callable(key) else POLICIES[key],
                 admission=MODES[config.mode],
-            )
+            ),
+            limits,
         )
         return Engine(
             scheduler,

@@ -36,6 +36,9 @@ class StepLimits(NamedTuple):
     max_num_seqs: int
 
 
+Limits = Callable[[SchedulerView], StepLimits]
+
+
 class SchedulerConfig(NamedTuple):
     """Everything that a scheduler needs to know."""
 
@@ -59,7 +62,7 @@ class Progress(NamedTuple):
 class Scheduler:
     """Waiting and running sequences, and the pages they own."""
 
-    def __init__(self, config: SchedulerConfig, limits: Callable[[SchedulerView], StepLimits] | None = None):
+    def __init__(self, config: SchedulerConfig, limits: Limits | None = None):
         self.config = config
         self.pool = PagePool(config.num_pages, config.page_size)
         default = StepLimits(config.prefill_buckets[-1].tokens, config.num_rows)
