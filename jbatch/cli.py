@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -9,74 +10,86 @@ from typing import Annotated, Any
 
 import typer
 
-from jbatch.errors import JBatchError
+from jbatch.config import EngineConfig
+from jbatch.errors import ConfigError, JBatchError
 from jbatch.options import ENGINE, SAMPLING, with_options
 from weights.errors import WeightsError
+
+REFUSED, INTERRUPTED = 2, 130  # exit codes
+UsageError: Any = typer.BadParameter.__mro__[2]  # the base of all that is wrong with arguments
 
 app = typer.Typer(
     help="Continuous batching for LLaMA inference in JAX.",
     add_completion=False,
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # tables of flags do not fit 80 columns
     pretty_exceptions_enable=False,
 )
 
 ModelDir = Annotated[Path, typer.Argument(help="A Hugging Face model directory, or a converted one.")]
 
 
-@app.command()
+@app.command(short_help="Complete prompts with a model.")
 @with_options(ENGINE, SAMPLING)
 def generate(
     engine_options: dict[str, Any],
     sampling_options: dict[str, Any],
     model: ModelDir,
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="May be repeated.")],
-    seed: Annotated[
-        int, typer.Option(help="Of the engine: every request's own seed is derived from it.")
-    ] = 0,
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", metavar="TEXT", help="May be repeated.")],
 ) -> None:
-    """Complete prompts with a model, and print the texts in the prompts' order."""
+    """Complete prompts with a model, and print the texts in the prompts' order.
+
+    A prompt that cannot be served is reported on standard error, the others go on, and the exit code is 1.
+    """
     from jbatch.llm import LLM
     from jbatch.request import SamplingParams
 
     params = SamplingParams(**sampling_options)
-    with LLM(model, seed=seed, **engine_options) as llm:
+    engine_options.setdefault("max_num_seqs", min(len(prompt), EngineConfig.max_num_seqs))
+    if model.is_dir() and not (model / "tokenizer.json").exists():
+        raise ConfigError("model", str(model), "has no tokenizer.json: it takes token ids, in Python")
+    with LLM(model, **engine_options) as llm:
         outputs = llm.generate(prompt, params)
-    for output in outputs:
+    for number, output in enumerate(outputs, start=1):
         if output.error is None:
             typer.echo(f"{output.prompt}{output.outputs[0].text}")
         else:
-            typer.echo(f"{output.prompt!r}: {output.error}", err=True)
+            _complain(f"prompt {number} of {len(outputs)}: {output.error}")
     if any(output.error is not None for output in outputs):
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Show what continuous batching does, on a small model that is included.")
 def demo(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to this file.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="TEXT", help="auto, cpu, cuda.")] = "auto",
 ) -> None:
-    """Answer 64 prompts with the small model that ships with jbatch, in all four batching modes."""
+    """Answer 64 prompts with the small model that comes with jbatch, in all four batching modes."""
+    if json_file is not None:
+        json_file.open("a").close()  # now, rather than after the work
     from jbatch.demo import run_demo
 
     run_demo(json_file, device)
 
 
-@app.command()
+@app.command(short_help="Show versions and devices, and whether a model can be used.")
 def doctor(
     model: Annotated[Path | None, typer.Argument(help="A model directory to look at, too.")] = None,
 ) -> None:
-    """Show versions and devices, and whether a model directory can be used."""
+    """Show versions and devices, and whether a model directory can be used: if not, the exit code is 1."""
     from jbatch.doctor import examine
 
     if not examine(model):
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Convert weights once, for faster and checked loading.")
 def convert(
     model: Annotated[Path, typer.Argument(help="A Hugging Face model directory.")],
     out: Annotated[Path, typer.Argument(help="A directory to create.")],
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16, float32.")] = "auto",
+    dtype: Annotated[str, typer.Option(metavar="TEXT", help="auto, bfloat16, float16, float32.")] = "auto",
 ) -> None:
     """Convert weights to an Orbax checkpoint with checksums, for `jbatch generate OUT` and `LLM(OUT)`."""
     from jbatch.convert import convert_model
@@ -85,11 +98,36 @@ def convert(
     typer.echo(f"wrote {out}")
 
 
-def main() -> None:
-    """Run a command; an error that says what is wrong is one line and exit code 2."""
-    warnings.showwarning = lambda message, *_, **__: typer.echo(f"jbatch: {message}", err=True)
+def main(args: list[str] | None = None) -> None:
+    """Run a command and exit. What the user can put right is one line on standard error, and exit code 2."""
+    warnings.showwarning = lambda message, *_, **__: _complain(str(message))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that the terminal does not know is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
+    code = _run(sys.argv[1:] if args is None else args)
+    if code == INTERRUPTED and sys.stdout is not None:
+        sys.stdout.flush()
+        os._exit(code)  # at once: a compilation in another thread cannot be stopped, and would be waited for
+    sys.exit(code)
+
+
+def _run(args: list[str]) -> int:
+    """The exit code of a command."""
     try:
-        app()
-    except (JBatchError, WeightsError) as error:
-        typer.echo(f"jbatch: {error}", err=True)
-        sys.exit(2)
+        code = app(args or ["--help"], prog_name="jbatch", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except UsageError as error:
+        command = error.ctx.command_path if getattr(error, "ctx", None) else "jbatch"
+        _complain(f"{error.format_message()} (see {command} --help)")
+        return REFUSED
+    except (JBatchError, WeightsError, OSError) as error:
+        _complain(str(error))
+        return REFUSED
+    if code == INTERRUPTED:
+        _complain("interrupted")
+    return code or 0
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"jbatch: {' '.join(message.split())}", err=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
+import jax
+
 import weights
-from jbatch.config import DTYPES, check_choice
+from jbatch.config import DTYPES, EngineConfig, check_choice
 from jbatch.config_json import load_config
+from jbatch.device import prepare_jax
 from jbatch.model import abstract_params
 
 
@@ -20,6 +24,18 @@ def convert_model(model_dir: Path, out_dir: Path, dtype: str = "auto") -> None:
     """
     check_choice("dtype", dtype, ("auto", *DTYPES))
     config = load_config(model_dir)
+    replaced = {}
     if dtype != "auto":
         config = dataclasses.replace(config, dtype=dtype)
-    weights.save(out_dir, weights.load(model_dir, abstract_params(config)), model_dir)
+        replaced["config.json"] = _with_dtype(model_dir / "config.json", dtype)
+    prepare_jax(EngineConfig(device="cpu", compilation_cache_dir=None))  # a GPU's memory is not needed
+    with jax.default_device(jax.devices("cpu")[0]):
+        params = weights.load(model_dir, abstract_params(config))
+        weights.save(out_dir, params, model_dir, replaced)
+
+
+def _with_dtype(path: Path, dtype: str) -> str:
+    """A config.json, with the type that the weights now have."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content.pop("torch_dtype", None)
+    return json.dumps({**content, "dtype": dtype}, indent=2) + "\n"

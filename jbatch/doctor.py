@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 
 import jax
-from rich.console import Console
+import typer
 
 import weights
 from jbatch.config_json import load_config, load_eos_token_ids
@@ -22,43 +23,53 @@ CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
 
 def examine(model_dir: Path | None) -> bool:
     """Print versions, devices and a model directory's health; whether everything can be used."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    console.print(", ".join(f"{name} {_version(name) or 'missing'}" for name in PACKAGES))
+    typer.echo(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    typer.echo(", ".join(f"{name} {_version(name) or 'missing'}" for name in PACKAGES))
     plugins = [f"{name} {_version(name)}" for name in CUDA_PLUGINS if _version(name)]
-    console.print(f"CUDA plugin: {', '.join(plugins) or 'none'}")
-    devices = jax.devices()
-    console.print(f"devices: {', '.join(d.device_kind for d in devices)}")
+    typer.echo(f"CUDA plugin: {', '.join(plugins) or 'none'}")
+    usable = _examine_devices()
+    return (model_dir is None or _examine_model(model_dir)) and usable
+
+
+def _examine_devices() -> bool:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a look is no reason to take the memory
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: JAX_PLATFORMS names a missing plugin
+        reason = str(error).splitlines()[0] if str(error) else "no platform works"
+        typer.echo(f"problem: JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: JAX does not start: {reason}")
+        return False
+    typer.echo(f"devices: {', '.join(d.device_kind for d in devices)}")
     if all(device.platform == "cpu" for device in devices):
-        console.print(f"{NO_GPU}. For a GPU, {INSTALL_HINT}.")
-    return model_dir is None or _examine_model(console, model_dir)
+        typer.echo(f"{NO_GPU}. For a GPU, {INSTALL_HINT}.")
+    return True
 
 
-def _examine_model(console: Console, model_dir: Path) -> bool:
-    console.print(f"\n{model_dir}")
+def _examine_model(model_dir: Path) -> bool:
+    typer.echo(f"\n{model_dir}")
     try:
         config = load_config(model_dir)
         like = abstract_params(config)
-        console.print(
+        typer.echo(
             f"  config: {config.num_layers} layers, {config.num_heads} heads, {config.num_kv_heads} KV, "
             f"head_dim {config.head_dim}, context {config.context_len}, {config.dtype}"
         )
         num_params = sum(leaf.size for leaf in like.values())
         weights.check(model_dir, like)
-        console.print(
+        typer.echo(
             f"  weights: {num_params / 1e6:.1f} M parameters, every tensor present and of the right shape"
         )
         tokenizer = load_tokenizer(model_dir)
         described = f"{tokenizer.vocab_size} tokens" if tokenizer else "none: prompts must be token ids"
-        console.print(f"  tokenizer: {described}")
+        typer.echo(f"  tokenizer: {described}")
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-            console.print(f"  problem: the tokenizer has more tokens than the model's {config.vocab_size}")
+            typer.echo(f"  problem: the tokenizer has more tokens than the model's {config.vocab_size}")
             return False
-        console.print(f"  end-of-sequence ids: {sorted(load_eos_token_ids(model_dir)) or 'none'}")
-    except (JBatchError, weights.WeightsError) as error:
-        console.print(f"  problem: {error}")
+        typer.echo(f"  end-of-sequence ids: {sorted(load_eos_token_ids(model_dir)) or 'none'}")
+    except (JBatchError, weights.WeightsError, OSError) as error:
+        typer.echo(f"  problem: {error}")
         return False
-    console.print("  ok")
+    typer.echo("  ok")
     return True
 
 

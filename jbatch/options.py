@@ -12,13 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from jbatch.config import EngineConfig
+from jbatch.errors import ConfigError
 from jbatch.request import SamplingParams
 
 ENGINE_HELP = {
     "dtype": "Of weights, activations and cache: auto (as config.json says), bfloat16, float16, float32.",
     "load_format": "auto, or dummy: random weights, for benchmarks.",
     "max_model_len": "Tokens of prompt and output. [default: the model's limit]",
-    "max_num_seqs": "Sequences that run at once.",
+    "max_num_seqs": "Sequences that run at once. [default: as many as prompts, 64 at most]",
     "max_num_batched_tokens": "Tokens of one prefill step.",
     "page_size": "Tokens per page of the KV cache: 16, 32, 64, 128.",
     "num_pages": "Pages of the KV cache. [default: what the memory holds]",
@@ -27,6 +28,7 @@ ENGINE_HELP = {
     "mode": "continuous, static, static-padded, unbatched.",
     "policy": "Who is admitted first: fcfs, sjf, ljf, priority.",
     "device": "auto, cpu, cuda.",
+    "seed": "Every request's own seed is derived from it.",
 }
 SAMPLING_HELP = {
     "max_tokens": "Tokens to generate at most. [default: to the end of the context]",
@@ -38,6 +40,8 @@ SAMPLING_HELP = {
     "stop": "End at this text; may be repeated.",
     "ignore_eos": "Go on past end-of-sequence.",
 }
+NUMBERS = {int: "an integer", float: "a number"}
+METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 def with_options(
@@ -47,17 +51,21 @@ def with_options(
     arguments: those flags that were given."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        flags = [[_flag(cls, name, text) for name, text in helps.items()] for cls, helps in groups]
+        flags = [_flag(cls, name, text) for cls, helps in groups for name, text in helps.items()]
 
         @functools.wraps(command)
         def run(**arguments: Any) -> None:
-            options = [{flag.name: arguments.pop(flag.name) for flag in group} for group in flags]
-            command(
-                *[{k: v for k, v in group.items() if v not in (None, [])} for group in options], **arguments
-            )
+            given = {
+                flag.name: value for flag in flags if (value := arguments.pop(flag.name)) not in (None, [])
+            }
+            options = [
+                {name: _parse(cls, name, given[name]) for name in helps if name in given}
+                for cls, helps in groups
+            ]
+            command(*options, **arguments)
 
         own = list(inspect.signature(command, eval_str=True).parameters.values())[len(groups) :]
-        parameters = own + [flag for group in flags for flag in group]
+        parameters = own + flags
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         del run.__wrapped__  # or its signature would be read instead
@@ -67,22 +75,35 @@ def with_options(
 
 
 def _flag(cls: type, name: str, text: str) -> inspect.Parameter:
-    field = {f.name: f for f in dataclasses.fields(cls)}[name]
-    kind: Any = list[str] if name == "stop" else _scalar(typing.get_type_hints(cls)[name])
+    """A flag that is None where it is not given; its help names the field's default."""
+    default = {f.name: f for f in dataclasses.fields(cls)}[name].default
+    kind = _kind(cls, name)
+    if default is not None and kind is not bool and "[default" not in text:
+        text += f" [default: {default}]"
+    option = typer.Option(f"--{name.replace('_', '-')}", help=text, metavar=METAVARS.get(kind))
+    annotation: Any = bool if kind is bool else list[str] if name == "stop" else str
     return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=[] if name == "stop" else field.default,
-        annotation=Annotated[kind, typer.Option(help=text, show_default=field.default is not None)],
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, option]
     )
 
 
-def _scalar(hint: Any) -> Any:
-    """int, float, bool or str, optional where the field is."""
+def _kind(cls: type, name: str) -> Any:
+    """int, float, bool or str: the type of a field, also where it may be None, or a list."""
+    hint = typing.get_type_hints(cls)[name]
     if typing.get_origin(hint) is typing.Literal:
         return str
-    members = [t for t in typing.get_args(hint) if t is not type(None)]
-    return members[0] | None if members else hint
+    return next((t for t in typing.get_args(hint) if t is not type(None)), hint)
+
+
+def _parse(cls: type, name: str, value: Any) -> Any:
+    """A flag's value as the field's type. Raises ConfigError for what is no number."""
+    kind = _kind(cls, name)
+    if kind not in NUMBERS:
+        return value
+    try:
+        return kind(value)
+    except ValueError:
+        raise ConfigError(name, value, f"must be {NUMBERS[kind]}") from None
 
 
 ENGINE = (EngineConfig, ENGINE_HELP)

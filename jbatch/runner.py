@@ -108,11 +108,14 @@ def compile_programs(
     """Compile each program for `device`. `on_compiled(number)` follows the progress."""
     programs = list(programs)
     compiled: dict[Program, jax.stages.Compiled] = {}
-    with ThreadPoolExecutor(COMPILE_THREADS) as pool:
+    pool = ThreadPoolExecutor(COMPILE_THREADS)
+    try:
         results = pool.map(lambda program: compile_step(config, shape, program, device), programs)
         for program, result in zip(programs, results, strict=True):
             compiled[program] = result
             on_compiled(len(compiled))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # at an interrupt, the rest is not compiled
     return compiled
 
 

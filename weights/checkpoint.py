@@ -31,10 +31,16 @@ COPIED = (
 )
 
 
-def save(out_dir: str | Path, params: Mapping[str, jax.Array], model_dir: str | Path) -> None:
+def save(
+    out_dir: str | Path,
+    params: Mapping[str, jax.Array],
+    model_dir: str | Path,
+    replaced: Mapping[str, str] | None = None,
+) -> None:
     """Write `params` and the config and tokenizer files of `model_dir` into the new directory `out_dir`.
 
-    It appears whole or not at all. Raises WeightsError if `out_dir` exists and is not empty.
+    It appears whole or not at all. `replaced`: file name -> text to write instead of that file's copy.
+    Raises WeightsError if `out_dir` exists and is not empty.
     """
     target = Path(out_dir).absolute()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -45,6 +51,8 @@ def save(out_dir: str | Path, params: Mapping[str, jax.Array], model_dir: str | 
         for name in COPIED:
             if (Path(model_dir) / name).is_file():
                 shutil.copyfile(Path(model_dir) / name, staging / name)
+        for name, text in (replaced or {}).items():
+            (staging / name).write_text(text, encoding="utf-8")
         manifest.write(staging, {name: [str(leaf.dtype), *leaf.shape] for name, leaf in params.items()})
 
 

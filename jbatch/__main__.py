@@ -1,0 +1,5 @@
+"""`python -m jbatch`."""
+
+from jbatch.cli import main
+
+main()
