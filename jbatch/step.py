@@ -58,9 +58,10 @@ def forward(
 
     def attend(layer_idx: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         updated[layer_idx] = write_kv(updated[layer_idx], k, v, page_ids, offsets)
-        return paged_attention(
-            q, updated[layer_idx], tokens.block_tables, tokens.metadata, scale=head_dim**-0.5
-        )
+        with jax.named_scope("paged_attention"):  # tools/compile_for.py tells its instructions by it
+            return paged_attention(
+                q, updated[layer_idx], tokens.block_tables, tokens.metadata, scale=head_dim**-0.5
+            )
 
     hidden = llama(tokens.ids, tokens.positions, attend)
     return tuple(updated), hidden  # in this order: `attend` fills `updated`
