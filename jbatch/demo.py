@@ -49,6 +49,7 @@ def run_demo(json_file: Path | None, device: str) -> None:
     begin = time.monotonic()
     options: dict[str, Any] = dict(max_num_seqs=NUM_SLOTS, max_model_len=256, page_size=16)
     with LLM(MODEL_DIR, device=device, max_num_batched_tokens=256, **options) as llm:
+        llm.runner.warm_up()  # or the first mode would pay for every first call
         console.print(f"{llm.runner.num_programs} programs ready after {time.monotonic() - begin:.1f} s\n")
         prompts = [example.prompt for example in examples]
         runs: dict[str, ModeRun] = {mode: run_mode(llm, mode, prompts) for mode in MODES}
