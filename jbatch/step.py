@@ -113,7 +113,7 @@ def _prefill(
     axis = jnp.arange(fields.tokens.shape[0])
     slots = jnp.searchsorted(fields.q_starts, axis, side="right", method="compare_all") - 1  # no loop
     offsets = axis - fields.q_starts[slots]
-    live = offsets < fields.q_lens[slots]
+    live = (offsets >= 0) & (offsets < fields.q_lens[slots])  # none before the first chunk: an idle step
     positions = jnp.where(live, fields.kv_lens[slots] - fields.q_lens[slots] + offsets, 0)
     metadata = RaggedMetadata(fields.q_starts, fields.q_lens, fields.kv_lens)
     tokens = Tokens(fields.tokens, positions, live, slots, tables[fields.rows], metadata)
