@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -94,39 +95,48 @@ def convert(
     """Convert weights to an Orbax checkpoint with checksums, for `jbatch generate OUT` and `LLM(OUT)`."""
     from jbatch.convert import convert_model
 
-    convert_model(model, out, dtype)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # so that what is half written is removed
+    try:
+        convert_model(model, out, dtype)
+    except KeyboardInterrupt:
+        _exit_at_once()
     typer.echo(f"wrote {out}")
 
 
 def main(args: list[str] | None = None) -> None:
     """Run a command and exit. What the user can put right is one line on standard error, and exit code 2."""
-    warnings.showwarning = lambda message, *_, **__: _complain(str(message))
+    signal.signal(signal.SIGINT, _exit_at_once)
+    warnings.showwarning = _warn
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a character that the terminal does not know is no reason to stop
             stream.reconfigure(errors="backslashreplace")
-    code = _run(sys.argv[1:] if args is None else args)
-    if code == INTERRUPTED and sys.stdout is not None:
-        sys.stdout.flush()
-        os._exit(code)  # at once: a compilation in another thread cannot be stopped, and would be waited for
-    sys.exit(code)
+    sys.exit(_run(sys.argv[1:] if args is None else args))
 
 
 def _run(args: list[str]) -> int:
     """The exit code of a command."""
     try:
-        code = app(args or ["--help"], prog_name="jbatch", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        return app(args or ["--help"], prog_name="jbatch", standalone_mode=False) or 0
     except UsageError as error:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "jbatch"
         _complain(f"{error.format_message()} (see {command} --help)")
-        return REFUSED
     except (JBatchError, WeightsError, OSError) as error:
         _complain(str(error))
-        return REFUSED
-    if code == INTERRUPTED:
-        _complain("interrupted")
-    return code or 0
+    return REFUSED
+
+
+def _exit_at_once(*_: object) -> None:
+    """Of Ctrl-C: an exception would get lost in an import, and would wait for compilations to end."""
+    show_cursor = b"\x1b[?25h" if os.isatty(2) else b""  # a progress bar hides it
+    os.write(2, show_cursor + b"jbatch: interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    hint = ""
+    if "persistent compilation cache" in str(message):  # JAX never replaces what it cannot read
+        hint = f" (to be rid of this, delete {EngineConfig.compilation_cache_dir})"
+    _complain(f"{message}{hint}")
 
 
 def _complain(message: str) -> None:
