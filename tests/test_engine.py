@@ -1,0 +1,326 @@
+"""The engine on a fake device, whose tokens can be worked out by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from jbatch.engine import Engine, derive_seed
+from jbatch.errors import RequestError
+from jbatch.fake_runner import FakeRunner, continuation
+from jbatch.policy import MODES
+from jbatch.request import FinishReason, SamplingParams
+from jbatch.scheduler import Scheduler
+from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
+from tests.helpers.tiny_engine import drain
+from tests.helpers.tokenizers import numbered, wrapped
+
+PROMPT = [1, 2]
+TOKENS = [5, 11, 23, 47, 95, 94, 92, 88, 80, 64]  # what follows: sum plus length, modulo 97
+
+
+def make_engine(mode="continuous", policy="fcfs", tokenizer=True, **options):
+    config = scheduler_config(mode, policy, num_rows=options.pop("num_rows", 4))
+    pages_per_seq = config.max_model_len // config.page_size
+    runner = FakeRunner(config.num_rows, config.num_pages, config.page_size, pages_per_seq, VOCAB_SIZE)
+    if tokenizer is True:
+        tokenizer = wrapped(numbered())
+    return Engine(
+        Scheduler(config), runner, vocab_size=VOCAB_SIZE, tokenizer=tokenizer or None, **options
+    )  # fmt: skip
+
+
+def generate(params, prompt=PROMPT, **options):
+    engine = make_engine(**options)
+    engine.add_request("r", prompt, SamplingParams(**params))
+    return drain(engine)["r"]
+
+
+def test_the_tokens_above_are_right():
+    assert continuation(PROMPT, 10, VOCAB_SIZE) == TOKENS
+
+
+# Ends.
+
+INCLUDE = {"include_stop_str_in_output": True}
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize(
+    "params, eos, num_tokens, reason, stop_reason, text",
+    [
+        ({"max_tokens": 3}, (), 3, "length", None, "05.11.23."),
+        ({"max_tokens": 1}, (), 1, "length", None, "05."),
+        ({"max_tokens": 0}, (), 0, "length", None, ""),
+        ({"max_tokens": 9}, (23,), 3, "stop", None, "05.11."),
+        ({"max_tokens": 3}, (23,), 3, "stop", None, "05.11."),  # a stop at the very last token
+        ({"max_tokens": 5, "ignore_eos": True}, (23,), 5, "length", None, "05.11.23.47.95."),
+        ({"max_tokens": 9, "stop_token_ids": [47]}, (), 4, "stop", 47, "05.11.23."),
+        ({"max_tokens": 9, "stop_token_ids": [47]}, (23,), 3, "stop", None, "05.11."),
+        ({"max_tokens": 9, "stop_token_ids": [23], "ignore_eos": True}, (23,), 3, "stop", 23, "05.11."),
+        ({"max_tokens": 9, "stop": "23"}, (), 3, "stop", "23", "05.11."),
+        ({"max_tokens": 9, "stop": "1.2"}, (), 3, "stop", "1.2", "05.1"),  # across two tokens
+        ({"max_tokens": 3, "stop": ["23."]}, (), 3, "stop", "23.", "05.11."),  # and its length ends too
+        ({"max_tokens": 9, "stop": ["47", "1."]}, (), 2, "stop", "1.", "05.1"),
+        ({"max_tokens": 9, "stop": "1.2", **INCLUDE}, (), 3, "stop", "1.2", "05.11.2"),
+        ({"max_tokens": 9, **INCLUDE}, (23,), 3, "stop", None, "05.11.23."),
+        ({"max_tokens": 3, "stop": "xyz"}, (), 3, "length", None, "05.11.23."),
+        ({"max_tokens": 3, "detokenize": False}, (), 3, "length", None, ""),
+    ],
+)  # fmt: skip
+def test_ends(params, eos, num_tokens, reason, stop_reason, text, overlap):
+    output = generate(params, eos_token_ids=eos, overlap=overlap).outputs[0]
+    assert output.token_ids == TOKENS[:num_tokens]
+    assert (output.finish_reason, output.stop_reason, output.text) == (reason, stop_reason, text)
+
+
+def test_min_tokens_holds_stops_back():
+    tokens = generate({"max_tokens": 9, "min_tokens": 3}, eos_token_ids=(11, 23)).outputs[0].token_ids
+    assert tokens == continuation(PROMPT, 9, VOCAB_SIZE, (11, 23), 3)
+    assert len(tokens) >= 3 and not {11, 23} & set(tokens[:3])
+
+
+def test_without_max_tokens_the_context_is_the_end():
+    output = generate({})
+    assert len(output.outputs[0].token_ids) == 128 - len(PROMPT)
+    assert output.outputs[0].finish_reason == "length" and output.finished
+
+
+def test_a_text_prompt_and_its_output():
+    engine = make_engine()
+    engine.add_request("r", "01.02.", SamplingParams(max_tokens=2))
+    output = drain(engine)["r"]
+    assert (output.prompt, output.prompt_token_ids, output.request_id) == ("01.02.", PROMPT, "r")
+    assert output.outputs[0].text == "05.11." and output.error is None
+
+
+@pytest.mark.parametrize("prompt", [(1, 2), np.asarray([1, 2]), [np.int64(1), np.int32(2)]])
+def test_token_ids_of_any_integer_kind(prompt):
+    output = generate({"max_tokens": 2}, prompt)
+    assert output.outputs[0].token_ids == TOKENS[:2] and output.prompt is None
+    assert [type(token_id) for token_id in output.prompt_token_ids] == [int, int]
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    "prompt, params, field",
+    [
+        ("", {}, "prompt"),
+        ([], {}, "prompt_token_ids"),
+        ([97], {}, "prompt_token_ids"),
+        ([-1], {}, "prompt_token_ids"),
+        ([1.0], {}, "prompt_token_ids"),
+        ([True], {}, "prompt_token_ids"),
+        (["a"], {}, "prompt_token_ids"),
+        ([None], {}, "prompt_token_ids"),
+        ([2**70], {}, "prompt_token_ids"),
+        (None, {}, "prompt"),
+        (7, {}, "prompt"),
+        (b"bytes", {}, "prompt"),
+        ([1] * 128, {}, "prompt_token_ids + max_tokens"),
+        ([1] * 1000, {"max_tokens": 1}, "prompt_token_ids + max_tokens"),
+        ([1], {"max_tokens": 128}, "prompt_token_ids + max_tokens"),
+        ([1], {"stop_token_ids": [97]}, "stop_token_ids"),
+        ([1], {"stop_token_ids": list(range(16))}, "stop_token_ids"),  # and one end-of-sequence id
+    ],
+)
+def test_refusals_name_the_field_and_leave_no_trace(prompt, params, field):
+    engine = make_engine(eos_token_ids=(50,))
+    with pytest.raises(RequestError) as error:
+        engine.add_request("r", prompt, SamplingParams(**params))
+    assert error.value.field == field and str(error.value).startswith(f"{field}=")
+    assert not engine.has_unfinished and engine.num_unfinished == 0
+    engine.add_request("r", PROMPT, SamplingParams(max_tokens=1))  # the id is free
+    assert drain(engine)["r"].outputs[0].token_ids == TOKENS[:1]
+
+
+@pytest.mark.parametrize("prompt, params", [("text", {}), (PROMPT, {"stop": "a"})])
+def test_without_a_tokenizer_text_is_refused(prompt, params):
+    engine = make_engine(tokenizer=False)
+    with pytest.raises(RequestError, match="no tokenizer"):
+        engine.add_request("r", prompt, SamplingParams(**params))
+
+
+def test_without_a_tokenizer_ids_work_and_text_is_empty():
+    output = generate({"max_tokens": 3}, tokenizer=False).outputs[0]
+    assert (output.token_ids, output.text) == (TOKENS[:3], "")
+
+
+def test_a_request_id_is_unique_while_it_lives():
+    engine = make_engine()
+    engine.add_request("r", PROMPT, SamplingParams(max_tokens=2))
+    with pytest.raises(RequestError, match="request_id"):
+        engine.add_request("r", PROMPT)
+    drain(engine)
+    engine.add_request("r", PROMPT, SamplingParams(max_tokens=1))
+    assert drain(engine).keys() == {"r"}
+
+
+def test_output_that_cannot_be_decoded_ends_its_request_alone(monkeypatch):
+    engine = make_engine()
+    engine.add_request("bad", PROMPT, SamplingParams(max_tokens=9, stop="x"))
+    engine.add_request("good", PROMPT, SamplingParams(max_tokens=9))
+
+    def fail(self, token_id):
+        raise RequestError("stop", ["x"], "the output cannot be decoded: boom")
+
+    monkeypatch.setattr("jbatch.tokenizer.StopFinder.push", fail)
+    outputs = drain(engine)
+    assert outputs["bad"].outputs[0].finish_reason == "error" and "boom" in outputs["bad"].error
+    assert outputs["good"].outputs[0].token_ids == TOKENS[:9]
+
+
+# Aborts.
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("after", range(6))
+def test_abort_in_every_state(after, overlap):
+    """Of one that waits, prefills, decodes or has ended; twice; and of an unknown one."""
+    engine = make_engine(num_rows=1, overlap=overlap)
+    engine.add_request("a", PROMPT, SamplingParams(max_tokens=4))
+    engine.add_request("b", PROMPT, SamplingParams(max_tokens=4))
+    outputs = {}
+    for _ in range(after):
+        outputs |= {output.request_id: output for output in engine.step().outputs}
+    for request_id in ("a", "a", "unknown"):
+        engine.abort(request_id)
+    outputs |= drain(engine)
+    assert outputs.keys() == {"a", "b"}
+    tokens = outputs["a"].outputs[0].token_ids
+    assert tokens == TOKENS[: len(tokens)] and len(tokens) <= after
+    assert outputs["a"].outputs[0].finish_reason == ("length" if len(tokens) == 4 else "abort")
+    assert outputs["b"].outputs[0].token_ids == TOKENS[:4]
+    assert engine.scheduler.pool.num_used == 0
+
+
+# Many requests.
+
+
+def many(engine, num=30):
+    for idx in range(num):
+        params = SamplingParams(max_tokens=1 + idx % 9, stop_token_ids=[7, 70 + idx % 9])
+        engine.add_request(str(idx), [idx] * (1 + idx % 20), params)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_accounts_of_every_mode(mode):
+    """Totals equal the tokens returned; the modes and overlap differ in steps, never in tokens."""
+    results = {}
+    for overlap in (True, False):
+        engine = make_engine(mode, overlap=overlap)
+        many(engine)
+        outputs = drain(engine)
+        results[overlap] = {idx: output.outputs[0].token_ids for idx, output in outputs.items()}
+        summary = engine.summary
+        assert summary.output_tokens == sum(map(len, results[overlap].values()))
+        useful = summary.useful_prefill_tokens + summary.useful_slot_steps
+        computed = summary.prefill_tokens + summary.slot_steps
+        assert useful + summary.padded + summary.wasted + summary.recomputed == computed
+        prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs.values())
+        assert useful == prompt_tokens + summary.output_tokens - len(outputs)  # the last is never cached
+    assert results[True] == results[False]
+    for idx in range(30):
+        expected = continuation([idx] * (1 + idx % 20), 1 + idx % 9, VOCAB_SIZE, (7, 70 + idx % 9))
+        assert results[True][str(idx)] == expected
+
+
+def test_steps_of_the_modes_are_in_the_expected_order():
+    summaries = {}
+    for mode in MODES:
+        engine = make_engine(mode)
+        for idx in range(64):
+            engine.add_request(str(idx), [1, 2, 3], SamplingParams(max_tokens=1 + 7 * idx % 60))
+        drain(engine)
+        summaries[mode] = engine.summary
+    decode = {mode: summary.decode_steps for mode, summary in summaries.items()}
+    slots = {mode: summary.slot_steps for mode, summary in summaries.items()}
+    assert decode["unbatched"] > decode["static"] == decode["static-padded"] > decode["continuous"]
+    assert slots["static-padded"] > slots["static"] >= slots["continuous"] >= slots["unbatched"]
+
+
+def test_progress_adds_up_to_the_outputs():
+    engine = make_engine()
+    many(engine)
+    progress, outputs = {}, {}
+    while engine.has_unfinished:
+        step = engine.step()
+        for request_id, token_ids in step.progress:
+            progress.setdefault(request_id, []).extend(token_ids)
+        outputs |= {output.request_id: output.outputs[0].token_ids for output in step.outputs}
+    assert progress == outputs
+
+
+def test_overlap_is_one_step_ahead():
+    ahead, behind = make_engine(), make_engine(overlap=False)
+    for engine in (ahead, behind):
+        engine.add_request("r", PROMPT, SamplingParams(max_tokens=3))
+    steps = [(ahead.step(), behind.step()) for _ in range(3)]
+    assert [a.record is None for a, _ in steps] == [True, False, False]
+    assert [b.record.step_idx for _, b in steps] == [0, 1, 2]
+    assert [a.plan for a, _ in steps] == [b.plan for _, b in steps]
+    drain(ahead)
+
+
+@pytest.mark.parametrize(
+    "policy, order", [("fcfs", "abc"), ("priority", "cab"), ("sjf", "bca"), ("ljf", "acb")]
+)
+def test_policies_order_those_who_wait(policy, order):
+    engine = make_engine(policy=policy, num_rows=1)
+    for request_id, priority, predicted_len in (("a", 1, 9), ("b", 2, 1), ("c", 0, 5)):
+        params = SamplingParams(max_tokens=9)
+        engine.add_request(request_id, PROMPT, params, priority=priority, predicted_len=predicted_len)
+    assert "".join(drain(engine)) == order
+
+
+# Seeds, times.
+
+
+def test_seeds_derive_from_the_index_in_the_input():
+    engine = make_engine(seed=3)
+    engine.add_request("a", PROMPT)
+    engine.add_request("b", PROMPT, index=7)
+    engine.add_request("c", PROMPT, SamplingParams(seed=11))
+    engine.add_request("d", PROMPT, index=0)
+    seeds = [sequence.request.seed for sequence in engine.scheduler._sequences.values()]
+    assert seeds == [derive_seed(3, 0), derive_seed(3, 7), 11, derive_seed(3, 0)]
+    assert len({derive_seed(seed, index) for seed in range(30) for index in range(30)}) == 900
+
+
+def test_metrics_follow_the_clock():
+    ticks = itertools.count()
+    engine = make_engine(num_rows=1, clock=lambda: float(next(ticks)))
+    for request_id in "ab":
+        engine.add_request(request_id, PROMPT, SamplingParams(max_tokens=3))
+    for output in drain(engine).values():
+        metrics = output.metrics
+        times = (
+            metrics.arrival_time,
+            metrics.scheduled_ts,
+            metrics.first_token_ts,
+            metrics.last_token_ts,
+            metrics.finished_ts,
+        )
+        assert list(times) == sorted(times) and len(set(times)) == 5
+        assert metrics.first_token_latency == metrics.first_token_ts - metrics.arrival_time > 0
+        assert (metrics.num_generation_tokens, metrics.num_preemptions) == (3, 0)
+    assert engine.summary.host_s > 0
+
+
+def test_an_idle_engine_does_nothing():
+    engine = make_engine()
+    step = engine.step()
+    assert (step.plan, step.record, step.progress, step.outputs) == (None, None, [], [])
+    assert not engine.has_unfinished and engine.runner.num_steps == 0
+
+
+def test_a_request_that_was_aborted_has_the_text_so_far():
+    engine = make_engine(overlap=False)
+    engine.add_request("r", PROMPT, SamplingParams(max_tokens=9))
+    for _ in range(2):
+        engine.step()
+    engine.abort("r")
+    output = drain(engine)["r"].outputs[0]
+    assert (output.text, output.finish_reason) == ("05.11.", FinishReason.ABORT)
