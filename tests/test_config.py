@@ -1,0 +1,97 @@
+"""EngineConfig: every field is checked, and an error names the field and its value."""
+
+import dataclasses
+
+import pytest
+
+from jbatch.config import DECODE_SIZES, EngineConfig, ModelConfig, RopeConfig
+from jbatch.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "field, values",
+    [
+        ("dtype", ["int8", "fp16", None, 16]),
+        ("load_format", ["pickle", None]),
+        ("max_model_len", [0, 1, -5, 2.0, "128", True, 2**63]),
+        ("max_num_seqs", [0, -1, 5000, 1.5, None, "4"]),
+        ("max_num_batched_tokens", [0, 7, 2**30, None]),
+        ("page_size", [0, 1, 8, 24, 256, 16.5, None, "16", True]),
+        ("num_pages", [0, 1, -1, 2.5, "9"]),
+        ("kv_cache_memory_bytes", [0, -1, 1e9]),
+        ("gpu_memory_utilization", [0, -0.1, 1.01, float("nan")]),
+        ("mode", ["dynamic", None, 3]),
+        ("policy", ["random", None]),
+        ("seed", [-1, 2**32, 0.5, None]),
+        ("device", ["tpu", "cuda:0", None]),
+        ("decode_buckets", [(), (0,), (-4, 64), (8,), (1.5, 64), (5000000,)]),
+        ("token_buckets", [(), (0,), (12,), (-8,), (8.0,), (2**30,)]),
+    ],
+)
+def test_bad_values(field, values):
+    for value in values:
+        with pytest.raises(ConfigError, match=f"^{field}=") as error:
+            EngineConfig(**{field: value})
+        assert error.value.field == field
+
+
+def test_pages_are_given_once():
+    with pytest.raises(ConfigError, match="not both"):
+        EngineConfig(num_pages=10, kv_cache_memory_bytes=10**6)
+
+
+def test_it_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        EngineConfig().seed = 3
+
+
+@pytest.mark.parametrize(
+    "max_num_seqs, sizes",
+    [(1, (1,)), (3, (1, 2, 3)), (4, (1, 2, 4)), (256, DECODE_SIZES), (300, (*DECODE_SIZES, 300))],
+)
+def test_decode_buckets(max_num_seqs, sizes):
+    assert EngineConfig(max_num_seqs=max_num_seqs).decode_sizes() == sizes
+
+
+def test_buckets_are_sorted_and_unique():
+    config = EngineConfig(max_num_seqs=4, decode_buckets=(4, 1, 4), token_buckets=(64, 8, 64))
+    assert (config.decode_sizes(), config.token_sizes(100)) == ((1, 4), (8, 64))
+
+
+@pytest.mark.parametrize(
+    "max_num_seqs, batched, max_len, sizes",
+    [
+        (64, 2048, 4096, (64, 128, 256, 512, 1024, 2048)),
+        (1, 2048, 100, (64, 104)),  # one sequence never fills more
+        (2, 2048, 100, (64, 128, 208)),
+        (64, 30, 100, (32,)),
+        (64, 64, 100, (64,)),
+    ],
+)
+def test_token_buckets(max_num_seqs, batched, max_len, sizes):
+    config = EngineConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=batched)
+    assert config.token_sizes(max_len) == sizes
+    assert all(size % 8 == 0 for size in sizes)
+
+
+def model(**changes):
+    return ModelConfig(
+        vocab_size=96, embed_dim=32, mlp_dim=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+        max_position_embeddings=256, **changes,
+    )  # fmt: skip
+
+
+def test_what_follows_from_a_model():
+    assert model().group == 2
+    assert (
+        model().kv_bytes_per_token == 2 * 2 * 2 * 8 * 2 and model(dtype="float32").kv_bytes_per_token == 256
+    )
+    assert model().context_len == 256
+    yarn = RopeConfig(kind="yarn", factor=4.0, original_max_len=256)
+    assert model(rope=yarn).context_len == 1024
+
+
+def test_a_context_must_fit_the_sliding_window():
+    model(sliding_window=100).check_context(100)
+    with pytest.raises(ConfigError, match=r"sliding_window=100: .*max_model_len=101"):
+        model(sliding_window=100).check_context(101)

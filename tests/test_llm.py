@@ -1,0 +1,288 @@
+"""LLM on a tiny model directory: what goes in, what comes out, what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jbatch import LLM, SamplingParams
+from jbatch.engine import Engine
+from jbatch.errors import ConfigError, RequestError
+from jbatch.policy import MODES
+from tests.helpers.hf_checkpoint import tiny, write_checkpoint
+from tests.helpers.tokenizers import numbered, save
+from weights import WeightsError
+
+# The sizes of tests/helpers/tiny_engine.py, so that the same programs are read from the cache.
+SMALL = {
+    "device": "cpu",
+    "max_model_len": 96,
+    "max_num_seqs": 4,
+    "page_size": 16,
+    "num_pages": 64,
+    "decode_buckets": (4,),
+    "token_buckets": (64,),
+}
+GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    write_checkpoint(path, seed=3)
+    save(numbered(96), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def llm(model_dir):
+    with LLM(model_dir, **SMALL) as llm:
+        yield llm
+
+
+def ids_of(outputs):
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+# Prompts and results.
+
+
+def test_prompts_of_every_kind(llm):
+    kinds = ["05.06.", [5, 6], (5, 6), np.asarray([5, 6]), {"prompt": "05.06."}, {"prompt_token_ids": [5, 6]}]
+    outputs = llm.generate(kinds, GREEDY)
+    assert [output.prompt_token_ids for output in outputs] == [[5, 6]] * 6
+    assert [output.prompt for output in outputs] == ["05.06.", None, None, None, "05.06.", None]
+    assert len({tuple(ids) for ids in ids_of(outputs)}) == 1 and len(ids_of(outputs)[0]) == 6
+    assert outputs[0].outputs[0].text == "".join(f"{token_id:02d}." for token_id in ids_of(outputs)[0])
+
+
+@pytest.mark.parametrize("one", ["05.06.", [5, 6], {"prompt": "05.06."}, np.asarray([5, 6])])
+def test_a_single_prompt_needs_no_list(llm, one):
+    (output,) = llm.generate(one, GREEDY)
+    assert output.prompt_token_ids == [5, 6] and output.finished
+
+
+def test_no_prompts(llm):
+    assert llm.generate([], GREEDY) == []
+
+
+def test_results_are_in_the_order_of_the_prompts(llm):
+    prompts = [[idx, idx + 1] for idx in range(20)]
+    params = [
+        SamplingParams(temperature=0, max_tokens=1 + 7 * idx % 11, ignore_eos=True) for idx in range(20)
+    ]
+    outputs = llm.generate(prompts, params)
+    assert [output.prompt_token_ids for output in outputs] == prompts
+    assert [len(ids) for ids in ids_of(outputs)] == [1 + 7 * idx % 11 for idx in range(20)]
+    assert [int(output.request_id) for output in outputs] == sorted(int(o.request_id) for o in outputs)
+
+
+def test_prompts_that_cannot_be_served_end_alone(llm):
+    bad = [
+        [1] * 200,
+        [],
+        "",
+        [96],
+        [-1],
+        ["a"],
+        None,
+        7,
+        {"text": "x"},
+        {"prompt": "01.", "prompt_token_ids": [1]},
+    ]
+    good = [[5, 6], "05.06."]
+    outputs = llm.generate([good[0], *bad, good[1]], GREEDY)
+    for output in outputs[1:-1]:
+        assert output.outputs[0].finish_reason == "error" and output.finished
+        assert output.error and output.outputs[0].token_ids == [] and output.outputs[0].text == ""
+    assert "96" in outputs[1].error and "96" in outputs[4].error  # the limits are named
+    assert ids_of(outputs)[0] == ids_of(outputs)[-1] == ids_of(llm.generate([good[0]], GREEDY))[0]
+
+
+def test_params_for_each_prompt_must_be_as_many(llm):
+    with pytest.raises(ValueError, match="2 sampling_params for 3 prompts"):
+        llm.generate([[1]] * 3, [GREEDY] * 2)
+    with pytest.raises(ValueError):
+        llm.generate([[1]] * 3, GREEDY, priority=[1, 2])
+    assert not llm.engine.has_unfinished or llm.engine.num_unfinished == 0
+    assert ids_of(llm.generate([[5, 6]], GREEDY))  # the engine is clean
+
+
+def test_sampled_tokens_depend_on_the_seed_alone(llm):
+    seeded = SamplingParams(temperature=1.0, max_tokens=12, seed=5, ignore_eos=True)
+    other = SamplingParams(temperature=1.0, max_tokens=12, seed=6, ignore_eos=True)
+    alone = ids_of(llm.generate([[5, 6]], seeded))[0]
+    among = ids_of(llm.generate([[9], [5, 6], [7, 7, 7], [5, 6]], [GREEDY, seeded, other, other]))
+    assert among[1] == alone and among[3] != alone
+
+
+def test_stop_strings_and_stop_ids(llm):
+    ids = ids_of(llm.generate([[5, 6]], GREEDY))[0]
+    at = next(i for i in range(1, 6) if ids[i] not in ids[:i])
+    stop = f"{ids[at]:02d}"
+    by_text, by_id = llm.generate(
+        [[5, 6]] * 2,
+        [
+            SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, stop=[stop]),
+            SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, stop_token_ids=[ids[at]]),
+        ],
+    )
+    for output, reason in ((by_text.outputs[0], stop), (by_id.outputs[0], ids[at])):
+        assert (output.finish_reason, output.stop_reason) == ("stop", reason)
+        assert output.token_ids == ids[: at + 1]
+        assert output.text.rstrip(".") == ".".join(f"{token_id:02d}" for token_id in ids[:at])
+
+
+def test_the_end_of_sequence_is_what_config_and_generation_config_name(model_dir, llm):
+    (model_dir / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    with LLM(model_dir, **SMALL) as other:
+        assert other._eos_token_ids == {2, 7, 9}
+    (model_dir / "generation_config.json").unlink()
+    assert llm._eos_token_ids == {2}
+
+
+# Engines.
+
+
+def test_modes_and_overlap_give_the_same_tokens(llm):
+    prompts = [[idx, idx + 1] * (1 + idx) for idx in range(9)]
+    expected = ids_of(llm.generate(prompts, GREEDY))
+    default = llm.engine
+    try:
+        for mode in MODES:
+            llm.engine = llm.new_engine(mode=mode)
+            assert ids_of(llm.generate(prompts, GREEDY)) == expected
+            assert llm.engine.summary.output_tokens == sum(map(len, expected))
+        llm.engine = Engine(
+            llm.new_engine().scheduler, llm.runner, vocab_size=96, eos_token_ids=(2,), overlap=False
+        )
+        assert ids_of(llm.generate(prompts, GREEDY)) == expected
+    finally:
+        llm.engine = default
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 5])
+def test_an_interrupt_leaves_the_engine_clean(llm, monkeypatch, after):
+    prompts = [[5, 6], [1, 2, 3], [9] * 30, [4], [8], [7]]
+    expected = ids_of(llm.generate(prompts, GREEDY))
+    step, steps = llm.engine.step, []
+
+    def interrupted():
+        if len(steps) == after:
+            raise KeyboardInterrupt
+        steps.append(step())
+        return steps[-1]
+
+    monkeypatch.setattr(llm.engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(prompts, GREEDY)
+    monkeypatch.undo()
+    assert llm.engine.num_unfinished == 0 and llm.engine.scheduler.pool.num_used == 0
+    assert ids_of(llm.generate(prompts, GREEDY)) == expected
+
+
+def test_a_device_that_fails_raises_and_leaves_the_engine_clean(llm, monkeypatch):
+    expected = ids_of(llm.generate([[5, 6]], GREEDY))
+    monkeypatch.setattr(llm.runner, "collect", lambda handle: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        llm.generate([[5, 6], [7]], GREEDY)
+    monkeypatch.undo()
+    assert llm.engine.num_unfinished == 0 and llm.engine.scheduler.pool.num_used == 0
+    assert ids_of(llm.generate([[5, 6]], GREEDY)) == expected
+
+
+def test_priority_of_each_prompt(model_dir):
+    with LLM(model_dir, policy="priority", mode="unbatched", **SMALL) as llm:
+        outputs = llm.generate([[1], [2], [3]], GREEDY, priority=[2, 0, 1])
+    ends = [output.metrics.finished_ts for output in outputs]
+    assert ends[1] < ends[2] < ends[0]
+
+
+# Construction.
+
+
+def test_without_a_tokenizer(tmp_path):
+    write_checkpoint(tmp_path, seed=3)
+    with LLM(tmp_path, **SMALL) as llm:
+        assert llm.get_tokenizer() is None
+        stop = SamplingParams(stop="a", max_tokens=3)
+        by_ids, by_text, with_stop = llm.generate([[5, 6], "text", [5, 6]], [GREEDY, GREEDY, stop])
+        assert len(by_ids.outputs[0].token_ids) == 6 and by_ids.outputs[0].text == ""
+        for output in (by_text, with_stop):
+            assert output.outputs[0].finish_reason == "error" and "no tokenizer" in output.error
+
+
+def test_a_tokenizer_from_elsewhere(tmp_path, model_dir):
+    write_checkpoint(tmp_path, seed=3)
+    with LLM(tmp_path, tokenizer=model_dir, **SMALL) as llm:
+        assert llm.generate("05.06.", GREEDY)[0].prompt_token_ids == [5, 6]
+
+
+def test_close_frees_the_memory(model_dir):
+    with LLM(model_dir, **SMALL) as llm:
+        leaves = jax.tree.leaves((llm.runner._params, llm.runner._state))
+        assert not any(leaf.is_deleted() for leaf in leaves)
+    assert all(leaf.is_deleted() for leaf in leaves)
+
+
+def test_dummy_weights_need_no_files(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny()))
+    with LLM(tmp_path, load_format="dummy", **SMALL) as llm:
+        assert len(ids_of(llm.generate([[1, 2]], GREEDY))[0]) == 6
+
+
+@pytest.mark.parametrize("name, hint", [("max_num_seq", "max_num_seqs"), ("block_size", "page_size")])
+def test_an_unknown_option_is_a_type_error_with_a_suggestion(model_dir, name, hint):
+    with pytest.raises(TypeError, match=f"no option '{name}'.*{hint}"):
+        LLM(model_dir, **{name: 4})
+
+
+@pytest.mark.parametrize(
+    "options, field",
+    [
+        ({"max_model_len": 257}, "max_model_len"),  # the model's context is 256
+        ({"dtype": "int8"}, "dtype"),
+        ({"page_size": 20}, "page_size"),
+        ({"max_num_seqs": 8}, "decode_buckets"),  # the largest holds 4
+        ({"num_pages": None, "kv_cache_memory_bytes": 100}, "kv_cache_memory_bytes"),
+    ],
+)
+def test_options_that_do_not_fit_are_config_errors(model_dir, options, field):
+    with pytest.raises(ConfigError) as error:
+        LLM(model_dir, **{**SMALL, **options})
+    assert error.value.field == field
+
+
+@pytest.mark.parametrize(
+    "config, field",
+    [
+        ({"model_type": "gpt2"}, "model_type"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"model_type": "mistral", "sliding_window": 64}, "sliding_window"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ],
+)
+def test_models_that_are_not_implemented_are_config_errors(tmp_path, config, field):
+    (tmp_path / "config.json").write_text(json.dumps(tiny(**config)))
+    with pytest.raises(ConfigError) as error:
+        LLM(tmp_path, **SMALL)
+    assert error.value.field == field
+
+
+def test_directories_that_are_none(tmp_path):
+    with pytest.raises(ConfigError, match="is no directory"):
+        LLM(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        LLM(tmp_path, **SMALL)
+    (tmp_path / "config.json").write_text(json.dumps(tiny()))
+    with pytest.raises(WeightsError):
+        LLM(tmp_path, **SMALL)
+
+
+def test_absurd_parameters_are_request_errors():
+    with pytest.raises(RequestError, match="temperature"):
+        SamplingParams(temperature=-1)
+    with pytest.raises(TypeError, match="did you mean 'max_tokens'"):
+        SamplingParams(max_token=5)
