@@ -131,17 +131,20 @@ class EngineConfig:
                 check_range(name, getattr(self, name), low, 2**62)
         if self.num_pages is not None and self.kv_cache_memory_bytes is not None:
             raise ConfigError("num_pages", self.num_pages, "set this or kv_cache_memory_bytes, not both")
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise ConfigError(
-                "gpu_memory_utilization", self.gpu_memory_utilization, "must be above 0, at most 1"
-            )
+        share = self.gpu_memory_utilization
+        if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
+            raise ConfigError("gpu_memory_utilization", share, "must be a number above 0, at most 1")
+        for name in ("overlap", "show_progress"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(name, getattr(self, name), "must be true or false")
         self._check_buckets("decode_buckets", self.decode_buckets, 1, self.max_num_seqs)
         self._check_buckets("token_buckets", self.token_buckets, TOKEN_ALIGN, self.max_num_batched_tokens)
 
     def _check_buckets(self, field: str, sizes: tuple[int, ...] | None, multiple: int, need: int) -> None:
         if sizes is None:
             return
-        object.__setattr__(self, field, tuple(sorted(set(sizes))))
+        if not isinstance(sizes, (tuple, list)):
+            raise ConfigError(field, sizes, "must be a list of integers")
         for size in sizes:
             check_range(field, size, 1, 2**20)
             if size % multiple:
@@ -150,6 +153,7 @@ class EngineConfig:
             raise ConfigError(field, sizes, f"the largest must be at least max_num_seqs={need}")
         if not sizes:
             raise ConfigError(field, sizes, "must name at least one size")
+        object.__setattr__(self, field, tuple(sorted(set(sizes))))
 
     def decode_sizes(self) -> tuple[int, ...]:
         """Slots of the decode programs, ascending; the largest holds `max_num_seqs`."""
@@ -173,7 +177,7 @@ class EngineConfig:
 
 def check_choice(field: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise ConfigError where `value` is none of `choices`."""
-    if value not in choices or isinstance(value, bool):
+    if value not in choices or isinstance(value, (bool, float)):  # 16.0 == 16
         raise ConfigError(field, value, f"must be one of {', '.join(map(str, choices))}")
 
 
