@@ -42,5 +42,16 @@ $(VENV)/.dev: $(VENV)/.core
 	$(PIP_INSTALL) --editable ".[dev]"
 	touch $@
 
+# Compile the steps for GPUs that are not here. One target per process: XLA compiles a second one wrongly.
+AOT_PYTHON ?= $(shell command -v python3.12 || ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12.*/bin/python 2>/dev/null | head -n 1 | grep . || echo $(PYTHON))
+gate: .venv-aot/.aot
+	.venv-aot/bin/python tools/compile_for.py h200
+	.venv-aot/bin/python tools/compile_for.py a100
+
+.venv-aot/.aot: pyproject.toml
+	test -x .venv-aot/bin/python || $(AOT_PYTHON) -m venv .venv-aot
+	.venv-aot/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[aot]"
+	touch $@
+
 clean:
 	rm -rf $(VENV) .venv-* build

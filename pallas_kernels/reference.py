@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 BLOCK_KV = 128  # tokens of the cache per iteration
@@ -28,11 +29,10 @@ class _Softmax(NamedTuple):
     total: Float[Array, "*rows"]
 
     @classmethod
-    def empty(cls, *rows: int, head_dim: int) -> _Softmax:
+    def empty(cls, q: Float[Array, "*rows head_dim"]) -> _Softmax:
+        rows = q.shape[:-1]
         return cls(
-            jnp.zeros((*rows, head_dim), jnp.float32),
-            jnp.full(rows, NEG_INF, jnp.float32),
-            jnp.zeros(rows, jnp.float32),
+            _zeros_after(q, jnp.float32), jnp.full(rows, NEG_INF, jnp.float32), jnp.zeros(rows, jnp.float32)
         )
 
     def normalised(self) -> Float[Array, "*rows head_dim"]:
@@ -64,7 +64,7 @@ def paged_decode(
         return _accumulate(state, scores, live[:, None, None], v, "bkgn,bnkd->bkgd")
 
     num_blocks = _cdiv(jnp.max(kv_lens, initial=0), block_pages * page_size)
-    state = lax.fori_loop(0, num_blocks, visit, _Softmax.empty(*grouped.shape[:3], head_dim=head_dim))
+    state = lax.fori_loop(0, num_blocks, visit, _Softmax.empty(grouped))
     return state.normalised().reshape(q.shape).astype(q.dtype)
 
 
@@ -112,16 +112,14 @@ def paged_prefill(
             return _accumulate(state, scores, live[:, None, None], v, "tkgn,nkd->tkgd")
 
         num_blocks = _cdiv(jnp.max(last_key) + 1, block_len)
-        state = lax.fori_loop(
-            0, num_blocks, visit, _Softmax.empty(BLOCK_Q, kv_heads, group, head_dim=head_dim)
-        )
+        state = lax.fori_loop(0, num_blocks, visit, _Softmax.empty(queries))
         result = state.normalised().astype(q.dtype)
         others = lax.dynamic_slice_in_dim(out, start, BLOCK_Q)  # a short tile ends before the next slot
         return lax.dynamic_update_slice_in_dim(
             out, jnp.where(row_live[:, None, None, None], result, others), start, axis=0
         )
 
-    out = lax.fori_loop(0, tiles_before[-1], tile, jnp.zeros_like(padded_q))
+    out = lax.fori_loop(0, tiles_before[-1], tile, _zeros_after(padded_q, q.dtype))
     return out[:num_tokens].reshape(q.shape)
 
 
@@ -138,6 +136,13 @@ def write_kv(
     """
     new = jnp.stack([k, v], axis=1).astype(kv_pages.dtype)
     return kv_pages.at[page_ids, :, :, offsets].set(new, mode="drop", unique_indices=True)
+
+
+def _zeros_after(x: Float[Array, "*n"], dtype: DTypeLike) -> Float[Array, "*n"]:
+    """Zeros like `x` that are made when `x` is. The compiler makes constant zeros for all loops of a program
+    at its start, and holds them until their loops run: a buffer for every layer of a model."""
+    never = jnp.isneginf(x) & jnp.isposinf(x)
+    return jnp.where(never, x, 0).astype(dtype)
 
 
 def _cdiv(x: Int[Array, "*n"], y: int) -> Int[Array, "*n"]:

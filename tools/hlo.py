@@ -14,7 +14,14 @@ _NO_KERNEL = {
     *("after-all", "bitcast", "call", "conditional", "constant", "get-tuple-element", "opt-barrier"),
     *("parameter", "partition-id", "tuple", "while"),
 }
-_MOVES = {"copy", "transpose", "gather", "slice", "dynamic-slice", "convert"}  # a result of other bytes' values
+_MOVES = {
+    "copy",
+    "transpose",
+    "gather",
+    "slice",
+    "dynamic-slice",
+    "convert",
+}  # a result of other bytes' values
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|[^ (]+) ([\w\-]+)\((.*)$")

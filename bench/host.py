@@ -1,0 +1,265 @@
+"""What the host costs per step: planning, packing and taking in results, and one dispatch.
+
+    python -m bench.host [--quick] [--json FILE]
+
+Sequences end and arrive all the time (about 1 % per step). No model runs: results are made up from the
+plan, outside the timed sections. Sizes take turns, so that a slow spell of the machine hits all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jbatch.config import EngineConfig, ModelConfig
+from jbatch.plan import (
+    TOKENS_PER_STEP,
+    Status,
+    StepInput,
+    StepOutput,
+    StepPlan,
+    decode_bucket,
+    input_size,
+    pack,
+    prefill_bucket,
+)
+from jbatch.policy import MODES, POLICIES
+from jbatch.request import Request, SamplingParams
+from jbatch.scheduler import Scheduler, SchedulerConfig
+
+PROMPT_LEN, MEAN_OUTPUT_LEN, PAGE_SIZE, MAX_MODEL_LEN = 64, 100, 64, 1024
+GOAL_US = 300.0  # schedule + pack + apply at 256 sequences, on an idle machine
+
+
+class Timing(NamedTuple):
+    """Microseconds of one step's host work."""
+
+    kind: str
+    schedule: float
+    pack: float
+    apply: float
+
+    @property
+    def total(self) -> float:
+        return self.schedule + self.pack + self.apply
+
+
+class Churn:
+    """A scheduler that is kept at `num_seqs` running sequences, one step ahead of made-up results."""
+
+    def __init__(self, num_seqs: int, seed: int = 0):
+        engine = EngineConfig(max_num_seqs=num_seqs)
+        self.num_seqs, self._random = num_seqs, random.Random(seed)
+        self.scheduler = Scheduler(
+            SchedulerConfig(
+                num_rows=num_seqs,
+                num_pages=1 + num_seqs * MAX_MODEL_LEN // PAGE_SIZE,
+                page_size=PAGE_SIZE,
+                max_model_len=MAX_MODEL_LEN,
+                decode_buckets=tuple(decode_bucket(slots) for slots in engine.decode_sizes()),
+                prefill_buckets=tuple(prefill_bucket(t, num_seqs) for t in engine.token_sizes(MAX_MODEL_LEN)),
+                policy=POLICIES["fcfs"],
+                admission=MODES["continuous"],
+            )
+        )
+        self._left: dict[int, int] = {}  # tokens that a sequence has still to get
+        self._num_added = 0
+        self._in_flight: tuple[StepPlan, StepOutput, Timing] | None = None
+        for _ in range(3 * MEAN_OUTPUT_LEN):  # until sequences of all ages run
+            self.step()
+
+    def step(self) -> Timing | None:
+        """Plan and pack a step, then take in the result of the one before, whose timing is then complete."""
+        missing = self.num_seqs - len(self.scheduler.running) - self.scheduler.num_waiting
+        for _ in range(missing):
+            self.scheduler.add(self._request())
+        begin = time.perf_counter()
+        plan = self.scheduler.schedule(float(self._num_added))
+        scheduled = time.perf_counter()
+        if plan is not None:
+            pack(plan, self.num_seqs, PAGE_SIZE)
+        packed = time.perf_counter()
+        before, self._in_flight = self._in_flight, None
+        if plan is not None:
+            timing = Timing(plan.bucket.kind, 1e6 * (scheduled - begin), 1e6 * (packed - scheduled), 0.0)
+            self._in_flight = (plan, self._output(plan), timing)
+        if before is None:
+            return None
+        plan, output, timing = before
+        begin = time.perf_counter()
+        self.scheduler.apply(plan, output)
+        return timing._replace(apply=1e6 * (time.perf_counter() - begin))
+
+    def _request(self) -> Request:
+        self._num_added += 1
+        return Request(
+            request_id=str(self._num_added),
+            prompt_token_ids=tuple(range(1, PROMPT_LEN + 1)),
+            params=SamplingParams(temperature=0.0),
+            max_tokens=self._random.randint(MEAN_OUTPUT_LEN // 2, MEAN_OUTPUT_LEN * 3 // 2),
+            stop_ids=(2,),
+            seed=self._num_added,
+            arrival=float(self._num_added),
+        )
+
+    def _output(self, plan: StepPlan) -> StepOutput:
+        """A token for each row that is due one; half of the sequences end early, at a stop id."""
+        slots = plan.bucket.slots
+        tokens = np.full((slots, TOKENS_PER_STEP), 7, np.int32)
+        counts, statuses = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
+        for slot, seq_id in enumerate(plan.seq_ids):
+            if plan.chunks:
+                setup = plan.chunks[slot].setup
+                if setup is None:
+                    continue
+                self._left[seq_id] = setup.budget
+            if seq_id not in self._left:
+                continue  # it ended in the step before
+            counts[slot] = 1
+            self._left[seq_id] -= 1
+            if not self._left[seq_id]:
+                statuses[slot] = Status.OUT_OF_BUDGET
+            elif self._random.random() < 0.5 / MEAN_OUTPUT_LEN:
+                statuses[slot] = Status.STOPPED
+            if statuses[slot]:
+                del self._left[seq_id]
+        return StepOutput(tokens, counts, statuses)
+
+
+def time_host(sizes: tuple[int, ...], rounds: int, steps: int) -> dict[str, Any]:
+    """Median microseconds per decode step at each number of running sequences, and the slope."""
+    churns = {size: Churn(size) for size in sizes}
+    timings: dict[int, list[Timing]] = {size: [] for size in sizes}
+    user_s = dict.fromkeys(sizes, 0.0)
+    for _ in range(rounds):
+        for size, churn in churns.items():
+            begin = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+            timings[size] += [timing for _ in range(steps) if (timing := churn.step())]
+            user_s[size] += resource.getrusage(resource.RUSAGE_SELF).ru_utime - begin
+    rows = [_row(size, timings[size], user_s[size]) for size in sizes]
+    slope = (rows[-1]["total_us"] - rows[0]["total_us"]) / (sizes[-1] - sizes[0])
+    return {"rows": rows, "slope_us_per_sequence": slope, "goal_us_at_256": GOAL_US}
+
+
+def _row(size: int, timings: list[Timing], user_s: float) -> dict[str, Any]:
+    decode = [timing for timing in timings if timing.kind == "decode"]
+    prefill = [timing.total for timing in timings if timing.kind == "prefill"]
+    parts = {
+        f"{part}_us": statistics.median(getattr(timing, part) for timing in decode)
+        for part in ("schedule", "pack", "apply", "total")
+    }
+    return {
+        "running": size,
+        "decode_steps": len(decode),
+        **parts,
+        "best_total_us": statistics.quantiles((timing.total for timing in decode), n=10)[0],
+        "prefill_total_us": statistics.median(prefill),  # of the steps in between, with the arrivals
+        "user_us_per_step": user_s / len(timings) * 1e6,  # making up requests and results included
+    }
+
+
+def time_dispatch(num_layers: int, slots: int, calls: int) -> dict[str, Any]:
+    """Microseconds of `Runner.submit` with a decode step's arguments, for a program that computes nothing."""
+    import jax
+    import jax.numpy as jnp
+
+    from jbatch.model import abstract_params
+    from jbatch.runner import Program, Runner
+    from jbatch.state import EngineState, StateShape
+
+    class Dispatch(Runner):
+        """A runner of one program, made here."""
+
+        def __init__(self, params: Any, state: Any, program: Program, compiled: Any):
+            self._params, self._state, self._programs = params, state, {program: compiled}
+
+    config = ModelConfig(
+        vocab_size=64,
+        embed_dim=32,
+        mlp_dim=32,
+        num_layers=num_layers,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=16,
+        max_position_embeddings=MAX_MODEL_LEN,
+        dtype="float32",
+    )
+    device = jax.devices("cpu")[0]
+    params = tuple(
+        jnp.zeros(leaf.shape, leaf.dtype, device=device) for leaf in abstract_params(config).values()
+    )
+    state = StateShape(slots, 4, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE).zeros(config, device)
+    bucket = decode_bucket(slots)
+    packed = np.zeros(input_size(bucket, PAGE_SIZE), np.int32)
+
+    def step(params: Any, state: EngineState, packed: jax.Array) -> tuple[EngineState, jax.Array]:
+        return state, jnp.zeros((slots, TOKENS_PER_STEP + 2), jnp.int32)
+
+    compiled = jax.jit(step, donate_argnums=1, keep_unused=True).lower(params, state, packed).compile()
+    leaves = len(jax.tree.leaves((params, state, packed)))
+    runner = Dispatch(params, state, Program(bucket, True), compiled)
+    spans = []
+    for _ in range(calls):
+        begin = time.perf_counter()
+        handle = runner.submit(StepInput(bucket, True, packed))
+        spans.append(time.perf_counter() - begin)
+        runner.collect(handle)
+    runner.close()
+    return {"layers": num_layers, "leaves_per_call": leaves, "submit_us": statistics.median(spans) * 1e6}
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The result, for people."""
+    columns = (
+        "running",
+        "schedule_us",
+        "pack_us",
+        "apply_us",
+        "total_us",
+        "best_total_us",
+        "prefill_total_us",
+    )
+    columns += ("user_us_per_step",)
+    print("microseconds per decode step (median), results one step late, 1 % of the sequences end per step")
+    print("  ".join(column.removesuffix("_us").rjust(16) for column in columns))
+    for row in result["host"]["rows"]:
+        print("  ".join(f"{row[column]:16.0f}" for column in columns))
+    dispatch = result["dispatch"]
+    print(
+        f"slope: {result['host']['slope_us_per_sequence']:.2f} us per sequence; goal at 256: {GOAL_US:.0f} us"
+    )
+    print(
+        f"dispatch of a decode step, {dispatch['layers']} layers: {dispatch['leaves_per_call']} leaves, "
+        f"{dispatch['submit_us']:.0f} us"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="few steps: does it run at all")
+    parser.add_argument("--json", metavar="FILE", help="write the result there")
+    args = parser.parse_args()
+    rounds, steps = (1, 60) if args.quick else (20, 100)
+    result = {
+        "schema": 1,
+        "quick": args.quick,
+        "host": time_host((64, 256, 1024), rounds, steps),
+        "dispatch": time_dispatch(num_layers=32, slots=64, calls=20 if args.quick else 500),
+    }
+    print_table(result)
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(result, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
