@@ -43,7 +43,8 @@ $(VENV)/.dev: $(VENV)/.core
 	touch $@
 
 # Compile the steps for GPUs that are not here. One target per process: XLA compiles a second one wrongly.
-AOT_PYTHON ?= $(shell command -v python3.12 || ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12.*/bin/python 2>/dev/null | head -n 1 | grep . || echo $(PYTHON))
+# pyenv's shim of a version that is not active exists and fails, so it is run, not looked up.
+AOT_PYTHON ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12.*/bin/python 2>/dev/null | head -n 1 | grep . || echo $(PYTHON))
 gate: .venv-aot/.aot
 	.venv-aot/bin/python tools/compile_for.py h200
 	.venv-aot/bin/python tools/compile_for.py a100
