@@ -212,8 +212,11 @@ class Engine:
         if sequence.finish_reason in (FinishReason.STOP, FinishReason.ERROR) or finder is None:
             return
         try:
-            if any(finder.push(token_id) for token_id in token_ids):
-                self.scheduler.finish(sequence, FinishReason.STOP, stop_reason=finder.found)
+            first = len(sequence.output_token_ids) - len(token_ids) + 1
+            for number, token_id in enumerate(token_ids, start=first):
+                if finder.push(token_id, search=number > sequence.request.params.min_tokens):
+                    self.scheduler.finish(sequence, FinishReason.STOP, stop_reason=finder.found)
+                    break
         except RequestError as error:  # this request's text alone
             self.scheduler.finish(sequence, FinishReason.ERROR, error=str(error))
 

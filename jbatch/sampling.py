@@ -54,7 +54,7 @@ def keep_likely(scaled: Float[Array, "slots vocab"], rows: RowSetup) -> Float[Ar
     return jnp.where(_ordered(scaled) >= lowest_likely(scaled, rows)[:, None], scaled, -jnp.inf)
 
 
-def lowest_likely(scaled: Float[Array, "slots vocab"], rows: RowSetup) -> UInt[Array, "slots"]:
+def lowest_likely(scaled: Float[Array, "slots vocab"], rows: RowSetup) -> UInt[Array, " slots"]:
     """The key (see `_ordered`) of the least likely token that min-p, then top-k, then top-p keep."""
     peak = scaled.max(axis=-1, keepdims=True)
     keys = _ordered(scaled)

@@ -56,12 +56,11 @@ class StopFinder:
     def __init__(self, tokenizer: tokenizers.Tokenizer, stop: Sequence[str], skip_special_tokens: bool):
         self._tokenizer, self._stop = tokenizer, stop
         self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._longest = max(map(len, stop))
         self._text = ""
         self.found: str | None = None
 
-    def push(self, token_id: int) -> bool:
-        """Take in a token; whether a stop string is now complete.
+    def push(self, token_id: int, *, search: bool = True) -> bool:
+        """Take in a token; whether it completes a stop string. Without `search` it may not.
 
         Raises RequestError where the tokenizer cannot decode the sequence.
         """
@@ -71,9 +70,9 @@ class StopFinder:
             raise RequestError("stop", list(self._stop), f"the output cannot be decoded: {error}") from error
         if not new:
             return False
-        begin = max(0, len(self._text) - self._longest + 1)
-        self._text += new
-        hits = [(at, stop) for stop in self._stop if (at := self._text.find(stop, begin)) >= 0]
+        before, self._text = len(self._text), self._text + new
+        found = [(self._text.find(stop, max(0, before - len(stop) + 1)), stop) for stop in self._stop]
+        hits = [(at, stop) for at, stop in found if at >= 0 and search]
         if hits:
             self._at, self.found = min(hits)
         return bool(hits)

@@ -42,6 +42,7 @@ def test_the_tokens_above_are_right():
 
 # Ends.
 
+LONG = 40 * "4"  # a stop string whose length must not bring another one back
 INCLUDE = {"include_stop_str_in_output": True}
 
 
@@ -64,6 +65,10 @@ INCLUDE = {"include_stop_str_in_output": True}
         ({"max_tokens": 9, "stop": ["47", "1."]}, (), 2, "stop", "1.", "05.1"),
         ({"max_tokens": 9, "stop": "1.2", **INCLUDE}, (), 3, "stop", "1.2", "05.11.2"),
         ({"max_tokens": 9, **INCLUDE}, (23,), 3, "stop", None, "05.11.23."),
+        ({"max_tokens": 9, "stop": "23", "min_tokens": 2}, (), 3, "stop", "23", "05.11."),
+        ({"max_tokens": 9, "stop": "1.2", "min_tokens": 2}, (), 3, "stop", "1.2", "05.1"),
+        ({"max_tokens": 5, "stop": "1.2", "min_tokens": 3}, (), 5, "length", None, "05.11.23.47.95."),
+        ({"max_tokens": 9, "stop": ["1.", "95", LONG], "min_tokens": 2}, (), 5, "stop", "95", "05.11.23.47."),
         ({"max_tokens": 3, "stop": "xyz"}, (), 3, "length", None, "05.11.23."),
         ({"max_tokens": 3, "detokenize": False}, (), 3, "length", None, ""),
     ],
@@ -163,7 +168,7 @@ def test_output_that_cannot_be_decoded_ends_its_request_alone(monkeypatch):
     engine.add_request("bad", PROMPT, SamplingParams(max_tokens=9, stop="x"))
     engine.add_request("good", PROMPT, SamplingParams(max_tokens=9))
 
-    def fail(self, token_id):
+    def fail(self, token_id, search):
         raise RequestError("stop", ["x"], "the output cannot be decoded: boom")
 
     monkeypatch.setattr("jbatch.tokenizer.StopFinder.push", fail)
