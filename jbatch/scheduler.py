@@ -52,11 +52,7 @@ class SchedulerConfig(NamedTuple):
     admission: Admission
 
 
-class Progress(NamedTuple):
-    """What one applied step gave one sequence."""
-
-    sequence: Sequence
-    token_ids: list[int]
+Progress = tuple[Sequence, list[int]]  # the tokens that one applied step gave one sequence
 
 
 class Scheduler:
@@ -173,40 +169,40 @@ class Scheduler:
     def apply(self, plan: StepPlan, output: StepOutput) -> tuple[list[Progress], StepRecord]:
         """Take in the result of a step: tokens, ends, and the step's account."""
         progress: list[Progress] = []
-        useful = wasted = recomputed = used = 0
+        useful = wasted = recomputed = num_tokens = 0
         prefill = plan.bucket.kind == "prefill"
         tokens, counts, statuses = (array.tolist() for array in output)
         for slot, seq_id in enumerate(plan.seq_ids):
             sequence = self._sequences.get(seq_id)
-            size = len(plan.chunks[slot].token_ids) if prefill else 1
-            used += size
-            if sequence is None or sequence.finished:
+            chunk = plan.chunks[slot] if prefill else None
+            size = len(chunk.token_ids) if chunk else 1
+            if sequence is None or sequence.finish_reason is not None:
                 wasted += size
                 continue
-            if prefill:
-                recomputed += plan.chunks[slot].num_recomputed
-                size -= plan.chunks[slot].num_recomputed
             useful += size
-            if prefill and plan.chunks[slot].setup is None:
-                continue
+            if chunk:
+                useful -= chunk.num_recomputed
+                recomputed += chunk.num_recomputed
+                if chunk.setup is None:
+                    continue
             new = tokens[slot][: counts[slot]]
-            sequence.token_ids.extend(new)
-            progress.append(Progress(sequence, new))
+            num_tokens += len(new)
+            sequence.token_ids += new
+            progress.append((sequence, new))
             if statuses[slot]:
                 self._end(sequence, statuses[slot])
-        bucket = plan.bucket
-        computed = bucket.tokens if prefill else bucket.slots
+        computed = plan.bucket.tokens if prefill else plan.bucket.slots
         record = StepRecord(
             step_idx=plan.step_idx,
-            kind=bucket.kind,
-            slots=bucket.slots,
+            kind=plan.bucket.kind,
+            slots=plan.bucket.slots,
             slots_used=len(plan.seq_ids),
             computed=computed,
             useful=useful,
-            padded=computed - used,
+            padded=computed - useful - wasted - recomputed,
             wasted=wasted,
             recomputed=recomputed,
-            output_tokens=sum(len(p.token_ids) for p in progress),
+            output_tokens=num_tokens,
             pages_used=self.pool.num_used,
             num_running=len(self._running),
             num_waiting=self._num_waiting,

@@ -11,7 +11,7 @@ from jbatch.metrics import summarise
 from jbatch.plan import Status, StepOutput, TableUpdate
 from jbatch.policy import MODES
 from jbatch.request import FinishReason
-from jbatch.scheduler import Progress, Scheduler, StepLimits
+from jbatch.scheduler import Scheduler, StepLimits
 from tests.helpers.schedules import Driver, buckets, request, scheduler_config
 
 
@@ -285,7 +285,7 @@ def test_a_row_that_is_not_finite_ends_alone():
     plan = scheduler.schedule(0.0)
     tokens, counts, status = np.array([[7], [0]]), np.array([1, 0]), np.array([0, Status.NON_FINITE])
     progress, record = scheduler.apply(plan, StepOutput(tokens, counts, status))
-    assert progress == [Progress(good, [7]), Progress(bad, [])] and record.output_tokens == 1
+    assert progress == [(good, [7]), (bad, [])] and record.output_tokens == 1
     assert bad.finish_reason == FinishReason.ERROR and "position 3" in bad.error and "bfloat16" in bad.error
     assert scheduler.running == (good,) and not good.finished
 

@@ -120,4 +120,4 @@ def check_record(record: StepRecord, progress: list[Progress]) -> None:
     assert record.useful + record.padded + record.wasted + record.recomputed == record.computed
     assert min(record.useful, record.padded, record.wasted, record.recomputed) >= 0
     assert record.useful + record.wasted + record.recomputed > 0, "a step without work"
-    assert record.output_tokens == sum(len(p.token_ids) for p in progress)
+    assert record.output_tokens == sum(len(token_ids) for _, token_ids in progress)
