@@ -61,9 +61,9 @@ def run_demo(json_file: Path | None, device: str) -> None:
         console.print(f"{llm.runner.num_programs} programs ready after {time.monotonic() - begin:.1f} s\n")
         prompts = [example.prompt for example in examples]
         runs: dict[str, ModeRun] = {}
-        for mode in MODES:
-            repeated = [run_mode(llm, mode, prompts) for _ in range(REPEATS)]
-            runs[mode] = min(repeated, key=lambda run: run.elapsed_s)
+        for name in MODES:
+            repeated = [run_mode(llm, name, prompts) for _ in range(REPEATS)]
+            runs[name] = min(repeated, key=lambda run: run.elapsed_s)
     right = [
         output.outputs[0].text == example.answer
         for output, example in zip(runs["continuous"].outputs, examples, strict=True)
@@ -121,12 +121,13 @@ def _print_answers(
     right: Sequence[bool],
 ) -> None:
     for example, output, is_right in list(zip(examples, outputs, right, strict=True))[:NUM_SHOWN]:
-        prompt = example.prompt
-        if len(prompt) > 48:
-            prompt = f"{prompt[:22]} ... {prompt[-21:]}"
         wrong = "" if is_right else f"   wrong: {example.answer}"
-        console.print(f"  {prompt} {output.outputs[0].text!r}{wrong}")
+        console.print(f"  {_cut(example.prompt)} {_cut(repr(output.outputs[0].text))}{wrong}")
     console.print(f"  ... and {len(examples) - NUM_SHOWN} more: {sum(right)} of {len(right)} right\n")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 50 else f"{text[:23]} ... {text[-22:]}"
 
 
 def _print_comparison(console: Console, runs: dict[str, ModeRun]) -> None:

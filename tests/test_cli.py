@@ -1,0 +1,197 @@
+"""The command line, as a user meets it."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from jbatch import LLM, SamplingParams, cli
+from tests.helpers.command import SMALL, run, write_model
+
+GREEDY = ("--temperature", "0", "--max-tokens", "4")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> pathlib.Path:
+    return write_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def no_compiling(monkeypatch):
+    monkeypatch.setattr("jbatch.llm.Runner", lambda *_: pytest.fail("compiled before it checked"))
+
+
+def start(*args, **options) -> subprocess.Popen:
+    """`python -m jbatch` in a process of its own."""
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace") | options
+    return subprocess.Popen([sys.executable, "-m", "jbatch", *map(str, args)], **pipes)
+
+
+@pytest.mark.parametrize("args", [(), ("--help",), ("-h",)])
+def test_help(args, capsys):
+    ended = run(capsys, *args)
+    assert ended.code == 0 and not ended.err
+    assert all(f"  {command} " in ended.out for command in ("generate", "demo", "doctor", "convert"))
+
+
+@pytest.mark.parametrize("command", ["generate", "demo", "doctor", "convert"])
+def test_help_of_a_command_fits_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = run(capsys, command, "--help")
+    assert ended.code == 0 and max(map(len, ended.out.splitlines())) <= 80
+    assert "…" not in ended.out and "..." not in ended.out.replace("[ARGS]...", "")
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ("genrate", "No such command 'genrate'. Did you mean 'generate'? (see jbatch --help)"),
+        ("generate m --promt x", "--promt (Possible options: --prompt) (see jbatch generate --help)"),
+        ("generate", "Missing argument"),
+        ("generate m", "Missing option '--prompt'"),
+        ("generate m -p", "requires an argument"),
+        ("doctor a b", "unexpected extra argument"),
+        ("--foo", "No such option: --foo"),
+        ("generate /nowhere -p x", "model='/nowhere': is no directory"),
+        ("convert /nowhere out", "config.json='/nowhere/config.json': cannot be read"),
+        ("convert /nowhere out --dtype int8", "dtype='int8': must be one of auto, bfloat16"),
+        ("demo --json /nowhere/x.json", "No such file or directory: '/nowhere/x.json'"),
+    ],
+)
+def test_usage_errors_are_one_line(args, message, capsys):
+    ended = run(capsys, *args.split())
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert ended.err.startswith("jbatch: ") and message in ended.err
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--max-tokens x", "max_tokens='x': must be an integer"),
+        ("--max-tokens -1", "max_tokens=-1: must be an integer from 0"),
+        ("--min-tokens 9 --max-tokens 3", "min_tokens=9: must be an integer from 0 to 3"),
+        ("--temperature nan", "temperature=nan: must be a number from 0 to 100"),
+        ("--temperature 1e999", "temperature=inf: "),
+        ("--top-p 0", "top_p=0.0: must be above 0"),
+        ("--top-k 99999999999999999999", "top_k=99999999999999999999: must be an integer from -1"),
+        ("--min-p 1.1", "min_p=1.1: "),
+        ("--stop=", "stop='': must be a string of 1 to 256 characters"),
+        ("--seed -1", "seed=-1: must be an integer from 0 to 4294967295"),
+        ("--max-num-seqs 0", "max_num_seqs=0: must be an integer from 1 to 4096"),
+        ("--max-num-batched-tokens 7", "max_num_batched_tokens=7: "),
+        ("--max-model-len 257", "max_model_len=257: must be at most 256, the model's context"),
+        ("--page-size 17", "page_size=17: must be one of 16, 32, 64, 128"),
+        ("--num-pages 1", "num_pages=1: "),
+        ("--num-pages 999999999999999", "num_pages=999999999999999: "),
+        ("--num-pages 3 --kv-cache-memory-bytes 9", "num_pages=3: set this or kv_cache_memory_bytes"),
+        ("--kv-cache-memory-bytes 1", "kv_cache_memory_bytes=1: 1 bytes are left"),
+        ("--gpu-memory-utilization nan", "gpu_memory_utilization=nan: "),
+        ("--mode foo", "mode='foo': must be one of continuous, static"),
+        ("--policy foo", "policy='foo': must be one of fcfs"),
+        ("--dtype int8", "dtype='int8': "),
+        ("--load-format pickle", "load_format='pickle': must be one of auto, dummy"),
+        ("--device tpu", "device='tpu': must be one of auto, cpu, cuda"),
+    ],
+)
+def test_absurd_values_are_named(model, flags, message, no_compiling, capsys):
+    device = () if "--device" in flags else ("--device", "cpu")
+    ended = run(capsys, "generate", model, "-p", "x", *device, *flags.split())
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert ended.err.startswith(f"jbatch: {message}")
+
+
+def test_cuda_without_a_gpu_says_what_to_install(model, no_compiling, capsys):
+    if jax.default_backend() != "cpu":
+        pytest.skip("there is a GPU")
+    ended = run(capsys, "generate", model, "-p", "x", "--device", "cuda")
+    assert ended.code == 2 and "pip install 'jbatch[cuda13]'" in ended.err and ended.err.count("\n") == 1
+
+
+def edit_config(model_dir: pathlib.Path, **changes) -> None:
+    path = model_dir / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda d: (d / "config.json").unlink(), "config.json="),
+        (lambda d: (d / "config.json").write_text("{"), "config.json="),
+        (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer.json"),
+        (lambda d: (d / "tokenizer.json").write_text("{"), "tokenizer.json="),
+        (lambda d: (d / "model.safetensors").unlink(), "model.safetensors"),
+        (lambda d: os.truncate(d / "model.safetensors", 3000), "model.safetensors"),
+        (lambda d: edit_config(d, rope_scaling={"rope_type": "su", "factor": 2.0}), "rope_type='su'"),
+        (lambda d: edit_config(d, intermediate_size=64), "mlp.gate_proj"),
+    ],
+)
+def test_a_damaged_model_is_one_line(damage, message, tmp_path, no_compiling, capsys):
+    model_dir = write_model(tmp_path / "model")
+    damage(model_dir)
+    ended = run(capsys, "generate", model_dir, "-p", "x", "--device", "cpu")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert message in ended.err
+
+
+def test_texts_in_the_order_of_the_prompts(model, capsys):
+    prompts = ["reverse ab=", "é👩\n\n=", "sort 21="]
+    with LLM(model, device="cpu", max_model_len=32, max_num_seqs=1) as llm:
+        texts = [
+            o.outputs[0].text for o in llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=4))
+        ]
+    flags = [flag for prompt in prompts for flag in ("-p", prompt)]
+    ended = run(capsys, "generate", model, *flags, *SMALL, *GREEDY)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == "".join(f"{prompt}{text}\n" for prompt, text in zip(prompts, texts, strict=True))
+
+
+def test_prompts_that_cannot_be_served_do_not_stop_the_others(model, capsys):
+    prompts = ["ok=", "x" * 300, os.fsdecode(b"\xff\xfe"), "fine="]
+    flags = [flag for prompt in prompts for flag in ("-p", prompt)]
+    ended = run(capsys, "generate", model, *flags, *SMALL, *GREEDY)
+    assert ended.code == 1
+    assert ended.out.startswith("ok=") and "\nfine=" in ended.out
+    first, second = ended.err.splitlines()
+    assert first.startswith("jbatch: prompt 2 of 4: ") and len(first) < 200
+    assert second.startswith("jbatch: prompt 3 of 4: ") and "surrogates" in second
+
+
+def test_a_terminal_without_the_characters(model):
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    process = start("generate", model, "-p", "👩=", *SMALL, "--max-tokens", "0", env=environment)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "\\U0001f469=\n", "")
+
+
+def test_a_closed_pipe_is_no_traceback(model):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write) as closed:
+        process = start("doctor", model, stdout=closed)
+        assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("delay_s", [0.7, 1.5, 3.0])
+def test_an_interrupt_ends_at_once(model, delay_s):
+    """In an import, a compilation, or a generation of 200 tokens: wherever it comes."""
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    flags = ("--ignore-eos", "--max-num-seqs", "64", "--device", "cpu")
+    process = start("generate", model, "-p", "x", *flags, env=environment)
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=5)
+    assert (process.returncode, out, err) == (130, "", "jbatch: interrupted\n")
+
+
+def test_a_damaged_compilation_cache_is_a_warning(capsys):
+    """JAX goes on without, but warns at every start."""
+    cli._warn(UserWarning("Error reading persistent compilation cache entry for 'jit_step':\n bad header"))
+    message = "Error reading persistent compilation cache entry for 'jit_step': bad header"
+    assert capsys.readouterr().err == f"jbatch: {message} (to be rid of this, delete ~/.cache/jbatch)\n"
