@@ -31,7 +31,7 @@ from jbatch.plan import (
     prefill_bucket,
 )
 from jbatch.policy import MODES, POLICIES
-from jbatch.request import Request, SamplingParams
+from jbatch.request import Request, Sampler, SamplingParams
 from jbatch.scheduler import Scheduler, SchedulerConfig
 
 PROMPT_LEN, MEAN_OUTPUT_LEN, PAGE_SIZE, MAX_MODEL_LEN = 64, 100, 64, 1024
@@ -204,11 +204,11 @@ def time_dispatch(num_layers: int, slots: int, calls: int) -> dict[str, Any]:
 
     compiled = jax.jit(step, donate_argnums=1, keep_unused=True).lower(params, state, packed).compile()
     leaves = len(jax.tree.leaves((params, state, packed)))
-    runner = Dispatch(params, state, Program(bucket, True), compiled)
+    runner = Dispatch(params, state, Program(bucket, Sampler.GREEDY), compiled)
     spans = []
     for _ in range(calls):
         begin = time.perf_counter()
-        handle = runner.submit(StepInput(bucket, True, packed))
+        handle = runner.submit(StepInput(bucket, Sampler.GREEDY, packed))
         spans.append(time.perf_counter() - begin)
         runner.collect(handle)
     runner.close()

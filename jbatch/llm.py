@@ -22,7 +22,14 @@ from jbatch.model import abstract_params
 from jbatch.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.policy import MODES, POLICIES, Policy
 from jbatch.progress import progress_bar
-from jbatch.request import CompletionOutput, FinishReason, RequestMetrics, RequestOutput, SamplingParams
+from jbatch.request import (
+    CompletionOutput,
+    FinishReason,
+    RequestMetrics,
+    RequestOutput,
+    Sampler,
+    SamplingParams,
+)
 from jbatch.runner import Program, Runner, compile_step, programs_for
 from jbatch.scheduler import Limits, Scheduler, SchedulerConfig
 from jbatch.state import StateShape
@@ -195,7 +202,7 @@ def _runner(config: EngineConfig, model: ModelConfig, max_model_len: int, model_
     shape = StateShape(config.max_num_seqs, 2, config.page_size, pages_per_seq)
     step_bytes = 0
     if device.platform != "cpu":  # temporaries do not grow with the pool: measure them with a small one
-        largest = compile_step(model, shape, Program(prefill[-1], greedy=False), device)
+        largest = compile_step(model, shape, Program(prefill[-1], Sampler.FILTERED), device)
         analysis: Any = largest.memory_analysis()
         step_bytes = analysis.temp_size_in_bytes
     num_pages = choose_num_pages(config, model, max_model_len, device, step_bytes)

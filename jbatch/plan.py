@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jbatch.config import TOKEN_ALIGN
-from jbatch.request import MAX_STOP_IDS, Sequence
+from jbatch.request import MAX_STOP_IDS, Sampler, Sequence
 
 TOKENS_PER_STEP = 1  # K: tokens a sequence may get per decode step
 
@@ -93,7 +93,7 @@ class StepPlan:
     table_updates: tuple[TableUpdate, ...]
     chunks: tuple[Chunk, ...] = ()  # prefill: one per sequence
     frozen: tuple[bool, ...] = ()  # decode: ended, but held until its batch has ended
-    greedy: bool = True  # no running sequence samples
+    sampler: Sampler = Sampler.GREEDY
     preempted: tuple[int, ...] = ()  # sequences whose pages this step took
 
 
@@ -101,7 +101,7 @@ class StepInput(NamedTuple):
     """What goes to the device: the program to run and its packed input."""
 
     bucket: Bucket
-    greedy: bool
+    sampler: Sampler
     packed: np.ndarray  # int32, 1-d
 
 
@@ -196,7 +196,7 @@ def pack(plan: StepPlan, num_rows: int, page_size: int) -> StepInput:
         _pack_chunks(plan.chunks, fields)
     else:
         fields.frozen[: len(plan.frozen)] = plan.frozen
-    return StepInput(plan.bucket, plan.greedy, packed)
+    return StepInput(plan.bucket, plan.sampler, packed)
 
 
 def _pack_chunks(chunks: tuple[Chunk, ...], fields: PrefillInput) -> None:

@@ -23,6 +23,15 @@ class FinishReason(enum.StrEnum):
     ERROR = "error"
 
 
+class Sampler(enum.IntEnum):
+    """What drawing a token takes; each can do what those before it can. A step runs the greatest that any
+    running request needs."""
+
+    GREEDY = 0
+    PLAIN = 1  # temperature
+    FILTERED = 2  # and top-k, top-p, min-p
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
     """How to choose the tokens of one request. Names and defaults are vLLM's, but for `max_tokens`.
@@ -84,6 +93,13 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW
+
+    @property
+    def sampler(self) -> Sampler:
+        if self.greedy:
+            return Sampler.GREEDY
+        filtered = self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        return Sampler.FILTERED if filtered else Sampler.PLAIN
 
 
 def _check_integer(field: str, value: Any, low: int, high: int) -> None:

@@ -15,6 +15,7 @@ from jbatch.compile_counter import compile_counter
 from jbatch.config import ModelConfig
 from jbatch.model import abstract_params
 from jbatch.plan import Bucket, StepInput, StepOutput, input_size, padding, unpack_output
+from jbatch.request import Sampler
 from jbatch.state import EngineState, StateShape
 from jbatch.step import make_step
 
@@ -25,17 +26,17 @@ class Program(NamedTuple):
     """What a compiled step is looked up by."""
 
     bucket: Bucket
-    greedy: bool
+    sampler: Sampler
 
 
 def programs_for(buckets: Iterable[Bucket]) -> list[Program]:
-    """All programs of an engine. A prefill step always samples: its cost hides behind the prompt's."""
-    programs = []
-    for bucket in buckets:
-        if bucket.kind == "decode":
-            programs.append(Program(bucket, greedy=True))
-        programs.append(Program(bucket, greedy=False))
-    return programs
+    """All programs of an engine: decode steps with every sampler, prefill steps with the one that does it
+    all, whose cost hides behind the prompt's."""
+    return [
+        Program(bucket, sampler)
+        for bucket in buckets
+        for sampler in (Sampler if bucket.kind == "decode" else (Sampler.FILTERED,))
+    ]
 
 
 class Runner:
@@ -73,8 +74,8 @@ class Runner:
 
     def submit(self, step: StepInput) -> jax.Array:
         """Dispatch a step; the handle is its output, still on the device."""
-        greedy = step.greedy and step.bucket.kind == "decode"
-        program = self._programs[Program(step.bucket, greedy)]
+        sampler = step.sampler if step.bucket.kind == "decode" else Sampler.FILTERED
+        program = self._programs[Program(step.bucket, sampler)]
         self._state, output = program(self._params, self._state, step.packed)
         output.copy_to_host_async()
         return output
@@ -93,9 +94,9 @@ class Runner:
 
     def warm_up(self) -> None:
         """Run every program once on padding, which changes nothing: a GPU loads code at its first call."""
-        for bucket, greedy in self._programs:
+        for bucket, sampler in self._programs:
             packed = padding(bucket, self.shape.num_rows, self.shape.page_size)
-            self.collect(self.submit(StepInput(bucket, greedy, packed)))
+            self.collect(self.submit(StepInput(bucket, sampler, packed)))
 
 
 def compile_programs(
@@ -131,7 +132,7 @@ def compile_step(
     params = tuple(placed(leaf) for leaf in abstract_params(config).values())
     state = jax.tree.map(placed, shape.abstract(config))
     packed = placed(jax.ShapeDtypeStruct((input_size(program.bucket, shape.page_size),), jnp.int32))
-    step = make_step(config, program.bucket, shape.page_size, greedy=program.greedy)
+    step = make_step(config, program.bucket, shape.page_size, sampler=program.sampler)
     # float32 means float32 on a GPU too, not TensorFloat-32.
     precision = "highest" if config.dtype == "float32" else None
     with jax.default_matmul_precision(precision):

@@ -8,10 +8,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from jbatch.plan import RowSetup
+from jbatch.request import Sampler
 
-SAMPLE_IDX = (
-    0  # of the n samples of a prompt: part of the key, so that n > 1 will not change what n = 1 draws
-)
+SAMPLE_IDX = 0  # of a prompt's n samples: part of the key, so that n > 1 will not change what n = 1 draws
 
 _SEARCH_BITS = 4  # per pass over the logits in `_largest_threshold`
 
@@ -21,22 +20,20 @@ def draw(
     rows: RowSetup,
     positions: Int[Array, " slots"],
     *,
-    greedy: bool,
+    sampler: Sampler,
 ) -> Int[Array, " slots"]:
     """One token per slot. `positions` are those that the tokens will have in their sequences.
 
-    With `greedy` (static) every row is taken to be greedy; without it, rows of temperature 0 still are.
+    `sampler` is static: at least what each row needs. Rows of temperature 0 are greedy in every one.
     """
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    if greedy:
+    if sampler == Sampler.GREEDY:
         return best
     scaled = logits / jnp.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]
-    wanted = jnp.any((rows.temperature > 0) & ((rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0)))
-    # A branch gives one threshold per row, not logits: those it would have to copy.
-    lowest = lax.cond(wanted, lowest_likely, lambda *_: jnp.zeros(logits.shape[0], jnp.uint32), scaled, rows)
-    likely = jnp.where(_ordered(scaled) >= lowest[:, None], scaled, -jnp.inf)
+    if sampler == Sampler.FILTERED:
+        scaled = keep_likely(scaled, rows)
     # Gumbel-max: the argmax of logits with Gumbel noise is a sample of the softmax (Gumbel 1954).
-    sampled = jnp.argmax(likely + _noise(rows.seed, positions, logits.shape[-1]), axis=-1)
+    sampled = jnp.argmax(scaled + _noise(rows.seed, positions, logits.shape[-1]), axis=-1)
     return jnp.where(rows.temperature > 0, sampled, best).astype(jnp.int32)
 
 

@@ -17,7 +17,7 @@ from jbatch.metrics import StepRecord
 from jbatch.pages import PagePool
 from jbatch.plan import Bucket, Chunk, Status, StepOutput, StepPlan, TableUpdate, align, row_setup
 from jbatch.policy import Admission, Policy
-from jbatch.request import FinishReason, Request, Sequence
+from jbatch.request import FinishReason, Request, Sampler, Sequence
 
 
 class SchedulerView(NamedTuple):
@@ -68,7 +68,7 @@ class Scheduler:
         self._num_waiting = 0
         self._running: list[Sequence] = []  # in order of admission; held ones too
         self._free_rows = list(range(config.num_rows - 1, -1, -1))
-        self._num_sampling = 0  # running ones that are not greedy
+        self._num_sampler = [0] * len(Sampler)  # running sequences by what their tokens take to draw
         self._preempted: list[int] = []  # since the last plan
         self._prefilled_last = False
         self._seq_ids = itertools.count()
@@ -319,7 +319,7 @@ class Scheduler:
             table_updates=tuple(updates),
             chunks=chunks,
             frozen=frozen,
-            greedy=not self._num_sampling,
+            sampler=max((s for s in Sampler if self._num_sampler[s]), default=Sampler.GREEDY),
             preempted=preempted,
         )
 
@@ -374,7 +374,7 @@ class Scheduler:
             heapq.heappop(self._waiting)
             self._num_waiting -= 1
             sequence.row = self._free_rows.pop()
-            self._num_sampling += not sequence.request.params.greedy
+            self._num_sampler[sequence.request.params.sampler] += 1
             self._running.append(sequence)
             yield sequence
 
@@ -387,7 +387,7 @@ class Scheduler:
         self.pool.free(sequence.pages)
         sequence.pages = []
         self._free_rows.append(sequence.row)
-        self._num_sampling -= not sequence.request.params.greedy
+        self._num_sampler[sequence.request.params.sampler] -= 1
         sequence.row = -1
         sequence.num_cached = 0
         sequence.decoding = False

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jbatch import model, sampling
 from jbatch.config import ModelConfig
 from jbatch.plan import Bucket, DecodeInput, PrefillInput, Status, unpack
+from jbatch.request import Sampler
 from jbatch.state import EngineState, read_rows, write_columns
 from pallas_kernels import RaggedMetadata, paged_attention, write_kv
 
@@ -22,15 +23,15 @@ Params = tuple[jax.Array, ...]
 Step = Callable[[Params, EngineState, Array], tuple[EngineState, Array]]
 
 
-def make_step(config: ModelConfig, bucket: Bucket, page_size: int, *, greedy: bool) -> Step:
+def make_step(config: ModelConfig, bucket: Bucket, page_size: int, *, sampler: Sampler) -> Step:
     """The function to compile for one bucket; its output, int32 [slots, K + 2]: tokens, how many, status."""
 
     def step(params: Params, state: EngineState, packed: Int[Array, " size"]) -> tuple[EngineState, Array]:
         fields = unpack(packed, bucket, page_size)
         llama = model.build(config, params)
         if isinstance(fields, PrefillInput):
-            return _prefill(llama, state, fields, page_size, greedy)
-        return _decode(llama, state, fields, page_size, greedy)
+            return _prefill(llama, state, fields, page_size, sampler)
+        return _decode(llama, state, fields, page_size, sampler)
 
     return step
 
@@ -82,13 +83,13 @@ def sample(
     lengths: Int[Array, " slots"],
     live: Bool[Array, " slots"],
     *,
-    greedy: bool,
+    sampler: Sampler,
 ) -> Sampled:
     """Draw a token for each live slot, whose cache then holds `lengths` tokens, and decide how it goes on."""
     rows = read_rows(columns)
     logits = sampling.ban_stop_ids(logits, rows)
     finite = jnp.all(jnp.isfinite(logits), axis=-1)  # a NaN would become an ordinary-looking token
-    tokens = sampling.draw(logits, rows, lengths, greedy=greedy)
+    tokens = sampling.draw(logits, rows, lengths, sampler=sampler)
     stopped = jnp.any(tokens[:, None] == rows.stop_ids, axis=-1)
     budget = rows.budget - 1
     status = jnp.where(budget <= 0, Status.OUT_OF_BUDGET, Status.RUNNING)
@@ -107,7 +108,7 @@ def sample(
 
 
 def _prefill(
-    llama: model.Llama, state: EngineState, fields: PrefillInput, page_size: int, greedy: bool
+    llama: model.Llama, state: EngineState, fields: PrefillInput, page_size: int, sampler: Sampler
 ) -> tuple[EngineState, Array]:
     tables = _update_tables(state.block_tables, fields.table_updates)
     axis = jnp.arange(fields.tokens.shape[0])
@@ -121,7 +122,7 @@ def _prefill(
 
     last = jnp.clip(fields.q_starts + fields.q_lens - 1, 0, axis.shape[0] - 1)
     sampled = sample(
-        llama.logits(hidden[last]), fields.setup, fields.kv_lens, fields.samples > 0, greedy=greedy
+        llama.logits(hidden[last]), fields.setup, fields.kv_lens, fields.samples > 0, sampler=sampler
     )
     num_rows = state.rows.shape[0]
     begun = jnp.where(fields.samples > 0, fields.rows, num_rows)  # the others' rows stay as they are
@@ -130,7 +131,7 @@ def _prefill(
 
 
 def _decode(
-    llama: model.Llama, state: EngineState, fields: DecodeInput, page_size: int, greedy: bool
+    llama: model.Llama, state: EngineState, fields: DecodeInput, page_size: int, sampler: Sampler
 ) -> tuple[EngineState, Array]:
     tables = _update_tables(state.block_tables, fields.table_updates)
     present = fields.rows < state.rows.shape[0]
@@ -145,7 +146,7 @@ def _decode(
     metadata = RaggedMetadata(slots, present.astype(jnp.int32), kv_lens)
     tokens = Tokens(rows.last_token, positions, live, slots, tables[fields.rows], metadata)
     kv_pages, hidden = forward(llama, state.kv_pages, tokens)
-    sampled = sample(llama.logits(hidden), columns, kv_lens, live, greedy=greedy)
+    sampled = sample(llama.logits(hidden), columns, kv_lens, live, sampler=sampler)
     new_rows = state.rows.at[fields.rows].set(sampled.columns, mode="drop")
     return EngineState(new_rows, tables, kv_pages), _pack_output(sampled)
 

@@ -33,7 +33,7 @@ SETUP = RowSetup(9, length=20, budget=4, min_left=1, seed=2**32 - 1, temperature
 
 def packed_fields(plan):
     step = pack(plan, NUM_ROWS, PAGE_SIZE)
-    assert step.bucket == plan.bucket and step.greedy == plan.greedy
+    assert step.bucket == plan.bucket and step.sampler == plan.sampler
     assert step.packed.dtype == np.int32 and step.packed.shape == (input_size(plan.bucket, PAGE_SIZE),)
     return unpack(step.packed, plan.bucket, PAGE_SIZE)
 

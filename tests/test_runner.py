@@ -9,7 +9,7 @@ import pytest
 from jbatch.compile_counter import compile_counter
 from jbatch.device import find_device
 from jbatch.plan import Bucket, StepInput, padding
-from jbatch.request import SamplingParams
+from jbatch.request import Sampler, SamplingParams
 from jbatch.runner import Program, compile_programs, programs_for
 from tests.helpers.tiny_engine import (
     DECODE,
@@ -26,8 +26,13 @@ from tests.helpers.tiny_engine import (
 
 def test_programs_are_buckets_and_variants():
     programs = programs_for([PREFILL, DECODE])
-    assert [tuple(program) for program in programs] == [(PREFILL, False), (DECODE, True), (DECODE, False)]
-    assert shared_runner().num_programs == 3
+    assert programs == [
+        Program(PREFILL, Sampler.FILTERED),
+        Program(DECODE, Sampler.GREEDY),
+        Program(DECODE, Sampler.PLAIN),
+        Program(DECODE, Sampler.FILTERED),
+    ]
+    assert shared_runner().num_programs == 4
 
 
 def test_nothing_compiles_in_200_mixed_steps():
@@ -76,7 +81,7 @@ def test_alias_bytes_are_the_whole_state():
 def test_an_unknown_bucket_is_an_error_and_not_a_compilation(bucket):
     before = compile_counter().count
     with pytest.raises(KeyError):
-        shared_runner().submit(StepInput(bucket, True, padding(bucket, NUM_ROWS, PAGE_SIZE)))
+        shared_runner().submit(StepInput(bucket, Sampler.GREEDY, padding(bucket, NUM_ROWS, PAGE_SIZE)))
     assert compile_counter().count == before
 
 
@@ -85,9 +90,9 @@ def test_a_wrong_shape_is_an_error_and_not_a_compilation(change):
     runner, before = shared_runner(), compile_counter().count
     packed = padding(DECODE, NUM_ROWS, PAGE_SIZE)
     with pytest.raises(TypeError):
-        runner.submit(StepInput(DECODE, True, change(packed)))
+        runner.submit(StepInput(DECODE, Sampler.GREEDY, change(packed)))
     assert compile_counter().count == before
-    runner.collect(runner.submit(StepInput(DECODE, True, packed)))  # the state has survived
+    runner.collect(runner.submit(StepInput(DECODE, Sampler.GREEDY, packed)))  # the state has survived
 
 
 def test_close_frees_the_memory():
@@ -101,5 +106,7 @@ def test_close_frees_the_memory():
 def test_progress_is_reported_while_compiling():
     done = []
     shape = shared_runner().shape
-    compile_programs(shared_runner().config, shape, [Program(DECODE, True)], find_device("cpu"), done.append)
+    compile_programs(
+        shared_runner().config, shape, [Program(DECODE, Sampler.GREEDY)], find_device("cpu"), done.append
+    )
     assert done == [1]

@@ -9,7 +9,7 @@ import pytest
 
 from jbatch import sampling
 from jbatch.plan import RowSetup
-from jbatch.request import MAX_STOP_IDS
+from jbatch.request import MAX_STOP_IDS, Sampler
 
 INF = np.inf
 
@@ -34,7 +34,7 @@ def setup(num_rows=1, *, seed=0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
 
 
 keep_likely = jax.jit(sampling.keep_likely)
-draw = jax.jit(sampling.draw, static_argnames="greedy")
+draw = jax.jit(sampling.draw, static_argnames="sampler")
 
 
 def kept(probs, **options):
@@ -105,7 +105,7 @@ def test_stop_ids_are_banned_until_min_tokens():
 def test_a_banned_token_is_not_drawn(temperature, options):
     rows = setup(64, seed=np.arange(64), temperature=temperature, stop_ids=(3,), min_left=1, **options)
     logits = sampling.ban_stop_ids(jnp.tile(jnp.asarray([0.0, 1.0, 2.0, 3.0]), (64, 1)), rows)
-    tokens = draw(logits, rows, jnp.zeros(64, jnp.int32), greedy=False).tolist()
+    tokens = draw(logits, rows, jnp.zeros(64, jnp.int32), sampler=Sampler.FILTERED).tolist()
     assert 3 not in tokens and 2 in tokens
 
 
@@ -179,7 +179,9 @@ def test_a_vocabulary_of_128k():
 def frequencies(logits, num, **options):
     """Of `num` draws from one row, each with a seed of its own."""
     rows = setup(num, seed=np.arange(num), **options)
-    tokens = draw(jnp.tile(jnp.asarray(logits, jnp.float32), (num, 1)), rows, jnp.full(num, 7), greedy=False)
+    tokens = draw(
+        jnp.tile(jnp.asarray(logits, jnp.float32), (num, 1)), rows, jnp.full(num, 7), sampler=Sampler.FILTERED
+    )
     return np.bincount(np.asarray(tokens), minlength=len(logits))
 
 
@@ -202,7 +204,7 @@ def test_draws_keep_to_what_is_kept():
 def test_positions_are_independent_draws_too():
     num = 20_000
     logits = jnp.tile(jnp.log(jnp.asarray(FOUR)), (num, 1))
-    tokens = np.asarray(draw(logits, setup(num, seed=5), jnp.arange(num), greedy=False))
+    tokens = np.asarray(draw(logits, setup(num, seed=5), jnp.arange(num), sampler=Sampler.FILTERED))
     np.testing.assert_allclose(np.bincount(tokens) / num, FOUR, atol=0.02)
     pairs = np.bincount(4 * tokens[:-1] + tokens[1:], minlength=16) / (num - 1)
     np.testing.assert_allclose(pairs, np.outer(FOUR, FOUR).reshape(-1), atol=0.02)
@@ -212,34 +214,38 @@ def test_the_noise_depends_on_seed_and_position_alone():
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.standard_normal((6, 50)), jnp.float32)
     seeds, positions = np.asarray([0, 1, 2**31, 2**32 - 1, 7, 7]), jnp.asarray([3, 3, 5, 5, 9, 10])
-    tokens = draw(logits, setup(6, seed=seeds), positions, greedy=False).tolist()
+    tokens = draw(logits, setup(6, seed=seeds), positions, sampler=Sampler.FILTERED).tolist()
     order = [4, 2, 0, 5, 1, 3]
     moved = draw(
-        logits[np.asarray(order)], setup(6, seed=seeds[order]), positions[np.asarray(order)], greedy=False
+        logits[np.asarray(order)],
+        setup(6, seed=seeds[order]),
+        positions[np.asarray(order)],
+        sampler=Sampler.FILTERED,
     )
     assert moved.tolist() == [tokens[row] for row in order]
     for row in range(6):
         alone = setup(seed=seeds[row])
         assert (
-            draw(logits[row : row + 1], alone, positions[row : row + 1], greedy=False).item() == tokens[row]
+            draw(logits[row : row + 1], alone, positions[row : row + 1], sampler=Sampler.FILTERED).item()
+            == tokens[row]
         )
 
 
 def test_different_seeds_and_positions_differ():
     logits = jnp.zeros((64, 1000))
-    by_seed = draw(logits, setup(64, seed=np.arange(64)), jnp.full(64, 3), greedy=False)
-    by_position = draw(logits, setup(64, seed=3), jnp.arange(64), greedy=False)
+    by_seed = draw(logits, setup(64, seed=np.arange(64)), jnp.full(64, 3), sampler=Sampler.FILTERED)
+    by_position = draw(logits, setup(64, seed=3), jnp.arange(64), sampler=Sampler.FILTERED)
     assert len(set(by_seed.tolist())) > 55 and len(set(by_position.tolist())) > 55
 
 
 def test_greedy_rows_in_a_mixed_batch():
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((8, 100)), jnp.float32)
     rows = setup(8, seed=np.arange(8), temperature=[0, 1, 0, 5, 0, 1, 0, 1], top_k=[0, 0, 3, 3, 0, 1, 1, 0])
-    tokens = np.asarray(draw(logits, rows, jnp.arange(8), greedy=False))
+    tokens = np.asarray(draw(logits, rows, jnp.arange(8), sampler=Sampler.FILTERED))
     best = np.argmax(np.asarray(logits), -1)
     np.testing.assert_array_equal(tokens[::2], best[::2])
     assert tokens[5] == best[5]  # top_k 1
-    assert draw(logits, rows, jnp.arange(8), greedy=True).tolist() == best.tolist()
+    assert draw(logits, rows, jnp.arange(8), sampler=Sampler.GREEDY).tolist() == best.tolist()
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}])
@@ -247,6 +253,6 @@ def test_greedy_rows_in_a_mixed_batch():
 def test_extreme_logits_give_no_nan_and_a_possible_token(options, temperature):
     rows = np.asarray([[0, 0, 0, 0], [-INF, 1, -INF, -INF], [1e30, -1e30, 0, 1], [-1e30, -1e30, -1e30, 0]])
     setups = setup(4, temperature=temperature, **options)
-    tokens = draw(jnp.asarray(rows, jnp.float32), setups, jnp.arange(4), greedy=False).tolist()
+    tokens = draw(jnp.asarray(rows, jnp.float32), setups, jnp.arange(4), sampler=Sampler.FILTERED).tolist()
     assert tokens[1:] == [1, 0, 3]
     assert not np.isnan(np.asarray(keep_likely(jnp.asarray(rows, jnp.float32), setups))).any()

@@ -10,7 +10,7 @@ from jbatch.errors import RequestError
 from jbatch.metrics import summarise
 from jbatch.plan import Status, StepOutput, TableUpdate
 from jbatch.policy import MODES
-from jbatch.request import FinishReason
+from jbatch.request import FinishReason, Sampler
 from jbatch.scheduler import Scheduler, StepLimits
 from tests.helpers.schedules import Driver, buckets, request, scheduler_config
 
@@ -141,7 +141,12 @@ def test_the_first_two_plans_and_their_accounts():
     submit(driver, 16, 5)
     submit(driver, 7, 2)
     prefill, decode = driver.step(), driver.step()
-    assert (prefill.step_idx, prefill.seq_ids, prefill.rows, prefill.greedy) == (0, (0, 1), (0, 1), True)
+    assert (prefill.step_idx, prefill.seq_ids, prefill.rows, prefill.sampler) == (
+        0,
+        (0, 1),
+        (0, 1),
+        Sampler.GREEDY,
+    )
     assert prefill.table_updates == (TableUpdate(0, 0, 1), TableUpdate(1, 0, 2))
     assert (decode.step_idx, decode.seq_ids, decode.rows) == (1, (0, 1), (0, 1))
     assert decode.table_updates == (TableUpdate(0, 1, 3),)  # a's 17th token needs a second page
@@ -443,11 +448,13 @@ def test_the_first_in_line_is_not_overtaken_by_one_that_would_fit():
 # What the step's program must know.
 
 
-def test_a_plan_is_greedy_while_nobody_samples():
+def test_a_plan_names_the_least_sampler_that_serves_all_running_sequences():
     driver = Driver(scheduler_config(), depth=0)
     submit(driver, 2, 4)
-    submit(driver, 2, 2, temperature=0.5)
-    assert [driver.step().greedy for _ in range(3)] == [False, False, True]
+    submit(driver, 2, 3, temperature=0.5)
+    submit(driver, 2, 2, temperature=0.5, top_p=0.9)
+    samplers = [driver.step().sampler for _ in range(4)]
+    assert samplers == [Sampler.FILTERED, Sampler.FILTERED, Sampler.PLAIN, Sampler.GREEDY]
 
 
 def test_the_same_calls_give_the_same_plans():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jbatch.plan import Chunk, RowSetup, Status, StepInput, StepPlan, TableUpdate, pack, padding
+from jbatch.request import Sampler
 from tests.helpers.paged import PagedModel
 from tests.helpers.tiny_engine import (
     DECODE,
@@ -80,12 +81,12 @@ def changed(before, after):
 
 
 @pytest.mark.parametrize("bucket", [PREFILL, DECODE])
-@pytest.mark.parametrize("greedy", [True, False])
-def test_padding_changes_nothing(runner, bucket, greedy):
+@pytest.mark.parametrize("sampler", Sampler)
+def test_padding_changes_nothing(runner, bucket, sampler):
     """Not one byte of the whole state, whatever the rows hold."""
     run(runner, prefill(setup=setup()))
     before = snapshot(runner)
-    handle = runner.submit(StepInput(bucket, greedy, padding(bucket, NUM_ROWS, PAGE_SIZE)))
+    handle = runner.submit(StepInput(bucket, sampler, padding(bucket, NUM_ROWS, PAGE_SIZE)))
     output = runner.collect(handle)[0]
     after = snapshot(runner)
     assert equal(before, after)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script from a checkout
 
+from jbatch.request import Sampler  # noqa: E402
 from tools import hlo  # noqa: E402
 
 MB = 2**20
@@ -39,13 +40,13 @@ class Case(NamedTuple):
     model: str
     kind: str
     size: int  # slots of a decode step, tokens of a prefill step
-    greedy: bool
+    sampler: Sampler
     num_layers: int = 32
     pool_bytes: int = 34 * 10**9
 
     @property
     def name(self) -> str:
-        return f"{self.model} {self.kind} {self.size}" + (" greedy" if self.greedy else "")
+        return f"{self.model} {self.kind} {self.size}" + f" {self.sampler.name.lower()}"
 
 
 class Program(NamedTuple):
@@ -59,13 +60,13 @@ class Program(NamedTuple):
 
 
 CASES = (
-    Case("llama3-8b", "decode", 64, True),
-    Case("llama3-8b", "decode", 64, False, num_layers=THIN),
-    Case("llama3-8b", "decode", 256, True, num_layers=THIN),
-    Case("llama3-8b", "prefill", 2048, False),
-    Case("llama2-7b", "decode", 64, True),
-    Case("llama2-7b", "decode", 64, False, num_layers=THIN),
-    Case("llama2-7b", "prefill", 2048, False),
+    Case("llama3-8b", "decode", 64, Sampler.GREEDY),
+    Case("llama3-8b", "decode", 64, Sampler.FILTERED, num_layers=THIN),
+    Case("llama3-8b", "decode", 256, Sampler.GREEDY, num_layers=THIN),
+    Case("llama3-8b", "prefill", 2048, Sampler.FILTERED),
+    Case("llama2-7b", "decode", 64, Sampler.GREEDY),
+    Case("llama2-7b", "decode", 64, Sampler.FILTERED, num_layers=THIN),
+    Case("llama2-7b", "prefill", 2048, Sampler.FILTERED),
 )
 
 
@@ -106,7 +107,7 @@ def compile_case(case: Case, target: str, num_layers: int, num_pages: int) -> Pr
     shape = StateShape(256, num_pages, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
     decode = case.kind == "decode"
     bucket = plan.decode_bucket(case.size) if decode else plan.prefill_bucket(case.size, shape.num_rows)
-    compiled = runner.compile_step(config, shape, runner.Program(bucket, case.greedy), device_for(target))
+    compiled = runner.compile_step(config, shape, runner.Program(bucket, case.sampler), device_for(target))
     stats = compiled.memory_analysis()
     memory = {
         field: getattr(stats, f"{field}_size_in_bytes") for field in ("argument", "output", "alias", "temp")
@@ -237,7 +238,7 @@ def temp_limit(case: Case) -> int:
 
 def temp_goal(case: Case) -> int:
     """Of a decode step, in bytes, with a kernel for attention."""
-    return TEMP_LIMIT * max(1, case.size // 64) * (1 if case.greedy else 2)
+    return TEMP_LIMIT * max(1, case.size // 64) * (1 if case.sampler == Sampler.GREEDY else 2)
 
 
 def not_met(row: dict[str, Any], case: Case) -> list[str]:

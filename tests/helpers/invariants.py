@@ -6,7 +6,7 @@ import functools
 
 from jbatch.metrics import StepRecord
 from jbatch.plan import StepPlan, align
-from jbatch.request import Sequence
+from jbatch.request import Sampler, Sequence
 from jbatch.scheduler import Progress, Scheduler, StepLimits
 
 
@@ -24,7 +24,8 @@ def check_invariants(scheduler: Scheduler) -> None:
     assert len(places) == config.num_rows, "a row is lost or held twice"
     assert set(places) == _numbers(0, config.num_rows), "a row is lost or held twice"
     assert len(running) <= 1 or not config.admission.one_by_one
-    assert scheduler._num_sampling == sum(not sequence.request.params.greedy for sequence in running)
+    samplers = [sequence.request.params.sampler for sequence in running]
+    assert scheduler._num_sampler == [samplers.count(sampler) for sampler in Sampler]
 
     queued = {seq_id for _, seq_id in scheduler._waiting}
     running_ids = {sequence.seq_id for sequence in running}
@@ -110,7 +111,8 @@ def check_plan(scheduler: Scheduler, plan: StepPlan, limits: StepLimits) -> None
     assert bucket == next(b for b in fits if b.slots >= used and b.tokens >= num_tokens)
     sequences = [scheduler._sequences[seq_id] for seq_id in plan.seq_ids]
     assert list(plan.rows) == [sequence.row for sequence in sequences]
-    assert plan.greedy == all(sequence.request.params.greedy for sequence in scheduler.running)
+    samplers = [sequence.request.params.sampler for sequence in scheduler.running]
+    assert plan.sampler == max(samplers, default=Sampler.GREEDY)
     tables = {sequence.row: sequence.pages for sequence in sequences}
     assert all(tables[row][idx] == page for row, idx, page in plan.table_updates), "a table entry is wrong"
 

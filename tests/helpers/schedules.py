@@ -45,10 +45,13 @@ def request(
     stop_ids: tuple[int, ...] = (),
     min_tokens: int = 0,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     **fields,
 ) -> Request:
     """As the engine makes it from checked parameters."""
-    params = SamplingParams(temperature=temperature, min_tokens=min_tokens, stop_token_ids=stop_ids)
+    params = SamplingParams(
+        temperature=temperature, top_p=top_p, min_tokens=min_tokens, stop_token_ids=stop_ids
+    )
     fields = {"request_id": "r", "seed": 0, **fields}
     return Request(
         prompt_token_ids=tuple(prompt), params=params, max_tokens=max_tokens, stop_ids=stop_ids, **fields

@@ -16,7 +16,9 @@ def run(case, dtype=jnp.float32):
     q, kv_pages = jnp.asarray(case.q, dtype), jnp.asarray(case.kv_pages, dtype)
     scale = case.q.shape[-1] ** -0.5
     return np.asarray(
-        jax.jit(lambda *a: paged_attention(*a, scale=scale))(q, kv_pages, jnp.asarray(case.block_tables), metadata),
+        jax.jit(lambda *a: paged_attention(*a, scale=scale))(
+            q, kv_pages, jnp.asarray(case.block_tables), metadata
+        ),
         np.float64,
     )
 
