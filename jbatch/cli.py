@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,12 +51,19 @@ def generate(
     if model.is_dir() and not (model / "tokenizer.json").exists():
         raise ConfigError("model", str(model), "has no tokenizer.json: it takes token ids, in Python")
     with LLM(model, **engine_options) as llm:
+        begin = time.monotonic()
         outputs = llm.generate(prompt, params)
+        summary, elapsed_s = llm.engine.summary, time.monotonic() - begin
+        compilations = llm.runner.compilations_after_warmup
     for number, output in enumerate(outputs, start=1):
         if output.error is None:
             typer.echo(f"{output.prompt}{output.outputs[0].text}")
         else:
-            _complain(f"prompt {number} of {len(outputs)}: {output.error}")
+            _say(f"prompt {number} of {len(outputs)}: {output.error}")
+    _say(
+        f"{summary.describe()}; {summary.output_tokens / elapsed_s:.0f} tokens/s; "
+        f"{compilations} compilations after warm-up"
+    )
     if any(output.error is not None for output in outputs):
         raise typer.Exit(1)
 
@@ -119,9 +127,9 @@ def _run(args: list[str]) -> int:
         return app(args or ["--help"], prog_name="jbatch", standalone_mode=False) or 0
     except UsageError as error:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "jbatch"
-        _complain(f"{error.format_message()} (see {command} --help)")
+        _say(f"{error.format_message()} (see {command} --help)")
     except (JBatchError, WeightsError, OSError) as error:
-        _complain(str(error))
+        _say(str(error))
     return REFUSED
 
 
@@ -136,8 +144,8 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
     hint = ""
     if "persistent compilation cache" in str(message):  # JAX never replaces what it cannot read
         hint = f" (to be rid of this, delete {EngineConfig.compilation_cache_dir})"
-    _complain(f"{message}{hint}")
+    _say(f"{message}{hint}")
 
 
-def _complain(message: str) -> None:
+def _say(message: str) -> None:
     typer.echo(f"jbatch: {' '.join(message.split())}", err=True)

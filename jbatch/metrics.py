@@ -62,6 +62,15 @@ class Summary:
         """Share of the computed prefill tokens that were new."""
         return self.useful_prefill_tokens / self.prefill_tokens if self.prefill_tokens else 0.0
 
+    def describe(self) -> str:
+        """In one line."""
+        return (
+            f"{self.output_tokens} tokens in {self.prefill_steps} prefill and "
+            f"{self.decode_steps} decode steps; "
+            f"{self.slot_use:.0%} of decode slots and {self.prefill_use:.0%} of prefill tokens useful; "
+            f"{self.num_preempted} preemptions"
+        )
+
     def with_step(self, record: StepRecord) -> Summary:
         """These totals and one step more."""
         decode = record.kind == "decode"

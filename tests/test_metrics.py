@@ -42,6 +42,13 @@ def test_shares():
     assert summary.prefill_use == 20 / 32
 
 
+def test_a_summary_in_one_line():
+    assert summarise([PREFILL, DECODE]).describe() == (
+        "4 tokens in 1 prefill and 1 decode steps; "
+        "50% of decode slots and 62% of prefill tokens useful; 3 preemptions"
+    )
+
+
 def test_no_steps_no_division_by_zero():
     assert summarise([]) == Summary()
     assert (Summary().slot_use, Summary().prefill_use) == (0.0, 0.0)
