@@ -21,7 +21,8 @@ INSTALL_HINT = "install the CUDA plugin: pip install 'jbatch[cuda13]' (or [cuda1
 
 def prepare_jax(config: EngineConfig) -> None:
     """Set what must be set before JAX starts its backend; later it has no effect."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(config.gpu_memory_utilization))
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name; JAX takes only one
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(config.gpu_memory_utilization))
     if config.device == "cpu":
         jax.config.update("jax_platforms", "cpu")  # else JAX would claim a GPU's memory, too
     cache_dir = config.compilation_cache_dir

@@ -63,6 +63,7 @@ class RowSetup(NamedTuple):
 NUM_SCALARS = len(RowSetup._fields) - 1
 ROW_WIDTH = NUM_SCALARS + MAX_STOP_IDS
 FLOAT_COLUMNS = ("temperature", "top_p", "min_p")
+MIN_TOP_P = float(np.finfo(np.float32).tiny)  # a device takes a smaller one for 0, which keeps no token
 
 
 class Chunk(NamedTuple):
@@ -227,7 +228,7 @@ def row_setup(sequence: Sequence) -> RowSetup:
         seed=sequence.request.seed,
         temperature=0.0 if params.greedy else params.temperature,
         top_k=max(0, params.top_k),
-        top_p=params.top_p,
+        top_p=max(params.top_p, MIN_TOP_P),
         min_p=params.min_p,
         stop_ids=sequence.request.stop_ids,
     )

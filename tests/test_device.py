@@ -129,6 +129,16 @@ def test_the_cache_directory_is_made(jax_options, tmp_path):
     assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"  # the user's own
 
 
+@pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
+def test_the_share_of_the_memory_is_set_under_one_name(name, jax_options, monkeypatch):
+    """JAX starts no GPU where both are set."""
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
+    monkeypatch.setenv(name, "0.5")
+    device.prepare_jax(EngineConfig(compilation_cache_dir=None))
+    assert [os.environ[key] for key in os.environ if key.endswith("CLIENT_MEM_FRACTION")] == ["0.5"]
+
+
 @pytest.mark.parametrize("name", ["file/below", "~nobody-of-this-name/x", "nul\0"])
 def test_a_cache_directory_that_cannot_be_used(name, jax_options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

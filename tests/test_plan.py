@@ -154,6 +154,12 @@ def test_row_setup_resolves_what_means_off():
     assert row_setup(tiny).top_k == 0
 
 
+@pytest.mark.parametrize("top_p", [1e-39, 1e-300])
+def test_a_top_p_that_float32_cannot_hold_stays_above_zero(top_p):
+    asked = Sequence(seq_id=0, request=request([1], 1, top_p=top_p), token_ids=[1], num_planned=1)
+    assert row_setup(asked).top_p == np.finfo(np.float32).tiny
+
+
 @pytest.mark.parametrize("num_tokens, places", [(0, 0), (1, 8), (8, 8), (9, 16)])
 def test_align(num_tokens, places):
     assert align(num_tokens) == places

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jbatch import sampling
-from jbatch.plan import RowSetup
+from jbatch.plan import MIN_TOP_P, RowSetup
 from jbatch.request import MAX_STOP_IDS, Sampler
 
 INF = np.inf
@@ -60,6 +60,7 @@ FOUR = [0.1, 0.4, 0.2, 0.3]
         ({"top_k": 3}, [1, 2, 3]),
         ({"top_k": 4}, [0, 1, 2, 3]),
         ({"top_k": 2**31 - 1}, [0, 1, 2, 3]),
+        ({"top_p": MIN_TOP_P}, [1]),
         ({"top_p": 1e-6}, [1]),
         ({"top_p": 0.39}, [1]),
         ({"top_p": 0.41}, [1, 3]),
