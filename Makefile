@@ -1,12 +1,15 @@
 # `make demo` and `make test` do all their set-up: they need Python >= 3.11 and pip, nothing else.
 PYTHON ?= python3
-VENV ?= .venv
+VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
-# Plain "torch" pulls gigabytes of CUDA libraries, and parity is tested on the CPU. Where there is no
-# CPU-only build of this version, name another: make test TORCH="torch --index-url ..."
+# Parity is tested on the CPU. Where pip finds no CPU-only build of this version it installs the one with
+# CUDA libraries, several GB; another can be named: make test TORCH="torch --index-url ..."
 TORCH ?= torch==2.13.0
+# pyenv's shim of a version that is not active exists and fails, so it is run, not looked up.
+PYTHON312 ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || \
+  ls $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12.*/bin/python 2>/dev/null | head -n 1)
 
-.PHONY: demo test test-device lint gate clean
+.PHONY: demo test test-core test-312 lint gate clean
 
 demo: $(VENV)/.core
 	$(VENV)/bin/jbatch demo
@@ -14,9 +17,13 @@ demo: $(VENV)/.core
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest
 
-# The tests of the model, the steps and the kernels, without torch: for a second Python and jax.
-test-device: $(VENV)/.test-core
+# The tests of the model, the steps and the kernels: all that need no torch.
+test-core: $(VENV)/.test-core
 	$(VENV)/bin/python -m pytest tests/pallas_kernels tests/weights tests/test_*.py tests/property/test_real_model.py
+
+# The same on a second Python and another jax, where one is found.
+test-312:
+	$(if $(PYTHON312),$(MAKE) test-core PYTHON=$(PYTHON312) VENV=.venv-312,@echo "no Python 3.12 found")
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -24,8 +31,13 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+# Compile the steps for GPUs that are not here. One target per process: XLA compiles a second one wrongly.
+gate: .venv-aot/.aot
+	.venv-aot/bin/python tools/compile_for.py h200
+	.venv-aot/bin/python tools/compile_for.py a100
+
 $(VENV)/.core: pyproject.toml
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP_INSTALL) --editable .
 	touch $@
 
@@ -42,15 +54,8 @@ $(VENV)/.dev: $(VENV)/.core
 	$(PIP_INSTALL) --editable ".[dev]"
 	touch $@
 
-# Compile the steps for GPUs that are not here. One target per process: XLA compiles a second one wrongly.
-# pyenv's shim of a version that is not active exists and fails, so it is run, not looked up.
-AOT_PYTHON ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12.*/bin/python 2>/dev/null | head -n 1 | grep . || echo $(PYTHON))
-gate: .venv-aot/.aot
-	.venv-aot/bin/python tools/compile_for.py h200
-	.venv-aot/bin/python tools/compile_for.py a100
-
 .venv-aot/.aot: pyproject.toml
-	test -x .venv-aot/bin/python || $(AOT_PYTHON) -m venv .venv-aot
+	.venv-aot/bin/python -m pip --version >/dev/null 2>&1 || $(or $(PYTHON312),$(PYTHON)) -m venv --clear .venv-aot
 	.venv-aot/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[aot]"
 	touch $@
 

@@ -72,6 +72,13 @@ class ModelConfig:
         return self.max_position_embeddings
 
     @property
+    def max_context_len(self) -> int:
+        """Tokens that it may serve. With linear scaling, config.json often names the length before it."""
+        if self.rope.kind == "linear":
+            return int(self.max_position_embeddings * self.rope.factor)
+        return self.context_len
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values, over all layers."""
         itemsize = 4 if self.dtype == "float32" else 2
@@ -105,7 +112,7 @@ class EngineConfig:
     page_size: int = 64  # tokens
     num_pages: int | None = None  # page 0 is never used; None: from the two below
     kv_cache_memory_bytes: int | None = None
-    gpu_memory_utilization: float = 0.9  # share of the GPU's memory for weights, steps and cache
+    gpu_memory_utilization: float = 0.9  # share of the GPU's memory to use; counts before JAX's first use
     mode: ModeName = "continuous"
     policy: PolicyName = "fcfs"
     seed: int = 0
@@ -137,10 +144,12 @@ class EngineConfig:
         for name in ("overlap", "show_progress"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(name, getattr(self, name), "must be true or false")
-        self._check_buckets("decode_buckets", self.decode_buckets, 1, self.max_num_seqs)
-        self._check_buckets("token_buckets", self.token_buckets, TOKEN_ALIGN, self.max_num_batched_tokens)
+        if self.compilation_cache_dir is not None and not isinstance(self.compilation_cache_dir, str):
+            raise ConfigError("compilation_cache_dir", self.compilation_cache_dir, "must be a path, as text")
+        self._check_buckets("decode_buckets", self.decode_buckets, multiple=1, need=self.max_num_seqs)
+        self._check_buckets("token_buckets", self.token_buckets, multiple=TOKEN_ALIGN, need=TOKEN_ALIGN)
 
-    def _check_buckets(self, field: str, sizes: tuple[int, ...] | None, multiple: int, need: int) -> None:
+    def _check_buckets(self, field: str, sizes: tuple[int, ...] | None, *, multiple: int, need: int) -> None:
         if sizes is None:
             return
         if not isinstance(sizes, (tuple, list)):
@@ -149,10 +158,9 @@ class EngineConfig:
             check_range(field, size, 1, 2**20)
             if size % multiple:
                 raise ConfigError(field, sizes, f"{size} is no multiple of {multiple}")
-        if field == "decode_buckets" and max(sizes, default=0) < need:
-            raise ConfigError(field, sizes, f"the largest must be at least max_num_seqs={need}")
-        if not sizes:
-            raise ConfigError(field, sizes, "must name at least one size")
+        if max(sizes, default=0) < need:
+            what = f"max_num_seqs={need}" if field == "decode_buckets" else str(need)
+            raise ConfigError(field, sizes, f"the largest must be at least {what}")
         object.__setattr__(self, field, tuple(sorted(set(sizes))))
 
     def decode_sizes(self) -> tuple[int, ...]:

@@ -109,8 +109,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 # An unknown key with one of these in its name is refused unless it is null, false, zero or empty.
 _SUSPECT = _names(
-    """rope rotary attn attention norm scal bias expert moe softcap multiplier window quant sparse alibi
-    act_fn activation sink interleave adapter lora layer_pattern layers_pattern"""
+    """rope rotary attn attention norm scal bias expert moe softcap soft_cap clip multiplier window quant
+    sparse alibi act_fn activation _act parallel residual sink interleave adapter lora layer_pattern
+    layers_pattern"""
 )
 
 _ROPE_KEYS = _names(
@@ -466,11 +467,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice[:40]!r} appears twice")
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"key {key[:40]!r} appears twice")
+        result[key] = value
     return result
 
 

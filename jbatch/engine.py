@@ -51,6 +51,7 @@ class _Live:
 
     sequence: RunningSequence
     stop_finder: StopFinder | None
+    error: str | None = None  # its text cannot be made
     scheduled_ts: float | None = None
     first_token_ts: float | None = None
     last_token_ts: float | None = None
@@ -161,7 +162,22 @@ class Engine:
         return len(self._live)
 
     def step(self) -> EngineStep:
-        """Launch the next step, then take in the result of the one before (of this one, without overlap)."""
+        """Launch the next step, then take in the result of the one before (of this one, without overlap).
+
+        Where that raises, every request ends with an error, which the next call hands out: tokens are lost,
+        so no running row can be trusted.
+        """
+        try:
+            return self._step()
+        except BaseException as error:  # an interrupt included
+            self._in_flight.clear()
+            for live in list(self._live.values()):
+                reason = f"a step failed: {type(error).__name__}: {error}"
+                self.scheduler.finish(live.sequence, FinishReason.ERROR, error=reason)
+                self._finish(live)
+            raise
+
+    def _step(self) -> EngineStep:
         begin = self._clock()
         plan = self.scheduler.schedule(begin)
         if plan is not None:
@@ -218,12 +234,16 @@ class Engine:
                     self.scheduler.finish(sequence, FinishReason.STOP, stop_reason=finder.found)
                     break
         except RequestError as error:  # this request's text alone
-            self.scheduler.finish(sequence, FinishReason.ERROR, error=str(error))
+            live.error = str(error)
+            self.scheduler.finish(sequence, FinishReason.ERROR)
 
     def _finish(self, live: _Live) -> None:
-        request = live.sequence.request
-        del self._live[live.sequence.seq_id], self._seq_ids[request.request_id]
-        self._ended.append(_output(live, self._text(live), self._clock()))
+        try:
+            text = self._text(live)
+        except RequestError as error:  # this request's text alone
+            text, live.error = "", str(error)
+        del self._live[live.sequence.seq_id], self._seq_ids[live.sequence.request.request_id]
+        self._ended.append(_output(live, text, self._clock()))
 
     def _text(self, live: _Live) -> str:
         sequence, params = live.sequence, live.sequence.request.params
@@ -294,11 +314,12 @@ def _output(live: _Live, text: str, now: float) -> RequestOutput:
     sequence, request = live.sequence, live.sequence.request
     assert sequence.finish_reason is not None, "an output of a request that goes on"
     found = live.stop_finder.found if live.stop_finder is not None else None
+    reason = FinishReason.STOP if found else sequence.finish_reason  # also where both came with one token
     completion = CompletionOutput(
         index=0,
         text=text,
         token_ids=sequence.output_token_ids,
-        finish_reason=FinishReason.STOP if found else sequence.finish_reason,
+        finish_reason=FinishReason.ERROR if live.error else reason,
         stop_reason=found or sequence.stop_reason,
     )
     metrics = RequestMetrics(
@@ -316,7 +337,7 @@ def _output(live: _Live, text: str, now: float) -> RequestOutput:
         prompt_token_ids=list(request.prompt_token_ids),
         outputs=[completion],
         metrics=metrics,
-        error=sequence.error,
+        error=live.error or sequence.error,
     )
 
 

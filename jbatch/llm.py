@@ -14,10 +14,10 @@ import jax
 
 import weights
 from jbatch.config import EngineConfig, ModelConfig, ModeName, PolicyName
-from jbatch.config_json import load_config, load_eos_token_ids
+from jbatch.config_json import load_bos_token_id, load_config, load_eos_token_ids
 from jbatch.device import choose_num_pages, find_device, prepare_jax
 from jbatch.engine import Engine
-from jbatch.errors import ConfigError, RequestError, check_option_names
+from jbatch.errors import ConfigError, JBatchError, RequestError, check_option_names
 from jbatch.model import abstract_params
 from jbatch.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.policy import MODES, POLICIES, Policy
@@ -31,7 +31,7 @@ from jbatch.request import (
     SamplingParams,
 )
 from jbatch.runner import Program, Runner, compile_step, programs_for
-from jbatch.scheduler import Limits, Scheduler, SchedulerConfig
+from jbatch.scheduler import Limits, Scheduler, SchedulerConfig, StepLimits
 from jbatch.state import StateShape
 from jbatch.tokenizer import Tokenizer, load_tokenizer
 
@@ -61,7 +61,7 @@ class LLM:
         self.model_config = _model_config(model_dir, self.config.dtype)
         self.max_model_len = self.config.max_model_len or self.model_config.context_len
         _check_context(self.model_config, self.max_model_len)
-        self._tokenizer = load_tokenizer(tokenizer or model_dir)
+        self._tokenizer = load_tokenizer(tokenizer or model_dir, load_bos_token_id(model_dir))
         prepare_jax(self.config)
         self.runner = _runner(self.config, self.model_config, self.max_model_len, model_dir)
         self._eos_token_ids = _eos_token_ids(model_dir, self._tokenizer)
@@ -89,7 +89,13 @@ class LLM:
 
         Raises:
           ValueError: for lists of different lengths.
+          TypeError: for sampling_params that are none.
+          JBatchError: while `self.engine` has unfinished requests that were added by hand.
         """
+        if self.engine.num_unfinished:
+            raise JBatchError(
+                f"the engine has {self.engine.num_unfinished} unfinished requests: step it first"
+            )
         listed = _as_list(prompts)
         params = _params_of_each(sampling_params, len(listed))
         priorities = [0] * len(listed) if priority is None else list(priority)
@@ -99,7 +105,7 @@ class LLM:
             for request_id, prompt, one, rank in zip(request_ids, listed, params, priorities, strict=True):
                 try:
                     content = _content(prompt)
-                    self.engine.add_request(request_id, content, one, index=int(request_id), priority=rank)
+                    self.engine.add_request(request_id, content, one, priority=rank)
                 except RequestError as error:
                     outputs[request_id] = _refused(request_id, prompt, error)
             self._run(outputs, set(request_ids), use_tqdm)
@@ -118,6 +124,8 @@ class LLM:
                 outputs.update((o.request_id, o) for o in step.outputs if o.request_id in wanted)
                 num_tokens += sum(len(token_ids) for _, token_ids in step.progress)
                 update(len(outputs), f"{num_tokens / (time.monotonic() - begin):.0f} tokens/s")
+        while self.engine.has_unfinished:  # the step that was launched before the last end was known
+            self.engine.step()
 
     def new_engine(
         self,
@@ -146,7 +154,7 @@ class LLM:
                 policy=key if callable(key) else POLICIES[key],
                 admission=MODES[config.mode],
             ),
-            limits,
+            limits or (lambda view: StepLimits(config.max_num_batched_tokens, config.max_num_seqs)),
         )
         return Engine(
             scheduler,
@@ -179,10 +187,9 @@ def _model_config(model_dir: Path, dtype: str) -> ModelConfig:
 
 
 def _check_context(config: ModelConfig, max_model_len: int) -> None:
-    if max_model_len > config.context_len:
-        raise ConfigError(
-            "max_model_len", max_model_len, f"must be at most {config.context_len}, the model's context"
-        )
+    longest = config.max_context_len
+    if max_model_len > longest:
+        raise ConfigError("max_model_len", max_model_len, f"must be at most {longest}, the model's context")
     config.check_context(max_model_len)
 
 
@@ -194,17 +201,21 @@ def _buckets(config: EngineConfig, max_model_len: int) -> tuple[tuple[Bucket, ..
 def _runner(config: EngineConfig, model: ModelConfig, max_model_len: int, model_dir: Path) -> Runner:
     device = find_device(config.device)
     like = abstract_params(model)
-    dummy = config.load_format == "dummy"
-    with jax.default_device(device):
-        params = weights.random(like, config.seed) if dummy else weights.load(model_dir, like)
+    shardings = dict.fromkeys(like, jax.sharding.SingleDeviceSharding(device))
+    if config.load_format == "dummy":
+        params = weights.random(like, config.seed, shardings=shardings)
+    else:
+        params = weights.load(model_dir, like, shardings)
     prefill, decode = _buckets(config, max_model_len)
     pages_per_seq = -(-max_model_len // config.page_size)
     shape = StateShape(config.max_num_seqs, 2, config.page_size, pages_per_seq)
     step_bytes = 0
     if device.platform != "cpu":  # temporaries do not grow with the pool: measure them with a small one
-        largest = compile_step(model, shape, Program(prefill[-1], Sampler.FILTERED), device)
-        analysis: Any = largest.memory_analysis()
-        step_bytes = analysis.temp_size_in_bytes
+        for bucket in (prefill[-1], decode[-1]):
+            analysis: Any = compile_step(
+                model, shape, Program(bucket, Sampler.FILTERED), device
+            ).memory_analysis()
+            step_bytes = max(step_bytes, analysis.temp_size_in_bytes)
     num_pages = choose_num_pages(config, model, max_model_len, device, step_bytes)
     buckets = prefill + decode
     with progress_bar("compiling", len(programs_for(buckets)), enabled=config.show_progress) as update:
@@ -262,6 +273,9 @@ def _params_of_each(
         raise ValueError(
             f"{len(params)} sampling_params for {num_prompts} prompts: give one, or one for each"
         )
+    for one in params:
+        if not isinstance(one, SamplingParams):
+            raise TypeError(f"sampling_params holds {one!r}, which is no SamplingParams")
     return list(params)
 
 

@@ -30,7 +30,7 @@ class StepRecord:
     num_waiting: int
     num_preempted: int
     host_s: float = 0.0  # schedule, pack, dispatch, apply
-    device_s: float = 0.0  # from when the device could start the step until its result was ready
+    device_s: float = 0.0  # from when the device could start the step until the host had its result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,9 +31,8 @@ class Attend(Protocol):
 
 
 def _param(*shape: int, dtype: str) -> nnx.Param:
-    return nnx.Param(
-        jnp.zeros(shape, dtype)
-    )  # only ever traced by `nnx.eval_shape`: values come from weights/
+    # Only ever traced, by `nnx.eval_shape`: the values come from weights/.
+    return nnx.Param(jnp.zeros(shape, dtype))
 
 
 class RMSNorm(nnx.Module):

@@ -8,9 +8,8 @@ from typing import NamedTuple
 from jbatch.config import ModeName, PolicyName
 from jbatch.request import Request
 
-Policy = Callable[
-    [Request], tuple[float, ...]
-]  # the smallest key is admitted first; ties by order of arrival
+# The smallest key is admitted first; ties by order of arrival.
+Policy = Callable[[Request], tuple[float, ...]]
 
 
 def _expected_len(request: Request) -> int:

@@ -133,10 +133,17 @@ class Request:
     arrival: float = 0.0  # seconds, on the engine's clock
     priority: int = 0  # lower runs first
     deadline: float | None = None  # seconds, on the engine's clock
-    predicted_len: int | None = (
-        None  # output tokens; an input, so that a replay does not depend on a predictor
-    )
+    predicted_len: int | None = None  # output tokens: an input, or a replay would depend on a predictor
     prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise RequestError for what a policy could not sort by."""
+        _check_integer("priority", self.priority, -(2**31), 2**31 - 1)
+        _check_number("arrival", self.arrival, -1e18, 1e18)
+        if self.deadline is not None:
+            _check_number("deadline", self.deadline, -1e18, 1e18)
+        if self.predicted_len is not None:
+            _check_integer("predicted_len", self.predicted_len, 0, 2**31 - 1)
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -13,6 +13,7 @@ import numpy as np
 
 from jbatch.compile_counter import compile_counter
 from jbatch.config import ModelConfig
+from jbatch.errors import JBatchError
 from jbatch.model import abstract_params
 from jbatch.plan import Bucket, StepInput, StepOutput, input_size, padding, unpack_output
 from jbatch.request import Sampler
@@ -73,7 +74,12 @@ class Runner:
         return compile_counter().count - self._compiled_before
 
     def submit(self, step: StepInput) -> jax.Array:
-        """Dispatch a step; the handle is its output, still on the device."""
+        """Dispatch a step; the handle is its output, still on the device.
+
+        Raises JBatchError after `close`, and after a step that failed on the device and took the state along.
+        """
+        if self._state is None or self._state.rows.is_deleted():
+            raise JBatchError("this runner was closed, or one of its steps failed: make a new one")
         sampler = step.sampler if step.bucket.kind == "decode" else Sampler.FILTERED
         program = self._programs[Program(step.bucket, sampler)]
         self._state, output = program(self._params, self._state, step.packed)
@@ -81,7 +87,7 @@ class Runner:
         return output
 
     def collect(self, handle: jax.Array) -> tuple[StepOutput, float]:
-        """Wait for a step's output; with it, the time at which it was ready (time.monotonic, seconds)."""
+        """Wait for a step's output; with it, when the host had it (time.monotonic, seconds)."""
         packed = np.asarray(handle)
         return unpack_output(packed), time.monotonic()
 

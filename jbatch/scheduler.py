@@ -110,8 +110,8 @@ class Scheduler:
             token_ids=list(request.prompt_token_ids),
             num_planned=len(request.prompt_token_ids),
         )
+        self._enqueue(sequence)  # first: a user's policy may raise
         self._sequences[sequence.seq_id] = sequence
-        self._enqueue(sequence)
         return sequence
 
     def finish(
@@ -351,8 +351,8 @@ class Scheduler:
         self._enqueue(sequence)
 
     def _enqueue(self, sequence: Sequence) -> None:
-        self._num_waiting += 1
         heapq.heappush(self._waiting, (self.config.policy(sequence.request), sequence.seq_id))
+        self._num_waiting += 1
 
     def _next_waiting(self) -> Sequence | None:
         while self._waiting and self._waiting[0][1] not in self._sequences:

@@ -42,8 +42,14 @@ class Tokenizer:
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of all tokens at once; ids that the tokenizer does not know give nothing."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        """The text of all tokens at once; ids that the tokenizer does not know give nothing.
+
+        Raises RequestError where the tokenizer's decoder fails.
+        """
+        try:
+            return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        except Exception as error:  # the library raises nothing narrower
+            raise RequestError("token_ids", list(token_ids), f"cannot be decoded: {error}") from error
 
     def stop_finder(self, stop: Sequence[str], *, skip_special_tokens: bool = True) -> StopFinder:
         """Watches one sequence's text for stop strings."""
@@ -83,8 +89,11 @@ class StopFinder:
         return self._text[: self._at + len(self.found) * include_stop]
 
 
-def load_tokenizer(model_dir: str | Path) -> Tokenizer | None:
+def load_tokenizer(model_dir: str | Path, bos_token_id: int | None = None) -> Tokenizer | None:
     """The tokenizer of a model directory, or None where it has none (token-id prompts still work).
+
+    Args:
+      bos_token_id: where tokenizer_config.json names none.
 
     Raises:
       ConfigError: for a tokenizer.json that cannot be read.
@@ -100,7 +109,7 @@ def load_tokenizer(model_dir: str | Path) -> Tokenizer | None:
     tokenizer.no_padding()
     special = _special_tokens(Path(model_dir) / "tokenizer_config.json")
     bos, eos = (tokenizer.token_to_id(special[name] or "") for name in _SPECIAL)
-    return Tokenizer(tokenizer, bos, eos)
+    return Tokenizer(tokenizer, bos_token_id if bos is None else bos, eos)
 
 
 _SPECIAL = ("bos_token", "eos_token")

@@ -96,6 +96,11 @@ def test_what_follows_from_a_model():
     assert model(rope=yarn).context_len == 1024
 
 
+def test_linear_scaling_may_serve_the_length_after_it():
+    scaled = model(rope=RopeConfig(kind="linear", factor=4.0))
+    assert (scaled.context_len, scaled.max_context_len) == (256, 1024)
+
+
 def test_a_context_must_fit_the_sliding_window():
     model(sliding_window=100).check_context(100)
     with pytest.raises(ConfigError, match=r"sliding_window=100: .*max_model_len=101"):

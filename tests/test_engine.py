@@ -329,3 +329,89 @@ def test_a_request_that_was_aborted_has_the_text_so_far():
     engine.abort("r")
     output = drain(engine)["r"].outputs[0]
     assert (output.text, output.finish_reason) == ("05.11.", FinishReason.ABORT)
+
+
+# A step that fails, and fields that a policy sorts by.
+
+
+class Failing:
+    """A runner whose call number `at` of `method` raises."""
+
+    def __init__(self, runner, method, at):
+        self._runner, self._method, self._left = runner, method, at
+
+    def submit(self, step):
+        return self._call("submit", step)
+
+    def collect(self, handle):
+        return self._call("collect", handle)
+
+    def _call(self, method, argument):
+        if method == self._method:
+            self._left -= 1
+            if self._left < 0:
+                self._left = 10**9
+                raise KeyboardInterrupt
+        return getattr(self._runner, method)(argument)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("method", ["submit", "collect"])
+@pytest.mark.parametrize("at", range(6))
+def test_where_a_step_fails_every_request_ends_once_and_nothing_is_left(mode, method, at):
+    engine = make_engine(mode)
+    engine.runner = Failing(engine.runner, method, at)
+    for idx in range(6):
+        engine.add_request(str(idx), [1, idx], SamplingParams(max_tokens=1 + idx))
+    ended = []
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            ended += engine.step().outputs
+    while engine.has_unfinished:
+        ended += engine.step().outputs
+    assert sorted(output.request_id for output in ended) == [str(idx) for idx in range(6)]
+    for output in ended:
+        completion = output.outputs[0]
+        if output.error is None:
+            assert completion.token_ids == continuation(
+                [1, int(output.request_id)], 1 + int(output.request_id), VOCAB_SIZE
+            )
+        else:
+            assert completion.finish_reason == "error" and "a step failed" in output.error
+    assert engine.scheduler.pool.num_used == 0
+    engine.add_request("after", PROMPT, SamplingParams(max_tokens=3))
+    assert drain(engine)["after"].outputs[0].token_ids == TOKENS[:3]
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("priority", None), ("priority", "high"), ("priority", 0.5), ("arrival", float("nan")),
+        ("arrival", "now"), ("deadline", float("inf")), ("predicted_len", -1), ("predicted_len", 2.5),
+    ],
+)  # fmt: skip
+def test_what_a_policy_cannot_sort_by_is_refused(field, value):
+    engine = make_engine(policy="priority")
+    if value is None:
+        value = [None]
+    with pytest.raises(RequestError, match=field):
+        engine.add_request("bad", PROMPT, **{field: value})
+    engine.add_request("good", PROMPT, SamplingParams(max_tokens=2))
+    assert drain(engine)["good"].outputs[0].token_ids == TOKENS[:2]
+
+
+def test_a_text_that_cannot_be_decoded_is_that_requests_error_alone():
+    engine = make_engine()
+    real = type(engine.tokenizer).decode
+
+    def decode(token_ids, **options):
+        if 23 in token_ids:
+            raise RequestError("token_ids", token_ids, "cannot be decoded")
+        return real(engine.tokenizer, token_ids, **options)
+
+    engine.tokenizer.decode = decode
+    engine.add_request("bad", PROMPT, SamplingParams(max_tokens=3))
+    engine.add_request("good", PROMPT, SamplingParams(max_tokens=2))
+    outputs = drain(engine)
+    assert outputs["bad"].outputs[0].finish_reason == "error" and "cannot be decoded" in outputs["bad"].error
+    assert outputs["good"].outputs[0].text == "05.11."

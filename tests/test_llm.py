@@ -1,5 +1,6 @@
 """LLM on a tiny model directory: what goes in, what comes out, what is refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,8 +9,9 @@ import pytest
 
 from jbatch import LLM, SamplingParams
 from jbatch.engine import Engine
-from jbatch.errors import ConfigError, RequestError
+from jbatch.errors import ConfigError, JBatchError, RequestError
 from jbatch.policy import MODES
+from jbatch.scheduler import StepLimits
 from tests.helpers.hf_checkpoint import tiny, write_checkpoint
 from tests.helpers.tokenizers import numbered, save
 from weights import WeightsError
@@ -200,6 +202,48 @@ def test_priority_of_each_prompt(model_dir):
 
 
 # Construction.
+
+
+def test_generate_leaves_nothing_in_flight(llm):
+    llm.generate([[5, 6], [7]], GREEDY)
+    assert not llm.engine.has_unfinished
+
+
+def test_generate_refuses_to_mix_with_requests_added_by_hand(llm):
+    llm.engine.add_request("mine", [5, 6], GREEDY)
+    with pytest.raises(JBatchError, match="1 unfinished"):
+        llm.generate([5, 6], GREEDY)
+    llm.engine.abort("mine")
+    assert len(llm.generate([5, 6], GREEDY)) == 1
+
+
+def test_params_of_another_type(llm):
+    with pytest.raises(TypeError, match="no SamplingParams"):
+        llm.generate([[5, 6]], [{"temperature": 0}])
+
+
+def test_the_token_budget_holds_where_the_buckets_are_larger(llm):
+    plans = []
+    llm.config = dataclasses.replace(llm.config, max_num_batched_tokens=16)
+    engine = llm.new_engine()
+    engine.add_request("long", [7] * 40, GREEDY)
+    while engine.has_unfinished:
+        plans.append(engine.step().plan)
+    llm.config = dataclasses.replace(llm.config, max_num_batched_tokens=2048)
+    assert [len(plan.chunks[0].token_ids) for plan in plans if plan and plan.chunks] == [16, 16, 8]
+
+
+def test_a_policy_and_limits_of_the_users_own(llm):
+    def most_last_token(request):
+        return (-request.prompt_token_ids[-1],)
+
+    engine = llm.new_engine(policy=most_last_token, limits=lambda view: StepLimits(64, 1))
+    for last in (3, 9, 6):
+        engine.add_request(str(last), [5, last], GREEDY)
+    ended = []
+    while engine.has_unfinished:
+        ended += [output.request_id for output in engine.step().outputs]
+    assert ended == ["9", "6", "3"]
 
 
 def test_without_a_tokenizer(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from jbatch.compile_counter import compile_counter
 from jbatch.device import find_device
+from jbatch.errors import JBatchError
 from jbatch.plan import Bucket, StepInput, padding
 from jbatch.request import Sampler, SamplingParams
 from jbatch.runner import Program, compile_programs, programs_for
@@ -101,6 +102,13 @@ def test_close_frees_the_memory():
     runner.close()
     assert all(leaf.is_deleted() for leaf in leaves)
     runner.close()  # again: nothing to do
+
+
+def test_a_closed_runner_says_so():
+    runner = make_runner()
+    runner.close()
+    with pytest.raises(JBatchError, match="closed"):
+        runner.submit(StepInput(DECODE, Sampler.GREEDY, padding(DECODE, NUM_ROWS, PAGE_SIZE)))
 
 
 def test_progress_is_reported_while_compiling():

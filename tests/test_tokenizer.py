@@ -105,6 +105,13 @@ def test_special_tokens_of_a_directory(tmp_path, special, ids):
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == ids and tokenizer.vocab_size == 258
 
 
+def test_a_bos_that_only_the_models_config_names(tmp_path):
+    save(byte_level(), tmp_path)
+    assert load_tokenizer(tmp_path, bos_token_id=256).bos_token_id == 256
+    save(byte_level(), tmp_path, bos_token="</s>")
+    assert load_tokenizer(tmp_path, bos_token_id=256).bos_token_id == 257
+
+
 @pytest.mark.parametrize("text", ["", "not JSON", "[" * 100_000, "[1]", "\xff"])
 def test_a_broken_tokenizer_config_is_ignored(tmp_path, text):
     save(byte_level(), tmp_path)

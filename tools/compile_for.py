@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.model} {self.kind} {self.size}" + f" {self.sampler.name.lower()}"
+        return f"{self.model} {self.kind} {self.size} {self.sampler.name.lower()}"
 
 
 class Program(NamedTuple):
@@ -93,9 +93,8 @@ def device_for(target: str) -> Any:
     from jax.experimental import topologies
 
     description = (ROOT / "tools" / "targets" / f"{target}.txtpb").read_text()
-    return topologies.get_topology_desc(platform="cuda", target_config=description, topology="1x1x1").devices[
-        0
-    ]
+    topology = topologies.get_topology_desc(platform="cuda", target_config=description, topology="1x1x1")
+    return topology.devices[0]
 
 
 def compile_case(case: Case, target: str, num_layers: int, num_pages: int) -> Program:

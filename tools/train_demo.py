@@ -29,6 +29,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # run as a script from a checkout
 
+import weights
 from jbatch import model as llama
 from jbatch import rotary
 from jbatch.config import ModelConfig
@@ -250,50 +251,6 @@ def learning_rate(progress: float) -> float:
 # --- files -------------------------------------------------------------------------------------------
 
 
-def to_hf(params: Params) -> dict[str, np.ndarray]:
-    """Our fused tensors under Hugging Face's names."""
-    embed = CONFIG.embed_dim
-    out = {
-        "model.embed_tokens.weight": params["embedding"],
-        "model.norm.weight": params["norm.scale"],
-        "lm_head.weight": params["unembedding"],
-    }
-    for idx in range(CONFIG.num_layers):
-        ours, theirs = f"layers.{idx}.", f"model.layers.{idx}."
-        qkv, gate_up = params[ours + "attention.qkv"], params[ours + "mlp.gate_up"]
-        out[theirs + "input_layernorm.weight"] = params[ours + "attention_norm.scale"]
-        out[theirs + "self_attn.q_proj.weight"] = qkv[:, :-2].reshape(-1, embed)
-        out[theirs + "self_attn.k_proj.weight"] = qkv[:, -2].reshape(-1, embed)
-        out[theirs + "self_attn.v_proj.weight"] = qkv[:, -1].reshape(-1, embed)
-        out[theirs + "self_attn.o_proj.weight"] = params[ours + "attention.o"].reshape(embed, -1)
-        out[theirs + "post_attention_layernorm.weight"] = params[ours + "mlp_norm.scale"]
-        out[theirs + "mlp.gate_proj.weight"], out[theirs + "mlp.up_proj.weight"] = gate_up
-        out[theirs + "mlp.down_proj.weight"] = params[ours + "mlp.down"]
-    return {name: np.ascontiguousarray(array, np.float32) for name, array in out.items()}
-
-
-def from_hf(tensors: dict[str, np.ndarray]) -> Params:
-    """The inverse of `to_hf`."""
-    params = {
-        "embedding": tensors["model.embed_tokens.weight"],
-        "norm.scale": tensors["model.norm.weight"],
-        "unembedding": tensors["lm_head.weight"],
-    }
-    for idx in range(CONFIG.num_layers):
-        ours, theirs = f"layers.{idx}.", f"model.layers.{idx}."
-        per_kv_head = (CONFIG.num_kv_heads, -1, CONFIG.head_dim, CONFIG.embed_dim)
-        parts = [tensors[f"{theirs}self_attn.{part}_proj.weight"].reshape(per_kv_head) for part in "qkv"]
-        params[ours + "attention_norm.scale"] = tensors[theirs + "input_layernorm.weight"]
-        params[ours + "attention.qkv"] = np.concatenate(parts, axis=1)
-        o_shape = (CONFIG.embed_dim, CONFIG.num_heads, CONFIG.head_dim)
-        params[ours + "attention.o"] = tensors[theirs + "self_attn.o_proj.weight"].reshape(o_shape)
-        params[ours + "mlp_norm.scale"] = tensors[theirs + "post_attention_layernorm.weight"]
-        gate_up = [tensors[theirs + f"mlp.{part}_proj.weight"] for part in ("gate", "up")]
-        params[ours + "mlp.gate_up"] = np.stack(gate_up)
-        params[ours + "mlp.down"] = tensors[theirs + "mlp.down_proj.weight"]
-    return {name: jnp.asarray(array) for name, array in params.items()}
-
-
 def save(params: Params, out: pathlib.Path) -> None:
     """The Hugging Face folder; the weights appear in one piece."""
     out.mkdir(parents=True, exist_ok=True)
@@ -302,7 +259,8 @@ def save(params: Params, out: pathlib.Path) -> None:
     _write_json(out / "config.json", hf_config() | ends)
     _write_json(out / "generation_config.json", {"do_sample": False} | ends)
     _write_json(out / "tokenizer_config.json", tokenizer_config())
-    safetensors.numpy.save_file(to_hf(params), out / "model.tmp", metadata={"format": "pt"})
+    tensors = weights.to_hugging_face({name: np.asarray(param) for name, param in params.items()})
+    safetensors.numpy.save_file(tensors, out / "model.tmp", metadata={"format": "pt"})
     os.replace(out / "model.tmp", out / "model.safetensors")
 
 
@@ -384,7 +342,7 @@ def report(shares: dict[str, float], examples: list[tasks.Example]) -> str:
 
 def load(folder: pathlib.Path) -> Params:
     """The weights that `save` wrote."""
-    return from_hf(safetensors.numpy.load_file(folder / "model.safetensors"))
+    return weights.load(folder, llama.abstract_params(CONFIG))
 
 
 def train(minutes: float, seed: int, out: pathlib.Path, resume: bool) -> None:
