@@ -360,12 +360,13 @@ class Scheduler:
         return self._sequences[self._waiting[0][1]] if self._waiting else None
 
     def _admit_waiting(self, limits: StepLimits) -> Iterator[Sequence]:
-        """Admit one after the other, while rows and pages last that no admitted sequence has a claim on.
+        """Admit one after the other, while rows and pages last.
 
-        Running ones have their chunks by now: one that is not through would have taken the whole budget.
+        Running ones have their chunks by now: one that is not through would have taken the whole budget. A
+        page is left for each of them to grow into, or who is admitted now would soon be preempted.
         """
         most = 1 if self.config.admission.one_by_one else min(limits.max_num_seqs, self.config.num_rows)
-        spare = self.pool.num_free
+        spare = self.pool.num_free - len(self._running)
         while len(self._running) < most and (sequence := self._next_waiting()) is not None:
             claim = self._claim(sequence)
             if claim > spare or sequence.num_planned > sequence.num_known:  # its tokens are in flight

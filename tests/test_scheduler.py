@@ -403,12 +403,12 @@ def test_what_is_computed_three_times_is_recomputed_twice():
 
 
 def test_a_prompt_without_a_page_for_its_next_chunk_keeps_its_pages_and_waits():
-    """Six pages of 4 tokens: after b's first chunk a grows to five of them, and ends."""
+    """Seven pages of 4 tokens: after b's first chunk a grows to five of them, and ends."""
 
     def limits(view):
         return StepLimits(4 if not b.num_cached else 64 if a.finished or a.num_cached > 16 else 0, 4)
 
-    driver = Driver(scheduler_config(num_pages=7, page_size=4), 0, limits)
+    driver = Driver(scheduler_config(num_pages=8, page_size=4), 0, limits)
     a, b = submit(driver, 4, 16), submit(driver, 12, 2)
     assert plans_until_idle(driver) == [
         "prefill 2x32: a[0:4]!", "decode 1: a", "prefill 2x32: b[0:4]", *["decode 1: a"] * 14,

@@ -190,7 +190,7 @@ def random_config(rng: random.Random, mode: str, policy: str) -> SchedulerConfig
     num_rows = rng.choice((1, 2, 4, 6, 8))
     tokens = rng.choice((8, 16, 32, 64))
     slots = rng.randint(1, num_rows)
-    page_size = rng.choice((4, 4, 16))  # smaller than any device's, so that more happens
+    page_size = rng.choice((2, 2, 4, 16))  # smaller than any device's, so that more happens
     max_model_len = rng.choice((32, 64))
     fewest = 2 if page_size == 16 else 5
     return scheduler_config(
