@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jbatch.engine import Engine, EngineStep
+from jbatch.engine import EngineStep
 from jbatch.llm import LLM
 from jbatch.metrics import Summary
 from jbatch.policy import MODES
@@ -91,7 +91,7 @@ def run_mode(llm: LLM, mode: Any, prompts: Sequence[str]) -> ModeRun:
         while engine.has_unfinished:
             step = engine.step()
             outputs.update((output.request_id, output) for output in step.outputs)
-            timeline += _slots(engine, step)
+            timeline += _slots(step)
             update(len(outputs))
     return ModeRun(
         outputs=[outputs[str(idx)] for idx in range(len(prompts))],
@@ -102,7 +102,7 @@ def run_mode(llm: LLM, mode: Any, prompts: Sequence[str]) -> ModeRun:
     )
 
 
-def _slots(engine: Engine, step: EngineStep) -> list[str]:
+def _slots(step: EngineStep) -> list[str]:
     """What each row computes in a decode step: a request's letter, a held row that has ended, or nothing."""
     plan = step.plan
     if plan is None or plan.bucket.kind != "decode":
