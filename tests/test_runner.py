@@ -43,9 +43,9 @@ def test_nothing_compiles_in_200_mixed_steps():
     engine = make_engine(make_scheduler(num_pages=9))
     steps = 0
     while steps < 200:
-        prompt = rng.choices(range(96), k=rng.randint(1, 70))
+        prompt = rng.choices(range(96), k=rng.randint(1, 40))
         params = SamplingParams(
-            temperature=rng.choice((0, 0.9)), top_k=rng.choice((0, 5)), max_tokens=rng.randint(1, 20),
+            temperature=rng.choice((0, 0.9)), top_k=rng.choice((0, 5)), max_tokens=rng.randint(1, 50),
             stop_token_ids=rng.choice(([], [1, 2, 3])), seed=steps,
         )  # fmt: skip
         engine.add_request(str(steps), prompt, params)
