@@ -8,7 +8,8 @@ from typing import Any
 _EXPORTS = {
     "RaggedMetadata": "pallas_kernels.api",
     "paged_attention": "pallas_kernels.api",
-    "write_kv": "pallas_kernels.reference",
+    "copy_pages": "pallas_kernels.cache",
+    "write_kv": "pallas_kernels.cache",
 }
 
 __all__ = sorted(_EXPORTS)

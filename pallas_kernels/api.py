@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import reference
-
-PAGE_SIZES = (16, 32, 64, 128)
+from pallas_kernels.problem import PAGE_SIZES
 
 IMPLEMENTATIONS = {"xla": reference}
 
@@ -24,9 +23,6 @@ class RaggedMetadata(NamedTuple):
     q_lens: Int[Array, " slots"]
     kv_lens: Int[Array, " slots"]  # with this step's tokens
     work: Any = None
-
-
-TOKEN_ALIGN = 8
 
 
 def paged_attention(

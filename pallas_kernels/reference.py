@@ -123,21 +123,6 @@ def paged_prefill(
     return out[:num_tokens].reshape(q.shape)
 
 
-def write_kv(
-    kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
-    k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
-    page_ids: Int[Array, " tokens"],
-    offsets: Int[Array, " tokens"],
-) -> Float[Array, "num_pages 2 kv_heads page_size head_dim"]:
-    """Put each token's key and value at (page, offset); tokens whose page id is `num_pages` are dropped.
-
-    In place where `kv_pages` is donated. No two live tokens may share a place.
-    """
-    new = jnp.stack([k, v], axis=1).astype(kv_pages.dtype)
-    return kv_pages.at[page_ids, :, :, offsets].set(new, mode="drop", unique_indices=True)
-
-
 def _zeros_after(x: Float[Array, "*n"], dtype: DTypeLike) -> Float[Array, "*n"]:
     """Zeros like `x` that are made when `x` is. The compiler makes constant zeros for all loops of a program
     at its start, and holds them until their loops run: a buffer for every layer of a model."""

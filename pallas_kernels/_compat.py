@@ -1,0 +1,21 @@
+"""What differs between the versions of JAX, in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+JAX_VERSION = jax.__version_info__[:2]
+
+# Mosaic GPU of jax 0.10 has no transposed wgmma operand and no transposed store to swizzled memory.
+HAS_MOSAIC = JAX_VERSION >= (0, 11)
+
+
+def mosaic_interpret(interpret: bool, *, detect_races: bool = False) -> Any:
+    """What `plgpu.kernel(interpret=)` takes."""
+    if not interpret:
+        return None
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    return plgpu.InterpretGPUParams(detect_races=detect_races)
