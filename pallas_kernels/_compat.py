@@ -12,10 +12,12 @@ JAX_VERSION = jax.__version_info__[:2]
 HAS_MOSAIC = JAX_VERSION >= (0, 11)
 
 
-def mosaic_interpret(interpret: bool, *, detect_races: bool = False) -> Any:
-    """What `plgpu.kernel(interpret=)` takes."""
+def mosaic_interpret(interpret: Any) -> Any:
+    """What `plgpu.kernel(interpret=)` takes, for True or False; interpreter parameters stay as they are."""
+    if not isinstance(interpret, bool):
+        return interpret
     if not interpret:
         return None
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    return plgpu.InterpretGPUParams(detect_races=detect_races)
+    return plgpu.InterpretGPUParams()
