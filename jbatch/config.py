@@ -14,6 +14,7 @@ DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 ModeName = Literal["continuous", "static", "static-padded", "unbatched"]
 PolicyName = Literal["fcfs", "sjf", "ljf", "priority"]
+BackendName = Literal["auto", "xla", "triton", "mosaic"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +118,7 @@ class EngineConfig:
     policy: PolicyName = "fcfs"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    attention_backend: BackendName = "auto"  # kernels; "auto": the device's default in pallas_kernels
     overlap: bool = True  # plan step n+1 while the device computes step n
     decode_buckets: tuple[int, ...] | None = None  # slots; the largest must hold max_num_seqs
     token_buckets: tuple[int, ...] | None = None  # tokens of a prefill step, multiples of 8
@@ -130,6 +132,7 @@ class EngineConfig:
         check_choice("mode", self.mode, get_args(ModeName))
         check_choice("policy", self.policy, get_args(PolicyName))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("attention_backend", self.attention_backend, get_args(BackendName))
         check_range("max_num_seqs", self.max_num_seqs, 1, 4096)
         check_range("max_num_batched_tokens", self.max_num_batched_tokens, TOKEN_ALIGN, 2**20)
         check_range("seed", self.seed, 0, 2**32 - 1)

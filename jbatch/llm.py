@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 import weights
+from jbatch.attention import choose_attention
 from jbatch.config import EngineConfig, ModelConfig, ModeName, PolicyName
 from jbatch.config_json import load_bos_token_id, load_config, load_eos_token_ids
 from jbatch.device import choose_num_pages, find_device, prepare_jax
@@ -209,18 +210,19 @@ def _runner(config: EngineConfig, model: ModelConfig, max_model_len: int, model_
     prefill, decode = _buckets(config, max_model_len)
     pages_per_seq = -(-max_model_len // config.page_size)
     shape = StateShape(config.max_num_seqs, 2, config.page_size, pages_per_seq)
+    buckets = prefill + decode
+    attention = choose_attention(config.attention_backend, model, shape, buckets, device)
     step_bytes = 0
     if device.platform != "cpu":  # temporaries do not grow with the pool: measure them with a small one
         for bucket in (prefill[-1], decode[-1]):
-            analysis: Any = compile_step(
-                model, shape, Program(bucket, Sampler.FILTERED), device
-            ).memory_analysis()
+            largest = Program(bucket, Sampler.FILTERED)
+            analysis: Any = compile_step(model, shape, largest, device, attention).memory_analysis()
             step_bytes = max(step_bytes, analysis.temp_size_in_bytes)
     num_pages = choose_num_pages(config, model, max_model_len, device, step_bytes)
-    buckets = prefill + decode
     with progress_bar("compiling", len(programs_for(buckets)), enabled=config.show_progress) as update:
         try:
-            return Runner(model, params, shape._replace(num_pages=num_pages), buckets, device, update)
+            shape = shape._replace(num_pages=num_pages)
+            return Runner(model, params, shape, buckets, device, update, attention)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

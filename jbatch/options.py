@@ -28,6 +28,7 @@ ENGINE_HELP = {
     "mode": "continuous, static, static-padded, unbatched.",
     "policy": "Who is admitted first: fcfs, sjf, ljf, priority.",
     "device": "auto, cpu, cuda.",
+    "attention_backend": "auto, xla, triton, mosaic; the last two are interpreted on a CPU, slowly.",
     "seed": "Every request's own seed is derived from it.",
 }
 SAMPLING_HELP = {

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jbatch.attention import PLAIN, Attention
 from jbatch.compile_counter import compile_counter
 from jbatch.config import ModelConfig
 from jbatch.errors import JBatchError
@@ -55,10 +56,12 @@ class Runner:
         buckets: Iterable[Bucket],
         device: jax.Device,
         on_compiled: Callable[[int], None] = lambda done: None,
+        attention: Attention = PLAIN,
     ):
-        self.config, self.shape, self.device = config, shape, device
+        self.config, self.shape, self.device, self.attention = config, shape, device, attention
         self._params: tuple[jax.Array, ...] = tuple(params[name] for name in abstract_params(config))
-        self._programs = compile_programs(config, shape, programs_for(buckets), device, on_compiled)
+        programs = programs_for(buckets)
+        self._programs = compile_programs(config, shape, programs, device, on_compiled, attention)
         self._state: EngineState | None = shape.zeros(config, device)
         if device.platform != "cpu":
             self.warm_up()
@@ -111,13 +114,14 @@ def compile_programs(
     programs: Iterable[Program],
     device: jax.Device,
     on_compiled: Callable[[int], None] = lambda done: None,
+    attention: Attention = PLAIN,
 ) -> dict[Program, jax.stages.Compiled]:
     """Compile each program for `device`. `on_compiled(number)` follows the progress."""
     programs = list(programs)
     compiled: dict[Program, jax.stages.Compiled] = {}
     pool = ThreadPoolExecutor(COMPILE_THREADS)
     try:
-        results = pool.map(lambda program: compile_step(config, shape, program, device), programs)
+        results = pool.map(lambda program: compile_step(config, shape, program, device, attention), programs)
         for program, result in zip(programs, results, strict=True):
             compiled[program] = result
             on_compiled(len(compiled))
@@ -127,7 +131,11 @@ def compile_programs(
 
 
 def compile_step(
-    config: ModelConfig, shape: StateShape, program: Program, device: jax.Device | Any
+    config: ModelConfig,
+    shape: StateShape,
+    program: Program,
+    device: jax.Device | Any,
+    attention: Attention = PLAIN,
 ) -> jax.stages.Compiled:
     """One program, ahead of time, for shapes alone: no memory is taken."""
     sharding = jax.sharding.SingleDeviceSharding(device)
@@ -138,7 +146,7 @@ def compile_step(
     params = tuple(placed(leaf) for leaf in abstract_params(config).values())
     state = jax.tree.map(placed, shape.abstract(config))
     packed = placed(jax.ShapeDtypeStruct((input_size(program.bucket, shape.page_size),), jnp.int32))
-    step = make_step(config, program.bucket, shape.page_size, sampler=program.sampler)
+    step = make_step(config, program.bucket, shape.page_size, sampler=program.sampler, attention=attention)
     # float32 means float32 on a GPU too, not TensorFloat-32.
     precision = "highest" if config.dtype == "float32" else None
     with jax.default_matmul_precision(precision):

@@ -6,32 +6,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jbatch import model, sampling
+from jbatch.attention import Attention
 from jbatch.config import ModelConfig
 from jbatch.plan import Bucket, DecodeInput, PrefillInput, Status, unpack
 from jbatch.request import Sampler
 from jbatch.state import EngineState, read_rows, write_columns
-from pallas_kernels import RaggedMetadata, paged_attention, write_kv
+from pallas_kernels import RaggedMetadata, paged_attention, plan_work, write_kv
 
 Params = tuple[jax.Array, ...]
 Step = Callable[[Params, EngineState, Array], tuple[EngineState, Array]]
 
 
-def make_step(config: ModelConfig, bucket: Bucket, page_size: int, *, sampler: Sampler) -> Step:
+def make_step(
+    config: ModelConfig,
+    bucket: Bucket,
+    page_size: int,
+    *,
+    sampler: Sampler,
+    attention: Attention,
+) -> Step:
     """The function to compile for one bucket; its output, int32 [slots, K + 2]: tokens, how many, status."""
 
     def step(params: Params, state: EngineState, packed: Int[Array, " size"]) -> tuple[EngineState, Array]:
         fields = unpack(packed, bucket, page_size)
         llama = model.build(config, params)
         if isinstance(fields, PrefillInput):
-            return _prefill(llama, state, fields, page_size, sampler)
-        return _decode(llama, state, fields, page_size, sampler)
+            return _prefill(llama, state, fields, sampler, attention)
+        return _decode(llama, state, fields, sampler, attention)
 
     return step
 
@@ -48,21 +56,32 @@ class Tokens(NamedTuple):
 
 
 def forward(
-    llama: model.Llama, kv_pages: tuple[jax.Array, ...], tokens: Tokens
+    llama: model.Llama,
+    kv_pages: tuple[jax.Array, ...],
+    tokens: Tokens,
+    attention: Attention,
+    *,
+    max_q_len: int | None = None,
 ) -> tuple[tuple[jax.Array, ...], Float[Array, "tokens embed"]]:
-    """Hidden states, and the cache with the tokens' keys and values in it."""
+    """Hidden states, and the cache with the tokens' keys and values in it. `max_q_len=1`: a decode step."""
     num_pages, _, _, page_size, head_dim = kv_pages[0].shape
     page_ids = tokens.block_tables[tokens.slots, tokens.positions // page_size]
     page_ids = jnp.where(tokens.live, page_ids, num_pages)  # out of range: dropped
     offsets = tokens.positions % page_size
     updated = list(kv_pages)
+    options: dict[str, Any] = {
+        "max_q_len": max_q_len,
+        "implementation": attention.decode if max_q_len == 1 else attention.prefill,
+        "interpret": attention.interpret,
+    }
+    like = jax.ShapeDtypeStruct((*tokens.ids.shape, llama.config.num_heads, head_dim), kv_pages[0].dtype)
+    metadata = plan_work(like, kv_pages[0], tokens.block_tables, tokens.metadata, **options)
 
     def attend(layer_idx: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         updated[layer_idx] = write_kv(updated[layer_idx], k, v, page_ids, offsets)
         with jax.named_scope("paged_attention"):  # tools/compile_for.py tells its instructions by it
-            return paged_attention(
-                q, updated[layer_idx], tokens.block_tables, tokens.metadata, scale=head_dim**-0.5
-            )
+            cache = updated[layer_idx], tokens.block_tables
+            return paged_attention(q, *cache, metadata, scale=head_dim**-0.5, **options)
 
     hidden = llama(tokens.ids, tokens.positions, attend)
     return tuple(updated), hidden  # in this order: `attend` fills `updated`
@@ -108,7 +127,7 @@ def sample(
 
 
 def _prefill(
-    llama: model.Llama, state: EngineState, fields: PrefillInput, page_size: int, sampler: Sampler
+    llama: model.Llama, state: EngineState, fields: PrefillInput, sampler: Sampler, attention: Attention
 ) -> tuple[EngineState, Array]:
     tables = _update_tables(state.block_tables, fields.table_updates)
     axis = jnp.arange(fields.tokens.shape[0])
@@ -118,7 +137,7 @@ def _prefill(
     positions = jnp.where(live, fields.kv_lens[slots] - fields.q_lens[slots] + offsets, 0)
     metadata = RaggedMetadata(fields.q_starts, fields.q_lens, fields.kv_lens)
     tokens = Tokens(fields.tokens, positions, live, slots, tables[fields.rows], metadata)
-    kv_pages, hidden = forward(llama, state.kv_pages, tokens)
+    kv_pages, hidden = forward(llama, state.kv_pages, tokens, attention)
 
     last = jnp.clip(fields.q_starts + fields.q_lens - 1, 0, axis.shape[0] - 1)
     sampled = sample(
@@ -131,7 +150,7 @@ def _prefill(
 
 
 def _decode(
-    llama: model.Llama, state: EngineState, fields: DecodeInput, page_size: int, sampler: Sampler
+    llama: model.Llama, state: EngineState, fields: DecodeInput, sampler: Sampler, attention: Attention
 ) -> tuple[EngineState, Array]:
     tables = _update_tables(state.block_tables, fields.table_updates)
     present = fields.rows < state.rows.shape[0]
@@ -145,7 +164,7 @@ def _decode(
     positions = jnp.where(live, rows.length, 0)
     metadata = RaggedMetadata(slots, present.astype(jnp.int32), kv_lens)
     tokens = Tokens(rows.last_token, positions, live, slots, tables[fields.rows], metadata)
-    kv_pages, hidden = forward(llama, state.kv_pages, tokens)
+    kv_pages, hidden = forward(llama, state.kv_pages, tokens, attention, max_q_len=1)
     sampled = sample(llama.logits(hidden), columns, kv_lens, live, sampler=sampler)
     new_rows = state.rows.at[fields.rows].set(sampled.columns, mode="drop")
     return EngineState(new_rows, tables, kv_pages), _pack_output(sampled)

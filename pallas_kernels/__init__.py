@@ -6,10 +6,15 @@ import importlib
 from typing import Any
 
 _EXPORTS = {
+    "Problem": "pallas_kernels.problem",
     "RaggedMetadata": "pallas_kernels.api",
-    "paged_attention": "pallas_kernels.api",
+    "choose": "pallas_kernels.implementations",
     "copy_pages": "pallas_kernels.cache",
-    "write_kv": "pallas_kernels.cache",
+    "paged_attention": "pallas_kernels.api",
+    "paged_decode": "pallas_kernels.api",
+    "paged_prefill": "pallas_kernels.api",
+    "plan_work": "pallas_kernels.api",
+    "write_kv": "pallas_kernels.api",
 }
 
 __all__ = sorted(_EXPORTS)

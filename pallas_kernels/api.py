@@ -1,28 +1,27 @@
-"""The op a model calls: attention of ragged queries over a paged KV cache."""
+"""The ops: attention of ragged queries over a paged KV cache, and writing that cache."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import reference
-from pallas_kernels.problem import PAGE_SIZES
-
-IMPLEMENTATIONS = {"xla": reference}
+from pallas_kernels import cache, implementations, plan, reference, tuning
+from pallas_kernels.problem import PAGE_SIZES, Problem
 
 
 class RaggedMetadata(NamedTuple):
     """Where each slot's queries lie in the packed token axis, and how long its sequence is.
 
-    Every slot starts at a multiple of `TOKEN_ALIGN` tokens; dead slots have `q_lens` 0.
-    `work` is a kernel's list of work, planned once per step, or None.
+    Every slot starts at a multiple of `TOKEN_ALIGN` tokens; dead slots have `q_lens` and `kv_lens` 0.
     """
 
     q_starts: Int[Array, " slots"]
     q_lens: Int[Array, " slots"]
     kv_lens: Int[Array, " slots"]  # with this step's tokens
-    work: Any = None
+    work: Any = None  # `plan_work`'s answer, shared by all layers of a step; None: planned by the call
 
 
 def paged_attention(
@@ -32,41 +31,174 @@ def paged_attention(
     metadata: RaggedMetadata,
     *,
     scale: float,
-    implementation: str | None = None,
+    max_q_len: int | None = None,
+    implementation: str | Sequence[str] | None = None,
+    interpret: Any = False,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Causal attention of each slot's queries over its own pages.
 
     The queries are the last `q_lens[i]` of slot i's `kv_lens[i]` tokens, whose keys and values are
-    already in the cache: a fresh prompt, a chunk of one, and a prompt behind a cached prefix are one
-    case. `tokens == slots` says that this is a decode step: query i is slot i's only one.
+    already in the cache: a fresh prompt, a chunk of one, and a prompt behind a cached prefix are one case.
 
     Args:
-      implementation: "xla" (plain JAX), or None for the default of this device.
+      max_q_len: 1 says that this is a decode step: tokens = slots, and query i is slot i's only one.
+      implementation: "mosaic", "triton", "xla", or several in order of preference: what one cannot do
+        falls through to the next. None: the default of this machine's device. `choose` says which it is.
+      interpret: run a kernel in Pallas' interpreter, on any machine: True, or Mosaic's
+        `plgpu.InterpretGPUParams`.
 
     Returns:
-      The attention output, in q's dtype; zeros for decode slots with `kv_lens` 0.
+      The attention output, in q's dtype. Zeros for decode slots with `kv_lens` 0; in prefill, rows of no
+      slot may hold anything.
 
     Raises:
-      ValueError: for shapes that do not fit together, naming them.
+      ValueError: for arguments that do not fit together, naming them; where no implementation takes the
+        problem, with each one's reason.
     """
-    _check(q, kv_pages, block_tables, metadata, implementation)
-    ops = IMPLEMENTATIONS[implementation or "xla"]
-    if q.shape[0] == block_tables.shape[0]:
-        return ops.paged_decode(q, kv_pages, block_tables, metadata.kv_lens, scale=scale)
-    return ops.paged_prefill(
-        q, kv_pages, block_tables, metadata.q_starts, metadata.q_lens, metadata.kv_lens, scale=scale
-    )
+    options: dict[str, Any] = {"scale": scale, "implementation": implementation, "interpret": interpret}
+    if max_q_len == 1:
+        return paged_decode(q, kv_pages, block_tables, metadata.kv_lens, work=metadata.work, **options)
+    ragged, work = metadata[:3], metadata.work
+    return paged_prefill(q, kv_pages, block_tables, *ragged, work=work, **options)
 
 
-def _check(q, kv_pages, block_tables, metadata, implementation) -> None:
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"implementation={implementation!r}: choose from {sorted(IMPLEMENTATIONS)}")
+def paged_decode(
+    q: Float[Array, "slots heads head_dim"],
+    kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
+    block_tables: Int[Array, "slots pages_per_seq"],
+    kv_lens: Int[Array, " slots"],
+    *,
+    scale: float,
+    work: plan.DecodeWork | None = None,
+    tiles: tuning.Tiles | None = None,
+    implementation: str | Sequence[str] | None = None,
+    interpret: Any = False,
+) -> Float[Array, "slots heads head_dim"]:
+    """One query per slot against the first `kv_lens` tokens of its sequence; zeros where that is 0.
+
+    A slot's bits do not depend on the other slots. `tiles` replace those of the tuning table; `work` must
+    come from `plan_work` with the same ones. The rest is as in `paged_attention`.
+    """
+    problem = _problem("decode", q, kv_pages, block_tables)
+    _check_per_slot(problem, kv_lens=kv_lens)
+    name = _choose(problem, implementation, interpret)
+    if name == "xla":
+        return reference.paged_decode(q, kv_pages, block_tables, kv_lens, scale=scale)
+    tiles = tiles or tuning.lookup(name, problem, _device_kind(interpret))
+    if work is None:
+        work = _plan_decode(problem, kv_lens, tiles)
+    kernel = implementations.module(name, "decode").paged_decode
+    return kernel(q, kv_pages, block_tables, kv_lens, work, scale=scale, tiles=tiles, interpret=interpret)
+
+
+def paged_prefill(
+    q: Float[Array, "tokens heads head_dim"],
+    kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
+    block_tables: Int[Array, "slots pages_per_seq"],
+    q_starts: Int[Array, " slots"],
+    q_lens: Int[Array, " slots"],
+    kv_lens: Int[Array, " slots"],
+    *,
+    scale: float,
+    work: plan.PrefillWork | None = None,
+    tiles: tuning.Tiles | None = None,
+    implementation: str | Sequence[str] | None = None,
+    interpret: Any = False,
+) -> Float[Array, "tokens heads head_dim"]:
+    """Causal attention of packed queries of any lengths; the arguments are as in `paged_attention`.
+
+    Rows of no slot may hold anything, NaN too.
+    """
+    problem = _problem("prefill", q, kv_pages, block_tables)
+    _check_per_slot(problem, q_starts=q_starts, q_lens=q_lens, kv_lens=kv_lens)
+    name = _choose(problem, implementation, interpret)
+    if name == "xla":
+        return reference.paged_prefill(q, kv_pages, block_tables, q_starts, q_lens, kv_lens, scale=scale)
+    tiles = tiles or tuning.lookup(name, problem, _device_kind(interpret))
+    if work is None:
+        work = _plan_prefill(name, problem, q_starts, q_lens, kv_lens, tiles)
+    kernel = implementations.module(name, "prefill").paged_prefill
+    return kernel(q, kv_pages, block_tables, work, scale=scale, tiles=tiles, interpret=interpret)
+
+
+def plan_work(
+    q: Float[Array, "tokens heads head_dim"] | jax.ShapeDtypeStruct,
+    kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
+    block_tables: Int[Array, "slots pages_per_seq"],
+    metadata: RaggedMetadata,
+    *,
+    max_q_len: int | None = None,
+    implementation: str | Sequence[str] | None = None,
+    interpret: Any = False,
+) -> RaggedMetadata:
+    """The metadata with the work of a `paged_attention` call with these arguments: planned once per step,
+    for all its layers. Of `q` only the shape and the dtype matter. Plain JAX needs no plan."""
+    problem = _problem("decode" if max_q_len == 1 else "prefill", q, kv_pages, block_tables)
+    name = _choose(problem, implementation, interpret)
+    if name == "xla":
+        return metadata
+    tiles = tuning.lookup(name, problem, _device_kind(interpret))
+    if problem.kind == "decode":
+        return metadata._replace(work=_plan_decode(problem, metadata.kv_lens, tiles))
+    return metadata._replace(work=_plan_prefill(name, problem, *metadata[:3], tiles))
+
+
+def write_kv(
+    kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"],
+    page_ids: Int[Array, " tokens"],
+    offsets: Int[Array, " tokens"],
+    *,
+    implementation: str | None = None,
+    interpret: bool = False,
+) -> Float[Array, "num_pages 2 kv_heads page_size head_dim"]:
+    """Put each token's key and value at (page, offset); tokens whose page id is `num_pages` are dropped.
+
+    In place where `kv_pages` is donated. No two live tokens may share a place. The default is XLA's scatter,
+    which is one kernel already.
+    """
+    if implementation in (None, "xla"):
+        return cache.write_kv(kv_pages, k, v, page_ids, offsets)
+    return implementations.writer(implementation)(kv_pages, k, v, page_ids, offsets, interpret=interpret)
+
+
+def _plan_decode(problem: Problem, kv_lens: jax.Array, tiles: tuning.Tiles) -> plan.DecodeWork:
+    chunk = tiles.chunk  # type: ignore[union-attr]
+    return plan.plan_decode(kv_lens, chunk=chunk, max_items=plan.max_items(problem, chunk))
+
+
+def _plan_prefill(
+    name: str,
+    problem: Problem,
+    q_starts: jax.Array,
+    q_lens: jax.Array,
+    kv_lens: jax.Array,
+    tiles: tuning.Tiles,
+) -> plan.PrefillWork:
+    tile_tokens = implementations.module(name, "prefill").tile_tokens(problem, tiles)
+    num_tiles = plan.num_tiles(problem, tile_tokens)
+    return plan.plan_prefill(q_starts, q_lens, kv_lens, tile_tokens=tile_tokens, num_tiles=num_tiles)
+
+
+def _choose(problem: Problem, implementation: str | Sequence[str] | None, interpret: Any) -> str:
+    """A single name is taken at its word about the device, which may be one that is only compiled for."""
+    by_device = implementation is not None and not isinstance(implementation, str) and not interpret
+    return implementations.choose(problem, implementation, jax.devices()[0] if by_device else None).name
+
+
+def _device_kind(interpret: Any) -> str:
+    return tuning.INTERPRETER if interpret else jax.devices()[0].device_kind
+
+
+def _problem(kind: Any, q: Any, kv_pages: Any, block_tables: Any) -> Problem:
     if q.ndim != 3 or kv_pages.ndim != 5 or block_tables.ndim != 2:
         raise ValueError(
             "expected q [tokens, heads, head_dim], kv_pages [num_pages, 2, kv_heads, page_size, head_dim], "
             f"block_tables [slots, pages_per_seq]; got {q.shape}, {kv_pages.shape}, {block_tables.shape}"
         )
-    _, two, kv_heads, page_size, head_dim = kv_pages.shape
+    num_pages, two, kv_heads, page_size, head_dim = kv_pages.shape
+    slots, pages_per_seq = block_tables.shape
     if two != 2:
         raise ValueError(f"kv_pages.shape[1]={two}: must be 2 (keys, values)")
     if page_size not in PAGE_SIZES:
@@ -75,7 +207,15 @@ def _check(q, kv_pages, block_tables, metadata, implementation) -> None:
         raise ValueError(f"head_dim={head_dim} of kv_pages differs from q's {q.shape[2]}")
     if q.shape[1] % kv_heads:
         raise ValueError(f"heads={q.shape[1]} of q is no multiple of kv_heads={kv_heads}")
-    for name in ("q_starts", "q_lens", "kv_lens"):
-        shape = getattr(metadata, name).shape
-        if shape != block_tables.shape[:1]:
-            raise ValueError(f"{name}.shape={shape}: must be [slots] = {block_tables.shape[:1]}")
+    if q.dtype != kv_pages.dtype:
+        raise ValueError(f"dtype={q.dtype} of q differs from kv_pages' {kv_pages.dtype}")
+    if kind == "decode" and q.shape[0] != slots:
+        raise ValueError(f"tokens={q.shape[0]} of q: a decode step has one per slot, {slots}")
+    sizes = (q.shape[0], slots, q.shape[1], kv_heads, head_dim, num_pages, page_size, pages_per_seq)
+    return Problem(kind, str(q.dtype), *sizes)
+
+
+def _check_per_slot(problem: Problem, **arrays: Any) -> None:
+    for name, array in arrays.items():
+        if array.shape != (problem.slots,):
+            raise ValueError(f"{name}.shape={array.shape}: must be [slots] = ({problem.slots},)")

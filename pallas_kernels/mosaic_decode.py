@@ -151,7 +151,7 @@ def _partials(
             def load_item(step, count):
                 _, pack_idx, slot, kv_len, begin, num_blocks = item_at(step)
                 buffer = lax.rem(step, jnp.int32(2))
-                pl.when(step >= 2)(lambda: plgpu.barrier_wait(q_free.at[buffer]))
+                pl.when(step >= 2)(functools.partial(plgpu.barrier_wait, q_free.at[buffer]))
                 heads = pl.ds(pl.multiple_of(pack_idx * pack.columns, MIN_PACK), pack.columns)
                 plgpu.copy_gmem_to_smem(q_gmem.at[slot, heads], q_smem.at[buffer], q_ready.at[buffer])
                 last_page = lax.div(kv_len - 1, jnp.int32(page_size))
@@ -178,7 +178,7 @@ def _partials(
                         (0, k_smem, k_ready, k_free),
                         (1, v_smem, v_ready, v_free),
                     ):
-                        pl.when(use >= num_stages)(lambda free=free: plgpu.barrier_wait(free.at[stage]))
+                        pl.when(use >= num_stages)(functools.partial(plgpu.barrier_wait, free.at[stage]))
                         for copy, page in enumerate(pages):
                             plgpu.copy_gmem_to_smem(
                                 kv_gmem.at[page, kind, head, pl.ds(row, copy_rows)],
@@ -309,7 +309,7 @@ def _combine(
         begin, end = first_gmem[slot], first_gmem[slot + 1]
 
         def load(ref, layout):
-            return plgpu.load(ref, layout=layout, optimized=False)
+            return plgpu.load(ref, layout=layout, optimized=False)  # type: ignore[call-arg]  # 0.10's
 
         def combine_some(turn, carry):
             acc, peak, total = carry

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jbatch import model
+from jbatch.attention import PLAIN, Attention
 from jbatch.config import ModelConfig
 from jbatch.model import abstract_params
 from jbatch.step import Tokens, forward
@@ -20,7 +21,13 @@ SLOTS, CHUNK, PAGE_SIZE = 8, 32, 16
 class PagedModel:
     """`SLOTS` sequences at a time, in chunks of `CHUNK` tokens, on pages in random order full of NaN."""
 
-    def __init__(self, config: ModelConfig, params: Mapping[str, jax.Array], max_len: int):
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Mapping[str, jax.Array],
+        max_len: int,
+        attention: Attention = PLAIN,
+    ):
         self._params = tuple(params[name] for name in abstract_params(config))
         pages_per_seq = -(-max_len // PAGE_SIZE)
         num_pages = 1 + SLOTS * pages_per_seq
@@ -29,12 +36,12 @@ class PagedModel:
         page_shape = (num_pages, 2, config.num_kv_heads, PAGE_SIZE, config.head_dim)
         self._kv_pages = tuple(jnp.full(page_shape, jnp.nan, config.dtype) for _ in range(config.num_layers))
 
-        def log_probs(params, kv_pages, tokens):
+        def log_probs(params, kv_pages, tokens, max_q_len):
             llama = model.build(config, params)
-            kv_pages, hidden = forward(llama, kv_pages, tokens)
+            kv_pages, hidden = forward(llama, kv_pages, tokens, attention, max_q_len=max_q_len)
             return kv_pages, jax.nn.log_softmax(llama.logits(hidden))
 
-        self._step = jax.jit(log_probs, donate_argnums=1)
+        self._step = jax.jit(log_probs, donate_argnums=1, static_argnums=3)
 
     def log_probs(
         self, sequences: Sequence[Sequence[int]], num_prefilled: Sequence[int] | None = None
@@ -57,7 +64,7 @@ class PagedModel:
             size = CHUNK if (done < num_prefilled).any() else 1
             until = np.minimum(done + size, num_prefilled if size > 1 else ends)
             tokens = self._tokens(sequences, done, until, size)
-            self._kv_pages, output = self._step(self._params, self._kv_pages, tokens)
+            self._kv_pages, output = self._step(self._params, self._kv_pages, tokens, 1 if size == 1 else None)
             for slot, row in enumerate(np.asarray(output).reshape(SLOTS, size, -1)[: len(sequences)]):
                 rows[slot].append(row[: until[slot] - done[slot]])
             done = until

@@ -1,0 +1,114 @@
+"""Which implementation computes a problem, and why not another."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+
+from pallas_kernels.problem import Kind, Problem
+
+NAMES = ("mosaic", "triton", "xla")  # fastest first, where each can run
+
+# What is tried on a device where nothing else is asked for, by compute capability. No kernel has run on a
+# GPU yet, so plain JAX is the default everywhere; a run of bench.kernels is the reason to change a line.
+DEFAULTS: dict[str, tuple[str, ...]] = {
+    "9.0": ("xla",),  # Hopper; ("mosaic", "triton", "xla") once measured
+    "8.0": ("xla",),  # A100; ("triton", "xla") once measured
+}
+
+_MODULES: dict[tuple[str, Kind], str] = {
+    ("mosaic", "decode"): "mosaic_decode",
+    ("mosaic", "prefill"): "mosaic_prefill",
+    ("triton", "decode"): "triton_decode",
+    ("triton", "prefill"): "triton_prefill",
+}
+
+_WRITERS = {"triton": "triton_write"}
+
+
+class Choice(NamedTuple):
+    """The implementation of a problem, and why those tried before it do not take it."""
+
+    name: str
+    declined: dict[str, str]
+
+
+def choose(
+    problem: Problem,
+    implementation: str | Sequence[str] | None = None,
+    device: Any = None,
+) -> Choice:
+    """The first implementation that takes the problem.
+
+    Args:
+      implementation: a name, several in order of preference, or None for the device's default.
+      device: a `jax.Device` that the kernel must run on as it is; None where it is interpreted, or where
+        nothing but the problem matters.
+
+    Raises:
+      ValueError: for an unknown name, and where all decline, with each one's reason.
+    """
+    names = _names(implementation, device)
+    declined: dict[str, str] = {}
+    for name in names:
+        reason = declines(name, problem, device)
+        if reason is None:
+            return Choice(name, declined)
+        declined[name] = reason
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in declined.items())
+    raise ValueError(f"no implementation takes this {problem.kind} problem ({reasons})")
+
+
+def declines(name: str, problem: Problem, device: Any = None) -> str | None:
+    """Why an implementation does not take a problem on a device, or None."""
+    if name == "xla":
+        return None
+    if device is not None and (reason := _declines_device(name, device)):
+        return reason
+    return module(name, problem.kind).declines(problem)
+
+
+def module(name: str, kind: Kind) -> ModuleType:
+    """Where a kernel is; imported when it is asked for, since not every jax has every backend."""
+    return importlib.import_module(f"pallas_kernels.{_MODULES[name, kind]}")
+
+
+def writer(name: str) -> Callable[..., jax.Array]:
+    """The kernel that writes the cache.
+
+    Raises:
+      ValueError: for a name without one.
+    """
+    if name not in _WRITERS:
+        raise ValueError(f"implementation={name!r} of write_kv: choose from xla, {', '.join(_WRITERS)}")
+    return importlib.import_module(f"pallas_kernels.{_WRITERS[name]}").write_kv
+
+
+def _names(implementation: str | Sequence[str] | None, device: Any) -> tuple[str, ...]:
+    if implementation is None:
+        device = jax.devices()[0] if device is None else device
+        return DEFAULTS.get(compute_capability(device), ("xla",))
+    names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
+    if not names or any(name not in NAMES for name in names):
+        raise ValueError(f"implementation={implementation!r}: choose from {', '.join(NAMES)}")
+    return names
+
+
+def _declines_device(name: str, device: Any) -> str | None:
+    capability = compute_capability(device)
+    if not capability:
+        return f"device {device.platform}: an NVIDIA GPU only, unless interpreted"
+    if name == "mosaic" and capability != "9.0":
+        return f"compute capability {capability}: 9.0 (Hopper) only"
+    if name == "triton" and float(capability) < 8:
+        return f"compute capability {capability}: at least 8.0"
+    return None
+
+
+def compute_capability(device: Any) -> str:
+    """Such as "9.0"; empty for what is no NVIDIA GPU."""
+    return str(getattr(device, "compute_capability", "")) if device.platform in ("gpu", "cuda") else ""
