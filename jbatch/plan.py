@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jbatch.config import TOKEN_ALIGN
+from jbatch.errors import JBatchError
 from jbatch.request import MAX_STOP_IDS, Sampler, Sequence
 
 TOKENS_PER_STEP = 1  # K: tokens a sequence may get per decode step
@@ -198,6 +199,24 @@ def pack(plan: StepPlan, num_rows: int, page_size: int) -> StepInput:
     else:
         fields.frozen[: len(plan.frozen)] = plan.frozen
     return StepInput(plan.bucket, plan.sampler, packed)
+
+
+def check_table_updates(
+    step: StepInput, *, num_rows: int, num_pages: int, pages_per_seq: int, page_size: int
+) -> None:
+    """Raise JBatchError for a page id or a place in a block table that does not exist. On the device it would
+    be clamped or dropped, and the step would read another sequence's cache."""
+    if step.packed.shape != (input_size(step.bucket, page_size),):
+        return  # the program refuses it
+    updates = unpack(step.packed, step.bucket, page_size).table_updates
+    updates = updates[updates[:, 0] != num_rows]
+    bad = (updates < (0, 0, 1)) | (updates >= (num_rows, pages_per_seq, num_pages))
+    if bad.any():
+        update, column = np.argwhere(bad)[0]
+        name = ("row", "index", "page")[column]
+        end = (num_rows, pages_per_seq, num_pages)[column]
+        value = updates[update, column]
+        raise JBatchError(f"table update with {name}={value}: must be from {int(column == 2)} to {end - 1}")
 
 
 def _pack_chunks(chunks: tuple[Chunk, ...], fields: PrefillInput) -> None:

@@ -16,7 +16,7 @@ from jbatch.compile_counter import compile_counter
 from jbatch.config import ModelConfig
 from jbatch.errors import JBatchError
 from jbatch.model import abstract_params
-from jbatch.plan import Bucket, StepInput, StepOutput, input_size, padding, unpack_output
+from jbatch.plan import Bucket, StepInput, StepOutput, check_table_updates, input_size, padding, unpack_output
 from jbatch.request import Sampler
 from jbatch.state import EngineState, StateShape
 from jbatch.step import make_step
@@ -79,10 +79,12 @@ class Runner:
     def submit(self, step: StepInput) -> jax.Array:
         """Dispatch a step; the handle is its output, still on the device.
 
-        Raises JBatchError after `close`, and after a step that failed on the device and took the state along.
+        Raises JBatchError after `close`, after a step that failed on the device and took the state along, and
+        for pages that do not exist.
         """
         if self._state is None or self._state.rows.is_deleted():
             raise JBatchError("this runner was closed, or one of its steps failed: make a new one")
+        check_table_updates(step, **self.shape._asdict())
         sampler = step.sampler if step.bucket.kind == "decode" else Sampler.FILTERED
         program = self._programs[Program(step.bucket, sampler)]
         self._state, output = program(self._params, self._state, step.packed)

@@ -8,6 +8,7 @@ from typing import Any
 _EXPORTS = {
     "Problem": "pallas_kernels.problem",
     "RaggedMetadata": "pallas_kernels.api",
+    "check_block_tables": "pallas_kernels.checks",
     "choose": "pallas_kernels.implementations",
     "copy_pages": "pallas_kernels.cache",
     "paged_attention": "pallas_kernels.api",

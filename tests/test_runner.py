@@ -9,11 +9,13 @@ import pytest
 from jbatch.compile_counter import compile_counter
 from jbatch.device import find_device
 from jbatch.errors import JBatchError
-from jbatch.plan import Bucket, StepInput, padding
+from jbatch.plan import Bucket, StepInput, padding, unpack
 from jbatch.request import Sampler, SamplingParams
 from jbatch.runner import Program, compile_programs, programs_for
 from tests.helpers.tiny_engine import (
     DECODE,
+    MAX_MODEL_LEN,
+    NUM_PAGES,
     NUM_ROWS,
     PAGE_SIZE,
     PREFILL,
@@ -118,3 +120,20 @@ def test_progress_is_reported_while_compiling():
         shared_runner().config, shape, [Program(DECODE, Sampler.GREEDY)], find_device("cpu"), done.append
     )
     assert done == [1]
+
+
+@pytest.mark.parametrize(
+    "update, message",
+    [
+        ((0, 0, NUM_PAGES), "page=64: must be from 1 to 63"),
+        ((0, 0, 0), "page=0: must be from 1"),  # the null page
+        ((0, MAX_MODEL_LEN // PAGE_SIZE, 5), "index=6: must be from 0 to 5"),
+        ((-1, 0, 5), "row=-1: must be from 0 to 3"),
+    ],
+)
+@pytest.mark.parametrize("bucket", [DECODE, PREFILL])
+def test_pages_that_do_not_exist_never_reach_the_device(bucket, update, message):
+    packed = padding(bucket, NUM_ROWS, PAGE_SIZE).copy()
+    unpack(packed, bucket, PAGE_SIZE).table_updates[1] = update
+    with pytest.raises(JBatchError, match=message):
+        shared_runner().submit(StepInput(bucket, Sampler.GREEDY, packed))

@@ -1,0 +1,114 @@
+"""An engine's attention backends: each that this machine can run, interpreted, against plain JAX."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import weights
+from jbatch.attention import PLAIN, Attention, choose_attention
+from jbatch.config import ModelConfig
+from jbatch.config_json import parse_config
+from jbatch.device import find_device
+from jbatch.errors import ConfigError
+from jbatch.model import abstract_params
+from jbatch.request import SamplingParams
+from jbatch.runner import Runner
+from jbatch.state import StateShape
+from pallas_kernels._compat import HAS_MOSAIC
+from tests.helpers.hf_checkpoint import tiny
+from tests.helpers.paged import PagedModel
+from tests.helpers.tiny_engine import (
+    DECODE,
+    MAX_MODEL_LEN,
+    NUM_ROWS,
+    PAGE_SIZE,
+    PREFILL,
+    drain,
+    make_engine,
+    make_scheduler,
+)
+
+BACKENDS = [
+    "triton",
+    pytest.param("mosaic", marks=pytest.mark.skipif(not HAS_MOSAIC, reason="Mosaic GPU needs jax >= 0.11")),
+]
+NUM_PAGES = 12  # few enough to preempt
+PROMPTS = [list(range(1, 1 + n)) for n in (1, 15, 16, 17, 40)]
+
+
+@functools.cache
+def config(dtype: str = "bfloat16") -> ModelConfig:
+    """Small, but with heads that the kernels take: 4 of 64 dimensions over 2 KV heads."""
+    return parse_config(tiny(head_dim=64, torch_dtype=dtype))
+
+
+@functools.cache
+def params(dtype: str = "bfloat16"):
+    drawn = weights.random(abstract_params(config()), seed=3, scale=0.15)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), drawn)
+
+
+def log_probs(dtype: str, attention: Attention) -> list[np.ndarray]:
+    """Of each prompt's tokens; the last ones go through decode."""
+    model = PagedModel(config(dtype), params(dtype), max_len=48, attention=attention)
+    return model.log_probs(PROMPTS, [max(1, len(prompt) - 5) for prompt in PROMPTS])
+
+
+def make_runner(attention: Attention) -> Runner:
+    shape = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
+    device = find_device("cpu")
+    return Runner(config(), params(), shape, [PREFILL, DECODE], device, attention=attention)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_log_probabilities_are_as_good_as_plain_jax(backend):
+    """Both run in bfloat16; what is right is float32."""
+    right = log_probs("float32", PLAIN)
+    plain = log_probs("bfloat16", PLAIN)
+    kernels = log_probs("bfloat16", Attention(backend, backend, interpret=True))
+    for wanted, usual, ours in zip(right, plain, kernels, strict=True):
+        assert np.isfinite(ours).all()
+        usual_error, error = np.abs(usual - wanted), np.abs(ours - wanted)
+        assert error.max() < 2 * usual_error.max()
+        assert error.mean() < 1.2 * usual_error.mean()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_engine_generates_the_same(backend):
+    """Through the compiled steps, with preemption: the tokens of plain JAX, or a near-tie."""
+    outputs = {}
+    for attention in (PLAIN, Attention(backend, backend, interpret=True)):
+        runner = make_runner(attention)
+        engine = make_engine(make_scheduler(num_pages=NUM_PAGES), runner)
+        for index, prompt in enumerate(PROMPTS):
+            engine.add_request(str(index), prompt, SamplingParams(max_tokens=12, ignore_eos=True))
+        outputs[attention] = drain(engine)
+        assert runner.compilations_after_warmup == 0
+    for index, prompt in enumerate(PROMPTS):
+        plain, ours = (list(outputs[a][str(index)].outputs[0].token_ids) for a in outputs)
+        assert len(ours) == 12 and outputs[list(outputs)[1]][str(index)].error is None
+        if ours != plain:
+            at = next(i for i, pair in enumerate(zip(plain, ours, strict=True)) if pair[0] != pair[1])
+            model = PagedModel(config("float32"), params("float32"), max_len=64)
+            row = model.log_probs([prompt + plain[:at]])[0][-1]
+            assert abs(row[plain[at]] - row[ours[at]]) < 0.1
+
+
+def test_auto_is_plain_jax_until_a_gpu_has_been_measured():
+    shape = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, 6)
+    chosen = choose_attention("auto", config(), shape, (PREFILL, DECODE), find_device("cpu"))
+    assert chosen == PLAIN
+
+
+def test_a_kernel_is_interpreted_on_a_cpu():
+    shape = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, 6)
+    chosen = choose_attention("triton", config(), shape, (PREFILL, DECODE), find_device("cpu"))
+    assert chosen == Attention("triton", "triton", interpret=True)
+
+
+def test_a_backend_that_cannot_run_the_model_says_why():
+    shape = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, 6)
+    with pytest.raises(ConfigError, match=r"attention_backend='triton'.*float32"):
+        choose_attention("triton", config("float32"), shape, (PREFILL, DECODE), find_device("cpu"))
