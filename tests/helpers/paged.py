@@ -64,7 +64,9 @@ class PagedModel:
             size = CHUNK if (done < num_prefilled).any() else 1
             until = np.minimum(done + size, num_prefilled if size > 1 else ends)
             tokens = self._tokens(sequences, done, until, size)
-            self._kv_pages, output = self._step(self._params, self._kv_pages, tokens, 1 if size == 1 else None)
+            self._kv_pages, output = self._step(
+                self._params, self._kv_pages, tokens, 1 if size == 1 else None
+            )
             for slot, row in enumerate(np.asarray(output).reshape(SLOTS, size, -1)[: len(sequences)]):
                 rows[slot].append(row[: until[slot] - done[slot]])
             done = until
