@@ -140,7 +140,8 @@ def heuristic(implementation: str, problem: Problem, device_kind: str) -> Tiles:
             packed = max(1, 8 // problem.group)
             return MosaicDecode(max(64, 512 // packed), 64, 3, cores * (2 if wide else 4))
         case "mosaic", "prefill":
-            return MosaicPrefill(64 if wide else 128, 2, True)
+            in_registers = device_kind != INTERPRETER  # which knows no operand in registers
+            return MosaicPrefill(64 if wide else 128, 2, in_registers)
         case "triton", "decode":
             return TritonDecode(512, 64, 4, 3, cores * (2 if wide else 4))
         case "triton", "prefill":
