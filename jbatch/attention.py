@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import jax
 
-from jbatch.config import ModelConfig
+from jbatch.config import EngineConfig, ModelConfig
 from jbatch.errors import ConfigError
-from jbatch.plan import Bucket
+from jbatch.plan import Bucket, decode_bucket
 from jbatch.state import StateShape
 from pallas_kernels import Problem, choose
+from pallas_kernels.implementations import NAMES, declines
 from pallas_kernels.problem import Kind
 
 
@@ -43,6 +44,16 @@ def choose_attention(
             raise ConfigError("attention_backend", backend, str(error)) from None
         names[bucket.kind] = choice.name
     return Attention(names.get("decode", "xla"), names.get("prefill", "xla"), interpret)
+
+
+def describe(model: ModelConfig, device: jax.Device) -> str:
+    """The default on a device, and what each kernel would say to the model there."""
+    shape, bucket = StateShape(1, 2, EngineConfig.page_size, 1), decode_bucket(1)
+    default = choose_attention("auto", model, shape, (bucket,), device).decode
+    problem = problem_of(model, shape, bucket)
+    others = [name for name in NAMES if name != default]
+    answers = [f"{name} ({declines(name, problem, device) or 'possible'})" for name in others]
+    return f"{default}; {', '.join(answers)}"
 
 
 def problem_of(model: ModelConfig, shape: StateShape, bucket: Bucket) -> Problem:

@@ -11,6 +11,7 @@ import jax
 import typer
 
 import weights
+from jbatch.attention import describe
 from jbatch.config_json import load_config, load_eos_token_ids
 from jbatch.device import INSTALL_HINT, NO_GPU
 from jbatch.errors import JBatchError
@@ -54,6 +55,7 @@ def _examine_model(model_dir: Path) -> bool:
             f"  config: {config.num_layers} layers, {config.num_heads} heads, {config.num_kv_heads} KV, "
             f"head_dim {config.head_dim}, context {config.context_len}, {config.dtype}"
         )
+        typer.echo(f"  attention: {describe(config, jax.devices()[0])}")
         num_params = sum(leaf.size for leaf in like.values())
         weights.check(model_dir, like)
         typer.echo(

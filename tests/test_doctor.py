@@ -24,7 +24,14 @@ def test_versions_and_devices(capsys):
 def test_a_healthy_model(model, capsys):
     ended = run(capsys, "doctor", model)
     assert ended.code == 0 and ended.out.endswith("  ok\n")
-    for words in ("1 layers, 4 heads, 2 KV", "every tensor present", "tokenizer: 259 tokens", "ids: [2]"):
+    for words in (
+        "1 layers, 4 heads, 2 KV",
+        "every tensor present",
+        "tokenizer: 259 tokens",
+        "ids: [2]",
+        "attention: xla; mosaic (",
+        "triton (device cpu: an NVIDIA GPU only",
+    ):
         assert words in ended.out
 
 
