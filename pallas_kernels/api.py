@@ -128,6 +128,7 @@ def plan_work(
     metadata: RaggedMetadata,
     *,
     max_q_len: int | None = None,
+    tiles: tuning.Tiles | None = None,
     implementation: str | Sequence[str] | None = None,
     interpret: Any = False,
 ) -> RaggedMetadata:
@@ -137,7 +138,7 @@ def plan_work(
     name = _choose(problem, implementation, interpret)
     if name == "xla":
         return metadata
-    tiles = tuning.lookup(name, problem, _device_kind(interpret))
+    tiles = tiles or tuning.lookup(name, problem, _device_kind(interpret))
     if problem.kind == "decode":
         return metadata._replace(work=_plan_decode(problem, metadata.kv_lens, tiles))
     return metadata._replace(work=_plan_prefill(name, problem, *metadata[:3], tiles))
