@@ -24,7 +24,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import _compat
-from pallas_kernels.mosaic_common import LOG2E, NEG_INF, swizzled_smem
+from pallas_kernels.mosaic_common import LOG2E, NEG_INF, Ring, swizzled_smem
 from pallas_kernels.plan import DecodeWork
 from pallas_kernels.problem import Problem
 from pallas_kernels.tuning import MosaicDecode
@@ -99,6 +99,49 @@ def paged_decode(
     return out.reshape(slots, num_heads, head_dim)
 
 
+class _Sizes(NamedTuple):
+    """How a problem is cut up."""
+
+    pack: _Pack
+    tiles: MosaicDecode
+    page_size: int
+    copy_rows: int  # of one copy: a page, or the part of it that makes up a block
+
+    @classmethod
+    def of(cls, pack: _Pack, tiles: MosaicDecode, page_size: int) -> _Sizes:
+        return cls(pack, tiles, page_size, min(page_size, tiles.block_kv))
+
+    @property
+    def num_copies(self) -> int:
+        return self.tiles.block_kv // self.copy_rows
+
+
+class _Scratch(NamedTuple):
+    """Shared memory and barriers of a CTA."""
+
+    q: Any  # [2, columns, head_dim]: the next item's queries arrive while this one's are read
+    q_ready: Any
+    q_free: Any
+    k: Ring
+    v: Ring
+    p: Any  # [columns, block_kv]
+
+
+class _Item(NamedTuple):
+    """A chunk of a sequence's cache, for one pack of heads: scalars."""
+
+    index: Any  # in the work list
+    pack: Any
+    slot: Any
+    kv_len: Any
+    begin: Any  # its first token
+    num_blocks: Any  # of all the pack's KV heads: head by head within a block of tokens
+
+    def token(self, block: Any, sizes: _Sizes) -> Any:
+        """The first token of a block."""
+        return self.begin + lax.div(block, jnp.int32(sizes.pack.kv_heads)) * sizes.tiles.block_kv
+
+
 def _partials(
     q: Float[Array, "slots heads head_dim"],
     kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
@@ -115,153 +158,44 @@ def _partials(
     Float[Array, "packs items columns"],
 ]:
     """Each chunk's unnormalised output, its largest score in units of log 2, and its sum of weights."""
-    head_dim, page_size, max_items = q.shape[2], kv_pages.shape[3], work.slots.shape[0]
-    chunk, block_kv, num_stages, num_ctas = tiles
-    copy_rows = min(page_size, block_kv)
-    num_copies = block_kv // copy_rows
+    head_dim, max_items = q.shape[2], work.slots.shape[0]
+    sizes = _Sizes.of(pack, tiles, kv_pages.shape[3])
 
-    def kernel(
-        q_gmem, kv_gmem, tables_gmem, lens_gmem, slots_gmem, chunks_gmem, first_gmem,  # inputs
-        out_gmem, peak_gmem, total_gmem,  # outputs
-        q_smem, k_smem, v_smem, p_smem, q_ready, q_free, k_ready, k_free, v_ready, v_free,
-    ):  # fmt: skip
+    def kernel(q_gmem, kv_gmem, tables_gmem, lens_gmem, work_gmem, out_gmem, peak_gmem, total_gmem, scratch):
         cta = lax.axis_index("cta")
-        num_items = jnp.minimum(first_gmem[first_gmem.shape[0] - 1], max_items) * pack.num_packs
-        num_steps = lax.div(num_items - cta + (num_ctas - 1), jnp.int32(num_ctas))
+        num_items = jnp.minimum(work_gmem.first[work_gmem.first.shape[0] - 1], max_items) * pack.num_packs
+        num_steps = lax.div(num_items - cta + (tiles.num_ctas - 1), jnp.int32(tiles.num_ctas))
 
         def item_at(step):
-            """Index in the work list, pack, slot, its length, first token, number of blocks of all heads."""
-            item = cta + step * num_ctas
-            index = lax.div(item, jnp.int32(pack.num_packs))
-            slot = slots_gmem[index]
-            kv_len = lens_gmem[slot]
-            begin = chunks_gmem[index] * chunk
-            num_blocks = lax.div(jnp.minimum(kv_len - begin, chunk) + (block_kv - 1), jnp.int32(block_kv))
-            return (
-                index,
-                lax.rem(item, jnp.int32(pack.num_packs)),
-                slot,
-                kv_len,
-                begin,
-                num_blocks * pack.kv_heads,
-            )
+            return _item(cta + step * tiles.num_ctas, work_gmem, lens_gmem, sizes)
 
         @pl.when(lax.axis_index("warpgroup") == LOAD)
         def _load():
-            def load_item(step, count):
-                _, pack_idx, slot, kv_len, begin, num_blocks = item_at(step)
-                buffer = lax.rem(step, jnp.int32(2))
-                pl.when(step >= 2)(functools.partial(plgpu.barrier_wait, q_free.at[buffer]))
-                heads = pl.ds(pl.multiple_of(pack_idx * pack.columns, MIN_PACK), pack.columns)
-                plgpu.copy_gmem_to_smem(q_gmem.at[slot, heads], q_smem.at[buffer], q_ready.at[buffer])
-                last_page = lax.div(kv_len - 1, jnp.int32(page_size))
+            def load(step, num_used):
+                item = item_at(step)
+                _load_queries(step, item, q_gmem, scratch, sizes)
+                _load_blocks(num_used, item, kv_gmem, tables_gmem, scratch, sizes)
+                return num_used + item.num_blocks
 
-                def page_ids(block):
-                    token = begin + lax.div(block, jnp.int32(pack.kv_heads)) * block_kv
-                    pages = [
-                        lax.div(token + copy * copy_rows, jnp.int32(page_size)) for copy in range(num_copies)
-                    ]
-                    return tuple(tables_gmem[slot, jnp.minimum(page, last_page)] for page in pages)
-
-                def load_block(block, pages):
-                    next_pages = page_ids(block + 1)  # read while this block's copies wait for room
-                    use = count + block
-                    stage = lax.rem(use, jnp.int32(num_stages))
-                    token = begin + lax.div(block, jnp.int32(pack.kv_heads)) * block_kv
-                    row = (
-                        pl.multiple_of(lax.rem(token, jnp.int32(page_size)), copy_rows)
-                        if num_copies == 1
-                        else 0
-                    )
-                    head = pack_idx * pack.kv_heads + lax.rem(block, jnp.int32(pack.kv_heads))
-                    for kind, smem, ready, free in (
-                        (0, k_smem, k_ready, k_free),
-                        (1, v_smem, v_ready, v_free),
-                    ):
-                        pl.when(use >= num_stages)(functools.partial(plgpu.barrier_wait, free.at[stage]))
-                        for copy, page in enumerate(pages):
-                            plgpu.copy_gmem_to_smem(
-                                kv_gmem.at[page, kind, head, pl.ds(row, copy_rows)],
-                                smem.at[stage, pl.ds(copy * copy_rows, copy_rows)],
-                                ready.at[stage],
-                            )
-                    return next_pages
-
-                lax.fori_loop(0, num_blocks, load_block, page_ids(jnp.int32(0)))
-                return count + num_blocks
-
-            count = lax.fori_loop(0, num_steps, load_item, jnp.int32(0))
-            for buffer in range(2):  # a barrier must not be left with an arrival that nobody awaited
-                pl.when(buffer < num_steps)(functools.partial(plgpu.barrier_wait, q_free.at[buffer]))
-            for stage in range(num_stages):
-                for free in (k_free, v_free):
-                    pl.when(stage < count)(functools.partial(plgpu.barrier_wait, free.at[stage]))
+            num_used = lax.fori_loop(0, num_steps, load, jnp.int32(0))
+            for buffer in range(2):
+                pl.when(buffer < num_steps)(functools.partial(plgpu.barrier_wait, scratch.q_free.at[buffer]))
+            scratch.k.drain(num_used)
+            scratch.v.drain(num_used)
 
         @pl.when(lax.axis_index("warpgroup") == COMPUTE)
         def _compute():
-            tile = (block_kv, pack.columns)
-            row = plgpu.broadcasted_iota(jnp.int32, tile, 0, layout=WGMMA)
-            head_of_column = lax.div(plgpu.broadcasted_iota(jnp.int32, tile, 1, layout=WGMMA), pack.group)
+            def compute(step, num_used):
+                item = item_at(step)
+                at = item.pack, item.index
+                out_gmem[at], peak_gmem[at], total_gmem[at] = _attend(
+                    step, num_used, item, scratch, sizes, scale
+                )
+                return num_used + item.num_blocks
 
-            def compute_item(step, count):
-                index, pack_idx, _, kv_len, begin, num_blocks = item_at(step)
-                buffer = lax.rem(step, jnp.int32(2))
-                plgpu.barrier_wait(q_ready.at[buffer])
-
-                def compute_block(block, carry):
-                    acc, peak, total = carry
-                    stage = lax.rem(count + block, jnp.int32(num_stages))
-                    token = begin + lax.div(block, jnp.int32(pack.kv_heads)) * block_kv
-                    own = head_of_column == lax.rem(block, jnp.int32(pack.kv_heads))
-                    plgpu.barrier_wait(k_ready.at[stage])
-
-                    def scores(product):
-                        plgpu.wgmma(product, k_smem.at[stage], q_smem.at[buffer].T)
-                        return product[...]
-
-                    s = pl.run_scoped(scores, plgpu.ACC(tile, F32)) * (scale * LOG2E)
-                    plgpu.barrier_arrive(k_free.at[stage])
-                    s = jnp.where((row + token < kv_len) & own, s, NEG_INF)
-                    new_peak = jnp.maximum(peak, s.max(axis=0))
-                    decay = jnp.exp2(peak - new_peak)
-                    p = jnp.exp2(s - lax.broadcast_in_dim(new_peak, tile, [1]))
-                    p = jnp.where(own, p, 0.0)  # other heads' columns: a peak of NEG_INF would give 1
-                    total = total * lax.broadcast_in_dim(decay, tile, [1]) + p
-                    p_smem.T[...] = p.astype(q.dtype)
-                    plgpu.commit_smem()
-                    plgpu.barrier_wait(v_ready.at[stage])
-
-                    @pl.when(token + block_kv > kv_len)
-                    def _clear():  # 0 x NaN of an earlier owner is NaN
-                        v_row = plgpu.broadcasted_iota(jnp.int32, (block_kv, head_dim), 0, layout=WGMMA)
-                        v = v_smem[stage]
-                        v_smem[stage] = jnp.where(v_row + token < kv_len, v, jnp.zeros_like(v))
-                        plgpu.commit_smem()
-
-                    def values(product):
-                        plgpu.wgmma(product, v_smem.at[stage].T, p_smem.T)
-                        return product[...]
-
-                    weighted = pl.run_scoped(values, plgpu.ACC((head_dim, pack.columns), F32))
-                    plgpu.barrier_arrive(v_free.at[stage])
-                    acc = acc * lax.broadcast_in_dim(decay, acc.shape, [1]) + weighted
-                    return acc, new_peak, total
-
-                acc = plgpu.layout_cast(jnp.zeros((head_dim, pack.columns), F32), WGMMA)
-                peak = plgpu.layout_cast(jnp.full((pack.columns,), NEG_INF, F32), WGMMA.reduce(0))
-                total = plgpu.layout_cast(jnp.zeros(tile, F32), WGMMA)
-                acc, peak, total = lax.fori_loop(0, num_blocks, compute_block, (acc, peak, total))
-                plgpu.barrier_arrive(q_free.at[buffer])
-                out_gmem[pack_idx, index] = acc
-                peak_gmem[pack_idx, index] = peak
-                total_gmem[pack_idx, index] = total.sum(axis=0)
-                return count + num_blocks
-
-            lax.fori_loop(0, num_steps, compute_item, jnp.int32(0))
+            lax.fori_loop(0, num_steps, compute, jnp.int32(0))
 
     per_item = (pack.num_packs, max_items)
-    ready = plgpu.Barrier(num_arrivals=num_copies, num_barriers=num_stages)
-    free = plgpu.Barrier(num_barriers=num_stages)
     return plgpu.kernel(
         kernel,
         out_type=(
@@ -269,23 +203,141 @@ def _partials(
             jax.ShapeDtypeStruct((*per_item, pack.columns), F32),
             jax.ShapeDtypeStruct((*per_item, pack.columns), F32),
         ),
-        scratch_types=(
-            swizzled_smem((2, pack.columns, head_dim), q.dtype),
-            swizzled_smem((num_stages, block_kv, head_dim), q.dtype),
-            swizzled_smem((num_stages, block_kv, head_dim), q.dtype),
-            swizzled_smem((pack.columns, block_kv), q.dtype),
-            plgpu.Barrier(num_barriers=2),
-            plgpu.Barrier(num_barriers=2),
-            *(ready, free, ready, free),
-        ),
-        grid=(num_ctas,),
+        scratch_types=(_scratch(sizes, head_dim, q.dtype),),
+        grid=(tiles.num_ctas,),
         grid_names=("cta",),
         num_threads=2,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=_compat.mosaic_interpret(interpret),
         kernel_name="paged_decode",
-    )(q, kv_pages, block_tables, kv_lens, work.slots, work.chunks, work.first)
+    )(q, kv_pages, block_tables, kv_lens, work)
+
+
+def _scratch(sizes: _Sizes, head_dim: int, dtype: Any) -> _Scratch:
+    columns, block_kv, num_stages = sizes.pack.columns, sizes.tiles.block_kv, sizes.tiles.num_stages
+    shape = (num_stages, block_kv, head_dim)
+    return _Scratch(
+        q=swizzled_smem((2, columns, head_dim), dtype),
+        q_ready=plgpu.Barrier(num_barriers=2),
+        q_free=plgpu.Barrier(num_barriers=2),
+        k=Ring.scratch(shape, dtype, num_copies=sizes.num_copies, num_readers=1),
+        v=Ring.scratch(shape, dtype, num_copies=sizes.num_copies, num_readers=1),
+        p=swizzled_smem((columns, block_kv), dtype),
+    )
+
+
+def _item(item: Any, work_gmem: DecodeWork, lens_gmem: Any, sizes: _Sizes) -> _Item:
+    """The packs of a chunk lie side by side, so that CTAs which run together read neighbouring memory."""
+    pack, (chunk, block_kv, _, _) = sizes.pack, sizes.tiles
+    index = lax.div(item, jnp.int32(pack.num_packs))
+    slot = work_gmem.slots[index]
+    kv_len, begin = lens_gmem[slot], work_gmem.chunks[index] * chunk
+    num_blocks = lax.div(jnp.minimum(kv_len - begin, chunk) + (block_kv - 1), jnp.int32(block_kv))
+    pack_idx = lax.rem(item, jnp.int32(pack.num_packs))
+    return _Item(index, pack_idx, slot, kv_len, begin, num_blocks * pack.kv_heads)
+
+
+def _load_queries(step: Any, item: _Item, q_gmem: Any, scratch: _Scratch, sizes: _Sizes) -> None:
+    buffer = lax.rem(step, jnp.int32(2))
+    pl.when(step >= 2)(functools.partial(plgpu.barrier_wait, scratch.q_free.at[buffer]))
+    columns = sizes.pack.columns
+    heads = pl.ds(pl.multiple_of(item.pack * columns, MIN_PACK), columns)
+    plgpu.copy_gmem_to_smem(q_gmem.at[item.slot, heads], scratch.q.at[buffer], scratch.q_ready.at[buffer])
+
+
+def _load_blocks(
+    num_used: Any, item: _Item, kv_gmem: Any, tables_gmem: Any, scratch: _Scratch, sizes: _Sizes
+) -> None:
+    """Copy an item's blocks into the rings, `num_used` blocks after the CTA's first."""
+    last_page = lax.div(item.kv_len - 1, jnp.int32(sizes.page_size))
+
+    def page_ids(block):
+        tokens = (item.token(block, sizes) + copy * sizes.copy_rows for copy in range(sizes.num_copies))
+        pages = (jnp.minimum(lax.div(token, jnp.int32(sizes.page_size)), last_page) for token in tokens)
+        return tuple(tables_gmem[item.slot, page] for page in pages)
+
+    def load_block(block, pages):
+        next_pages = page_ids(block + 1)  # read while this block's copies wait for room
+        use = num_used + block
+        stage = lax.rem(use, jnp.int32(sizes.tiles.num_stages))
+        first = lax.rem(item.token(block, sizes), jnp.int32(sizes.page_size)) if sizes.num_copies == 1 else 0
+        rows = pl.ds(pl.multiple_of(first, sizes.copy_rows), sizes.copy_rows)
+        kv_heads = sizes.pack.kv_heads
+        head = item.pack * kv_heads + lax.rem(block, jnp.int32(kv_heads))
+        for kind, ring in enumerate((scratch.k, scratch.v)):
+            pl.when(use >= sizes.tiles.num_stages)(functools.partial(plgpu.barrier_wait, ring.free.at[stage]))
+            for copy, page in enumerate(pages):
+                part = pl.ds(copy * sizes.copy_rows, sizes.copy_rows)
+                plgpu.copy_gmem_to_smem(
+                    kv_gmem.at[page, kind, head, rows], ring.smem.at[stage, part], ring.ready.at[stage]
+                )
+        return next_pages
+
+    lax.fori_loop(0, item.num_blocks, load_block, page_ids(jnp.int32(0)))
+
+
+def _attend(
+    step: Any, num_used: Any, item: _Item, scratch: _Scratch, sizes: _Sizes, scale: float
+) -> tuple[Any, Any, Any]:
+    """An item's output [head_dim, columns], not normalised; largest scores and sums of weights [columns]."""
+    pack, block_kv = sizes.pack, sizes.tiles.block_kv
+    shape, head_dim = (block_kv, pack.columns), scratch.q.shape[2]
+    row = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=WGMMA)
+    head_of_column = lax.div(plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=WGMMA), pack.group)
+    buffer = lax.rem(step, jnp.int32(2))
+    plgpu.barrier_wait(scratch.q_ready.at[buffer])
+
+    def visit(block, carry):
+        out, peak, total = carry
+        stage = lax.rem(num_used + block, jnp.int32(sizes.tiles.num_stages))
+        num_live = item.kv_len - item.token(block, sizes)
+        own = head_of_column == lax.rem(block, jnp.int32(pack.kv_heads))
+        plgpu.barrier_wait(scratch.k.ready.at[stage])
+        scores = _product(scratch.k.smem.at[stage], scratch.q.at[buffer].T) * (scale * LOG2E)
+        plgpu.barrier_arrive(scratch.k.free.at[stage])
+        scores = jnp.where((row < num_live) & own, scores, NEG_INF)
+        new_peak = jnp.maximum(peak, scores.max(axis=0))
+        decay = jnp.exp2(peak - new_peak)
+        weights = jnp.exp2(scores - _by_column(new_peak, block_kv))
+        weights = jnp.where(own, weights, 0.0)  # other heads' columns: a peak of NEG_INF would give 1
+        total = total * _by_column(decay, block_kv) + weights
+        scratch.p.T[...] = weights.astype(scratch.p.dtype)
+        plgpu.commit_smem()
+        plgpu.barrier_wait(scratch.v.ready.at[stage])
+        pl.when(num_live < block_kv)(lambda: _clear_dead_rows(scratch.v.smem.at[stage], num_live))
+        weighted = _product(scratch.v.smem.at[stage].T, scratch.p.T)
+        plgpu.barrier_arrive(scratch.v.free.at[stage])
+        return out * _by_column(decay, head_dim) + weighted, new_peak, total
+
+    out = plgpu.layout_cast(jnp.zeros((head_dim, pack.columns), F32), WGMMA)
+    peak = plgpu.layout_cast(jnp.full((pack.columns,), NEG_INF, F32), WGMMA.reduce(0))
+    total = plgpu.layout_cast(jnp.zeros(shape, F32), WGMMA)
+    out, peak, total = lax.fori_loop(0, item.num_blocks, visit, (out, peak, total))
+    plgpu.barrier_arrive(scratch.q_free.at[buffer])
+    return out, peak, total.sum(axis=0)
+
+
+def _product(a_smem: Any, b_smem: Any) -> Any:
+    """a @ b in float32; returns when both may be overwritten."""
+
+    def multiply(acc):
+        plgpu.wgmma(acc, a_smem, b_smem)
+        return acc[...]
+
+    return pl.run_scoped(multiply, plgpu.ACC((a_smem.shape[0], b_smem.shape[1]), F32))
+
+
+def _clear_dead_rows(v_smem: Any, num_live: Any) -> None:
+    """Zeros from row `num_live` on: 0 x NaN of an earlier owner is NaN."""
+    row = plgpu.broadcasted_iota(jnp.int32, v_smem.shape, 0, layout=WGMMA)
+    v = v_smem[...]
+    v_smem[...] = jnp.where(row < num_live, v, jnp.zeros_like(v))
+    plgpu.commit_smem()
+
+
+def _by_column(x: Any, rows: int) -> Any:
+    return lax.broadcast_in_dim(x, (rows, x.shape[0]), [1])
 
 
 def _combine(
@@ -299,9 +351,7 @@ def _combine(
 ) -> Float[Array, "slots heads head_dim"]:
     """The softmax over each slot's chunks, in their order; zeros for slots without any."""
     num_packs, max_items, head_dim, columns = partial.shape
-    by_column = functools.partial(
-        lax.broadcast_in_dim, shape=(COMBINE_ROWS, columns), broadcast_dimensions=[1]
-    )
+    by_column = functools.partial(_by_column, rows=COMBINE_ROWS)
 
     def kernel(partial_gmem, peaks_gmem, totals_gmem, first_gmem, out_gmem, out_smem):
         slot, pack_idx = lax.axis_index("slot"), lax.axis_index("pack")
