@@ -19,7 +19,7 @@ LOG2E = math.log2(math.e)  # exp(x) = exp2(x * LOG2E), and the GPU has an instru
 NEG_INF = -1e30  # finite: inf - inf would be NaN where a row has seen no key yet
 
 MIN_DOT = 16  # the smallest side of a product
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 128
 MAX_GROUP = 64
 
 
@@ -39,7 +39,7 @@ def column_parts(head_dim: int) -> list[pl.Slice]:
     parts, start = [], 0
     while start < head_dim:
         size = 1 << ((head_dim - start).bit_length() - 1)
-        parts.append(pl.ds(start, size))
+        parts.append(pl.Slice(start, size))
         start += size
     return parts
 

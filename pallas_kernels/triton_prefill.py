@@ -7,6 +7,8 @@ prompt behind a cached prefix are one case (FlashAttention-2, Dao 2023, over pag
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -59,13 +61,11 @@ def paged_prefill(
         tile, kv_head = lax.div(pl.program_id(0), kv_heads), lax.rem(pl.program_id(0), kv_heads)
         slot, start, position, count = (r[tile] for r in (slots_ref, starts_ref, positions_ref, counts_ref))
         kv_end = position + count
-        tokens, heads = (
-            lax.div(jnp.arange(block_q), group),
-            kv_head * group + lax.rem(jnp.arange(block_q), group),
-        )
+        rows = jnp.arange(block_q)
+        tokens, heads = lax.div(rows, group), kv_head * group + lax.rem(rows, group)
 
-        def attend(q_parts, begin, state, masked):
-            keys = begin + jnp.arange(block_kv)
+        def attend(q_parts, masked, block, state):
+            keys = block * block_kv + jnp.arange(block_kv)
             places = jnp.minimum(keys, kv_end - 1) if masked else keys  # dead ones may hold NaN
             pages, offsets = tables_ref[slot, lax.div(places, page_size)], lax.rem(places, page_size)
             k = [kv_ref[pages, 0, kv_head, offsets, part] for part in parts]
@@ -81,23 +81,16 @@ def paged_prefill(
             q_parts = [q_ref[live_tokens, heads, part] for part in parts]
             num_full = lax.div(position + 1, block_kv)  # blocks that all rows see
             num_blocks = lax.div(kv_end + (block_kv - 1), block_kv)
-            state = Softmax.empty(block_q, parts)
-            state = lax.fori_loop(
-                0, num_full, lambda block, state: attend(q_parts, block * block_kv, state, False), state
-            )
-            state = lax.fori_loop(
-                num_full,
-                num_blocks,
-                lambda block, state: attend(q_parts, block * block_kv, state, True),
-                state,
-            )
+            unmasked, masked = (functools.partial(attend, q_parts, flag) for flag in (False, True))
+            state = lax.fori_loop(0, num_full, unmasked, Softmax.empty(block_q, parts))
+            state = lax.fori_loop(num_full, num_blocks, masked, state)
+            norm = 1 / state.total
             for part, out in zip(parts, state.out, strict=True):
                 columns = part.start + jnp.arange(part.size)
                 # Indices of dead rows stay apart from others': the interpreter stores old values there.
                 index = jnp.broadcast_arrays((start + tokens)[:, None], heads[:, None], columns[None])
                 live = jnp.broadcast_to((tokens < count)[:, None], out.shape)
-                out = (out / state.total[:, None]).astype(q.dtype)
-                triton.store(out_ref.at[tuple(index)], out, mask=live)
+                triton.store(out_ref.at[tuple(index)], (out * norm[:, None]).astype(q.dtype), mask=live)
 
     return pl.pallas_call(
         paged_prefill_triton,

@@ -25,14 +25,14 @@ def write_kv(
     In place where `kv_pages` is donated. No two live tokens may share a place.
     """
     num_pages, _, kv_heads, _, head_dim = kv_pages.shape
-    heads = pl.ds(0, pl.next_power_of_2(kv_heads))
+    heads = pl.Slice(0, pl.next_power_of_2(kv_heads))
 
     def write_kv_triton(_, k_ref, v_ref, pages_ref, offsets_ref, out_ref):
         token = pl.program_id(0)
         page, offset = pages_ref[token], offsets_ref[token]
         exists = (jnp.arange(heads.size) < kv_heads)[:, None]
 
-        @pl.when(page < num_pages)
+        @pl.when((page >= 0) & (page < num_pages))
         def _write():
             for kind, new_ref in enumerate((k_ref, v_ref)):
                 for part in column_parts(head_dim):

@@ -143,8 +143,10 @@ def heuristic(implementation: str, problem: Problem, device_kind: str) -> Tiles:
             in_registers = device_kind != INTERPRETER  # which knows no operand in registers
             return MosaicPrefill(64 if wide else 128, 2, in_registers)
         case "triton", "decode":
-            return TritonDecode(512, 64, 4, 3, cores * (2 if wide else 4))
+            # Three stages: page ids are read one block ahead of the keys, and those one ahead of the product.
+            # Up to 127 registers and 39 KB leave room for four CTAs on a core.
+            return TritonDecode(512, 64, 4, 3, cores * 4)
         case "triton", "prefill":
-            return TritonPrefill(64, 64, 4, 2)
+            return TritonPrefill(64, 64, 4, 3)
         case _:
             raise ValueError(f"implementation={implementation!r} has no tiles")
