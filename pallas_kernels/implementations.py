@@ -27,7 +27,7 @@ _MODULES: dict[tuple[str, Kind], str] = {
     ("triton", "prefill"): "triton_prefill",
 }
 
-_WRITERS = {"triton": "triton_write"}
+_WRITERS = {"triton": "triton_write", "mosaic": "mosaic_write"}
 
 
 class Choice(NamedTuple):
