@@ -23,6 +23,9 @@ def prepare_jax(config: EngineConfig) -> None:
     """Set what must be set before JAX starts its backend; later it has no effect."""
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name; JAX takes only one
         os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(config.gpu_memory_utilization))
+    if config.attention_backend == "mosaic":
+        # Its interpreter runs each warpgroup on a thread of XLA's, which has one per core.
+        os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
     if config.device == "cpu":
         jax.config.update("jax_platforms", "cpu")  # else JAX would claim a GPU's memory, too
     cache_dir = config.compilation_cache_dir
