@@ -89,7 +89,6 @@ class _Scratch(NamedTuple):
     q_ready: Any
     k: _Ring
     v: _Ring
-    v_tail: Any  # barrier: the last block of V, before its dead rows are cleared
     p: Any  # [warpgroups, ROWS, block_kv], or None
     turn: Any  # barrier of the compute warpgroups
 
@@ -135,19 +134,19 @@ def paged_prefill(
         slot, start, position, num_tokens = (field[index] for field in work_gmem)
         tile = _Tile(slot, start, position, num_tokens, lax.axis_index("kv_head"))
 
-        @pl.when((tile.num_tokens > 0) & (warpgroup == LOAD))
-        def _load():
-            plgpu.set_max_registers(40, action="decrease")
+        def load():
+            plgpu.set_max_registers(56, action="decrease")
             _load_pages(sizes, tile, kv_gmem, tables_gmem, scratch)
 
-        @pl.when((tile.num_tokens > 0) & (warpgroup != LOAD))
-        def _compute():
-            plgpu.set_max_registers(232, action="increase")
+        def compute():
+            plgpu.set_max_registers(224, action="increase")
             _load_queries(sizes, tile, q_gmem, scratch)
             out_smem = scratch.q.at[warpgroup]  # the queries are done with
             out_smem[...] = _attend(sizes, tile, scale, scratch).astype(q.dtype)
             plgpu.commit_smem()
             _store(sizes, tile, out_smem, out_gmem)
+
+        pl.when(tile.num_tokens > 0)(lambda: lax.cond(warpgroup == LOAD, load, compute))
 
     return plgpu.kernel(
         kernel,
@@ -167,19 +166,18 @@ def paged_prefill(
 
 
 def _scratch(sizes: _Sizes, head_dim: int, dtype: Any, p_in_registers: bool) -> _Scratch:
-    def ring() -> _Ring:
+    def ring(num_ready: int) -> _Ring:
         return _Ring(
             swizzled_smem((sizes.num_stages, sizes.block_kv, head_dim), dtype),
-            plgpu.Barrier(num_arrivals=sizes.num_copies, num_barriers=sizes.num_stages),
+            plgpu.Barrier(num_arrivals=sizes.num_copies, num_barriers=num_ready),
             plgpu.Barrier(num_arrivals=COMPUTE_WARPGROUPS, num_barriers=sizes.num_stages),
         )
 
     return _Scratch(
         q=swizzled_smem((COMPUTE_WARPGROUPS, ROWS, head_dim), dtype),
         q_ready=plgpu.Barrier(num_arrivals=sizes.heads, num_barriers=COMPUTE_WARPGROUPS),
-        k=ring(),
-        v=ring(),
-        v_tail=plgpu.Barrier(num_arrivals=sizes.num_copies, num_barriers=1),
+        k=ring(sizes.num_stages),
+        v=ring(sizes.num_stages + 1),  # the last barrier is the loader's own: rows are to be cleared first
         p=None if p_in_registers else swizzled_smem((COMPUTE_WARPGROUPS, ROWS, sizes.block_kv), dtype),
         turn=plgpu.Barrier(num_arrivals=COMPUTE_WARPGROUPS, num_barriers=1),
     )
@@ -197,10 +195,8 @@ def _load_pages(sizes: _Sizes, tile: _Tile, kv_gmem: Any, tables_gmem: Any, scra
         return tuple(tables_gmem[tile.slot, page] for page in pages)
 
     def copy(kind, block, pages, smem, ready):
-        first = lax.rem(
-            block * sizes.block_kv, jnp.int32(sizes.page_size)
-        )  # not 0 if a block is part of a page
-        rows = pl.ds(pl.multiple_of(first, sizes.copy_rows), sizes.copy_rows)
+        row = lax.rem(block * sizes.block_kv, jnp.int32(sizes.page_size))  # not 0 in the rest of a page
+        rows = pl.ds(pl.multiple_of(row, sizes.copy_rows), sizes.copy_rows)
         for i, page in enumerate(pages):
             part = pl.ds(i * sizes.copy_rows, sizes.copy_rows)
             plgpu.copy_gmem_to_smem(kv_gmem.at[page, kind, tile.kv_head, rows], smem.at[part], ready)
@@ -208,24 +204,19 @@ def _load_pages(sizes: _Sizes, tile: _Tile, kv_gmem: Any, tables_gmem: Any, scra
     def load_block(block, pages):
         next_pages = page_ids(block + 1)  # read while this block's copies wait for room
         stage = lax.rem(block, jnp.int32(sizes.num_stages))
-        k_ready, v_ready, v_smem = (
-            scratch.k.ready.at[stage],
-            scratch.v.ready.at[stage],
-            scratch.v.smem.at[stage],
-        )
+        v_smem = scratch.v.smem.at[stage]
         pl.when(block >= sizes.num_stages)(lambda: plgpu.barrier_wait(scratch.k.free.at[stage]))
-        copy(0, block, pages, scratch.k.smem.at[stage], k_ready)
+        copy(0, block, pages, scratch.k.smem.at[stage], scratch.k.ready.at[stage])
         pl.when(block >= sizes.num_stages)(lambda: plgpu.barrier_wait(scratch.v.free.at[stage]))
         to_clear = last_is_partial & (block == num_blocks - 1)
-        pl.when(~to_clear)(lambda: copy(1, block, pages, v_smem, v_ready))
+        copy(1, block, pages, v_smem, scratch.v.ready.at[jnp.where(to_clear, sizes.num_stages, stage)])
 
         @pl.when(to_clear)
-        def _tail():
-            copy(1, block, pages, v_smem, scratch.v_tail.at[0])
-            plgpu.barrier_wait(scratch.v_tail.at[0])
+        def _clear():
+            plgpu.barrier_wait(scratch.v.ready.at[sizes.num_stages])
             _clear_dead_rows(v_smem, tile.kv_end - block * sizes.block_kv)
             for _ in range(sizes.num_copies):
-                plgpu.barrier_arrive(v_ready)
+                plgpu.barrier_arrive(scratch.v.ready.at[stage])
 
         return next_pages
 
@@ -247,27 +238,29 @@ def _clear_dead_rows(v_smem: Any, num_live: Any) -> None:
     plgpu.commit_smem()
 
 
-def _warpgroup_heads(sizes: _Sizes, tile: _Tile) -> tuple[list[Any], Any]:
-    """This warpgroup's heads (padding from `group` on), and its first token in the packed axis."""
+def _first_row(sizes: _Sizes, tile: _Tile) -> tuple[Any, Any]:
+    """This warpgroup's first head of the group, and its first token in the packed axis."""
     warpgroup = lax.axis_index("warpgroup")
-    if sizes.group == 1:  # the warpgroups share the head and have half of the tokens each
-        return [jnp.int32(0)], tile.start + warpgroup * sizes.tokens
-    return [warpgroup * sizes.heads + i for i in range(sizes.heads)], tile.start
+    if sizes.group == 1:  # the warpgroups share the head, and have half of the tokens each
+        return jnp.int32(0), tile.start + warpgroup * sizes.tokens
+    return warpgroup * sizes.heads, tile.start
 
 
 def _load_queries(sizes: _Sizes, tile: _Tile, q_gmem: Any, scratch: _Scratch) -> None:
     """Rows of (head, token), straight from the packed queries. Tokens behind the tile's last are of another
     tile or, behind the end of the axis, zeros of TMA's; padding heads repeat the group's last."""
     warpgroup = lax.axis_index("warpgroup")
-    heads, start = _warpgroup_heads(sizes, tile)
-    tokens = pl.ds(pl.multiple_of(start, TOKEN_ALIGN), sizes.tokens)
-    for i, head in enumerate(heads):
-        head = tile.kv_head * sizes.group + jnp.minimum(head, sizes.group - 1)
-        rows = pl.ds(i * sizes.tokens, sizes.tokens)
-        plgpu.copy_gmem_to_smem(
-            q_gmem.at[tokens, head], scratch.q.at[warpgroup, rows], scratch.q_ready.at[warpgroup]
-        )
-    plgpu.barrier_wait(scratch.q_ready.at[warpgroup])
+    first_head, start = _first_row(sizes, tile)
+    ready = scratch.q_ready.at[warpgroup]
+
+    @pl.loop(0, sizes.heads)
+    def _copy(i):
+        head = tile.kv_head * sizes.group + jnp.minimum(first_head + i, sizes.group - 1)
+        tokens = pl.ds(pl.multiple_of(start, TOKEN_ALIGN), sizes.tokens)
+        rows = pl.ds(pl.multiple_of(i * sizes.tokens, TOKEN_ALIGN), sizes.tokens)
+        plgpu.copy_gmem_to_smem(q_gmem.at[tokens, head], scratch.q.at[warpgroup, rows], ready)
+
+    plgpu.barrier_wait(ready)
 
 
 class _Softmax(NamedTuple):
@@ -307,7 +300,7 @@ def _attend(sizes: _Sizes, tile: _Tile, scale: float, scratch: _Scratch) -> Floa
     warpgroup = lax.axis_index("warpgroup")
     q_smem = scratch.q.at[warpgroup]
     p_smem = None if scratch.p is None else scratch.p.at[warpgroup]
-    _, start = _warpgroup_heads(sizes, tile)
+    _, start = _first_row(sizes, tile)
     first_position = tile.position + (start - tile.start)
     num_blocks = tile.num_blocks(sizes)
 
@@ -381,24 +374,23 @@ def _weighted_sum(out: Any, weights: Any, v_smem: Any) -> Float[Array, "ROWS hea
 def _store(sizes: _Sizes, tile: _Tile, out_smem: Any, out_gmem: Any) -> None:
     """Write the tile's own rows only, in pieces of powers of two: the next token may be another slot's, whose
     start is aligned to the smallest piece."""
-    heads, start = _warpgroup_heads(sizes, tile)
+    first_head, start = _first_row(sizes, tile)
     num_tokens = jnp.clip(tile.num_tokens - (start - tile.start), 0, sizes.tokens)
     num_tokens = lax.div(num_tokens + (TOKEN_ALIGN - 1), jnp.int32(TOKEN_ALIGN)) * TOKEN_ALIGN
 
-    def copy(i, head, first, size):
-        first = pl.multiple_of(first, TOKEN_ALIGN)
-        plgpu.copy_smem_to_gmem(
-            out_smem.at[pl.ds(i * sizes.tokens + first, size)],
-            out_gmem.at[
-                pl.ds(pl.multiple_of(start + first, TOKEN_ALIGN), size), tile.kv_head * sizes.group + head
-            ],
-        )
+    @pl.loop(0, jnp.minimum(sizes.heads, sizes.group - first_head))
+    def _copy_head(i):
+        head = tile.kv_head * sizes.group + first_head + i
 
-    size = sizes.tokens
-    while size >= TOKEN_ALIGN:
-        first = lax.div(num_tokens, jnp.int32(2 * size)) * (2 * size)  # behind the larger pieces
-        for i, head in enumerate(heads):
-            live = (head < sizes.group) & (num_tokens - first >= size)
-            pl.when(live)(functools.partial(copy, i, head, first, size))
-        size //= 2
+        def copy(first, size):
+            rows = pl.ds(pl.multiple_of(i * sizes.tokens + first, TOKEN_ALIGN), size)
+            tokens = pl.ds(pl.multiple_of(start + first, TOKEN_ALIGN), size)
+            plgpu.copy_smem_to_gmem(out_smem.at[rows], out_gmem.at[tokens, head])
+
+        size = sizes.tokens
+        while size >= TOKEN_ALIGN:
+            first = lax.div(num_tokens, jnp.int32(2 * size)) * (2 * size)  # behind the larger pieces
+            pl.when(num_tokens - first >= size)(functools.partial(copy, first, size))
+            size //= 2
+
     plgpu.wait_smem_to_gmem(0)

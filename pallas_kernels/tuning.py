@@ -141,7 +141,7 @@ def heuristic(implementation: str, problem: Problem, device_kind: str) -> Tiles:
             return MosaicDecode(max(64, 512 // packed), 64, 3, cores * (2 if wide else 4))
         case "mosaic", "prefill":
             in_registers = device_kind != INTERPRETER  # which knows no operand in registers
-            return MosaicPrefill(64 if wide else 128, 2, in_registers)
+            return MosaicPrefill(128, 2 if wide else 4, in_registers)
         case "triton", "decode":
             # Three stages: page ids are read one block ahead of the keys, and those one ahead of the product.
             # Up to 127 registers and 39 KB leave room for four CTAs on a core.
