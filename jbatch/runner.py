@@ -140,6 +140,17 @@ def compile_step(
     attention: Attention = PLAIN,
 ) -> jax.stages.Compiled:
     """One program, ahead of time, for shapes alone: no memory is taken."""
+    return lower_step(config, shape, program, device, attention).compile()
+
+
+def lower_step(
+    config: ModelConfig,
+    shape: StateShape,
+    program: Program,
+    device: jax.Device | Any,
+    attention: Attention = PLAIN,
+) -> jax.stages.Lowered:
+    """One program, traced but not compiled."""
     sharding = jax.sharding.SingleDeviceSharding(device)
 
     def placed(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -152,4 +163,4 @@ def compile_step(
     # float32 means float32 on a GPU too, not TensorFloat-32.
     precision = "highest" if config.dtype == "float32" else None
     with jax.default_matmul_precision(precision):
-        return jax.jit(step, donate_argnums=1).lower(params, state, packed).compile()
+        return jax.jit(step, donate_argnums=1).lower(params, state, packed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -87,7 +88,7 @@ def paged_decode(
     tiles = tiles or tuning.lookup(name, problem, _device_kind(interpret))
     if work is None:
         work = _plan_decode(problem, kv_lens, tiles)
-    kernel = implementations.module(name, "decode").paged_decode
+    kernel = _traced_once(implementations.module(name, "decode").paged_decode)
     return kernel(q, kv_pages, block_tables, kv_lens, work, scale=scale, tiles=tiles, interpret=interpret)
 
 
@@ -117,7 +118,7 @@ def paged_prefill(
     tiles = tiles or tuning.lookup(name, problem, _device_kind(interpret))
     if work is None:
         work = _plan_prefill(name, problem, q_starts, q_lens, kv_lens, tiles)
-    kernel = implementations.module(name, "prefill").paged_prefill
+    kernel = _traced_once(implementations.module(name, "prefill").paged_prefill)
     return kernel(q, kv_pages, block_tables, work, scale=scale, tiles=tiles, interpret=interpret)
 
 
@@ -162,6 +163,12 @@ def write_kv(
     if implementation in (None, "xla"):
         return cache.write_kv(kv_pages, k, v, page_ids, offsets)
     return implementations.writer(implementation)(kv_pages, k, v, page_ids, offsets, interpret=interpret)
+
+
+@functools.cache
+def _traced_once(kernel: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The kernel behind a jit of its own: a program of many layers traces and lowers it once."""
+    return jax.jit(kernel, static_argnames=("scale", "tiles", "interpret"))
 
 
 def _plan_decode(problem: Problem, kv_lens: jax.Array, tiles: tuning.Tiles) -> plan.DecodeWork:
