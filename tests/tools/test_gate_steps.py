@@ -1,0 +1,140 @@
+import json
+
+import pytest
+
+from jbatch.request import Sampler
+from tools import gate_steps, gate_table, hlo
+
+PROGRAM = """\
+HloModule jit_step, is_scheduled=true
+
+%body (arg: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %arg = (s32[], f32[8,4]{1,0}) parameter(0)
+  %count = s32[] get-tuple-element(%arg), index=0
+  %values = f32[8,4]{1,0} get-tuple-element(%arg), index=1
+  %copy.2 = f32[8,4]{1,0} copy(%values), metadata={op_name="jit(step)/paged_attention/while/body/max"}
+  ROOT %tuple.1 = (s32[], f32[8,4]{1,0}) tuple(%count, %copy.2)
+}
+
+%condition (arg.1: (s32[], f32[8,4])) -> pred[] {
+  %arg.1 = (s32[], f32[8,4]{1,0}) parameter(0)
+  ROOT %compare.1 = pred[] constant(false)
+}
+
+ENTRY %main (state: f32[8,4]) -> f32[8,4] {
+  %state = f32[8,4]{1,0} parameter(0)
+  %add_fusion = f32[8,4]{1,0} add(%state, %state), metadata={op_name="jit(step)/add"}
+  %zero = s32[] constant(0)
+  %init = (s32[], f32[8,4]{1,0}) tuple(%zero, %add_fusion)
+  %while.1 = (s32[], f32[8,4]{1,0}) while(%init), condition=%condition, body=%body
+  ROOT %last = f32[8,4]{1,0} get-tuple-element(%while.1), index=1
+}
+"""
+
+DECODE = gate_steps.Case("llama3-8b", "decode", 64, Sampler.GREEDY, "mosaic")
+PLAIN = DECODE._replace(attention="xla")
+PREFILL = DECODE._replace(kind="prefill", size=2048)
+MOVE = {"name": "copy.1", "bytes": 2**24, "shape": "x", "op_name": "", "attention": False}
+
+
+def program(num_layers, names):
+    lines = "\n".join(
+        f'  %{name} = f32[2]{{0}} add(%p, %p), metadata={{op_name="jit(step)/{name.split(".")[0]}/op"}}'
+        for name in names
+    )
+    text = f"ENTRY %main (p: f32[2]) -> f32[2] {{\n  %p = f32[2]{{0}} parameter(0)\n{lines}\n}}\n"
+    return gate_steps.Program(num_layers, 1, 1, {}, hlo.parse(text), 1)
+
+
+def row(**changes):
+    sizes = {"alias_bytes": 10, "pool_bytes": 10, "temp_bytes": 5, "temp_bytes_thin": 5}
+    rest = {"temp_bytes_half_pool": 5, "unwritten_outputs": [], "large_moves": [], "command_buffers": 1}
+    kernels = {"kernels": {"while": 0, "attention_while": 0}, "kernels_per_layer": None}
+    return sizes | rest | kernels | {"cublas_layer_kernels": None} | changes
+
+
+def test_kernels_are_counted_by_where_they_come_from():
+    counts = gate_steps.count_kernels(hlo.parse(PROGRAM))
+    assert counts["other"] == 1  # add_fusion
+    assert counts["attention_loop"] == 1  # copy.2
+    assert counts["while"] == 1 and counts["attention_while"] == 0
+
+
+def test_what_a_layer_adds_is_the_difference_of_two_programs():
+    few = program(2, ["embed.1", "norm.1", "norm.2", "paged_attention.1", "paged_attention.2"])
+    many = program(
+        4, ["embed.1", *(f"norm.{i}" for i in range(4)), *(f"paged_attention.{i}" for i in range(4))]
+    )
+    per_layer = gate_steps.kernels_per_layer(many, few)
+    assert (per_layer["other"], per_layer["attention"]) == (1, 1)
+    assert gate_steps.layer_kernels(many, few) == ["norm: norm/op", "paged_attention: paged_attention/op"]
+    assert gate_steps.kernels_per_layer(few, few) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"alias_bytes": 9}, "not updated in place"),
+        ({"unwritten_outputs": ["state_kv_pages_0_.1"]}, "returned as they came in: state_kv_pages_0_.1"),
+        ({"temp_bytes_half_pool": 3}, "depend on the pool"),
+        ({"temp_bytes": 65 * 2**20}, "65.0 MB of temporaries: at most 64"),
+        ({"large_moves": [MOVE]}, "copy.1 moves 16 MB"),
+        ({"large_moves": [MOVE | {"attention": True}]}, "copy.1 moves 16 MB"),
+        ({"command_buffers": 2}, "2 command buffers"),
+        ({"command_buffers": 0}, "0 command buffers"),
+    ],
+)
+def test_failures_are_named(changes, says):
+    assert not gate_steps.failures(row(), DECODE)
+    (failure,) = gate_steps.failures(row(**changes), DECODE)
+    assert says in failure
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temp_bytes": 96 * 2**20},  # blocks of the cache
+        {"large_moves": [MOVE | {"attention": True}]},
+        {"command_buffers": 5},
+    ],
+)
+def test_plain_jax_attention_may_gather_in_loops(changes):
+    assert not gate_steps.failures(row(**changes), PLAIN)
+    assert gate_steps.failures(row(large_moves=[MOVE]), PLAIN), "but the rest of its step may not"
+
+
+def test_a_loop_in_sampling_divides_the_graph():
+    looping = row(command_buffers=4, kernels={"while": 2, "attention_while": 0})
+    assert not gate_steps.failures(looping, DECODE)
+    assert gate_steps.not_met(looping, DECODE) == ["4 command buffers instead of 1"]
+
+
+def test_a_prefill_step_moves_activations_by_right():
+    assert gate_steps.move_limit(PREFILL) == 2048 * 4096 * 2
+    assert gate_steps.move_limit(DECODE) == gate_steps.MOVE_LIMIT
+
+
+def test_the_goal_for_a_layer():
+    per_layer = {"other": 11, "attention": 2}
+    (found,) = gate_steps.not_met(row(kernels_per_layer=per_layer, cublas_layer_kernels=["x"] * 11), DECODE)
+    assert found == "13 kernels per layer, 11 with cuBLAS (goal: 10)"
+    assert not gate_steps.not_met(row(kernels_per_layer={"other": 8, "attention": 2}), DECODE)
+
+
+@pytest.mark.parametrize(("target", "attention"), [("h200", "mosaic"), ("a100", "triton")])
+def test_whole_decode_steps_are_compiled_with_the_targets_kernels(target, attention):
+    cases = gate_steps.cases(target, (0, 11, 2))
+    whole = {case.model for case in cases if case.num_layers == 32 and case.attention == attention}
+    assert whole == {"llama3-8b", "llama2-7b"}
+    assert {case.kind for case in cases if case.attention == "xla"} == {"decode", "prefill"}
+    assert len({case.name for case in cases}) == len(cases)
+    assert {case.attention for case in gate_steps.cases(target, (0, 10, 2))} == {"triton"}
+
+
+def test_rows_can_be_written_and_shown():
+    placed = next(hlo.parse(PROGRAM).executed())
+    counts = gate_steps.count_kernels(hlo.parse(PROGRAM))
+    shown = row(kernels=counts, step="a step", layers=2, cpu_s=1.5, argument_bytes=7)
+    shown["large_moves"] = [gate_steps._describe(placed)]
+    json.dumps(shown)
+    assert "a step" in gate_table.steps([shown])

@@ -1,0 +1,60 @@
+import pytest
+
+from tools import gate_table
+
+
+def row(**changes):
+    names = {"kernel": "paged_decode", "implementation": "mosaic", "shape": "llama3-8b", "page_size": 16}
+    sizes = {"registers": 96, "spill_bytes": 0, "smem_bytes": 105600, "ctas_per_core": 2}
+    rest = {"jax": "0.11.2", "status": "ok", "reason": None, "pool_bytes": 2**30}
+    return names | sizes | rest | changes
+
+
+def lines(rows):
+    table = gate_table.markdown({"h200": rows}).split("### H200")[1]
+    return [line for line in table.splitlines() if line.startswith("| `")]
+
+
+def test_rows_with_the_same_figures_are_one_line():
+    rows = [row(shape=shape, page_size=size) for shape in ("llama3-8b", "llama3-70b") for size in (16, 64)]
+    rows.append(row(registers=97, shape="llama2-7b"))
+    assert lines(rows) == [
+        "| `paged_decode` | mosaic | 0.11.2 | llama3-8b, llama3-70b | 16, 64 | 96 | 0 | 103.1 KB | 2 |",
+        "| `paged_decode` | mosaic | 0.11.2 | llama2-7b | 16 | 97 | 0 | 103.1 KB | 2 |",
+    ]
+
+
+def test_page_sizes_are_not_claimed_for_shapes_that_lack_them():
+    rows = [row(), row(page_size=64), row(shape="llama3-70b", page_size=64)]
+    assert [line.split("|")[4:6] for line in lines(rows)] == [
+        [" llama3-8b ", " 16, 64 "],
+        [" llama3-70b ", " 64 "],
+    ]
+
+
+def test_a_large_pool_and_what_is_not_claimed_say_so():
+    large, declined = lines([row(pool_bytes=7_800_000_000), row(status="not_claimed", reason="Hopper only")])
+    assert "llama3-8b, 7.8 GB pool" in large
+    assert "not claimed: Hopper only" in declined
+
+
+def test_every_kernel_has_a_floor():
+    from tools.gate_kernels import KERNELS
+
+    assert set(gate_table.FLOORS) == {kernel for kernels in KERNELS.values() for kernel in kernels}
+
+
+def test_the_table_is_written_between_the_markers(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{gate_table.BEGIN}old\n{gate_table.END}\nafter\n")
+    for table in ("new\n", "newer\n"):
+        gate_table.write_readme(table, readme)
+    text = readme.read_text()
+    assert text == f"before\n{gate_table.BEGIN}\nnewer\n\n{gate_table.END}\nafter\n"
+    readme.write_text("no markers")
+    with pytest.raises(ValueError, match="gate table"):
+        gate_table.write_readme("new\n", readme)
+
+
+def test_columns_are_aligned():
+    assert gate_table.text_table([("a", "bcd"), ("efg", None)]) == "  a  bcd\nefg"

@@ -1,0 +1,166 @@
+"""The gate's rows for people: as text, and in the README of pallas_kernels.
+
+    python tools/gate_table.py
+
+rewrites that README's table from build/gate-*.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "pallas_kernels" / "README.md"
+BEGIN, END = "<!-- gate table -->\n", "<!-- end of gate table -->"
+MB = 2**20
+
+# What no implementation can go below, over the device's memory bandwidth or its rate of matrix products.
+FLOORS = {
+    "paged_decode": "Σ kv_len x 2 x kv_heads x head_dim x 2 bytes",
+    "paged_decode_combine": "Σ ⌈kv_len / chunk⌉ x heads x (head_dim + 2) x 4 bytes",
+    "paged_prefill": "4 x heads x head_dim x Σ keys that each query sees FLOPs",
+    "write_kv": "tokens x 2 x 2 x kv_heads x head_dim x 2 bytes: read, written",
+    "copy_pages": "pages x 2 x 2 x kv_heads x page_size x head_dim x 2 bytes: read, written",
+}
+COLUMNS = ("kernel", "implementation", "jax", "shape", "page", "registers", "spills", "smem", "CTAs per core")
+TARGETS = {"h200": "H200", "a100": "A100-SXM4-80GB"}
+
+
+def text_table(lines: Sequence[Sequence[Any]]) -> str:
+    """Right-aligned columns."""
+    cells = [["" if cell is None else str(cell) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )
+
+
+def steps(rows: Iterable[dict[str, Any]]) -> str:
+    """The steps' rows."""
+    head: tuple[str, ...] = (
+        "step",
+        "layers",
+        "args GB",
+        "pool GB",
+        "alias GB",
+        "temp MB",
+        "2 layers",
+        "half pool",
+    )
+    head += ("kernels/layer", "attention", "loops", "other loops", "branches", "graphs", "CPU s")
+    lines: list[Sequence[Any]] = [head]
+    for row in rows:
+        per_layer = row["kernels_per_layer"]
+        gigabytes = [f"{row[f'{name}_bytes'] / 1e9:.2f}" for name in ("argument", "pool", "alias")]
+        temps = [
+            f"{row[name] / MB:.1f}" for name in ("temp_bytes", "temp_bytes_thin", "temp_bytes_half_pool")
+        ]
+        kernels = [f"{per_layer[name]:g}" if per_layer else "" for name in ("other", "attention")]
+        tail = [row["kernels"][name] for name in ("attention_while", "while", "conditional")]
+        tail += [row["command_buffers"], row["cpu_s"]]
+        lines.append((row["step"], row["layers"], *gigabytes, *temps, *kernels, *tail))
+    return text_table(lines)
+
+
+def kernels(rows: Iterable[dict[str, Any]]) -> str:
+    """The kernels' rows."""
+    head: tuple[str, ...] = (
+        "kernel",
+        "implementation",
+        "shape",
+        "page",
+        "pool GB",
+        "registers",
+        "spill B",
+        "smem B",
+    )
+    head += ("threads", "CTAs/core", "temp MB", "status")
+    lines: list[Sequence[Any]] = [head]
+    for row in rows:
+        sizes = [row[name] for name in ("registers", "spill_bytes", "smem_bytes")]
+        sizes += [row.get(name) for name in ("threads", "ctas_per_core")]
+        status = row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
+        names = [row[name] for name in ("kernel", "implementation", "shape", "page_size")]
+        if row["status"] == "ok":
+            pool, temp = f"{row['pool_bytes'] / 1e9:.1f}", f"{row['temp_bytes'] / MB:.1f}"
+        else:
+            pool = temp = ""
+        lines.append((*names, pool, *sizes, temp, status))
+    return text_table(lines)
+
+
+def markdown(results: dict[str, list[dict[str, Any]]]) -> str:
+    """The kernels of each target in one table, shapes and page sizes with the same figures in one line, and
+    each kernel's floor."""
+    lines = ["| kernel | floor |", "| --- | --- |"]
+    lines += [f"| `{kernel}` | {floor} |" for kernel, floor in FLOORS.items()]
+    for target, rows in results.items():
+        lines += ["", f"### {TARGETS.get(target, target)}", ""]
+        lines += [
+            "| kernel | implementation | jax | shape | page | registers | spills | smem | CTAs per core |"
+        ]
+        lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+        lines += list(_markdown_lines(rows))
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
+    pages: dict[tuple[Any, ...], list[int]] = {}
+    for row in rows:
+        pages.setdefault((_kernel(row), _shape(row), _figures(row)), []).append(row["page_size"])
+    shapes: dict[tuple[Any, ...], list[str]] = {}
+    for (kernel, shape, figures), sizes in pages.items():
+        shapes.setdefault((kernel, tuple(sizes), figures), []).append(shape)
+    for (kernel, sizes, figures), alike in shapes.items():
+        yield f"| {kernel} | {', '.join(alike)} | {', '.join(map(str, sizes))} | {figures} |"
+
+
+def _kernel(row: dict[str, Any]) -> str:
+    return f"`{row['kernel']}` | {row['implementation']} | {row['jax']}"
+
+
+def _figures(row: dict[str, Any]) -> str:
+    if row["status"] != "ok":
+        return f"{row['status'].replace('_', ' ')}: {row['reason']} | | |"
+    smem = row["smem_bytes"]
+    size = f"{smem / 1024:.1f} KB" if smem >= 1024 else f"{smem} B"
+    return f"{row['registers']} | {row['spill_bytes']} | {size} | {row['ctas_per_core']}"
+
+
+def _shape(row: dict[str, Any]) -> str:
+    large = (row.get("pool_bytes") or 0) > 2**32
+    return f"{row['shape']}, {row['pool_bytes'] / 1e9:.1f} GB pool" if large else row["shape"]
+
+
+def write_readme(table: str, readme: Path = README) -> None:
+    """Replace what stands between the markers.
+
+    Raises:
+      ValueError: where a marker is missing.
+    """
+    text = readme.read_text()
+    if text.count(BEGIN) != 1 or END not in text:
+        raise ValueError(f"{readme}: no {BEGIN.strip()} ... {END}")
+    before, rest = text.split(BEGIN)
+    readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}")
+
+
+def main() -> int:
+    files = {target: ROOT / "build" / f"gate-{target}.json" for target in TARGETS}
+    missing = [str(file) for file in files.values() if not file.exists()]
+    if missing:
+        print(f"no {', '.join(missing)}: run `make gate`")
+        return 1
+    write_readme(
+        markdown({target: json.loads(file.read_text())["kernels"] for target, file in files.items()})
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
