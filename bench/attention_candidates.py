@@ -75,8 +75,16 @@ def builders(op: str, names: Iterable[str]) -> dict[str, Builder]:
     }
 
 
-def build_kernel(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> Candidate:
-    """One of pallas_kernels' implementations.
+class KernelCall(NamedTuple):
+    """A call of pallas_kernels with everything chosen."""
+
+    function: Callable[..., jax.Array]  # of q, kv_pages, table, lens, work
+    work: Any
+    tiles: tuning.Tiles | None
+
+
+def kernel_call(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> KernelCall:
+    """One of pallas_kernels' implementations, with the work of the setup's problem planned.
 
     Raises:
       Declined: with its reason.
@@ -97,12 +105,22 @@ def build_kernel(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> 
         work = jax.jit(plan)(setup.metadata).work
     attention = paged_decode if case.op == "decode" else paged_prefill
 
-    @jax.jit
     def call(q: jax.Array, kv_pages: jax.Array, table: jax.Array, lens: Any, work: Any) -> jax.Array:
         return attention(q, kv_pages, table, *lens, scale=setup.scale, work=work, tiles=tiles, **options)
 
-    per_program = XLA_CALLS[case.op] if name == "xla" else setup.num_calls
-    return chain(name, setup, call, work, per_program=per_program, tiles=tiles._asdict() if tiles else None)
+    return KernelCall(jax.jit(call), work, tiles)
+
+
+def build_kernel(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> Candidate:
+    """One of pallas_kernels' implementations, compiled.
+
+    Raises:
+      Declined: with its reason.
+    """
+    call = kernel_call(name, setup, tiles)
+    per_program = XLA_CALLS[setup.case.op] if name == "xla" else setup.num_calls
+    chosen = call.tiles._asdict() if call.tiles else None
+    return chain(name, setup, call.function, call.work, per_program=per_program, tiles=chosen)
 
 
 def chain(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench import attention_problems, random_data
-from bench.attention_candidates import Setup, build_kernel, make_setup
+from bench.attention_candidates import Setup, kernel_call, make_setup
 from bench.attention_problems import DTYPE, TINY, Case, decode_case
 
 # Of the norm of a query's result over all heads, at the worst query. Weights and results are rounded to
@@ -42,7 +42,9 @@ def _reference_error(case: Case) -> float:
     shape = (num_pages, *attention_problems.page_shape(case))
     pool = random_data.kv_pool(shape, DTYPE, 5, 1.0)
     setup = make_setup(case, pool, num_caches=1, num_calls=1, interpret=False)
-    return float(relative_error(build_kernel("xla", setup).once(), jnp.asarray(attend(setup))))
+    call = kernel_call("xla", setup)
+    out = call.function(setup.q, setup.kv_pages, jnp.asarray(setup.tables[0]), setup.lens, call.work)
+    return float(relative_error(out, jnp.asarray(attend(setup))))
 
 
 def attend(setup: Setup) -> np.ndarray:

@@ -108,7 +108,7 @@ def _draw_decode(rows: list[Row], path: pathlib.Path) -> pathlib.Path:
             sequences = "1 sequence" if batch == 1 else f"{batch} sequences"
             axis.set_title(f"{heads.upper()}, page {page_size}, {sequences}", fontsize=9)
             axis.set_ylim(0, 105)
-    _label(axes, "tokens of the longest sequence", "share of the floor, %")
+    _label(axes, "tokens of the longest sequence", "share of the floor, %", (200, 42_000))
     return _save(figure, axes, "Decode attention: share of the measured read bandwidth", path)
 
 
@@ -135,7 +135,7 @@ def _draw_prefill(rows: list[Row], ceilings: dict[str, Any], path: pathlib.Path)
                 axis.axhline(goal * peak, color="black", linewidth=0.6, linestyle=":")
             axis.set_title(f"{heads.upper()}, page {page_size}, {titles[label]}", fontsize=9)
             axis.set_ylim(0, 1.05 * peak)
-    _label(axes, "query tokens", "TFLOP/s (causal)")
+    _label(axes, "query tokens", "TFLOP/s (causal)", (400, 10_500))
     return _save(figure, axes, "Prefill attention; line: measured matrix products, dots: goals", path)
 
 
@@ -162,13 +162,14 @@ def _panels(num_rows: int, num_columns: int) -> tuple[Any, Any]:
     return plt.subplots(num_rows, num_columns, figsize=size, squeeze=False, sharey=True)
 
 
-def _label(axes: Any, x: str, y: str) -> None:
+def _label(axes: Any, x: str, y: str, limits: tuple[int, int]) -> None:
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         if not axis.lines or not axis.get_legend_handles_labels()[0]:
             axis.set_visible(False)
             continue
         axis.set_xscale("log", base=2)
+        axis.set_xlim(*limits)
         axis.xaxis.set_major_formatter(
             lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"
         )
@@ -182,7 +183,7 @@ def _save(figure: Any, axes: Any, title: str, path: pathlib.Path) -> pathlib.Pat
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="center right", fontsize=8)
+    figure.legend(handles.values(), handles.keys(), loc="upper right", fontsize=8)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout(rect=(0, 0, 1 - 1.9 / figure.get_figwidth(), 1))
     figure.savefig(path, dpi=120)
