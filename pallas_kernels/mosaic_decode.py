@@ -261,10 +261,10 @@ def _load_blocks(
         next_pages = page_ids(block + 1)  # read while this block's copies wait for room
         use = num_used + block
         stage = lax.rem(use, jnp.int32(sizes.tiles.num_stages))
-        first: Any = (
-            lax.rem(item.token(block, sizes), jnp.int32(sizes.page_size)) if sizes.num_copies == 1 else 0
-        )
-        rows = pl.ds(pl.multiple_of(first, sizes.copy_rows), sizes.copy_rows)
+        rows = pl.ds(0, sizes.copy_rows)
+        if sizes.copy_rows < sizes.page_size:
+            first = lax.rem(item.token(block, sizes), jnp.int32(sizes.page_size))
+            rows = pl.ds(pl.multiple_of(first, sizes.copy_rows), sizes.copy_rows)
         kv_heads = sizes.pack.kv_heads
         head = item.pack * kv_heads + lax.rem(block, jnp.int32(kv_heads))
         for kind, ring in enumerate((scratch.k, scratch.v)):
