@@ -112,15 +112,16 @@ def lookup(implementation: str, problem: Problem, device_kind: str) -> Tiles:
     """The tiles for a problem: those measured for its bucket, those measured for the nearest bucket of the
     same device and model, or a rule."""
     mine = (device_kind, implementation, problem.kind, problem.group, problem.head_dim, problem.page_size)
-    bucket = _bucket(problem)
+    batch, context = bucket(problem)
     rows = [row for row in table() if row[: len(mine)] == mine]
     if rows:
-        nearest = min(rows, key=lambda row: (abs(math.log2(row.batch / bucket[0])), row.context < bucket[1]))
+        nearest = min(rows, key=lambda row: (abs(math.log2(row.batch / batch)), row.context < context))
         return TILES[implementation, problem.kind](**nearest.tiles)
     return heuristic(implementation, problem, device_kind)
 
 
-def _bucket(problem: Problem) -> tuple[int, int]:
+def bucket(problem: Problem) -> tuple[int, int]:
+    """The batch and the context of a problem's row in the table."""
     batch = problem.slots if problem.kind == "decode" else problem.tokens
     return _power_of_two(batch), _power_of_two(problem.max_len)
 
