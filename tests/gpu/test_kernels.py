@@ -1,0 +1,47 @@
+"""The kernels on this machine's GPU, not interpreted: the same cases as in tests/pallas_kernels."""
+
+import jax
+import pytest
+
+from tests.helpers.kernel_checks import check_point, check_write
+from tests.helpers.kernel_fuzz import check_fuzz
+from tests.helpers.kernel_points import cover, write_cover
+from tests.helpers.kernel_properties import PROPERTIES
+from tests.helpers.kernels import Kernel, on_device
+
+KERNELS = on_device(jax.devices()[0]) if jax.default_backend() == "gpu" else []
+KINDS = ("decode", "prefill")
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not KERNELS, reason="no NVIDIA GPU")]
+
+
+def name(x):
+    return x.name if isinstance(x, Kernel) else getattr(x, "__name__", str(x))
+
+
+@pytest.mark.parametrize(
+    "kernel, point",
+    [(kernel, point) for kernel in KERNELS for kind in KINDS for point in cover(kernel, kind)],
+    ids=name,
+)
+def test_it_is_right_to_the_dtypes_precision(kernel, point):
+    check_point(kernel, point)
+
+
+@pytest.mark.parametrize("holds_for", [f for kind in KINDS for f in PROPERTIES[kind]], ids=name)
+@pytest.mark.parametrize("kernel", KERNELS, ids=name)
+def test_property(kernel, holds_for):
+    holds_for(kernel)
+
+
+@pytest.mark.parametrize("point", write_cover(), ids=name)
+@pytest.mark.parametrize("kernel", KERNELS, ids=name)
+def test_live_tokens_are_written_and_nothing_else_changes(kernel, point):
+    check_write(kernel, point)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kernel", KERNELS, ids=name)
+def test_random_cases(kernel, kind):
+    for index in range(100):
+        check_fuzz(kernel, kind, 0, index)
