@@ -28,6 +28,8 @@ COMPUTE_WARPGROUPS = 2
 LOAD = 2  # the warpgroup after them
 ROWS = 64  # of a compute warpgroup: wgmma's M
 TILE_ROWS = COMPUTE_WARPGROUPS * ROWS
+LOAD_REGISTERS = 56  # of a thread; together with two warpgroups' 224 they are the 3 * 168 of a CTA
+COMPUTE_REGISTERS = 224
 MAX_GROUP = TILE_ROWS // TOKEN_ALIGN
 HEAD_DIMS = (64, 128)
 WGMMA = plgpu.Layout.WGMMA
@@ -135,11 +137,11 @@ def paged_prefill(
         tile = _Tile(slot, start, position, num_tokens, lax.axis_index("kv_head"))
 
         def load():
-            plgpu.set_max_registers(56, action="decrease")
+            plgpu.set_max_registers(LOAD_REGISTERS, action="decrease")
             _load_pages(sizes, tile, kv_gmem, tables_gmem, scratch)
 
         def compute():
-            plgpu.set_max_registers(224, action="increase")
+            plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
             _load_queries(sizes, tile, q_gmem, scratch)
             out_smem = scratch.q.at[warpgroup]  # the queries are done with
             out_smem[...] = _attend(sizes, tile, scale, scratch).astype(q.dtype)
@@ -152,10 +154,7 @@ def paged_prefill(
         kernel,
         out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
         scratch_types=(_scratch(sizes, head_dim, q.dtype, tiles.p_in_registers),),
-        grid=(
-            work.slots.shape[0],
-            kv_heads,
-        ),  # the last axis runs fastest: long tiles of all heads come first
+        grid=(work.slots.shape[0], kv_heads),  # the last axis is the fastest: long tiles of all heads first
         grid_names=("tile", "kv_head"),
         num_threads=COMPUTE_WARPGROUPS + 1,
         thread_name="warpgroup",
@@ -316,7 +315,7 @@ def _attend(sizes: _Sizes, tile: _Tile, scale: float, scratch: _Scratch) -> Floa
         if p_smem is not None:
             p_smem[...] = weights
             plgpu.commit_smem()
-        state, weights = lax.optimization_barrier((state, weights))  # the softmax ends before the turn does
+        state, weights = lax.optimization_barrier((state, weights))  # nothing of it sinks below the wait
         plgpu.barrier_arrive(scratch.turn.at[0])
         plgpu.barrier_wait(scratch.v.ready.at[stage])
         plgpu.barrier_wait(scratch.turn.at[0])
@@ -334,8 +333,8 @@ def _attend(sizes: _Sizes, tile: _Tile, scale: float, scratch: _Scratch) -> Floa
 
 
 def _pass_turn(turn: Any) -> None:
-    """The compute warpgroups alternate: while one keeps the tensor cores busy, the other is at its softmax
-    (the ping-pong of FlashAttention-3)."""
+    """The compute warpgroups take turns at the tensor cores: while one computes weights @ V and the next
+    scores, the other is at its softmax (the ping-pong of FlashAttention-3)."""
     plgpu.barrier_arrive(turn)
     plgpu.barrier_wait(turn)
 
