@@ -1,8 +1,9 @@
-"""What a result was measured on and with."""
+"""What a result was measured on and with: `python -m bench.manifest` prints it."""
 
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import pathlib
 import platform
@@ -31,6 +32,7 @@ def collect() -> dict[str, Any]:
         "jaxlib": jaxlib.__version__,
         "platform_version": device.client.platform_version,
         "device": device.device_kind,
+        "machine": machine(),
         "num_devices": len(jax.devices()),
         "compute_capability": getattr(device, "compute_capability", None),
         "memory_bytes": stats.get("bytes_limit"),
@@ -56,11 +58,14 @@ def machine() -> str:
     return re.sub(r"[^a-z0-9]+", "-", jax.devices()[0].device_kind.lower()).strip("-")
 
 
-def results_dir(smoke: bool, output_dir: pathlib.Path | None = None) -> pathlib.Path:
+def results_dir(smoke: bool, output_dir: pathlib.Path | None = None, name: str | None = None) -> pathlib.Path:
     """Where results go: what was asked for; else bench/results/MACHINE, or build/ for a smoke run, whose
-    results are worth nothing."""
+    results are worth nothing. The machine is this one, unless a `name` is given."""
     base = ROOT / "build" if smoke else ROOT / "bench" / "results"
-    path = output_dir or base / (f"smoke-{machine()}" if smoke else machine())
+    path = output_dir
+    if path is None:
+        name = name or machine()
+        path = base / (f"smoke-{name}" if smoke else name)
     path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -76,3 +81,7 @@ def _output(*command: str) -> str | None:
 def _lines(*command: str) -> list[str] | None:
     output = _output(*command)
     return None if output is None else output.splitlines()
+
+
+if __name__ == "__main__":
+    print(json.dumps(collect()))
