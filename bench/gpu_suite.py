@@ -121,7 +121,9 @@ def run_stage(stage: Stage, folder: Path, smoke: bool, deadline: float) -> dict[
         row |= {**ended._asdict(), "seconds": round(time.monotonic() - begin, 1), "tries": attempt + 1}
         if ended.status in ("ok", "failed"):
             break
-    return {"status": "skipped", "reason": "no time left"} | row | {"command": command, "log": log.name}
+    if "status" not in row:
+        row |= {"status": "skipped", "reason": "no time left"}
+    return row | {"command": command, "log": log.name}
 
 
 def full_command(stage: Stage, folder: Path, smoke: bool) -> list[str]:
