@@ -6,8 +6,11 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-ch
 # CUDA libraries, several GB; another can be named: make test TORCH="torch --index-url ..."
 TORCH ?= torch==2.13.0
 # pyenv's shim of a version that is not active exists and fails, so it is run, not looked up.
-PYTHON312 ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || \
-  ls $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12.*/bin/python 2>/dev/null | head -n 1)
+find_python = $(shell python$(1) -c 'import sys; print(sys.executable)' 2>/dev/null || \
+  ls $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$(1).*/bin/python 2>/dev/null | head -n 1)
+PYTHON311 ?= $(call find_python,3.11)
+PYTHON312 ?= $(call find_python,3.12)
+AOT_VENVS = $(or $(strip $(if $(PYTHON312),.venv-aot-312) $(if $(PYTHON311),.venv-aot-311)),.venv-aot)
 
 .PHONY: demo test test-core test-312 lint gate clean
 
@@ -31,10 +34,12 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-# Compile the steps for GPUs that are not here. One target per process: XLA compiles a second one wrongly.
-gate: .venv-aot/.aot
-	.venv-aot/bin/python tools/compile_for.py h200
-	.venv-aot/bin/python tools/compile_for.py a100
+# Compile kernels and steps for GPUs that are not here, with the jax of each Python that is. One target per
+# process: XLA compiles a second one wrongly.
+gate: $(AOT_VENVS:%=%/.aot)
+	rm -f build/gate-*.json
+	status=0; for venv in $(AOT_VENVS); do for target in h200 a100; do \
+	  $$venv/bin/python tools/compile_for.py $$target || status=1; done; done; exit $$status
 
 $(VENV)/.core: pyproject.toml
 	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
@@ -54,9 +59,12 @@ $(VENV)/.dev: $(VENV)/.core
 	$(PIP_INSTALL) --editable ".[dev]"
 	touch $@
 
-.venv-aot/.aot: pyproject.toml
-	.venv-aot/bin/python -m pip --version >/dev/null 2>&1 || $(or $(PYTHON312),$(PYTHON)) -m venv --clear .venv-aot
-	.venv-aot/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[aot]"
+.venv-aot-312/.aot: AOT_PYTHON = $(PYTHON312)
+.venv-aot-311/.aot: AOT_PYTHON = $(PYTHON311)
+.venv-aot/.aot: AOT_PYTHON = $(PYTHON)
+$(AOT_VENVS:%=%/.aot): %/.aot: pyproject.toml
+	$*/bin/python -m pip --version >/dev/null 2>&1 || $(AOT_PYTHON) -m venv --clear $*
+	$*/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[aot]"
 	touch $@
 
 clean:

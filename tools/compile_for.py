@@ -30,9 +30,8 @@ def run_kernels(target: gpu_target.Target, only: str) -> tuple[list[dict[str, An
     cases = [case for case in gate_kernels.cases() if only in case.name]
     rows = [row for case in cases for row in gate_kernels.measure(case, target)]
     print(gate_table.kernels(rows))
-    for row in rows:
-        for remark in row.get("remarks") or ():
-            print(f"remark: {gate_kernels.describe(row)}: {remark}")
+    for note in gate_table.notes(rows):
+        print(note)
     return rows, gate_kernels.failures(rows)
 
 

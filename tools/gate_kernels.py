@@ -28,7 +28,7 @@ KERNELS = {
 IMPLEMENTATIONS = {
     "decode": ("mosaic", "triton"),
     "prefill": ("mosaic", "triton"),
-    "write": ("xla", "triton"),
+    "write": ("mosaic", "triton", "xla"),
     "copy": ("xla",),
 }
 IN_PLACE = ("write_kv", "copy_pages")
@@ -159,9 +159,7 @@ def declines(case: Case, target: Target) -> str | None:
     """Why an implementation does not take a case on the target, or None."""
     from pallas_kernels import implementations
 
-    if case.op in ("decode", "prefill"):
-        return implementations.declines(case.implementation, problem_of(case), target.device)
-    return None
+    return implementations.declines(case.implementation, problem_of(case), target.device)
 
 
 def problem_of(case: Case) -> Any:
@@ -255,7 +253,7 @@ def call(case: Case, target: Target) -> tuple[Callable[..., Any], list[Any]]:
             write = lambda *args: write_kv(*args, implementation=case.implementation)  # noqa: E731
             return write, [kv_pages, new, new, ints(problem.tokens), ints(problem.tokens)]
         case _:
-            return copy_pages, [kv_pages, ints(COPIES), ints(COPIES)]
+            return lambda *args: copy_pages(*args), [kv_pages, ints(COPIES), ints(COPIES)]
 
 
 def _kernels(case: Case, target: Target) -> Iterator[ptxas.Resources]:

@@ -7,6 +7,7 @@ rewrites that README's table from build/gate-*.json.
 
 from __future__ import annotations
 
+import collections
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -68,43 +69,43 @@ def steps(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def kernels(rows: Iterable[dict[str, Any]]) -> str:
-    """The kernels' rows."""
-    head: tuple[str, ...] = (
-        "kernel",
-        "implementation",
-        "shape",
-        "page",
-        "pool GB",
-        "registers",
-        "spill B",
-        "smem B",
-    )
-    head += ("threads", "CTAs/core", "temp MB", "status")
+    """The kernels' rows, but for what no implementation claims."""
+    head: tuple[str, ...] = ("kernel", "implementation", "shape", "page", "pool GB", "registers", "spill B")
+    head += ("smem B", "threads", "CTAs/core", "temp MB", "status")
     lines: list[Sequence[Any]] = [head]
     for row in rows:
-        sizes = [row[name] for name in ("registers", "spill_bytes", "smem_bytes")]
-        sizes += [row.get(name) for name in ("threads", "ctas_per_core")]
-        status = row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
         names = [row[name] for name in ("kernel", "implementation", "shape", "page_size")]
         if row["status"] == "ok":
-            pool, temp = f"{row['pool_bytes'] / 1e9:.1f}", f"{row['temp_bytes'] / MB:.1f}"
-        else:
-            pool = temp = ""
-        lines.append((*names, pool, *sizes, temp, status))
+            sizes = [
+                row[name] for name in ("registers", "spill_bytes", "smem_bytes", "threads", "ctas_per_core")
+            ]
+            memory = f"{row['pool_bytes'] / 1e9:.1f}", f"{row['temp_bytes'] / MB:.1f}"
+            lines.append((*names, memory[0], *sizes, memory[1], "ok"))
+        elif row["status"] == "failed":
+            lines.append((*names, *[""] * 7, "failed"))
     return text_table(lines)
 
 
+def notes(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """What is not claimed, why, and what ptxas remarks, each once for all the kernels concerned."""
+    concerned: collections.Counter[str] = collections.Counter()
+    for row in rows:
+        name = f"{row['implementation']} {row['kernel']}"
+        if row["status"] == "not_claimed":
+            concerned[f"not claimed: {name}: {row['reason']}"] += 1
+        for remark in row.get("remarks") or ():
+            concerned[f"remark: {name}: {remark.split(' in the function')[0]}"] += 1
+    return [f"{note} ({count} cases)" for note, count in concerned.items()]
+
+
 def markdown(results: dict[str, list[dict[str, Any]]]) -> str:
-    """The kernels of each target in one table, shapes and page sizes with the same figures in one line, and
-    each kernel's floor."""
+    """Each kernel's floor; and the kernels of each target that are claimed for it, shapes and page sizes with
+    the same figures in one line."""
     lines = ["| kernel | floor |", "| --- | --- |"]
     lines += [f"| `{kernel}` | {floor} |" for kernel, floor in FLOORS.items()]
     for target, rows in results.items():
         lines += ["", f"### {TARGETS.get(target, target)}", ""]
-        lines += [
-            "| kernel | implementation | jax | shape | page | registers | spills | smem | CTAs per core |"
-        ]
-        lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+        lines += [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS)]
         lines += list(_markdown_lines(rows))
     return "\n".join(lines) + "\n"
 
@@ -112,7 +113,8 @@ def markdown(results: dict[str, list[dict[str, Any]]]) -> str:
 def _markdown_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     pages: dict[tuple[Any, ...], list[int]] = {}
     for row in rows:
-        pages.setdefault((_kernel(row), _shape(row), _figures(row)), []).append(row["page_size"])
+        if row["status"] != "not_claimed":
+            pages.setdefault((_kernel(row), _shape(row), _figures(row)), []).append(row["page_size"])
     shapes: dict[tuple[Any, ...], list[str]] = {}
     for (kernel, shape, figures), sizes in pages.items():
         shapes.setdefault((kernel, tuple(sizes), figures), []).append(shape)
@@ -126,7 +128,7 @@ def _kernel(row: dict[str, Any]) -> str:
 
 def _figures(row: dict[str, Any]) -> str:
     if row["status"] != "ok":
-        return f"{row['status'].replace('_', ' ')}: {row['reason']} | | |"
+        return f"failed: {row['reason']} | | |"
     smem = row["smem_bytes"]
     size = f"{smem / 1024:.1f} KB" if smem >= 1024 else f"{smem} B"
     return f"{row['registers']} | {row['spill_bytes']} | {size} | {row['ctas_per_core']}"

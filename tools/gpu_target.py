@@ -37,10 +37,10 @@ def set_up(name: str, dump: Path) -> Target:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_dump_to={dump} --xla_dump_emitter_re=ptx"
-    from jax.experimental import topologies
-
     description = (DESCRIPTIONS / f"{name}.txtpb").read_text()
     with captured_stderr():
+        from jax.experimental import topologies
+
         topology = topologies.get_topology_desc(platform="cuda", target_config=description, topology="1x1x1")
         mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("gpu",))
     return Target(name, topology.devices[0], mesh.abstract_mesh, ptxas.limits(description), dump)

@@ -83,7 +83,7 @@ def test_a_case_that_does_not_compile_is_a_row(monkeypatch):
     (found,) = gate_kernels._measure(gate_kernels.Case("write", "xla", "llama3-8b", 64, 2**30), target)
     assert (found["status"], found["reason"]) == ("failed", "ValueError: head_dim=64: too small")
     assert found["registers"] is None
-    assert "failed: ValueError" in gate_table.kernels([found])
+    assert gate_table.kernels([found]).endswith("failed")
 
 
 def test_several_launches_of_a_kernel_are_one_row():

@@ -71,6 +71,17 @@ def test_what_a_layer_adds_is_the_difference_of_two_programs():
     assert gate_steps.kernels_per_layer(few, few) is None
 
 
+def test_a_fusion_that_is_named_after_another_of_its_results_is_no_launch_of_a_layer():
+    def with_angles(num_layers, op):
+        names = ["angles_fusion.1", *(f"norm.{i}" for i in range(num_layers))]
+        instructions = program(num_layers, names)
+        entry = instructions.module.computations["main"]
+        entry[1] = entry[1]._replace(rest=entry[1].rest.replace("angles_fusion/op", op))
+        return instructions
+
+    assert gate_steps.layer_kernels(with_angles(4, "sin"), with_angles(3, "cos")) == ["norm: norm/op"]
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -128,7 +139,7 @@ def test_whole_decode_steps_are_compiled_with_the_targets_kernels(target, attent
     assert whole == {"llama3-8b", "llama2-7b"}
     assert {case.kind for case in cases if case.attention == "xla"} == {"decode", "prefill"}
     assert len({case.name for case in cases}) == len(cases)
-    assert {case.attention for case in gate_steps.cases(target, (0, 10, 2))} == {"triton"}
+    assert {case.attention for case in gate_steps.cases(target, (0, 10, 2))} == {"triton", "xla"}
 
 
 def test_rows_can_be_written_and_shown():

@@ -32,10 +32,20 @@ def test_page_sizes_are_not_claimed_for_shapes_that_lack_them():
     ]
 
 
-def test_a_large_pool_and_what_is_not_claimed_say_so():
-    large, declined = lines([row(pool_bytes=7_800_000_000), row(status="not_claimed", reason="Hopper only")])
+def test_a_large_pool_and_a_failure_say_so():
+    large, failed = lines([row(pool_bytes=7_800_000_000), row(status="failed", reason="ValueError: x")])
     assert "llama3-8b, 7.8 GB pool" in large
-    assert "not claimed: Hopper only" in declined
+    assert "failed: ValueError: x" in failed
+
+
+def test_what_is_not_claimed_is_a_note_and_no_line():
+    declined = row(status="not_claimed", reason="Hopper only")
+    assert lines([declined]) == []
+    remarked = row(remarks=["Loss: serialized in the function 'f' in line 7"])
+    assert gate_table.notes([declined, declined | {"page_size": 64}, remarked]) == [
+        "not claimed: mosaic paged_decode: Hopper only (2 cases)",
+        "remark: mosaic paged_decode: Loss: serialized (1 cases)",
+    ]
 
 
 def test_every_kernel_has_a_floor():
