@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -133,8 +134,8 @@ def chain(
     convert: Callable[[np.ndarray], Any] = lambda table: table,
     tiles: dict[str, Any] | None = None,
 ) -> Candidate:
-    """Compile programs of `per_program` calls, each of which reads another cache with the queries that the
-    one before made. They are one CUDA graph of attention kernels alone: tables and work lists are inputs.
+    """Compile a program of `per_program` calls, each of which reads another cache with the queries that the
+    one before made. It is one CUDA graph of attention kernels alone: tables and work lists are inputs.
 
     Args:
       convert: makes `call`'s table of one of the setup's.
@@ -146,27 +147,34 @@ def chain(
     turns = [tables[index % len(tables)] for index in range(num_calls)]
     sets = [tuple(turns[index : index + per_program]) for index in range(0, num_calls, per_program)]
 
-    def program(q: jax.Array, kv_pages: jax.Array, tables: Any, lens: Any, work: Any) -> jax.Array:
+    def program(
+        q: jax.Array, first: jax.Array, kv_pages: jax.Array, tables: Any, lens: Any, work: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """The results of the last call and of the first, in the memory of `q` and `first`: CUDA graphs are
+        patched where addresses change."""
+        del first
+        results = [q]
         for table in tables:
-            q = call(q, kv_pages, table, lens, work)
-        return q
+            results.append(call(results[-1], kv_pages, table, lens, work))
+        return results[-1], results[1]
 
-    rest = (setup.lens, work)
-    once = jax.jit(call).lower(setup.q, setup.kv_pages, tables[0], *rest).compile()
-    compiled = jax.jit(program, donate_argnums=0).lower(setup.q, setup.kv_pages, sets[0], *rest).compile()
+    args = (setup.q, setup.q, setup.kv_pages, sets[0], setup.lens, work)
+    compiled = jax.jit(program, donate_argnums=(0, 1), keep_unused=True).lower(*args).compile()
 
-    def many(passes: int) -> None:
-        q = setup.q + 0  # a copy, as programs write their result where their queries were
-        q.block_until_ready()
-        for _ in range(passes):
-            for chosen in sets:
-                q = compiled(q, setup.kv_pages, chosen, *rest)
-        q.block_until_ready()
+    buffers: list[jax.Array] = []  # of the last results, which are the next pass's inputs
 
-    def first() -> jax.Array:  # nothing else may be under way on a CPU while a kernel is interpreted
-        return once(setup.q, setup.kv_pages, tables[0], *rest).block_until_ready()
+    def once() -> jax.Array:
+        buffers[:] = jax.block_until_ready((setup.q + 0, setup.q + 0))
+        many(1, sets[:1])
+        return buffers[1] + 0
 
-    return Candidate(name, first, many, num_calls, tiles)
+    def many(passes: int, sets: Sequence[Any] = sets) -> None:
+        q, first = buffers
+        for chosen in itertools.chain.from_iterable(itertools.repeat(sets, passes)):
+            q, first = compiled(q, first, setup.kv_pages, chosen, setup.lens, work)
+        buffers[:] = jax.block_until_ready((q, first))
+
+    return Candidate(name, once, many, num_calls, tiles)
 
 
 def build_cudnn(setup: Setup) -> Candidate:

@@ -28,8 +28,8 @@ CHAIN = 16  # matrix products of a program
 class Sizes(NamedTuple):
     """How much is read, and how large the matrices are."""
 
-    num_arrays: int = 4
-    array_bytes: int = 2 * 10**9  # of each
+    num_arrays: int = 2
+    array_bytes: int = 4 * 10**9  # of each
     matrix: int = 8192
 
 

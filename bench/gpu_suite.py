@@ -165,13 +165,14 @@ def run_process(command: list[str], log: Path, limit_s: float, env: dict[str, st
 
 
 def _copy_output(process: subprocess.Popen[str], log: Path, heard: list[float]) -> None:
-    """Also note when the last line came."""
+    """With the seconds since the beginning on the terminal; also note when the last line came."""
+    begin = heard[0]
     with log.open("a") as file:
         for line in process.stdout or ():
             heard[0] = time.monotonic()
             file.write(line)
             file.flush()
-            print(f"  {line}", end="", flush=True)
+            print(f"{heard[0] - begin:6.1f}  {line}", end="", flush=True)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

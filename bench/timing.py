@@ -17,8 +17,8 @@ class Candidate(NamedTuple):
     """One implementation of a problem, compiled."""
 
     name: str
-    once: Callable[[], Any]  # the result of one call, on the problem's own inputs
-    many: Callable[[int], None]  # so many passes of `num_calls` calls, in series; returns when all are done
+    once: Callable[[], Any]  # the result of the problem's first call; comes before `many`
+    many: Callable[[int], Any]  # so many passes of `num_calls` calls, in series; returns when all are done
     num_calls: int
     tiles: dict[str, Any] | None = None
 
