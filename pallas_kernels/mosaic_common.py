@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,9 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 
-LOG2E = math.log2(math.e)  # exp(x) = exp2(x * LOG2E), and the GPU has an instruction for exp2
-
-NEG_INF = -1e30  # finite: inf - inf would be NaN where a row has seen no key yet
+PIECE = 64  # rows and columns
 
 
 def swizzled_smem(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
@@ -33,12 +30,18 @@ class Ring(NamedTuple):
 
     @classmethod
     def scratch(
-        cls, shape: tuple[int, int, int], dtype: DTypeLike, *, num_copies: int, num_readers: int
+        cls,
+        shape: tuple[int, int, int],
+        dtype: DTypeLike,
+        *,
+        num_copies: int,
+        num_readers: int,
+        spare_barriers: int = 0,
     ) -> Ring:
-        """What to allocate, for blocks that arrive in `num_copies` copies."""
+        """What to allocate, for blocks of `num_copies` copies. Spare barriers follow those of `ready`."""
         return cls(
             swizzled_smem(shape, dtype),
-            plgpu.Barrier(num_arrivals=num_copies, num_barriers=shape[0]),
+            plgpu.Barrier(num_arrivals=num_copies, num_barriers=shape[0] + spare_barriers),
             plgpu.Barrier(num_arrivals=num_readers, num_barriers=shape[0]),
         )
 
@@ -46,3 +49,15 @@ class Ring(NamedTuple):
         """Await the last readers: a barrier must not be left with an arrival that nobody awaited."""
         for stage in range(self.smem.shape[0]):
             pl.when(stage < num_used)(functools.partial(plgpu.barrier_wait, self.free.at[stage]))
+
+
+def clear_rows(smem: Any, num_live: Any) -> None:
+    """Zeros from row `num_live` on: 0 x NaN of an earlier owner is NaN. In pieces, for want of registers."""
+    num_rows, num_columns = smem.shape
+    row = plgpu.broadcasted_iota(jnp.int32, (PIECE, PIECE), 0, layout=plgpu.Layout.WGMMA)
+    for first in range(0, num_rows, PIECE):
+        for column in range(0, num_columns, PIECE):
+            piece = (pl.ds(first, PIECE), pl.ds(column, PIECE))
+            x = smem[piece]
+            smem[piece] = jnp.where(row + first < num_live, x, jnp.zeros_like(x))
+    plgpu.commit_smem()

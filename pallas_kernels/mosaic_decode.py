@@ -24,9 +24,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import _compat
-from pallas_kernels.mosaic_common import LOG2E, NEG_INF, Ring, swizzled_smem
+from pallas_kernels.mosaic_common import Ring, clear_rows, swizzled_smem
 from pallas_kernels.plan import DecodeWork
 from pallas_kernels.problem import Problem
+from pallas_kernels.softmax import LOG2E, NEG_INF
 from pallas_kernels.tuning import MosaicDecode
 
 COMPUTE, LOAD = 0, 1  # warpgroups
@@ -307,7 +308,7 @@ def _attend(
         scratch.p.T[...] = weights.astype(scratch.p.dtype)
         plgpu.commit_smem()
         plgpu.barrier_wait(scratch.v.ready.at[stage])
-        pl.when(num_live < block_kv)(lambda: _clear_dead_rows(scratch.v.smem.at[stage], num_live))
+        pl.when(num_live < block_kv)(lambda: clear_rows(scratch.v.smem.at[stage], num_live))
         weighted = _product(scratch.v.smem.at[stage].T, scratch.p.T)
         plgpu.barrier_arrive(scratch.v.free.at[stage])
         return out * _by_column(decay, head_dim) + weighted, new_peak, total
@@ -328,14 +329,6 @@ def _product(a_smem: Any, b_smem: Any) -> Any:
         return acc[...]
 
     return pl.run_scoped(multiply, plgpu.ACC((a_smem.shape[0], b_smem.shape[1]), F32))
-
-
-def _clear_dead_rows(v_smem: Any, num_live: Any) -> None:
-    """Zeros from row `num_live` on: 0 x NaN of an earlier owner is NaN."""
-    row = plgpu.broadcasted_iota(jnp.int32, v_smem.shape, 0, layout=WGMMA)
-    v = v_smem[...]
-    v_smem[...] = jnp.where(row < num_live, v, jnp.zeros_like(v))
-    plgpu.commit_smem()
 
 
 def _by_column(x: Any, rows: int) -> Any:
@@ -385,7 +378,8 @@ def _combine(
         acc = plgpu.layout_cast(jnp.zeros((COMBINE_ROWS, columns), F32), WGMMA)
         acc, _, total = lax.fori_loop(0, num_turns, combine_some, (acc, zeros + NEG_INF, zeros))
         out = acc / by_column(jnp.where(total == 0, 1.0, total))
-        out += jnp.where(end > max_items, jnp.nan, 0.0)  # the plan had no room: do not answer with a part
+        dropped = (end > max_items) & (end > begin)  # the plan had no room: do not answer with a part
+        out += jnp.where(dropped, jnp.nan, 0.0)
         out_smem.T[...] = out.astype(dtype)
         plgpu.commit_smem()
         heads = pl.ds(pl.multiple_of(pack_idx * columns, MIN_PACK), columns)

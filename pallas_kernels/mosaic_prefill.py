@@ -19,9 +19,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import _compat
-from pallas_kernels.mosaic_common import LOG2E, NEG_INF, swizzled_smem
+from pallas_kernels.mosaic_common import Ring, clear_rows, swizzled_smem
 from pallas_kernels.plan import PrefillWork
 from pallas_kernels.problem import TOKEN_ALIGN, Problem
+from pallas_kernels.softmax import LOG2E, NEG_INF
 from pallas_kernels.tuning import MosaicPrefill
 
 COMPUTE_WARPGROUPS = 2
@@ -78,19 +79,11 @@ class _Sizes(NamedTuple):
         return self.block_kv // self.copy_rows
 
 
-class _Ring(NamedTuple):
-    """Blocks of keys or values in shared memory."""
-
-    smem: Any  # [stages, block_kv, head_dim]
-    ready: Any  # barriers: a block has arrived
-    free: Any  # both compute warpgroups are done with it
-
-
 class _Scratch(NamedTuple):
     q: Any  # [warpgroups, ROWS, head_dim]; the output, when the queries are done with
     q_ready: Any
-    k: _Ring
-    v: _Ring
+    k: Ring
+    v: Ring
     p: Any  # [warpgroups, ROWS, block_kv], or None
     turn: Any  # barrier of the compute warpgroups
 
@@ -165,18 +158,15 @@ def paged_prefill(
 
 
 def _scratch(sizes: _Sizes, head_dim: int, dtype: Any, p_in_registers: bool) -> _Scratch:
-    def ring(num_ready: int) -> _Ring:
-        return _Ring(
-            swizzled_smem((sizes.num_stages, sizes.block_kv, head_dim), dtype),
-            plgpu.Barrier(num_arrivals=sizes.num_copies, num_barriers=num_ready),
-            plgpu.Barrier(num_arrivals=COMPUTE_WARPGROUPS, num_barriers=sizes.num_stages),
-        )
-
+    shape = (sizes.num_stages, sizes.block_kv, head_dim)
+    counts = {"num_copies": sizes.num_copies, "num_readers": COMPUTE_WARPGROUPS}
     return _Scratch(
         q=swizzled_smem((COMPUTE_WARPGROUPS, ROWS, head_dim), dtype),
         q_ready=plgpu.Barrier(num_arrivals=sizes.heads, num_barriers=COMPUTE_WARPGROUPS),
-        k=ring(sizes.num_stages),
-        v=ring(sizes.num_stages + 1),  # the last barrier is the loader's own: rows are to be cleared first
+        k=Ring.scratch(shape, dtype, **counts),
+        v=Ring.scratch(
+            shape, dtype, **counts, spare_barriers=1
+        ),  # the loader's own: rows to be cleared first
         p=None if p_in_registers else swizzled_smem((COMPUTE_WARPGROUPS, ROWS, sizes.block_kv), dtype),
         turn=plgpu.Barrier(num_arrivals=COMPUTE_WARPGROUPS, num_barriers=1),
     )
@@ -213,28 +203,15 @@ def _load_pages(sizes: _Sizes, tile: _Tile, kv_gmem: Any, tables_gmem: Any, scra
         @pl.when(to_clear)
         def _clear():
             plgpu.barrier_wait(scratch.v.ready.at[sizes.num_stages])
-            _clear_dead_rows(v_smem, tile.kv_end - block * sizes.block_kv)
+            clear_rows(v_smem, tile.kv_end - block * sizes.block_kv)
             for _ in range(sizes.num_copies):
                 plgpu.barrier_arrive(scratch.v.ready.at[stage])
 
         return next_pages
 
     lax.fori_loop(0, num_blocks, load_block, page_ids(jnp.int32(0)))
-    for stage in range(sizes.num_stages):  # a barrier must not be left with an arrival that nobody awaited
-        for ring in (scratch.k, scratch.v):
-            pl.when(stage < num_blocks)(functools.partial(plgpu.barrier_wait, ring.free.at[stage]))
-
-
-def _clear_dead_rows(v_smem: Any, num_live: Any) -> None:
-    """Zeros from row `num_live` on: 0 x NaN of an earlier owner is NaN. In pieces, for want of registers."""
-    block_kv, head_dim = v_smem.shape
-    row = plgpu.broadcasted_iota(jnp.int32, (ROWS, 64), 0, layout=WGMMA)
-    for first in range(0, block_kv, ROWS):
-        for dim in range(0, head_dim, 64):
-            piece = (pl.ds(first, ROWS), pl.ds(dim, 64))
-            v = v_smem[piece]
-            v_smem[piece] = jnp.where(row + first < num_live, v, jnp.zeros_like(v))
-    plgpu.commit_smem()
+    scratch.k.drain(num_blocks)
+    scratch.v.drain(num_blocks)
 
 
 def _first_row(sizes: _Sizes, tile: _Tile) -> tuple[Any, Any]:

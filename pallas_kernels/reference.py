@@ -15,10 +15,10 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.softmax import NEG_INF
+
 BLOCK_KV = 128  # tokens of the cache per iteration
 BLOCK_Q = 64  # query tokens per tile in prefill
-
-NEG_INF = -1e30  # finite: inf - inf would be NaN where a row has seen no key yet
 
 
 class _Softmax(NamedTuple):

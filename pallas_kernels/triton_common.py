@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from typing import NamedTuple
 
@@ -13,10 +12,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from pallas_kernels.problem import Problem
-
-LOG2E = math.log2(math.e)  # exp(x) = exp2(x * LOG2E), and the GPU has an instruction for exp2
-
-NEG_INF = -1e30  # finite: inf - inf would be NaN where a row has seen no key yet
+from pallas_kernels.softmax import NEG_INF
 
 MIN_DOT = 16  # the smallest side of a product
 MAX_HEAD_DIM = 128

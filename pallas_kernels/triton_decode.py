@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import triton_common
 from pallas_kernels.plan import DecodeWork
 from pallas_kernels.problem import Problem
-from pallas_kernels.triton_common import LOG2E, MIN_DOT, NEG_INF, Softmax, column_parts
+from pallas_kernels.softmax import LOG2E, NEG_INF
+from pallas_kernels.triton_common import MIN_DOT, Softmax, column_parts
 from pallas_kernels.tuning import TritonDecode
 
 COMBINE_UNROLL = 8  # partial sums in flight
@@ -174,7 +175,8 @@ def _combine(
         num_turns = lax.div(last - begin + COMBINE_UNROLL, COMBINE_UNROLL)
         state = lax.fori_loop(0, num_turns, visit_items, Softmax.empty(rows, parts))
         norm = 1 / jnp.where(state.total == 0, 1.0, state.total)
-        norm = jnp.where(end > max_items, jnp.nan, norm)  # the plan had no room: do not answer with a part
+        dropped = (end > max_items) & (end > begin)  # the plan had no room: do not answer with a part
+        norm = jnp.where(dropped, jnp.nan, norm)
         for part, out in zip(parts, state.out, strict=True):
             triton.store(
                 out_ref.at[slot, heads, part], (out * norm[:, None]).astype(dtype), mask=in_group[:, None]

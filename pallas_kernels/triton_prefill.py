@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import triton_common
 from pallas_kernels.plan import PrefillWork
 from pallas_kernels.problem import Problem
-from pallas_kernels.triton_common import LOG2E, NEG_INF, Softmax, column_parts
+from pallas_kernels.softmax import LOG2E, NEG_INF
+from pallas_kernels.triton_common import Softmax, column_parts
 from pallas_kernels.tuning import TritonPrefill
 
 

@@ -136,10 +136,12 @@ def heuristic(implementation: str, problem: Problem, device_kind: str) -> Tiles:
     wide = problem.head_dim > 64
     match implementation, problem.kind:
         case "mosaic", "decode":
-            # A ring of 3 x 32 KB leaves room for two CTAs on a core, one of 3 x 16 KB for four. An item
-            # holds the chunks of a pack's heads: about 512 tokens of one head, beside 4 KB of partial sums.
+            # A ring of 3 x 32 KB leaves room for two CTAs on a core, one of 4 x 16 KB for three; more than
+            # are resident would run after the others. An item holds the chunks of a pack's heads: about 512
+            # tokens of one head, beside 4 KB of partial sums.
             packed = max(1, 8 // problem.group)
-            return MosaicDecode(max(64, 512 // packed), 64, 3, cores * (2 if wide else 4))
+            ring_and_grid = (3, 2 * cores) if wide else (4, 3 * cores)
+            return MosaicDecode(max(64, 512 // packed), 64, *ring_and_grid)
         case "mosaic", "prefill":
             in_registers = device_kind != INTERPRETER  # which knows no operand in registers
             return MosaicPrefill(128, 2 if wide else 4, in_registers)
