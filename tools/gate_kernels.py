@@ -32,6 +32,7 @@ IMPLEMENTATIONS = {
     "copy": ("xla",),
 }
 IN_PLACE = ("write_kv", "copy_pages")
+PERSISTENT = ("paged_decode",)
 SUFFIXES = {"mosaic": "_mosaic_gpu_kernel", "triton": "_triton"}  # of the compiled kernels' names
 
 
@@ -146,6 +147,7 @@ def _resources(kernels: list[ptxas.Resources], target: Target) -> dict[str, Any]
         "threads": kernel.threads,
         "num_ctas": kernel.num_ctas,
         "ctas_per_core": ptxas.ctas_per_core(kernel, target.limits),
+        "resident_ctas": ptxas.ctas_per_core(kernel, target.limits) * target.limits.num_cores,
         "launches": len(kernels),
         "remarks": sorted({remark for kernel in kernels for remark in kernel.remarks}),
     }
@@ -310,6 +312,10 @@ def row_failures(row: dict[str, Any]) -> list[str]:
         found.append(
             f"temporaries grow with the pool: {half} bytes for half of it, {row['temp_bytes']} for all"
         )
+    if (
+        row["kernel"] in PERSISTENT and row["num_ctas"] > row["resident_ctas"]
+    ):  # the rest would run afterwards
+        found.append(f"a persistent grid of {row['num_ctas']} CTAs, of which {row['resident_ctas']} fit")
     if row["implementation"] == "mosaic":  # such as wgmmas that run one after the other
         found += row["remarks"]
     return found

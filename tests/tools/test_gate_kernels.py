@@ -7,6 +7,7 @@ from tools.shapes import SHAPES
 def row(**changes):
     names = {"kernel": "write_kv", "implementation": "triton", "shape": "llama3-8b", "page_size": 64}
     sizes = {"registers": 40, "spill_bytes": 0, "smem_bytes": 2048, "threads": 128, "ctas_per_core": 12}
+    sizes |= {"num_ctas": 528, "resident_ctas": 528}
     memory = {"pool_bytes": 2**30, "alias_bytes": 2**30, "temp_bytes": 0, "temp_bytes_half_pool": None}
     rest = {"target": "h200", "jax": "0.11.2", "status": "ok", "reason": None, "remarks": []}
     return names | sizes | memory | rest | changes
@@ -26,6 +27,12 @@ def test_failures_are_named(changes, says):
     assert not gate_kernels.failures([row()])
     (failure,) = gate_kernels.failures([row(**changes)])
     assert says in failure and failure.startswith("write_kv")
+
+
+def test_a_persistent_grid_must_fit():
+    (failure,) = gate_kernels.failures([row(kernel="paged_decode", num_ctas=529)])
+    assert "a persistent grid of 529 CTAs, of which 528 fit" in failure
+    assert not gate_kernels.failures([row(num_ctas=529)])
 
 
 def test_attention_owes_no_aliasing():
