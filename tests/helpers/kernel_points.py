@@ -12,19 +12,21 @@ from tests.helpers.attention_cases import ALIGN, Case, make_case
 from tests.helpers.kernels import Kernel
 
 MAX_HEADS = 32
+TILE_ROWS = 128  # of a kernel's tile of (token, head of the group): the largest there is
 
-# Of (queries, tokens) per slot, by page size; a decode step has one query for each sequence.
+# Tokens of each slot, by page size.
 DECODE_LENGTHS: dict[str, Callable[[int], list[int]]] = {
     "edges": lambda page: [page - 1, 0, page, page + 1],
     "pages": lambda page: [0, 3 * page + 5, 2 * page],
     "long": lambda page: [1, 300 + page],
     "one": lambda page: [1],
 }
-PREFILL_LENGTHS: dict[str, Callable[[int], list[tuple[int, int]]]] = {
-    "fresh": lambda page: [(page + 1, page + 1), (0, 0), (1, 1), (page - 1, page - 1)],
-    "chunks": lambda page: [(9, page + 9), (page, 2 * page), (8, 200)],
-    "decode": lambda page: [(1, page), (1, page + 1), (0, 0), (1, 3 * page), (1, 1)],
-    "long": lambda page: [(0, 0), (70, 300)],
+# (queries, tokens) of each slot, by page size and the queries of a tile.
+PREFILL_LENGTHS: dict[str, Callable[[int, int], list[tuple[int, int]]]] = {
+    "fresh": lambda page, tile: [(tile + 1, tile + 1), (0, 0), (1, 1)],
+    "chunks": lambda page, tile: [(9, page + 9), (8, 2 * page)],
+    "decode": lambda page, tile: [(1, page), (1, page + 1), (0, 0), (1, 3 * page)],
+    "long": lambda page, tile: [(0, 0), (tile + 6, 300)],
 }
 
 
@@ -49,7 +51,8 @@ class Point(NamedTuple):
         if self.kind == "decode":
             kv_lens = DECODE_LENGTHS[self.lengths](self.page_size)
             return [min(n, 1) for n in kv_lens], kv_lens
-        q_lens, kv_lens = zip(*PREFILL_LENGTHS[self.lengths](self.page_size), strict=True)
+        tile = TILE_ROWS // (1 << (self.group - 1).bit_length())
+        q_lens, kv_lens = zip(*PREFILL_LENGTHS[self.lengths](self.page_size, tile), strict=True)
         return list(q_lens), list(kv_lens)
 
     def case(self, seed: int = 0) -> Case:
@@ -65,7 +68,7 @@ def axes(kernel: Kernel, kind: Kind) -> dict[str, Sequence[Hashable]]:
     return {
         "kind": (kind,),
         "group": (1, 3, 4, 6, 8, 16),
-        "kv_heads": (1, 2, 3, 8),
+        "kv_heads": (1, 2, 3, 8) if kind == "decode" else (1, 2, 3),  # decode may pack several into a tile
         "head_dim": (64, 80, 96, 128),
         "page_size": PAGE_SIZES,
         "dtype": ("bfloat16", "float16", "float32"),
