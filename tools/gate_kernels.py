@@ -312,9 +312,8 @@ def row_failures(row: dict[str, Any]) -> list[str]:
         found.append(
             f"temporaries grow with the pool: {half} bytes for half of it, {row['temp_bytes']} for all"
         )
-    if (
-        row["kernel"] in PERSISTENT and row["num_ctas"] > row["resident_ctas"]
-    ):  # the rest would run afterwards
+    late = row["num_ctas"] - row["resident_ctas"]  # CTAs that would run after the others
+    if row["kernel"] in PERSISTENT and late > 0:
         found.append(f"a persistent grid of {row['num_ctas']} CTAs, of which {row['resident_ctas']} fit")
     if row["implementation"] == "mosaic":  # such as wgmmas that run one after the other
         found += row["remarks"]
