@@ -31,6 +31,7 @@ from pallas_kernels.softmax import LOG2E, NEG_INF
 from pallas_kernels.tuning import MosaicDecode
 
 COMPUTE, LOAD = 0, 1  # warpgroups
+HEAD_DIMS = (64, 128)
 MIN_PACK = 8  # wgmma's N is a multiple of 8
 COMBINE_ROWS = 64  # of head_dim per CTA of the second kernel: wgmma's row tile, so that the layouts agree
 COMBINE_UNROLL = 8  # partial sums in flight
@@ -44,8 +45,8 @@ def declines(problem: Problem) -> str | None:
         return f"jax {jax.__version__}: Mosaic GPU needs jax >= 0.11"
     if problem.dtype not in ("bfloat16", "float16"):
         return f"dtype {problem.dtype}: bfloat16 or float16 only"
-    if problem.head_dim % 64:
-        return f"head_dim {problem.head_dim}: multiples of 64 only"
+    if problem.head_dim not in HEAD_DIMS:
+        return f"head_dim {problem.head_dim}: one of {HEAD_DIMS} only"
     if problem.group > 64:
         return f"group {problem.group}: at most 64"
     return None
