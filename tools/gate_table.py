@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ FLOORS = {
     "write_kv": "tokens x 2 x 2 x kv_heads x head_dim x 2 bytes: read, written",
     "copy_pages": "pages x 2 x 2 x kv_heads x page_size x head_dim x 2 bytes: read, written",
 }
+LEGEND = (
+    "What the compilers say, of kernels that no GPU ran here. Registers are of a thread, spills in bytes; ranges",
+    "are over a line's shapes, page sizes and versions of jax, and over a pool of 7.8 GB per layer for llama3.2-1b.",
+)
 COLUMNS = ("kernel", "implementation", "jax", "shape", "page", "registers", "spills", "smem", "CTAs per core")
 TARGETS = {"h200": "H200", "a100": "A100-SXM4-80GB"}
 
@@ -99,44 +103,58 @@ def notes(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def markdown(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Each kernel's floor; and the kernels of each target that are claimed for it, shapes and page sizes with
-    the same figures in one line."""
+    """Each kernel's floor; and the kernels of each target that are claimed for it."""
     lines = ["| kernel | floor |", "| --- | --- |"]
     lines += [f"| `{kernel}` | {floor} |" for kernel, floor in FLOORS.items()]
+    lines += ["", *LEGEND]
     for target, rows in results.items():
         lines += ["", f"### {TARGETS.get(target, target)}", ""]
         lines += [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS)]
-        lines += list(_markdown_lines(rows))
+        lines += _markdown_lines([row for row in rows if row["status"] != "not_claimed"])
     return "\n".join(lines) + "\n"
 
 
 def _markdown_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
-    pages: dict[tuple[Any, ...], list[int]] = {}
+    """One for shapes that were compiled in the same ways and differ in nothing but registers."""
+    by_shape = _grouped(rows, lambda row: (row["kernel"], row["implementation"], row["shape"], _room(row)))
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for (kernel, implementation, _, room), group in by_shape.items():
+        line = (kernel, implementation, _listed(group, "page_size"), _listed(group, "jax"), room)
+        alike.setdefault(line, []).extend(group)
+    order = list(FLOORS)
+    for line in sorted(alike, key=lambda line: order.index(line[0])):
+        kernel, implementation, pages, versions, room = line
+        shapes = ", ".join(dict.fromkeys(row["shape"] for row in alike[line]))
+        registers = _range([row["registers"] for row in alike[line] if row["status"] == "ok"])
+        yield f"| `{kernel}` | {implementation} | {versions} | {shapes} | {pages} | {registers} | {room} |"
+
+
+def _grouped(
+    rows: list[dict[str, Any]], key: Callable[[dict[str, Any]], tuple[Any, ...]]
+) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        if row["status"] != "not_claimed":
-            pages.setdefault((_kernel(row), _shape(row), _figures(row)), []).append(row["page_size"])
-    shapes: dict[tuple[Any, ...], list[str]] = {}
-    for (kernel, shape, figures), sizes in pages.items():
-        shapes.setdefault((kernel, tuple(sizes), figures), []).append(shape)
-    for (kernel, sizes, figures), alike in shapes.items():
-        yield f"| {kernel} | {', '.join(alike)} | {', '.join(map(str, sizes))} | {figures} |"
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
-def _kernel(row: dict[str, Any]) -> str:
-    return f"`{row['kernel']}` | {row['implementation']} | {row['jax']}"
-
-
-def _figures(row: dict[str, Any]) -> str:
+def _room(row: dict[str, Any]) -> str:
     if row["status"] != "ok":
-        return f"failed: {row['reason']} | | |"
+        return f"failed: {row['reason']} | |"
     smem = row["smem_bytes"]
     size = f"{smem / 1024:.1f} KB" if smem >= 1024 else f"{smem} B"
-    return f"{row['registers']} | {row['spill_bytes']} | {size} | {row['ctas_per_core']}"
+    return f"{row['spill_bytes']} | {size} | {row['ctas_per_core']}"
 
 
-def _shape(row: dict[str, Any]) -> str:
-    large = (row.get("pool_bytes") or 0) > 2**32
-    return f"{row['shape']}, {row['pool_bytes'] / 1e9:.1f} GB pool" if large else row["shape"]
+def _listed(rows: list[dict[str, Any]], name: str) -> str:
+    return ", ".join(map(str, sorted({row[name] for row in rows})))
+
+
+def _range(values: list[int]) -> str:
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}-{high}"
 
 
 def write_readme(table: str, readme: Path = README) -> None:
