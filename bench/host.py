@@ -177,7 +177,8 @@ def time_dispatch(num_layers: int, slots: int, calls: int) -> dict[str, Any]:
     class Dispatch(Runner):
         """A runner of one program, made here."""
 
-        def __init__(self, params: Any, state: Any, program: Program, compiled: Any):
+        def __init__(self, shape: StateShape, params: Any, state: Any, program: Program, compiled: Any):
+            self.shape = shape
             self._params, self._state, self._programs = params, state, {program: compiled}
 
     config = ModelConfig(
@@ -195,7 +196,8 @@ def time_dispatch(num_layers: int, slots: int, calls: int) -> dict[str, Any]:
     params = tuple(
         jnp.zeros(leaf.shape, leaf.dtype, device=device) for leaf in abstract_params(config).values()
     )
-    state = StateShape(slots, 4, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE).zeros(config, device)
+    shape = StateShape(slots, 4, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
+    state = shape.zeros(config, device)
     bucket = decode_bucket(slots)
     packed = np.zeros(input_size(bucket, PAGE_SIZE), np.int32)
 
@@ -204,7 +206,7 @@ def time_dispatch(num_layers: int, slots: int, calls: int) -> dict[str, Any]:
 
     compiled = jax.jit(step, donate_argnums=1, keep_unused=True).lower(params, state, packed).compile()
     leaves = len(jax.tree.leaves((params, state, packed)))
-    runner = Dispatch(params, state, Program(bucket, Sampler.GREEDY), compiled)
+    runner = Dispatch(shape, params, state, Program(bucket, Sampler.GREEDY), compiled)
     spans = []
     for _ in range(calls):
         begin = time.perf_counter()
