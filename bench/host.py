@@ -26,8 +26,8 @@ from jbatch.plan import (
     StepOutput,
     StepPlan,
     decode_bucket,
-    input_size,
     pack,
+    padding,
     prefill_bucket,
 )
 from jbatch.policy import MODES, POLICIES
@@ -199,7 +199,7 @@ def time_dispatch(num_layers: int, slots: int, calls: int) -> dict[str, Any]:
     shape = StateShape(slots, 4, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
     state = shape.zeros(config, device)
     bucket = decode_bucket(slots)
-    packed = np.zeros(input_size(bucket, PAGE_SIZE), np.int32)
+    packed = padding(bucket, slots, PAGE_SIZE)
 
     def step(params: Any, state: EngineState, packed: jax.Array) -> tuple[EngineState, jax.Array]:
         return state, jnp.zeros((slots, TOKENS_PER_STEP + 2), jnp.int32)
