@@ -28,8 +28,8 @@ FLOORS = {
     "copy_pages": "pages x 2 x 2 x kv_heads x page_size x head_dim x 2 bytes: read, written",
 }
 LEGEND = (
-    "The figures are the compilers'; no GPU was at hand. Registers are a thread's, spills are bytes. Ranges are",
-    "over a line's shapes, page sizes and versions of jax, and for llama3.2-1b over a layer's pool of 7.8 GB.",
+    "The figures are the compilers'; no GPU was at hand. Registers are a thread's, spills are bytes. Ranges",
+    "are over a line's shapes, pages and versions of jax, and for llama3.2-1b over a layer's 7.8 GB pool.",
 )
 COLUMNS = ("kernel", "implementation", "jax", "shape", "page", "registers", "spills", "smem", "CTAs per core")
 TARGETS = {"h200": "H200", "a100": "A100-SXM4-80GB"}
