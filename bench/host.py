@@ -31,7 +31,8 @@ from jbatch.plan import (
     prefill_bucket,
 )
 from jbatch.policy import MODES, POLICIES
-from jbatch.request import Request, Sampler, SamplingParams
+from jbatch.request import Request
+from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.scheduler import Scheduler, SchedulerConfig
 
 PROMPT_LEN, MEAN_OUTPUT_LEN, PAGE_SIZE, MAX_MODEL_LEN = 64, 100, 64, 1024

@@ -9,13 +9,14 @@ _EXPORTS = {
     "ConfigError": "jbatch.errors",
     "Engine": "jbatch.engine",
     "EngineConfig": "jbatch.config",
-    "FinishReason": "jbatch.request",
+    "FinishReason": "jbatch.outputs",
     "JBatchError": "jbatch.errors",
     "LLM": "jbatch.llm",
+    "Logprob": "jbatch.outputs",
     "ModelConfig": "jbatch.config",
     "RequestError": "jbatch.errors",
-    "RequestOutput": "jbatch.request",
-    "SamplingParams": "jbatch.request",
+    "RequestOutput": "jbatch.outputs",
+    "SamplingParams": "jbatch.sampling_params",
 }
 
 __all__ = sorted(_EXPORTS)

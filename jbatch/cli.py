@@ -44,7 +44,7 @@ def generate(
     A prompt that cannot be served is reported on standard error, the others go on, and the exit code is 1.
     """
     from jbatch.llm import LLM
-    from jbatch.request import SamplingParams
+    from jbatch.sampling_params import SamplingParams
 
     params = SamplingParams(**sampling_options)
     engine_options.setdefault("max_num_seqs", min(len(prompt), EngineConfig.max_num_seqs))

@@ -15,9 +15,10 @@ from rich.table import Table
 from jbatch.engine import EngineStep
 from jbatch.llm import LLM
 from jbatch.metrics import Summary
+from jbatch.outputs import RequestOutput
 from jbatch.policy import MODES
 from jbatch.progress import progress_bar
-from jbatch.request import RequestOutput, SamplingParams
+from jbatch.sampling_params import SamplingParams
 from weights.demo import tasks
 
 MODEL_DIR = Path(tasks.__file__).parent

@@ -13,17 +13,11 @@ import numpy as np
 
 from jbatch.errors import RequestError
 from jbatch.metrics import StepRecord, Summary
+from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 from jbatch.plan import StepInput, StepOutput, StepPlan, pack
-from jbatch.request import (
-    MAX_STOP_IDS,
-    CompletionOutput,
-    FinishReason,
-    Request,
-    RequestMetrics,
-    RequestOutput,
-    SamplingParams,
-)
+from jbatch.request import Request
 from jbatch.request import Sequence as RunningSequence
+from jbatch.sampling_params import MAX_STOP_IDS, SamplingParams
 from jbatch.scheduler import Scheduler
 from jbatch.tokenizer import StopFinder, Tokenizer
 
@@ -36,12 +30,20 @@ class RunnerLike(Protocol):
     def collect(self, handle: Any) -> tuple[StepOutput, float]: ...
 
 
+class Progress(NamedTuple):
+    """New tokens of one sample of a request."""
+
+    request_id: str
+    sample_idx: int  # 0 to n - 1
+    token_ids: list[int]
+
+
 class EngineStep(NamedTuple):
     """What one call of `Engine.step` did."""
 
     plan: StepPlan | None  # of the step that was launched
     record: StepRecord | None  # of the step whose result came in; with overlap, the one before
-    progress: list[tuple[str, list[int]]]  # request ids and their new tokens
+    progress: list[Progress]
     outputs: list[RequestOutput]  # requests that ended
 
 
@@ -183,7 +185,7 @@ class Engine:
         if plan is not None:
             self._launch(plan, begin)
         record: StepRecord | None = None
-        progress: list[tuple[str, list[int]]] = []
+        progress: list[Progress] = []
         if self._in_flight and (plan is None or len(self._in_flight) > self._depth):
             record, progress = self._collect(self._in_flight.popleft())
             self.summary = self.summary.with_step(record)
@@ -201,7 +203,7 @@ class Engine:
         submitted = self._clock()
         self._in_flight.append(_InFlight(plan, handle, submitted, submitted - begin))
 
-    def _collect(self, step: _InFlight) -> tuple[StepRecord, list[tuple[str, list[int]]]]:
+    def _collect(self, step: _InFlight) -> tuple[StepRecord, list[Progress]]:
         output, ready = self.runner.collect(step.handle)
         begin = self._clock()
         device_s = max(0.0, ready - max(step.submitted, self._last_ready))
@@ -210,7 +212,7 @@ class Engine:
         progress = []
         for sequence, token_ids in sequences:
             live = self._live[sequence.seq_id]
-            progress.append((sequence.request.request_id, token_ids))
+            progress.append(Progress(sequence.request.request_id, 0, token_ids))
             if token_ids:
                 live.last_token_ts = begin
                 if live.first_token_ts is None:

@@ -20,18 +20,12 @@ from jbatch.device import choose_num_pages, find_device, prepare_jax
 from jbatch.engine import Engine
 from jbatch.errors import ConfigError, JBatchError, RequestError, check_option_names
 from jbatch.model import abstract_params
+from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 from jbatch.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.policy import MODES, POLICIES, Policy
 from jbatch.progress import progress_bar
-from jbatch.request import (
-    CompletionOutput,
-    FinishReason,
-    RequestMetrics,
-    RequestOutput,
-    Sampler,
-    SamplingParams,
-)
 from jbatch.runner import Program, Runner, compile_step, programs_for
+from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.scheduler import Limits, Scheduler, SchedulerConfig, StepLimits
 from jbatch.state import StateShape
 from jbatch.tokenizer import Tokenizer, load_tokenizer
@@ -123,7 +117,7 @@ class LLM:
             while len(outputs) < len(wanted):
                 step = self.engine.step()
                 outputs.update((o.request_id, o) for o in step.outputs if o.request_id in wanted)
-                num_tokens += sum(len(token_ids) for _, token_ids in step.progress)
+                num_tokens += sum(len(new.token_ids) for new in step.progress)
                 update(len(outputs), f"{num_tokens / (time.monotonic() - begin):.0f} tokens/s")
         while self.engine.has_unfinished:  # the step that was launched before the last end was known
             self.engine.step()

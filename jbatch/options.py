@@ -13,7 +13,7 @@ import typer
 
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError
-from jbatch.request import SamplingParams
+from jbatch.sampling_params import SamplingParams
 
 ENGINE_HELP = {
     "dtype": "Of weights, activations and cache: auto (as config.json says), bfloat16, float16, float32.",

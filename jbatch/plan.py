@@ -16,7 +16,8 @@ from jaxtyping import Int
 
 from jbatch.config import TOKEN_ALIGN
 from jbatch.errors import JBatchError
-from jbatch.request import MAX_STOP_IDS, Sampler, Sequence
+from jbatch.request import Sequence
+from jbatch.sampling_params import MAX_STOP_IDS, Sampler
 
 TOKENS_PER_STEP = 1  # K: tokens a sequence may get per decode step
 

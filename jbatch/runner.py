@@ -17,7 +17,7 @@ from jbatch.config import ModelConfig
 from jbatch.errors import JBatchError
 from jbatch.model import abstract_params
 from jbatch.plan import Bucket, StepInput, StepOutput, check_table_updates, input_size, padding, unpack_output
-from jbatch.request import Sampler
+from jbatch.sampling_params import Sampler
 from jbatch.state import EngineState, StateShape
 from jbatch.step import make_step
 

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from jbatch.plan import RowSetup
-from jbatch.request import Sampler
+from jbatch.sampling_params import Sampler
 
 SAMPLE_IDX = 0  # of a prompt's n samples: part of the key, so that n > 1 will not change what n = 1 draws
 

@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 from jbatch.errors import RequestError
 from jbatch.metrics import StepRecord
+from jbatch.outputs import FinishReason
 from jbatch.pages import PagePool
 from jbatch.plan import Bucket, Chunk, Status, StepOutput, StepPlan, TableUpdate, align, row_setup
 from jbatch.policy import Admission, Policy
-from jbatch.request import FinishReason, Request, Sampler, Sequence
+from jbatch.request import Request, Sequence
+from jbatch.sampling_params import Sampler
 
 
 class SchedulerView(NamedTuple):

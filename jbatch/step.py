@@ -16,7 +16,7 @@ from jbatch import model, sampling
 from jbatch.attention import Attention
 from jbatch.config import ModelConfig
 from jbatch.plan import Bucket, DecodeInput, PrefillInput, Status, unpack
-from jbatch.request import Sampler
+from jbatch.sampling_params import Sampler
 from jbatch.state import EngineState, read_rows, write_columns
 from pallas_kernels import RaggedMetadata, paged_attention, plan_work, write_kv
 

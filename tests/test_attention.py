@@ -13,8 +13,8 @@ from jbatch.config_json import parse_config
 from jbatch.device import find_device
 from jbatch.errors import ConfigError
 from jbatch.model import abstract_params
-from jbatch.request import SamplingParams
 from jbatch.runner import Runner
+from jbatch.sampling_params import SamplingParams
 from jbatch.state import StateShape
 from pallas_kernels._compat import HAS_MOSAIC
 from tests.helpers.hf_checkpoint import tiny

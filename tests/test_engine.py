@@ -8,8 +8,9 @@ import pytest
 from jbatch.engine import Engine, derive_seed
 from jbatch.errors import RequestError
 from jbatch.fake_runner import FakeRunner, continuation
+from jbatch.outputs import FinishReason
 from jbatch.policy import MODES
-from jbatch.request import FinishReason, SamplingParams
+from jbatch.sampling_params import SamplingParams
 from jbatch.scheduler import Scheduler
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.tiny_engine import drain
@@ -252,7 +253,7 @@ def test_progress_adds_up_to_the_outputs():
     progress, outputs = {}, {}
     while engine.has_unfinished:
         step = engine.step()
-        for request_id, token_ids in step.progress:
+        for request_id, _, token_ids in step.progress:
             progress.setdefault(request_id, []).extend(token_ids)
         outputs |= {output.request_id: output.outputs[0].token_ids for output in step.outputs}
     assert progress == outputs

@@ -9,7 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HOST_MODULES = (
-    *("config", "config_json", "errors", "request", "pages", "policy", "plan", "metrics"),
+    *(
+        "config",
+        "config_json",
+        "errors",
+        "outputs",
+        "sampling_params",
+        "request",
+        "pages",
+        "policy",
+        "plan",
+        "metrics",
+    ),
     *("scheduler", "fake_runner"),
 )
 MODULES = ["jbatch", "pallas_kernels", "weights", *[f"jbatch.{name}" for name in HOST_MODULES]]

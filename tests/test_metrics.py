@@ -3,7 +3,7 @@
 import dataclasses
 
 from jbatch.metrics import StepRecord, Summary, summarise
-from jbatch.request import RequestMetrics
+from jbatch.outputs import RequestMetrics
 
 PREFILL = StepRecord(
     step_idx=0, kind="prefill", slots=2, slots_used=2, computed=32, useful=20, padded=7, wasted=0,

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError
 from jbatch.options import ENGINE, SAMPLING, with_options
-from jbatch.request import SamplingParams
+from jbatch.sampling_params import SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)

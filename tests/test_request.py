@@ -5,7 +5,9 @@ import math
 import pytest
 
 from jbatch.errors import RequestError
-from jbatch.request import FinishReason, SamplingParams, Sequence
+from jbatch.outputs import FinishReason
+from jbatch.request import Sequence
+from jbatch.sampling_params import SamplingParams
 from tests.helpers.schedules import request
 
 VALUES = {

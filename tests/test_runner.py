@@ -10,8 +10,8 @@ from jbatch.compile_counter import compile_counter
 from jbatch.device import find_device
 from jbatch.errors import JBatchError
 from jbatch.plan import Bucket, StepInput, padding, unpack
-from jbatch.request import Sampler, SamplingParams
 from jbatch.runner import Program, compile_programs, programs_for
+from jbatch.sampling_params import Sampler, SamplingParams
 from tests.helpers.tiny_engine import (
     DECODE,
     MAX_MODEL_LEN,

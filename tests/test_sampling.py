@@ -9,7 +9,7 @@ import pytest
 
 from jbatch import sampling
 from jbatch.plan import MIN_TOP_P, RowSetup
-from jbatch.request import MAX_STOP_IDS, Sampler
+from jbatch.sampling_params import MAX_STOP_IDS, Sampler
 
 INF = np.inf
 

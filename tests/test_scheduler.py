@@ -8,9 +8,10 @@ import pytest
 
 from jbatch.errors import RequestError
 from jbatch.metrics import summarise
+from jbatch.outputs import FinishReason
 from jbatch.plan import Status, StepOutput, TableUpdate
 from jbatch.policy import MODES
-from jbatch.request import FinishReason, Sampler
+from jbatch.sampling_params import Sampler
 from jbatch.scheduler import Scheduler, StepLimits
 from tests.helpers.schedules import Driver, buckets, request, scheduler_config
 

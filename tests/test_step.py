@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jbatch.plan import Chunk, RowSetup, Status, StepInput, StepPlan, TableUpdate, pack, padding
-from jbatch.request import Sampler
+from jbatch.sampling_params import Sampler
 from tests.helpers.paged import PagedModel
 from tests.helpers.tiny_engine import (
     DECODE,

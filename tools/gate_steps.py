@@ -8,7 +8,7 @@ import time
 from typing import Any, NamedTuple
 
 from jbatch.plan import Bucket, decode_bucket, prefill_bucket
-from jbatch.request import Sampler
+from jbatch.sampling_params import Sampler
 from tools import hlo
 from tools.gpu_target import Target, compiling, thunks
 from tools.shapes import SHAPES, model_config

@@ -6,7 +6,8 @@ import functools
 
 from jbatch.metrics import StepRecord
 from jbatch.plan import StepPlan, align
-from jbatch.request import Sampler, Sequence
+from jbatch.request import Sequence
+from jbatch.sampling_params import Sampler
 from jbatch.scheduler import Progress, Scheduler, StepLimits
 
 

@@ -13,10 +13,11 @@ from jbatch.config_json import parse_config
 from jbatch.device import find_device
 from jbatch.engine import Engine
 from jbatch.model import abstract_params
+from jbatch.outputs import RequestOutput
 from jbatch.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.policy import MODES, POLICIES
-from jbatch.request import RequestOutput, SamplingParams
 from jbatch.runner import Runner
+from jbatch.sampling_params import SamplingParams
 from jbatch.scheduler import Scheduler, SchedulerConfig, SchedulerView, StepLimits
 from jbatch.state import StateShape
 from tests.helpers.hf_checkpoint import tiny

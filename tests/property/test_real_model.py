@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from jbatch import sampling
+from jbatch.outputs import FinishReason
 from jbatch.plan import RowSetup
 from jbatch.policy import MODES
-from jbatch.request import FinishReason, SamplingParams
+from jbatch.sampling_params import SamplingParams
 from jbatch.scheduler import StepLimits
 from tests.helpers.invariants import check_invariants
 from tests.helpers.paged import PagedModel

@@ -4,8 +4,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from jbatch.outputs import FinishReason
 from jbatch.policy import MODES, POLICIES
-from jbatch.request import FinishReason
 from jbatch.scheduler import StepLimits
 from tests.helpers.schedules import HOST_STOP, Driver, buckets, request, scheduler_config
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from jbatch.request import Sampler
+from jbatch.sampling_params import Sampler
 from tools import gate_steps, gate_table, hlo
 
 PROGRAM = """\

@@ -1,0 +1,180 @@
+"""How to choose the tokens of a request, checked: SamplingParams, and the bounds of each field."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+from jbatch.errors import RequestError, check_option_names
+
+MAX_N = 128
+MAX_STOP_IDS = 16  # end-of-sequence ids and stop_token_ids of one request together: a shape of the step
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_LEN = 256
+MAX_LOGPROBS = 20  # a shape of the step
+MAX_LOGPROB_TOKEN_IDS = 32  # a shape of the step
+MAX_LOGIT_BIAS = 1024  # entries
+MAX_BAD_WORDS = 16  # strings
+MAX_ID = 2**31 - 1  # the model's vocabulary is checked by the engine
+GREEDY_BELOW = 1e-5  # a temperature below it means greedy, as in vLLM
+
+
+class Sampler(enum.IntEnum):
+    """What drawing a token takes; each can do what those before it can. A step runs the greatest that any
+    running request needs."""
+
+    GREEDY = 0
+    PLAIN = 1  # temperature
+    FILTERED = 2  # and top-k, top-p, min-p
+    EXTENDED = 3  # and penalties, biases, banned tokens, log-probabilities
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """How to choose the tokens of one request. Names and defaults are vLLM's, but for `max_tokens`.
+
+    temperature below 1e-5 is greedy. top_k 0 or -1 keeps all tokens. `max_tokens=None` generates to the
+    end of the context. `seed=None` derives a seed from the engine's seed and the request's index.
+
+    The repetition penalty counts prompt and output (Keskar et al. 2019), presence and frequency penalties
+    count output alone (OpenAI). Log-probabilities are the model's own: of its logits, before all of these.
+
+    Raises:
+      RequestError: naming the field, its value and the limit.
+      TypeError: for an unknown option, suggesting the closest known one.
+    """
+
+    n: int = 1  # samples, each with a key of its own
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | list[str] | tuple[str, ...] | None = None
+    stop_token_ids: list[int] | tuple[int, ...] | None = None
+    ignore_eos: bool = False
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    logprobs: int | None = None  # of each generated token and of this many likeliest ones
+    prompt_logprobs: int | None = None  # the same for the prompt's tokens
+    logprob_token_ids: list[int] | tuple[int, ...] | None = None  # these too, at each generated position
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    logit_bias: dict[int, float] | None = None  # added to the logits of token ids
+    allowed_token_ids: list[int] | tuple[int, ...] | None = None  # all others are ruled out
+    bad_words: list[str] | tuple[str, ...] | None = None  # texts that may not be completed
+
+    def __new__(cls, *args: Any, **options: Any) -> SamplingParams:
+        check_option_names(options, cls.__dataclass_fields__, "SamplingParams")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        check_integer("n", self.n, 1, MAX_N)
+        check_number("presence_penalty", self.presence_penalty, -2, 2)
+        check_number("frequency_penalty", self.frequency_penalty, -2, 2)
+        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        check_number("temperature", self.temperature, 0, 100)
+        check_number("top_p", self.top_p, 0, 1)
+        if self.top_p == 0:
+            raise RequestError("top_p", self.top_p, "must be above 0 and at most 1")
+        check_integer("top_k", self.top_k, -1, MAX_ID)
+        check_number("min_p", self.min_p, 0, 1)
+        for name, high in (("seed", 2**32 - 1), ("max_tokens", MAX_ID)):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 0, high)
+        check_integer(
+            "min_tokens", self.min_tokens, 0, MAX_ID if self.max_tokens is None else self.max_tokens
+        )
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 0, MAX_LOGPROBS)
+        for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(name, getattr(self, name), "must be true or false")
+        checked = {
+            "stop": _texts(
+                "stop", (self.stop,) if isinstance(self.stop, str) else self.stop, MAX_STOP_STRINGS
+            ),
+            "bad_words": _texts("bad_words", self.bad_words, MAX_BAD_WORDS),
+            "stop_token_ids": _token_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_IDS),
+            "logprob_token_ids": _token_ids(
+                "logprob_token_ids", self.logprob_token_ids, MAX_LOGPROB_TOKEN_IDS
+            ),
+            "allowed_token_ids": _token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ID),
+            "logit_bias": _logit_bias(self.logit_bias),
+        }
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise RequestError("allowed_token_ids", self.allowed_token_ids, "must name at least one token id")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+    @property
+    def sampler(self) -> Sampler:
+        """The least that a step needs to serve this request."""
+        if self._extended:
+            return Sampler.EXTENDED
+        if self.greedy:
+            return Sampler.GREEDY
+        filtered = self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        return Sampler.FILTERED if filtered else Sampler.PLAIN
+
+    @property
+    def _extended(self) -> bool:
+        asks = (self.logprobs, self.prompt_logprobs)
+        penalties = self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1
+        lists = self.logprob_token_ids, self.logit_bias, self.allowed_token_ids, self.bad_words
+        return any(k is not None for k in asks) or any(penalties) or any(lists)
+
+
+def check_integer(field: str, value: Any, low: int, high: int) -> None:
+    """Raise RequestError where `value` is not an integer from `low` to `high`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise RequestError(field, value, f"must be an integer from {low} to {high}")
+
+
+def check_number(field: str, value: Any, low: float, high: float) -> None:
+    """Raise RequestError where `value` is not a number from `low` to `high`."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:  # or NaN
+        raise RequestError(field, value, f"must be a number from {low} to {high}")
+
+
+def _texts(field: str, texts: Any, most: int) -> tuple[str, ...]:
+    if texts is None:
+        return ()
+    if not isinstance(texts, (list, tuple)) or len(texts) > most:
+        kind = "a string or a list" if field == "stop" else "a list"
+        raise RequestError(field, texts, f"must be {kind} of at most {most}")
+    for text in texts:
+        if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_STRING_LEN:
+            raise RequestError(field, text, f"must be a string of 1 to {MAX_STOP_STRING_LEN} characters")
+    return tuple(texts)
+
+
+def _token_ids(field: str, ids: Any, most: int) -> tuple[int, ...]:
+    if ids is None:
+        return ()
+    if not isinstance(ids, (list, tuple)) or len(ids) > most:
+        raise RequestError(field, ids, f"must be a list of at most {most} token ids")
+    for token_id in ids:
+        check_integer(field, token_id, 0, MAX_ID)
+    return tuple(ids)
+
+
+def _logit_bias(bias: Any) -> dict[int, float]:
+    if bias is None:
+        return {}
+    if not isinstance(bias, dict) or len(bias) > MAX_LOGIT_BIAS:
+        raise RequestError("logit_bias", bias, f"must map at most {MAX_LOGIT_BIAS} token ids to numbers")
+    for token_id, value in bias.items():
+        check_integer("logit_bias", token_id, 0, MAX_ID)
+        check_number("logit_bias", value, -100, 100)
+    return dict(bias)
