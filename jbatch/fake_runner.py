@@ -63,7 +63,7 @@ class FakeRunner:
     def submit(self, step: StepInput) -> StepOutput:
         """Compute a step at once; the handle is its output."""
         self.num_steps += 1
-        fields = unpack(step.packed, step.bucket, self.page_size)
+        fields = unpack(step.packed, step.bucket, self.page_size, step.sampler)
         for row, page_idx, page_id in fields.table_updates.tolist():
             if row < self.num_rows:
                 self._tables[row, page_idx] = page_id
@@ -119,7 +119,7 @@ class FakeRunner:
         state[MIN_LEFT] -= 1
         if token in stop_ids:
             output.status[slot] = Status.STOPPED
-        elif state[BUDGET] == 0:
+        elif state[BUDGET] <= 0:
             output.status[slot] = Status.OUT_OF_BUDGET
         state[FINISHED] = output.status[slot] != Status.RUNNING
         output.tokens[slot, 0] = token

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +18,14 @@ from jaxtyping import Int
 from jbatch.config import TOKEN_ALIGN
 from jbatch.errors import JBatchError
 from jbatch.request import Sequence
-from jbatch.sampling_params import MAX_STOP_IDS, Sampler
+from jbatch.sampling_params import (
+    MAX_BAD_WORD_IDS,
+    MAX_BAD_WORD_LEN,
+    MAX_LOGPROB_TOKEN_IDS,
+    MAX_LOGPROBS,
+    MAX_STOP_IDS,
+    Sampler,
+)
 
 TOKENS_PER_STEP = 1  # K: tokens a sequence may get per decode step
 
@@ -59,12 +67,26 @@ class RowSetup(NamedTuple):
     top_k: Any = 0
     top_p: Any = 1.0
     min_p: Any = 0.0
+    # From here on, only EXTENDED steps look.
+    repetition_penalty: Any = 1.0
+    presence_penalty: Any = 0.0
+    frequency_penalty: Any = 0.0
+    prompt_len: Any = 0
+    has_bias: Any = 0  # the row's RowData holds a bias
+    has_bad_words: Any = 0  # the row's RowData holds bad words
     stop_ids: Any = ()  # padded with -1
 
 
 NUM_SCALARS = len(RowSetup._fields) - 1
 ROW_WIDTH = NUM_SCALARS + MAX_STOP_IDS
-FLOAT_COLUMNS = ("temperature", "top_p", "min_p")
+FLOAT_COLUMNS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
 MIN_TOP_P = float(np.finfo(np.float32).tiny)  # a device takes a smaller one for 0, which keeps no token
 
 
@@ -75,6 +97,8 @@ class Chunk(NamedTuple):
     start: int
     num_recomputed: int  # of these, positions that were cached before a preemption
     setup: RowSetup | None  # on the last chunk, which samples: the row begins to decode
+    prompt_len: int = 0  # of the whole sequence
+    targets: tuple[int, ...] = ()  # per token, the next one of the prompt where it is to be scored, or -1
 
 
 class TableUpdate(NamedTuple):
@@ -106,24 +130,38 @@ class StepInput(NamedTuple):
     bucket: Bucket
     sampler: Sampler
     packed: np.ndarray  # int32, 1-d
+    row_data: tuple[np.ndarray, ...] = ()  # to put in place before the step: see `pack_row_data`
+
+
+class Logprobs(NamedTuple):
+    """Log-probabilities at some positions, of the model's own logits: what an EXTENDED step tells of them."""
+
+    logprob: Any  # float32 [positions]: of the token there
+    rank: Any  # int32 [positions]: 1 + the number of likelier tokens
+    top_ids: Any  # int32 [positions, MAX_LOGPROBS], the likeliest first; -1 where the vocabulary is smaller
+    top_logprobs: Any  # float32 [positions, MAX_LOGPROBS]
+    by_id: Any  # float32 [positions, MAX_LOGPROB_TOKEN_IDS]: of the row's logprob_token_ids; or no column
 
 
 class StepOutput(NamedTuple):
-    """What comes back, per slot."""
+    """What comes back, per slot, and from EXTENDED prefill steps per place of the packed token axis."""
 
     tokens: np.ndarray  # int32 [slots, K]
     num_tokens: np.ndarray  # int32 [slots]: how many of them are valid
     status: np.ndarray  # int32 [slots]: a Status
+    logprobs: Logprobs | None = None  # [slots]: of the tokens, from EXTENDED steps
+    prompt_logprobs: Logprobs | None = None  # [tokens]: of the targets, from EXTENDED prefill steps
 
 
 class Status:
     """Whether a row goes on after a step, and if not, why."""
 
-    RUNNING, STOPPED, OUT_OF_BUDGET, NON_FINITE = range(4)
+    RUNNING, STOPPED, OUT_OF_BUDGET, NON_FINITE, NOTHING_LEFT = range(5)
 
 
 class PrefillInput(NamedTuple):
-    """Padding: tokens 0, rows `num_rows`, starts `tokens`, lengths 0."""
+    """Padding: tokens 0, rows `num_rows`, starts `tokens`, lengths 0, targets -1. The last two fields are those
+    of EXTENDED steps."""
 
     tokens: Any  # [tokens]
     rows: Any  # [slots]
@@ -133,6 +171,8 @@ class PrefillInput(NamedTuple):
     samples: Any  # [slots]: 1 where `setup` holds and a token is drawn
     setup: Any  # [slots, ROW_WIDTH]
     table_updates: Any  # [tokens / page_size + slots, 3]
+    prompt_lens: Any = None  # [slots]
+    targets: Any = None  # [tokens]
 
 
 class DecodeInput(NamedTuple):
@@ -149,49 +189,115 @@ class _Field(NamedTuple):
     shape: tuple[int, ...]
 
 
-@functools.cache
-def _layout(bucket: Bucket, page_size: int) -> tuple[_Field, ...]:
-    _, slots, tokens = bucket
-    shapes: tuple[tuple[int, ...], ...] = ((slots,), (slots,), (slots, 3))
-    if bucket.kind == "prefill":
-        num_updates = tokens // page_size + slots  # each chunk fills whole pages, and begins one
-        shapes = ((tokens,), *[(slots,)] * 5, (slots, ROW_WIDTH), (num_updates, 3))
+class RowData(NamedTuple):
+    """What a row of the ExtraState holds of a request, beside what steps count there themselves."""
+
+    row: Any  # []
+    bias: Any  # float32 bits [vocab], added to the logits; the lowest finite number rules a token out
+    bad_words: Any  # [MAX_BAD_WORD_IDS, MAX_BAD_WORD_LEN], aligned right; -1 in front, and where there is none
+    history: Any  # [MAX_BAD_WORD_LEN - 1]: the last tokens before the one to draw; -1 in front
+    logprob_ids: Any  # [MAX_LOGPROB_TOKEN_IDS], padded with -1
+
+
+def _fields(shapes: Iterable[tuple[int, ...]]) -> tuple[_Field, ...]:
+    shapes = tuple(shapes)
     ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
     return tuple(_Field(*field) for field in zip([0, *ends[:-1]], ends, shapes, strict=True))
 
 
-def input_size(bucket: Bucket, page_size: int) -> int:
-    """Elements of a step's packed input."""
-    return _layout(bucket, page_size)[-1].end
-
-
-def unpack(packed: Any, bucket: Bucket, page_size: int) -> PrefillInput | DecodeInput:
-    """Views of a packed input (NumPy), or slices of it (JAX)."""
-    fields = (packed[f.begin : f.end].reshape(f.shape) for f in _layout(bucket, page_size))
-    return PrefillInput(*fields) if bucket.kind == "prefill" else DecodeInput(*fields)
-
-
-def unpack_output(packed: np.ndarray) -> StepOutput:
-    """From int32 [slots, K + 2]: tokens, number of them, status."""
-    return StepOutput(packed[:, :-2], packed[:, -2], packed[:, -1])
+@functools.cache
+def _layout(bucket: Bucket, page_size: int, sampler: Sampler) -> tuple[_Field, ...]:
+    _, slots, tokens = bucket
+    if bucket.kind == "decode":
+        return _fields(((slots,), (slots,), (slots, 3)))
+    num_updates = tokens // page_size + slots  # each chunk fills whole pages, and begins one
+    extended = ((slots,), (tokens,)) if sampler == Sampler.EXTENDED else ()
+    return _fields(((tokens,), *[(slots,)] * 5, (slots, ROW_WIDTH), (num_updates, 3), *extended))
 
 
 @functools.cache
-def padding(bucket: Bucket, num_rows: int, page_size: int) -> np.ndarray:
+def _row_data_layout(vocab_size: int) -> tuple[_Field, ...]:
+    words = MAX_BAD_WORD_IDS, MAX_BAD_WORD_LEN
+    return _fields(((), (vocab_size,), words, (MAX_BAD_WORD_LEN - 1,), (MAX_LOGPROB_TOKEN_IDS,)))
+
+
+def input_size(bucket: Bucket, page_size: int, sampler: Sampler = Sampler.GREEDY) -> int:
+    """Elements of a step's packed input."""
+    return _layout(bucket, page_size, sampler)[-1].end
+
+
+def row_data_size(vocab_size: int) -> int:
+    """Elements of a packed RowData."""
+    return _row_data_layout(vocab_size)[-1].end
+
+
+def unpack(
+    packed: Any, bucket: Bucket, page_size: int, sampler: Sampler = Sampler.GREEDY
+) -> PrefillInput | DecodeInput:
+    """Views of a packed input (NumPy), or slices of it (JAX)."""
+    fields = (packed[f.begin : f.end].reshape(f.shape) for f in _layout(bucket, page_size, sampler))
+    return PrefillInput(*fields) if bucket.kind == "prefill" else DecodeInput(*fields)
+
+
+def unpack_row_data(packed: Any, vocab_size: int) -> RowData:
+    """Views of a packed RowData (NumPy), or slices of it (JAX)."""
+    return RowData(*(packed[f.begin : f.end].reshape(f.shape) for f in _row_data_layout(vocab_size)))
+
+
+def unpack_output(
+    packed: np.ndarray, bucket: Bucket | None = None, sampler: Sampler = Sampler.GREEDY
+) -> StepOutput:
+    """From int32 [slots, K + 2]: tokens, number of them, status. An EXTENDED step's output is flat: these
+    columns and Logprobs of each slot, then Logprobs of each token of a prefill bucket."""
+    if sampler != Sampler.EXTENDED or bucket is None:
+        return StepOutput(packed[:, :-2], packed[:, -2], packed[:, -1])
+    width = TOKENS_PER_STEP + 2
+    end = bucket.slots * (width + LOGPROBS_WIDTH)
+    slots = packed[:end].reshape(bucket.slots, -1)
+    output = unpack_output(slots[:, :width])._replace(logprobs=_unpack_logprobs(slots[:, width:]))
+    if bucket.kind == "decode":
+        return output
+    return output._replace(prompt_logprobs=_unpack_logprobs(packed[end:].reshape(bucket.tokens, -1)))
+
+
+LOGPROBS_WIDTH = 2 + 2 * MAX_LOGPROBS + MAX_LOGPROB_TOKEN_IDS  # columns of a Logprobs, in its field order
+
+
+def _unpack_logprobs(columns: Int[np.ndarray, "positions width"]) -> Logprobs:
+    tops = 2 + MAX_LOGPROBS, 2 + 2 * MAX_LOGPROBS
+    parts = np.split(np.ascontiguousarray(columns), (1, 2, *tops), axis=1)
+    logprob, rank, top_ids, top_logprobs, by_id = parts
+    floats = (part.view(np.float32) for part in (top_logprobs, by_id))
+    return Logprobs(logprob[:, 0].view(np.float32), rank[:, 0], top_ids, *floats)
+
+
+@functools.cache
+def padding(
+    bucket: Bucket, num_rows: int, page_size: int, sampler: Sampler = Sampler.GREEDY
+) -> np.ndarray:
     """A packed input of nothing but padding: shared, so copy it before you write."""
-    packed = np.zeros(input_size(bucket, page_size), np.int32)
-    fields = unpack(packed, bucket, page_size)
+    packed = np.zeros(input_size(bucket, page_size, sampler), np.int32)
+    fields = unpack(packed, bucket, page_size, sampler)
     fields.rows[:] = num_rows
     fields.table_updates[:, 0] = num_rows
     if isinstance(fields, PrefillInput):
         fields.q_starts[:] = bucket.tokens
+        if fields.targets is not None:
+            fields.targets[:] = -1
     return packed
 
 
-def pack(plan: StepPlan, num_rows: int, page_size: int) -> StepInput:
-    """The plan as one array."""
-    packed = padding(plan.bucket, num_rows, page_size).copy()
-    fields = unpack(packed, plan.bucket, page_size)
+def pack(
+    plan: StepPlan,
+    num_rows: int,
+    page_size: int,
+    sampler: Sampler | None = None,
+    row_data: tuple[np.ndarray, ...] = (),
+) -> StepInput:
+    """The plan as one array, for the program of `sampler`, or of the plan's own."""
+    sampler = plan.sampler if sampler is None else sampler
+    packed = padding(plan.bucket, num_rows, page_size, sampler).copy()
+    fields = unpack(packed, plan.bucket, page_size, sampler)
     fields.rows[: len(plan.rows)] = plan.rows
     if plan.table_updates:
         fields.table_updates[: len(plan.table_updates)] = plan.table_updates
@@ -199,7 +305,7 @@ def pack(plan: StepPlan, num_rows: int, page_size: int) -> StepInput:
         _pack_chunks(plan.chunks, fields)
     else:
         fields.frozen[: len(plan.frozen)] = plan.frozen
-    return StepInput(plan.bucket, plan.sampler, packed)
+    return StepInput(plan.bucket, sampler, packed, row_data)
 
 
 def check_table_updates(
@@ -207,9 +313,9 @@ def check_table_updates(
 ) -> None:
     """Raise JBatchError for a page id or a place in a block table that does not exist. On the device it would
     be clamped or dropped, and the step would read another sequence's cache."""
-    if step.packed.shape != (input_size(step.bucket, page_size),):
+    if step.packed.shape != (input_size(step.bucket, page_size, step.sampler),):
         return  # the program refuses it
-    updates = unpack(step.packed, step.bucket, page_size).table_updates
+    updates = unpack(step.packed, step.bucket, page_size, step.sampler).table_updates
     updates = updates[updates[:, 0] != num_rows]
     bad = (updates < (0, 0, 1)) | (updates >= (num_rows, pages_per_seq, num_pages))
     if bad.any():
@@ -230,6 +336,9 @@ def _pack_chunks(chunks: tuple[Chunk, ...], fields: PrefillInput) -> None:
         if chunk.setup is not None:
             fields.samples[slot] = 1
             fields.setup[slot] = row_columns(chunk.setup)
+        if fields.targets is not None:
+            fields.prompt_lens[slot] = chunk.prompt_len
+            fields.targets[begin : begin + len(chunk.targets)] = chunk.targets
         begin += align(length)
 
 
@@ -250,8 +359,24 @@ def row_setup(sequence: Sequence) -> RowSetup:
         top_k=max(0, params.top_k),
         top_p=max(params.top_p, MIN_TOP_P),
         min_p=params.min_p,
-        stop_ids=sequence.request.stop_ids,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        prompt_len=sequence.num_prompt,
+        has_bias=bool(params.logit_bias or params.allowed_token_ids),
+        has_bad_words=bool(sequence.request.bad_word_ids),
+        stop_ids=sequence.request.stop_ids if sequence.request.max_tokens else (),  # what it draws is dropped
     )
+
+
+def chunk_targets(sequence: Sequence, start: int, end: int) -> tuple[int, ...]:
+    """The prompt tokens that a chunk of these positions must score: each one's next. Those of positions that
+    were computed before a preemption have been scored."""
+    request = sequence.request
+    first, last = max(start, sequence.num_computed), min(end, sequence.num_prompt - 1)
+    if request.params.prompt_logprobs is None or first >= last:
+        return ()
+    return (-1,) * (first - start) + request.prompt_token_ids[first + 1 : last + 1]
 
 
 def row_columns(setup: RowSetup) -> Int[np.ndarray, " row_width"]:

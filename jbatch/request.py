@@ -23,6 +23,7 @@ class Request:
     deadline: float | None = None  # seconds, on the engine's clock
     predicted_len: int | None = None  # output tokens: an input, or a replay would depend on a predictor
     prompt: str | None = None
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()  # bad_words as token ids
 
     def __post_init__(self) -> None:
         """Raise RequestError for what a policy could not sort by."""
