@@ -19,8 +19,6 @@ from jbatch.config import TOKEN_ALIGN
 from jbatch.errors import JBatchError
 from jbatch.request import Sequence
 from jbatch.sampling_params import (
-    MAX_BAD_WORD_IDS,
-    MAX_BAD_WORD_LEN,
     MAX_LOGPROB_TOKEN_IDS,
     MAX_LOGPROBS,
     MAX_STOP_IDS,
@@ -63,6 +61,7 @@ class RowSetup(NamedTuple):
     min_left: Any = 0  # tokens to generate before a stop id may come
     finished: Any = 0
     seed: Any = 0  # uint32
+    sample_idx: Any = 0  # of the request's n samples
     temperature: Any = 0.0
     top_k: Any = 0
     top_p: Any = 1.0
@@ -72,8 +71,8 @@ class RowSetup(NamedTuple):
     presence_penalty: Any = 0.0
     frequency_penalty: Any = 0.0
     prompt_len: Any = 0
-    has_bias: Any = 0  # the row's RowData holds a bias
-    has_bad_words: Any = 0  # the row's RowData holds bad words
+    has_bias: Any = 0  # its RowData holds a bias
+    has_bad_words: Any = 0  # its RowData holds bad words
     stop_ids: Any = ()  # padded with -1
 
 
@@ -130,7 +129,7 @@ class StepInput(NamedTuple):
     bucket: Bucket
     sampler: Sampler
     packed: np.ndarray  # int32, 1-d
-    row_data: tuple[np.ndarray, ...] = ()  # to put in place before the step: see `pack_row_data`
+    row_data: tuple[np.ndarray, ...] = ()  # to put in place before the step: see jbatch.row_data
 
 
 class Logprobs(NamedTuple):
@@ -183,52 +182,34 @@ class DecodeInput(NamedTuple):
     table_updates: Any  # [slots, 3]
 
 
-class _Field(NamedTuple):
+class Field(NamedTuple):
+    """A part of a packed array."""
+
     begin: int
     end: int
     shape: tuple[int, ...]
 
 
-class RowData(NamedTuple):
-    """What a row of the ExtraState holds of a request, beside what steps count there themselves."""
-
-    row: Any  # []
-    bias: Any  # float32 bits [vocab], added to the logits; the lowest finite number rules a token out
-    bad_words: Any  # [MAX_BAD_WORD_IDS, MAX_BAD_WORD_LEN], aligned right; -1 in front, and where there is none
-    history: Any  # [MAX_BAD_WORD_LEN - 1]: the last tokens before the one to draw; -1 in front
-    logprob_ids: Any  # [MAX_LOGPROB_TOKEN_IDS], padded with -1
-
-
-def _fields(shapes: Iterable[tuple[int, ...]]) -> tuple[_Field, ...]:
+def fields_of(shapes: Iterable[tuple[int, ...]]) -> tuple[Field, ...]:
+    """Where arrays of these shapes stand, one behind the other."""
     shapes = tuple(shapes)
     ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
-    return tuple(_Field(*field) for field in zip([0, *ends[:-1]], ends, shapes, strict=True))
+    return tuple(Field(*field) for field in zip([0, *ends[:-1]], ends, shapes, strict=True))
 
 
 @functools.cache
-def _layout(bucket: Bucket, page_size: int, sampler: Sampler) -> tuple[_Field, ...]:
+def _layout(bucket: Bucket, page_size: int, sampler: Sampler) -> tuple[Field, ...]:
     _, slots, tokens = bucket
     if bucket.kind == "decode":
-        return _fields(((slots,), (slots,), (slots, 3)))
+        return fields_of(((slots,), (slots,), (slots, 3)))
     num_updates = tokens // page_size + slots  # each chunk fills whole pages, and begins one
     extended = ((slots,), (tokens,)) if sampler == Sampler.EXTENDED else ()
-    return _fields(((tokens,), *[(slots,)] * 5, (slots, ROW_WIDTH), (num_updates, 3), *extended))
-
-
-@functools.cache
-def _row_data_layout(vocab_size: int) -> tuple[_Field, ...]:
-    words = MAX_BAD_WORD_IDS, MAX_BAD_WORD_LEN
-    return _fields(((), (vocab_size,), words, (MAX_BAD_WORD_LEN - 1,), (MAX_LOGPROB_TOKEN_IDS,)))
+    return fields_of(((tokens,), *[(slots,)] * 5, (slots, ROW_WIDTH), (num_updates, 3), *extended))
 
 
 def input_size(bucket: Bucket, page_size: int, sampler: Sampler = Sampler.GREEDY) -> int:
     """Elements of a step's packed input."""
     return _layout(bucket, page_size, sampler)[-1].end
-
-
-def row_data_size(vocab_size: int) -> int:
-    """Elements of a packed RowData."""
-    return _row_data_layout(vocab_size)[-1].end
 
 
 def unpack(
@@ -237,11 +218,6 @@ def unpack(
     """Views of a packed input (NumPy), or slices of it (JAX)."""
     fields = (packed[f.begin : f.end].reshape(f.shape) for f in _layout(bucket, page_size, sampler))
     return PrefillInput(*fields) if bucket.kind == "prefill" else DecodeInput(*fields)
-
-
-def unpack_row_data(packed: Any, vocab_size: int) -> RowData:
-    """Views of a packed RowData (NumPy), or slices of it (JAX)."""
-    return RowData(*(packed[f.begin : f.end].reshape(f.shape) for f in _row_data_layout(vocab_size)))
 
 
 def unpack_output(
@@ -355,6 +331,7 @@ def row_setup(sequence: Sequence) -> RowSetup:
         budget=sequence.request.max_tokens - num_generated,
         min_left=max(0, params.min_tokens - num_generated),
         seed=sequence.request.seed,
+        sample_idx=sequence.request.sample_idx,
         temperature=0.0 if params.greedy else params.temperature,
         top_k=max(0, params.top_k),
         top_p=max(params.top_p, MIN_TOP_P),
@@ -374,7 +351,8 @@ def chunk_targets(sequence: Sequence, start: int, end: int) -> tuple[int, ...]:
     were computed before a preemption have been scored."""
     request = sequence.request
     first, last = max(start, sequence.num_computed), min(end, sequence.num_prompt - 1)
-    if request.params.prompt_logprobs is None or first >= last:
+    asked = request.params.prompt_logprobs is not None and request.sample_idx == 0  # once for all samples
+    if not asked or first >= last:
         return ()
     return (-1,) * (first - start) + request.prompt_token_ids[first + 1 : last + 1]
 
