@@ -22,6 +22,7 @@ from jbatch.plan import (
     StepOutput,
     unpack,
 )
+from jbatch.sampling_params import Sampler
 
 LAST_TOKEN, LENGTH, BUDGET, MIN_LEFT, FINISHED, SAMPLE_IDX = (
     RowSetup._fields.index(name)
@@ -58,7 +59,9 @@ def continuation(
 
 
 class FakeRunner:
-    """`submit` and `collect` as the real runner has them."""
+    """`submit` and `collect` as the real runner has them. It takes EXTENDED steps for ordinary ones."""
+
+    samplers = tuple(Sampler)
 
     def __init__(
         self, num_rows: int, num_pages: int, page_size: int, pages_per_seq: int, vocab_size: int = 97

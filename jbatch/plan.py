@@ -159,8 +159,8 @@ class Status:
 
 
 class PrefillInput(NamedTuple):
-    """Padding: tokens 0, rows `num_rows`, starts `tokens`, lengths 0, targets -1. The last two fields are those
-    of EXTENDED steps."""
+    """Padding: tokens 0, rows `num_rows`, starts `tokens`, lengths 0, targets -1. The last two fields are
+    EXTENDED steps' alone."""
 
     tokens: Any  # [tokens]
     rows: Any  # [slots]
@@ -248,9 +248,7 @@ def _unpack_logprobs(columns: Int[np.ndarray, "positions width"]) -> Logprobs:
 
 
 @functools.cache
-def padding(
-    bucket: Bucket, num_rows: int, page_size: int, sampler: Sampler = Sampler.GREEDY
-) -> np.ndarray:
+def padding(bucket: Bucket, num_rows: int, page_size: int, sampler: Sampler = Sampler.GREEDY) -> np.ndarray:
     """A packed input of nothing but padding: shared, so copy it before you write."""
     packed = np.zeros(input_size(bucket, page_size, sampler), np.int32)
     fields = unpack(packed, bucket, page_size, sampler)
@@ -346,7 +344,19 @@ def row_setup(sequence: Sequence) -> RowSetup:
     )
 
 
-def chunk_targets(sequence: Sequence, start: int, end: int) -> tuple[int, ...]:
+def chunk_of(sequence: Sequence, start: int, end: int) -> Chunk:
+    """Positions `start` to `end` of a sequence, to prefill."""
+    return Chunk(
+        token_ids=tuple(sequence.token_ids[start:end]),
+        start=start,
+        num_recomputed=max(0, min(end, sequence.num_computed) - start),
+        setup=row_setup(sequence) if end == sequence.num_known else None,
+        prompt_len=sequence.num_prompt,
+        targets=_targets(sequence, start, end),
+    )
+
+
+def _targets(sequence: Sequence, start: int, end: int) -> tuple[int, ...]:
     """The prompt tokens that a chunk of these positions must score: each one's next. Those of positions that
     were computed before a preemption have been scored."""
     request = sequence.request

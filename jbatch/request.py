@@ -72,6 +72,11 @@ class Sequence:
         return len(self.request.prompt_token_ids) + self.request.max_tokens
 
     @property
+    def next_len(self) -> int:
+        """Tokens once the known ones are prefilled and one is drawn, if one is."""
+        return min(self.num_known + 1, self.max_len)
+
+    @property
     def running(self) -> bool:
         return self.row >= 0
 

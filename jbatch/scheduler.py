@@ -16,7 +16,7 @@ from jbatch.errors import RequestError
 from jbatch.metrics import StepRecord
 from jbatch.outputs import FinishReason
 from jbatch.pages import PagePool
-from jbatch.plan import Bucket, Chunk, Status, StepOutput, StepPlan, TableUpdate, align, chunk_targets, row_setup
+from jbatch.plan import Bucket, Chunk, Status, StepOutput, StepPlan, TableUpdate, align, chunk_of
 from jbatch.policy import Admission, Policy
 from jbatch.request import Request, Sequence
 from jbatch.sampling_params import Sampler
@@ -266,14 +266,7 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, length: int) -> Chunk:
         start, end = sequence.num_cached, sequence.num_cached + length
         last = end == sequence.num_known
-        chunk = Chunk(
-            token_ids=tuple(sequence.token_ids[start:end]),
-            start=start,
-            num_recomputed=max(0, min(end, sequence.num_computed) - start),
-            setup=row_setup(sequence) if last else None,
-            prompt_len=sequence.num_prompt,
-            targets=chunk_targets(sequence, start, end),
-        )
+        chunk = chunk_of(sequence, start, end)
         sequence.num_cached = end
         sequence.num_planned += last
         sequence.decoding = last
@@ -385,7 +378,9 @@ class Scheduler:
     def _claim(self, sequence: Sequence) -> int:
         """Pages that a waiting sequence must find free."""
         hold = self.config.admission.hold_finished  # then nothing may be preempted: the worst case
-        return self.pool.pages_for(sequence.max_len if hold else min(sequence.max_len, sequence.num_known + 1))
+        return self.pool.pages_for(
+            sequence.max_len if hold else min(sequence.max_len, sequence.num_known + 1)
+        )
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.free(sequence.pages)
