@@ -38,7 +38,7 @@ def test_bad_words_with_and_without_a_space():
 
 def test_bad_words_may_be_eight_tokens():
     assert max(map(len, words(byte_level(), "abcdefg"))) == 8
-    with pytest.raises(RequestError, match="^bad_words='abcdefgh': is 9 tokens: must be 1 to 8$"):
+    with pytest.raises(RequestError, match=r"^bad_words='abcdefgh': is 9 tokens: must be 1 to 8$"):
         words(byte_level(), "abcdefgh")
 
 
