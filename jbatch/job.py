@@ -15,7 +15,7 @@ from jbatch.job_output import Output
 from jbatch.job_summary import JobSummary
 from jbatch.outputs import RequestOutput
 from jbatch.records import dump, error_record, result_record
-from jbatch.request_line import LineError, RequestLine
+from jbatch.request_line import Form, LineError, RequestLine
 
 MAX_BYTES_AT_ONCE = 2**22
 WINDOW = 4  # times the sequences that run at once: enough that none waits for the next line
@@ -95,13 +95,13 @@ class Job:
 
     def _admit(self, line: InputLine) -> None:
         """Give a line to the engine, or write why not."""
-        parts, custom_id = self._parts, None
+        parts = self._parts
         try:
             request = parts.parse(line.raw)
         except LineError as error:
-            form: Any = getattr(error, "form", None) or "bare"
             parts.tokens_left.skip()
-            self._write_error(form, line.line_no, id_of(line.line_no, error.custom_id), error.code, str(error))
+            custom_id = id_of(line.line_no, error.custom_id)
+            self._write_error(error.form, line.line_no, custom_id, error.code, error.message)
             return
         custom_id = id_of(line.line_no, request.custom_id)
         try:
@@ -152,7 +152,7 @@ class Job:
         self._write(line_no, record, is_error=False)
         self._parts.summary.add(output)
 
-    def _write_error(self, form: Any, line_no: int, custom_id: str, code: str, message: str) -> None:
+    def _write_error(self, form: Form | None, line_no: int, custom_id: str, code: str, message: str) -> None:
         record = dump(error_record(form, custom_id, line_no, code, message))
         self._write(line_no, record, is_error=True)
         self._parts.summary.add_error(code)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -158,7 +157,9 @@ def _describe_input(options: JobOptions, found: Scan) -> str:
     lines = f"{found.num_requests} requests"
     if found.num_requests != found.num_lines:
         lines += f" (shard {options.shard} of {found.num_lines})"
-    return lines + (f", {found.num_wrong} of them wrong: their records will say why" if found.num_wrong else "")
+    return lines + (
+        f", {found.num_wrong} of them wrong: their records will say why" if found.num_wrong else ""
+    )
 
 
 def _open_output(command: JobCommand, found: Scan, stack: ExitStack) -> tuple[Output, Done]:
@@ -282,9 +283,8 @@ def _identity(file: BinaryIO) -> tuple[int, ...]:
 
 def _warn_of_length(summary: JobSummary, say: Say) -> bool:
     if summary.mostly_length:
-        share = summary.finish_reasons["length"]
-        total = summary.finish_reasons.total()
-        say(f"warning: {share} of {total} outputs were cut off by max_tokens or the context: is it too small?")
+        length, total = summary.finish_reasons["length"], summary.finish_reasons.total()
+        say(f"warning: {length} of {total} outputs were cut off by max_tokens or the end of the context")
     return summary.mostly_length
 
 

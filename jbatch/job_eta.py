@@ -8,8 +8,8 @@ class TokensLeft:
 
     A line's bound is its max_tokens (the context's length where it names none), times n. A line that has not
     ended is expected to take its bound times the share of their bounds that ended lines took; before any has,
-    all of it. Lines that were not read yet have the mean bound of the input. The estimate begins low, as short
-    outputs end first.
+    all of it. Lines that were not read yet have the mean bound of the input. The estimate is low
+    at first, as short outputs end first.
     """
 
     def __init__(self, mean_bound: float, num_lines: int):

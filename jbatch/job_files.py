@@ -81,6 +81,6 @@ def _is_at(fd: int, path: str) -> bool:
 
 
 def check_in_place(fd: int, path: str) -> None:
-    """Raise FileNotFoundError where an open file is no longer at its path: what goes into it would be lost."""
+    """Raise FileNotFoundError where an open file is no longer at its path: what goes into it is lost."""
     if not _is_at(fd, path):
         raise FileNotFoundError(2, "the file was removed or replaced while it was written", path)

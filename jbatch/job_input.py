@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from jbatch.errors import ConfigError
+from jbatch.job_options import Shard
 from jbatch.request_line import MAX_LINE_BYTES, LineError, RequestLine
 from jbatch.sampling_params import Sampler
 
@@ -31,25 +32,6 @@ class InputLine(NamedTuple):
 
     line_no: int  # from 1, blank lines counted
     raw: bytes  # with its end; of a line that is too long, the first MAX_LINE_BYTES + 1 bytes
-
-
-class Shard(NamedTuple):
-    """Lines number + 1, number + 1 + count, ... of a file, counted from 1."""
-
-    number: int  # from 0
-    count: int
-
-    def holds(self, line_no: int) -> bool:
-        return (line_no - 1) % self.count == self.number
-
-
-def parse_shard(text: str) -> Shard:
-    """The shard "i/n", i from 1 to n. Raises ConfigError for anything else."""
-    number, slash, count = text.partition("/")
-    if slash and all(part.isascii() and part.isdigit() and len(part) < 10 for part in (number, count)):
-        if 1 <= int(number) <= int(count):
-            return Shard(int(number) - 1, int(count))
-    raise ConfigError("shard", text, "must be i/n, with i from 1 to n")
 
 
 def open_input(path: str) -> BinaryIO:
@@ -130,7 +112,7 @@ def _digest(custom_id: str) -> bytes:
 
 
 class Scan(NamedTuple):
-    """What one pass over the input found. All but `sha256`, `last_line_no` and `num_lines` is of one shard."""
+    """What one pass over the input found; all but the first three fields of one shard."""
 
     sha256: str
     last_line_no: int
@@ -143,7 +125,9 @@ class Scan(NamedTuple):
     num_unbounded: int  # samples of lines that go on to the end of the context
 
 
-def scan(file: BinaryIO, parse: Parse, shard: Shard, on_read: Callable[[int], None] = lambda at: None) -> Scan:
+def scan(
+    file: BinaryIO, parse: Parse, shard: Shard, on_read: Callable[[int], None] = lambda at: None
+) -> Scan:
     """Read the whole input once. Lines that are wrong are counted; their records come later.
 
     Args:
@@ -167,7 +151,7 @@ def scan(file: BinaryIO, parse: Parse, shard: Shard, on_read: Callable[[int], No
             on_read(file.tell())
         if not shard.holds(line_no):
             continue
-        if shard.count > 1:
+        if shard.num_shards > 1:
             ids.add(id_of(line_no, custom_id), line_no)
         if params is None:
             num_wrong += 1
@@ -176,9 +160,9 @@ def scan(file: BinaryIO, parse: Parse, shard: Shard, on_read: Callable[[int], No
         max_tokens += (params.max_tokens or 0) * params.n
         num_unbounded += params.n * (params.max_tokens is None)
     _check_unique(everywhere)
-    if shard.count > 1:
+    if shard.num_shards > 1:
         ids.sort()
-    own = ids if shard.count > 1 else everywhere
+    own = ids if shard.num_shards > 1 else everywhere
     return Scan(
         sha256=sha256.hexdigest(),
         last_line_no=line_no,

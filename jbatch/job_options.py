@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
+from typing import NamedTuple
 
 from jbatch.errors import ConfigError
-from jbatch.job_input import Shard, parse_shard
 from jbatch.job_state import state_path
 
 JOB_HELP = {
@@ -19,6 +19,26 @@ JOB_HELP = {
     "shard": "Only every n-th line from the i-th on: i/n.",
     "summary": "Write the figures to this JSON file, too.",
 }
+
+
+class Shard(NamedTuple):
+    """Every `num_shards`-th line of a file."""
+
+    shard_idx: int  # from 0
+    num_shards: int
+
+    def holds(self, line_no: int) -> bool:
+        """Whether it has a line, counted from 1."""
+        return (line_no - 1) % self.num_shards == self.shard_idx
+
+
+def parse_shard(text: str) -> Shard:
+    """The shard "i/n", i from 1 to n: lines i, i + n, i + 2 n, ... Raises ConfigError for anything else."""
+    number, _, num_shards = text.partition("/")
+    digits = all(part.isascii() and part.isdigit() and len(part) < 10 for part in (number, num_shards))
+    if digits and 1 <= int(number) <= int(num_shards):
+        return Shard(int(number) - 1, int(num_shards))
+    raise ConfigError("shard", text, "must be i/n, with i from 1 to n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +93,12 @@ class JobOptions:
     @property
     def streams(self) -> bool:
         """Whether the output cannot be read back: standard output, a pipe, a device."""
-        output = self.output_file
-        return output == "-" or (os.path.exists(output or "") and not stat.S_ISREG(os.stat(output or "").st_mode))
+        if self.output_file == "-":
+            return True
+        try:
+            return not stat.S_ISREG(os.stat(self.output_file or "").st_mode)
+        except OSError:
+            return False
 
     @property
     def output_path(self) -> str:

@@ -85,7 +85,7 @@ class OutputStream:
 
 
 def remove_torn(path: str) -> int:
-    """Cut off what follows the last end of line, which a kill or a power cut tore; how many bytes that was."""
+    """Cut off what follows the last end of line, torn by a kill or a power cut; how many bytes that was."""
     fd = os.open(path, os.O_RDWR)
     try:
         size = end = os.lseek(fd, 0, os.SEEK_END)

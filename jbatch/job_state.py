@@ -95,15 +95,10 @@ def _load_state(output_path: str) -> dict[str, Any] | None:
 
 def _changes(field: str, before: Any, now: Any) -> list[str]:
     """What changed in one field, as text."""
-    if before == now:
-        return []
-    if field == "model" and isinstance(before, dict):
-        return [f"model ({_join(sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)))})"]
-    if isinstance(now, dict) and isinstance(before, dict):
-        names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-        return [f"{name} ({before.get(name, 'default')}, now {now.get(name, 'default')})" for name in names]
-    return [f"{field} ({str(before)[:12]}, now {str(now)[:12]})"]
-
-
-def _join(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if not isinstance(now, dict) or not isinstance(before, dict):
+        return [] if before == now else [f"{field} ({str(before)[:12]}, now {str(now)[:12]})"]
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if field == "model" and names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return [f"model ({', '.join(names[:3])}{more})"]
+    return [f"{name} ({before.get(name, 'default')}, now {now.get(name, 'default')})" for name in names]

@@ -34,7 +34,7 @@ class Histogram:
         return self._sum / self.count if self.count else math.nan
 
     def percentile(self, percent: float) -> float:
-        """The smallest duration that `percent` of all do not exceed (nearest rank); NaN where there are none."""
+        """The least duration that `percent` of all do not exceed (nearest rank); NaN where there are none."""
         rank = max(1, math.ceil(self.count * percent / 100))
         for bucket in sorted(self._buckets):
             rank -= self._buckets[bucket]
