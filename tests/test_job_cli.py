@@ -255,7 +255,9 @@ def test_a_file_that_may_not_grow(place):
 def test_a_full_disk(place):
     disk = place / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], capture_output=True
+    ).returncode:
         pytest.skip("mounting is not allowed here; a file size limit is tested above")
     try:
         write_input(place, 200)

@@ -32,7 +32,10 @@ def test_a_file_stays_where_its_successor_fails(tmp_path):
 def test_a_second_writer_is_refused(tmp_path):
     path = str(tmp_path / "out")
     with locked(path):
-        with pytest.raises(ConfigError, match=f"output='{path}': process {os.getpid()} is writing to it"), locked(path):
+        with (
+            pytest.raises(ConfigError, match=f"output='{path}': process {os.getpid()} is writing to it"),
+            locked(path),
+        ):
             pass
         with locked(f"{path}2"):
             pass
@@ -46,7 +49,9 @@ HOLD = "import sys; from jbatch.job_files import locked\nwith locked(sys.argv[1]
 
 def test_a_lock_goes_with_its_process(tmp_path):
     path = str(tmp_path / "out")
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert holder.stdout.readline() == b"held\n"
     with pytest.raises(ConfigError, match=f"process {holder.pid} is writing to it"), locked(path):
         pass

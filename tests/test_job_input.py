@@ -55,7 +55,9 @@ def test_shards(text):
     assert [n for n in range(1, 40) if shard.holds(n)] == list(range(first, 40, step))
 
 
-@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/0", "-1/2", "1/2/3", "a/b", "1 / 2", "²/3", "1/9999999999"])
+@pytest.mark.parametrize(
+    "text", ["", "1", "0/2", "3/2", "1/0", "-1/2", "1/2/3", "a/b", "1 / 2", "²/3", "1/9999999999"]
+)
 def test_no_shards(text):
     with pytest.raises(ConfigError, match="shard="):
         parse_shard(text)
@@ -79,7 +81,10 @@ def test_ids_find_their_lines():
 def test_memory_per_line():
     """At most 64 bytes for each line while a file is read, its ids are compared and lines are looked up."""
     num_lines = 50_000
-    lines = (b'{"prompt":"a","custom_id":"a long id that nobody wants to hold in memory %d"}\n' % i for i in range(num_lines))
+    lines = (
+        b'{"prompt":"a","custom_id":"a long id that nobody wants to hold in memory %d"}\n' % i
+        for i in range(num_lines)
+    )
     file = Endless(lines)
     tracemalloc.start()
     scan(file, parse_line_of_id, WHOLE).ids.line_nos(["a"])
@@ -115,7 +120,9 @@ LINE = parse_line(b'{"prompt":"a"}', {})
 
 
 def as_file(*lines: object) -> io.BytesIO:
-    return io.BytesIO(b"".join(json.dumps(line).encode() + b"\n" if isinstance(line, dict) else line for line in lines))
+    return io.BytesIO(
+        b"".join(json.dumps(line).encode() + b"\n" if isinstance(line, dict) else line for line in lines)
+    )
 
 
 def parse(raw: bytes):
@@ -152,7 +159,11 @@ def test_duplicates_are_named_with_both_lines():
     with pytest.raises(ConfigError, match="custom_id='lines 1 and 3, 2 and 5, 3 and 6': the same id twice"):
         scan(as_file(*lines), parse, Shard(0, 4))
     with pytest.raises(ConfigError, match="lines 7 and 9'"):
-        scan(as_file(lines[0], lines[1], *(b"\n" for _ in range(4)), lines[6], b"\n", {"prompt": "a"}), parse, WHOLE)
+        scan(
+            as_file(lines[0], lines[1], *(b"\n" for _ in range(4)), lines[6], b"\n", {"prompt": "a"}),
+            parse,
+            WHOLE,
+        )
     with pytest.raises(ConfigError, match=r"4 and 5, 5 and 6 and 2 more'"):
         scan(as_file(*[{"prompt": "a", "custom_id": "x"}] * 8), parse, WHOLE)
 

@@ -95,7 +95,10 @@ def test_an_error_that_is_retried_becomes_an_answer(place):
     ended = run(place, *JOB, "--max-tokens", "2", "--retry-errors", "--force")
     assert ended.code == 0 and "removed 1 error records: their lines run again" in ended.err
     records = [json.loads(line) for line in (place / "out.jsonl").read_bytes().splitlines()]
-    assert [(record["custom_id"], record["text"]) for record in records] == [("a", "06.13.27."), ("b", "06.13.")]
+    assert [(record["custom_id"], record["text"]) for record in records] == [
+        ("a", "06.13.27."),
+        ("b", "06.13."),
+    ]
 
 
 # The parts.
@@ -123,10 +126,16 @@ def test_what_is_done(tmp_path):
     done = find_done(path, ids_of("a", "b", "c"), 5)
     assert [line_no in done for line_no in range(6)] == [False, True, False, True, False, False]
     assert (done.num_done, done.num_errors, len(done.foreign)) == (2, 1, 1)
-    assert [(r.custom_id, r.is_error) for r in read_records(path)] == [("c", False), ("a", True), ("stranger", False)]
+    assert [(r.custom_id, r.is_error) for r in read_records(path)] == [
+        ("c", False),
+        ("a", True),
+        ("stranger", False),
+    ]
 
 
-@pytest.mark.parametrize("line", ["", "{", "null", "[]", "{}", '{"custom_id":7}', '{"custom_id":null}', "[" * 99999, "\0"])
+@pytest.mark.parametrize(
+    "line", ["", "{", "null", "[]", "{}", '{"custom_id":7}', '{"custom_id":null}', "[" * 99999, "\0"]
+)
 def test_a_line_that_is_no_record_is_refused(tmp_path, line):
     path = write_records(tmp_path / "o", record("a"), line, record("b"))
     with pytest.raises(ConfigError, match="line 2 is no record with a custom_id"):

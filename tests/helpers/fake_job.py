@@ -1,4 +1,4 @@
-"""`jbatch generate -i` on the fake runner, in processes that start in milliseconds and can be killed anywhere.
+"""`jbatch generate -i` on the fake runner, in processes that start in milliseconds and may be killed.
 
 A server process has everything imported and forks one child per command. What a job must answer follows from
 its input by the fake runner's definition.
@@ -45,6 +45,9 @@ class Faults(NamedTuple):
     pause_before: tuple[str, float] | None = None  # seconds before each call of a function of BOUNDARIES
 
 
+NONE = Faults()
+
+
 class Ended(NamedTuple):
     """How a run ended: its exit code, negative where a signal killed it."""
 
@@ -56,7 +59,7 @@ class Ended(NamedTuple):
 class Run:
     """A command in a process of its own; relative paths are of `directory`."""
 
-    def __init__(self, directory: Path, *args: object, faults: Faults = Faults(), stdin: bytes = b""):
+    def __init__(self, directory: Path, *args: object, faults: Faults = NONE, stdin: bytes = b""):
         number = len(list(directory.glob("*.stderr")))
         self._out, self._err = directory / f"{number}.stdout", directory / f"{number}.stderr"
         given = directory / f"{number}.stdin"
@@ -165,7 +168,7 @@ def _child(directory: str, args: list[str], streams: list[str], faults: Faults) 
     for fd, path in enumerate(streams):
         opened = os.open(path, os.O_RDWR | (os.O_APPEND if fd else 0))
         os.dup2(opened, fd)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)
+    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if faults.kill is not None:
         _arm(*faults.kill)
@@ -229,7 +232,7 @@ def _pause(name: str, seconds: float) -> None:
 
 
 class _Runner(FakeRunner):
-    faults = Faults()
+    faults = NONE
 
     def submit(self, step):
         output = super().submit(step)
