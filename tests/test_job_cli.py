@@ -141,7 +141,7 @@ def edit(path, old: str, new: str) -> None:
     "change, args, message",
     [
         (lambda d: edit(d / "in.jsonl", "request 1", "request I"), (), "another input ("),
-        (lambda d: edit(d / "model/config.json", '"hidden_size": 32', '"hidden_size": 64'), (), "model (config.json)"),
+        (lambda d: edit(d / "model/config.json", ": 32", ": 64"), (), "model (config.json)"),
         (lambda d: (d / "model/model.safetensors").write_bytes(b"other"), (), "model (model.safetensors)"),
         (lambda d: (d / "model/chat_template.jinja").write_bytes(b"{{}}"), (), "model (chat_template.jinja)"),
         (None, ("--temperature", "0.5"), "another temperature (0.0, now 0.5). "),
@@ -149,8 +149,8 @@ def edit(path, old: str, new: str) -> None:
         (None, ("--temperature", "0", "--seed", "7"), "another seed (0, now 7). "),
         (None, ("--temperature", "0", "--max-model-len", "64"), "another max_model_len (default, now 64). "),
         (None, ("--temperature", "0", "--shard", "1/2"), "another shard (1/1, now 1/2). "),
-        (lambda d: (d / "out.jsonl.job.json").unlink(), (), "out.jsonl.job.json does not say of what job"),
-        (lambda d: (d / "out.jsonl.job.json").write_text("{"), (), "out.jsonl.job.json does not say of what job"),
+        (lambda d: (d / "out.jsonl.job.json").unlink(), (), "job.json does not say of what job"),
+        (lambda d: (d / "out.jsonl.job.json").write_text("{"), (), "job.json does not say of what job"),
     ],
 )  # fmt: skip
 def test_another_job_does_not_go_on_with_an_output(place, change, args, message):

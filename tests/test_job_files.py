@@ -44,7 +44,13 @@ def test_a_second_writer_is_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-HOLD = "import sys; from jbatch.job_files import locked\nwith locked(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+HOLD = """
+import sys
+from jbatch.job_files import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_a_lock_goes_with_its_process(tmp_path):
@@ -75,6 +81,5 @@ def test_a_lock_file_that_was_removed_before_it_could_be_held(tmp_path, monkeypa
         real(fd, flags)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with locked(path):
-        with pytest.raises(ConfigError, match="is writing to it"), locked(path):
-            pass
+    with locked(path), pytest.raises(ConfigError, match="is writing to it"), locked(path):
+        pass

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
@@ -175,7 +176,7 @@ def test_a_line_without_an_id_goes_by_its_number():
 def test_a_pipe_is_read_once_and_used_twice(tmp_path):
     pipe = str(tmp_path / "pipe")
     os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: open(pipe, "wb").write(b"a\nb\n"))
+    writer = threading.Thread(target=lambda: Path(pipe).write_bytes(b"a\nb\n"))
     writer.start()
     with open_input(pipe) as file:
         assert [file.read(), file.seek(0), file.read()] == [b"a\nb\n", 0, b"a\nb\n"]

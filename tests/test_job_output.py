@@ -95,7 +95,7 @@ def test_a_file_that_vanished_is_noticed(tmp_path, loss):
         directory.rmdir()
     if loss == "replaced":
         path.write_bytes(b"b\n")
-    with pytest.raises(FileNotFoundError, match="removed or replaced while it was written: .*out.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"removed or replaced while it was written: .*out.jsonl"):
         output.sync(now=True)
 
 

@@ -1,4 +1,4 @@
-"""Jobs that are killed: nothing that was finished is lost, nothing is there twice, and the texts are the same."""
+"""Jobs that are killed: nothing that was finished is lost or there twice, and the texts are the same."""
 
 import json
 import os
