@@ -175,10 +175,10 @@ class _Strict(BaseModel):
     @classmethod
     def _known(cls, data: Any) -> Any:
         if isinstance(data, dict) and not data.keys() <= cls.model_fields.keys():
-            unknown = next(name for name in data if name not in cls.model_fields)[:MAX_NAME_CHARS]
+            unknown = next(name for name in data if name not in cls.model_fields)
             known = [name for name in cls.model_fields if name not in REFUSED]
             try:
-                check_option_names([unknown], known, cls.called)
+                check_option_names([unknown[:MAX_NAME_CHARS]], known, cls.called)
             except TypeError as error:
                 context = {"field": unknown, "reason": str(error)}
                 raise PydanticCustomError("unknown_field", "{reason}", context) from None
@@ -310,8 +310,8 @@ def _request_error(data: Any, first: Any) -> RequestError:
     if first["type"] == "missing":
         path, value, reason = [*path, str(first["loc"][-1])], None, "must be given"
     elif first["type"] == "unknown_field":
-        path, code = [*path, first["ctx"]["field"]], "unknown_field"
-        value = value.get(path[-1])
+        name, code = first["ctx"]["field"], "unknown_field"
+        path, value = [*path, repr(name[:MAX_NAME_CHARS])[1:-1]], value[name]
     elif first["type"] == "unsupported_field":
         code = "unsupported_field"
     return RequestError(".".join(path), value, reason, code=code)
