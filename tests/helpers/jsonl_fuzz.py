@@ -75,7 +75,7 @@ def make_line(rng: random.Random) -> bytes:
     for _ in range(rng.choice([0, 1, 1, 2])):
         rng.choice(CHANGES)(line, rng)
     raw = json.dumps(line, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
-    for _ in range(rng.choice([0, 0, 0, 1, 1, 3])):
+    for _ in range(rng.choice([0, 0, 0, 0, 0, 1, 1, 3])):
         raw = rng.choice(DAMAGES)(raw, rng)
     return raw + rng.choice([b"\n", b"\r\n", b""])
 
@@ -87,13 +87,13 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 
 
 def _set(line: dict[str, Any], rng: random.Random) -> None:
-    rng.choice(_objects(line))[rng.choice(FIELDS)] = rng.choice(VALUES)
+    rng.choice(_objects(line))[rng.choice(FIELDS)] = copy.deepcopy(rng.choice(VALUES))
 
 
 def _replace(line: dict[str, Any], rng: random.Random) -> None:
     place = rng.choice(_objects(line))
     if place:
-        place[rng.choice(sorted(place))] = rng.choice(VALUES)
+        place[rng.choice(sorted(place))] = copy.deepcopy(rng.choice(VALUES))
 
 
 def _delete(line: dict[str, Any], rng: random.Random) -> None:
