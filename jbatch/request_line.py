@@ -241,7 +241,7 @@ Content = Annotated[
 
 class Message(_Strict):
     called = "a message"
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "user", "assistant"]
     content: Content
     name: str | None = None
 
@@ -302,22 +302,26 @@ def _checked(model: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _request_error(data: Any, first: Any) -> RequestError:
     """pydantic's error in our words, with the path of the field and its value."""
-    path, value = [], data
+    path, value = "", data
     for key in first["loc"]:
         try:
             value = value[key]
         except (KeyError, IndexError, TypeError):  # a name of pydantic's own: the tag of a union
             continue
-        path.append(str(key))
+        path = _join(path, key)
     code, reason = "invalid_request", _in_our_words(first["msg"])
     if first["type"] == "missing":
-        path, value, reason = [*path, str(first["loc"][-1])], None, "must be given"
+        path, value, reason = _join(path, first["loc"][-1]), None, "must be given"
     elif first["type"] == "unknown_field":
         name, code = first["ctx"]["field"], "unknown_field"
-        path, value = [*path, repr(name[:MAX_NAME_CHARS])[1:-1]], value[name]
+        path, value = _join(path, repr(name[:MAX_NAME_CHARS])[1:-1]), value[name]
     elif first["type"] == "unsupported_field":
         code = "unsupported_field"
-    return RequestError(".".join(path), value, reason, code=code)
+    return RequestError(path, value, reason, code=code)
+
+
+def _join(path: str, key: str | int) -> str:
+    return f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}" if path else key
 
 
 def _in_our_words(message: str) -> str:
