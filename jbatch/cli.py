@@ -53,9 +53,9 @@ def generate(
     2 refused, 3 stopped by a failure, 130 and 143 by a signal.
     """
     if not prompt and not job_options:
-        raise typer.BadParameter("give prompts (-p), or an input and an output file (-i and -o)")
+        raise UsageError("give prompts (-p), or an input and an output file (-i and -o)")
     if prompt and job_options:
-        raise typer.BadParameter("-p takes none of the options of -i")
+        raise UsageError("-p takes none of the options of -i")
     if not job_options:
         _generate_prompts(model, prompt or [], engine_options, sampling_options)
         return

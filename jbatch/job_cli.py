@@ -100,6 +100,7 @@ def _load(model: Path, engine_options: dict[str, Any], found: Scan) -> Iterator[
 
     options = dict(engine_options)
     options.setdefault("max_num_seqs", min(max(found.num_requests, 1), EngineConfig.max_num_seqs))
+    options["samplers"] = [sampler.name.lower() for sampler in found.samplers] or ["greedy"]
     with LLM(model, **options) as llm:
         yield Model(llm.engine, _encode_chat, lambda: llm.runner.compilations_after_warmup)
 
@@ -157,9 +158,7 @@ def _describe_input(options: JobOptions, found: Scan) -> str:
     lines = f"{found.num_requests} requests"
     if found.num_requests != found.num_lines:
         lines += f" (shard {options.shard} of {found.num_lines})"
-    return lines + (
-        f", {found.num_wrong} of them wrong: their records will say why" if found.num_wrong else ""
-    )
+    return lines + (f", {found.num_wrong} of them wrong" if found.num_wrong else "")
 
 
 def _open_output(command: JobCommand, found: Scan, stack: ExitStack) -> tuple[Output, Done]:
@@ -266,6 +265,8 @@ def _left(run: _Run, in_shard: Callable[[int], bool]) -> Iterator[InputLine]:
     """The lines that have no record."""
     run.source.seek(0)
     for line in read_lines(run.source):
+        if line.line_no > run.found.last_line_no:
+            _check_unchanged(run)
         if in_shard(line.line_no) and line.line_no not in run.done:
             yield line
 
