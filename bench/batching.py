@@ -19,8 +19,11 @@ from bench.results import ArmResult, Results, claim_dir, claim_file, describe, w
 from bench.shapes import DEMO
 from bench.subject import DEMO_SCALE, LLMSubject, find_model
 from bench.workloads import Workload, make_workload
+from jbatch.config import EngineConfig
 from jbatch.config_json import load_config
 from jbatch.errors import ConfigError
+
+BURST_BATCHES = 8  # of a burst
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +68,17 @@ def make_workloads(
     asked: Batching, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
 ) -> list[Workload]:
     """One per dataset: scenarios at a quarter of their lengths for the demo model, in bursts of 8 batches."""
+    engine = EngineConfig(**engine_options)
     path, _ = find_model(asked.model)
     config = load_config(path)
-    options = {"burst_size": 8 * engine_options["max_num_seqs"]} | workload_options
+    options = {"burst_size": BURST_BATCHES * engine.max_num_seqs} | workload_options
     return [
         make_workload(
             name,
             num_prompts=setting.num_prompts,
             seed=setting.seed,
             vocab_size=config.vocab_size,
-            max_model_len=engine_options.get("max_model_len") or config.context_len,
+            max_model_len=engine.max_model_len or config.context_len,
             **({"length_scale": DEMO_SCALE} if asked.model == DEMO and name in SCENARIOS else {}) | options,
         )
         for name in asked.dataset_names

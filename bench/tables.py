@@ -15,7 +15,7 @@ from bench.gains import BASELINES, CLAIMED_OVER_STATIC, CLAIMS, LEAST_BATCHES
 from bench.ladder import ran
 from bench.results import ArmResult, Results
 
-WIDTH = 118
+WIDTH = 110
 OVER_UNBATCHED = ("static", "static-padded", "static-sorted", "continuous")
 
 
@@ -29,6 +29,7 @@ def print_ladder(out: Console, results: Results) -> None:
     out.print(f"\n{describe_workload(results.workload)}")
     out.print(f"{manifest['model']} on {manifest['device']}, at most {manifest['max_num_seqs']} at once\n")
     out.print(_methods(results.arms))
+    out.print(_per_second(results.arms))
     out.print(_counted(results.arms))
     out.print(_waited(results.arms))
     for name, arm in results.arms.items():
@@ -53,28 +54,42 @@ def describe_workload(workload: Mapping[str, Any]) -> str:
 
 def _methods(arms: Mapping[str, ArmResult]) -> Table:
     """Method, tokens/s, latency, utilisation."""
-    headings = "method", "at once", "tokens/s", "spread", "total tok/s", "requests/s", "latency p50", "p99"
+    headings = "method", "at once", "tokens/s", "spread", "latency p50", "p99", "slot use", "busy", "of floor"
     rows = []
     for name, arm in ran(arms):
-        assert arm.rates is not None and arm.counts is not None and arm.latencies is not None
-        e2el = arm.latencies.e2el
+        assert arm.rates is not None and arm.counts is not None
+        e2el = arm.latencies.e2el if arm.latencies is not None else None
         rows.append(
             (
                 name,
                 f"{arm.max_num_seqs}",
                 f"{arm.rates.output_throughput:.0f}",
-                "" if arm.spread is None else f"{arm.spread:.0%}",
-                f"{arm.rates.total_token_throughput:.0f}",
-                f"{arm.rates.request_throughput:.2f}",
+                _share(arm.spread),
                 *(("", "") if e2el is None else (_ms(e2el.p50), _ms(e2el.p99))),
-                f"{arm.counts.slot_use:.0%}",
+                _share(arm.counts.slot_use),
                 _share(arm.rates.device_busy_share),
                 _share(arm.rates.floor_share),
-                *(() if arm.rates.request_goodput is None else (f"{arm.rates.request_goodput:.2f}",)),
             )
         )
-    goodput = ("goodput/s",) if rows and len(rows[0]) > len(headings) + 3 else ()
-    return _table((*headings, "slot use", "busy", "of floor", *goodput), rows)
+    return _table(headings, rows)
+
+
+def _per_second(arms: Mapping[str, ArmResult]) -> Table:
+    headings = "per second", "output tokens", "total tokens", "requests", "within limits", "seconds", "idle"
+    rows = [
+        (
+            name,
+            f"{r.output_throughput:.1f}",
+            f"{r.total_token_throughput:.1f}",
+            f"{r.request_throughput:.3f}",
+            "" if r.request_goodput is None else f"{r.request_goodput:.3f}",
+            f"{r.duration_s:.2f}",
+            f"{r.idle_s:.2f}",
+        )
+        for name, arm in ran(arms)
+        if (r := arm.rates) is not None
+    ]
+    return _table(headings, rows)
 
 
 def _counted(arms: Mapping[str, ArmResult]) -> Table:
