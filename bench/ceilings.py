@@ -1,6 +1,6 @@
 """What the device can do at most: reading memory, copying it, and multiplying matrices.
 
-    python -m bench.ceilings [--tiny] [--json FILE]
+    python -m bench.ceilings [--smoke] [--json FILE]
 
 Shares of a ceiling elsewhere are of these figures, not of a data sheet's. All data is random: products of
 zeros run faster. Programs chain many operations, each of which needs the result of the one before.
@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from bench import manifest, random_data
-from bench.step_floor import Rates
 from bench.timing import Candidate, time_in_turns
 
 ROUNDS = 7
@@ -34,7 +33,7 @@ class Sizes(NamedTuple):
     matrix: int = 8192
 
 
-TINY = Sizes(2, 2**16, 64)
+SMOKE = Sizes(2, 2**16, 64)
 
 
 class Ceilings(NamedTuple):
@@ -146,27 +145,17 @@ def table(ceilings: Ceilings) -> str:
     return "\n".join(lines)
 
 
-def read_or_measure(path: pathlib.Path | None, tiny: bool) -> Rates:
-    """The rates in the file that an earlier run wrote, where there is one; else measured now."""
-    if path is not None and path.exists():
-        found = json.loads(path.read_text())["ceilings"]
-        return Rates(found["read_bytes_per_s"], found["gemm_flop_per_s"])
-    print("ceilings ...", flush=True)
-    measured = measure(TINY if tiny else Sizes(), rounds=1 if tiny else ROUNDS)
-    return Rates(measured.read_bytes_per_s, measured.gemm_flop_per_s)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run at all")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run at all")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the result there")
     args = parser.parse_args()
-    ceilings = measure(TINY if args.tiny else Sizes(), rounds=1 if args.tiny else ROUNDS)
-    print("tiny run: not a measurement" if args.tiny else table(ceilings))
+    ceilings = measure(SMOKE if args.smoke else Sizes(), rounds=1 if args.smoke else ROUNDS)
+    print("smoke run: not a measurement" if args.smoke else table(ceilings))
     if args.json:
-        result = {"schema": 1, "kind": "ceilings", "tiny": args.tiny, "manifest": manifest.collect()}
+        result = {"schema": 1, "kind": "ceilings", "tiny": args.smoke, "manifest": manifest.collect()}
         result["ceilings"] = ceilings._asdict()
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -38,7 +38,7 @@ def _ceilings(journal: Journal, smoke: bool) -> Ceilings | None:
         if row["op"] == "ceilings":
             return Ceilings(*(row[field] for field in Ceilings._fields))
     print("ceilings ...", flush=True)
-    found = ceilings.measure(ceilings.TINY if smoke else ceilings.Sizes(), rounds=0 if smoke else ROUNDS)
+    found = ceilings.measure(ceilings.SMOKE if smoke else ceilings.Sizes(), rounds=0 if smoke else ROUNDS)
     if smoke:
         return None
     journal.add({"op": "ceilings", "case": "", "implementation": "", "status": "ok", **found._asdict()})

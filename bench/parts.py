@@ -28,7 +28,8 @@ SHARED_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 class Part(NamedTuple):
-    """A command, without the interpreter in front; "OUT" in its arguments is the folder of the results."""
+    """A command, without the interpreter in front; in its arguments, "OUT" is the folder of the results and
+    "TMP" one that is removed."""
 
     name: str
     command: tuple[str, ...]
@@ -50,14 +51,14 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def run_part(part: Part, folder: Path, tiny: bool, deadline: float) -> dict[str, Any]:
+def run_part(part: Part, folder: Path, scratch: Path, tiny: bool, deadline: float) -> dict[str, Any]:
     """Run a part until it ends, its limit is over, or the deadline (of time.monotonic) has come; a row."""
     row: dict[str, Any] = {"part": part.name}
     if tiny and part.tiny is None:
         return row | {"status": "not run", "reason": "nothing to run without a GPU"}
     if part.tool and shutil.which(part.tool[0]) is None:
         return row | {"status": "not run", "reason": f"{part.tool[0]} is not installed"}
-    command = full_command(part, folder, tiny)
+    command = full_command(part, folder, scratch, tiny)
     log = folder / f"{part.name}.log"
     log.write_text("")
     begin = time.monotonic()
@@ -96,9 +97,10 @@ def _result(part: Part, folder: Path) -> dict[str, Any]:
     return row
 
 
-def full_command(part: Part, folder: Path, tiny: bool) -> list[str]:
+def full_command(part: Part, folder: Path, scratch: Path, tiny: bool) -> list[str]:
     more = (part.tiny or ()) if tiny else part.full
-    arguments = [argument.replace("OUT", str(folder), 1) for argument in (*part.command, *more)]
+    given = (*part.command, *more)
+    arguments = [arg.replace("OUT", str(folder), 1).replace("TMP", str(scratch), 1) for arg in given]
     return [*part.tool, sys.executable, *arguments]
 
 

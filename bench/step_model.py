@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import weights
-from bench import manifest, random_data
+from bench import ceilings, manifest, random_data
 from bench.timing import Times, summary
 from jbatch.attention import Attention, problem_of
 from jbatch.config import ModelConfig
@@ -172,11 +172,27 @@ class Rows:
             whole.replace(self.path)
 
 
+class Rates(NamedTuple):
+    """What the device was measured to do at most."""
+
+    read_bytes_per_s: float
+    gemm_flop_per_s: float
+
+
+def rates(path: Path | None, tiny: bool) -> Rates:
+    """Those in the file that bench.ceilings wrote, where there is one; else measured now."""
+    if path is not None and path.exists():
+        found = json.loads(path.read_text())["ceilings"]
+        return Rates(found["read_bytes_per_s"], found["gemm_flop_per_s"])
+    print("ceilings ...", flush=True)
+    sizes, rounds = (ceilings.SMOKE, 1) if tiny else (ceilings.Sizes(), ceilings.ROUNDS)
+    measured = ceilings.measure(sizes, rounds)
+    return Rates(measured.read_bytes_per_s, measured.gemm_flop_per_s)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What all programs take that time steps."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, after each")
-    parser.add_argument(
-        "--ceilings", type=Path, metavar="FILE", help="of bench.ceilings; else measured"
-    )
+    parser.add_argument("--ceilings", type=Path, metavar="FILE", help="of bench.ceilings; else measured")
     parser.add_argument("--seconds", type=float, default=600.0, help="begin nothing after that long")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, on a CPU too: not a measurement")

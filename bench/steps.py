@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bench import ceilings, step_floor, step_model
+from bench import step_model
+from bench.floor import floor_of
 from bench.shapes import SHAPES, model_config
-from bench.step_floor import Rates
-from bench.step_model import BACKENDS, Model, Rows, Size
+from bench.step_model import BACKENDS, Model, Rates, Rows, Size
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device import prepare_jax
 from jbatch.plan import (
@@ -69,10 +69,11 @@ class Case(NamedTuple):
 
     def floor(self, config: ModelConfig, calls: int, rates: Rates) -> float:
         """Seconds; a decode step's context grows by one token in each of the calls."""
-        if self.kind == "prefill":
-            return step_floor.prefill_floor(config, [self.length] * self.number, rates)
-        kv_tokens = round(self.number * (self.length + calls / 2))
-        return step_floor.decode_floor(config, self.number, kv_tokens, rates)
+        number, length, least = self.number, self.length, floor_of(config, *rates)
+        if self.kind == "decode":
+            return least.decode_s(number, round(number * (length + calls / 2)))
+        pairs = number * length * (length + 1) // 2
+        return least.prefill_s(number * length, number, number * length, pairs)
 
 
 def _fill(fields: PrefillInput, case: Case, vocab_size: int) -> None:
@@ -187,7 +188,7 @@ def main() -> int:
     args = parser.parse_args()
     begin = time.monotonic()
     prepare_jax(EngineConfig())
-    rates = ceilings.read_or_measure(args.ceilings, args.tiny)
+    rates = step_model.rates(args.ceilings, args.tiny)
     rows = Rows(args.json, {"kind": f"{args.kind}-steps", "tiny": args.tiny, "rates": rates._asdict()})
     run = Run(rates, 2 if args.tiny else ROUNDS, rows)
     todo = plan(args.kind, args.tiny)
