@@ -167,8 +167,8 @@ LATENCY_CAPTION = "Share of the requests that waited at most so long."
 TOKENS_CAPTION = "Output tokens over time. Where a line flattens, the batch has emptied."
 PAGES_CAPTION = "Pages of the KV cache in use over time."
 FLOOR_CAPTION = (
-    "Each step's time on the device over the least that its useful work can take at the rates measured in the "
-    "same run: weights and cache over the read bandwidth, or products over the rate of matrix products."
+    "Each step's time on the device over the least that its useful work can take, at the rates measured in "
+    "the same run: weights and cache over the read bandwidth, or products over the rate of matrix products."
 )
 SWEEP_CAPTION = "Each arm at several batch sizes; a ring is its best."
 

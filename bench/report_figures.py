@@ -13,6 +13,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 P, R = ParamSpec("P"), TypeVar("R")
 WIDTH = 7.2  # inches; text stays legible where a phone shows the picture at half its size
@@ -96,6 +97,13 @@ def new_figure(height: float, rows: int = 1, **options: Any) -> tuple[Figure, An
     return figure, figure.subplots(rows, 1, squeeze=False, **options)[:, 0]
 
 
+def logarithmic(axis: Any) -> None:
+    """Of an x or y axis: ticks at 1, 2, 5 of each power of ten, written out."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+    axis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 @styled
 def throughput(arms: Sequence[Arm]) -> Figure:
     """Bars of output tokens per second, a dot for each repeat."""
@@ -106,10 +114,10 @@ def throughput(arms: Sequence[Arm]) -> Figure:
         value, repeats = arm.figures["output_throughput"], arm.figures["repeats"]
         axis.barh(place, value, color=colour[arm.name], alpha=0.85, height=0.62)
         axis.plot(repeats, [place] * len(repeats), "o", color="white", markeredgecolor="black", markersize=4)
-        text = f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
+        text = f"median {value:,.0f}" if value >= 10 else f"median {value:.2f}"
         axis.annotate(text, (max(value, *repeats, 0), place), (7, 0), textcoords="offset points", va="center")
     axis.set_yticks(range(len(arms)), [arm.name for arm in reversed(arms)])
-    axis.set_xlim(0, 1.14 * most)
+    axis.set_xlim(0, 1.2 * most)
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("output tokens/s (bar: the median repeat; dots: each repeat)")
     return figure
@@ -128,11 +136,18 @@ def latencies(arms: Sequence[Arm]) -> Figure:
     for axis, index, (title, unit) in zip(axes, range(3), titles, strict=True):
         for arm in arms:
             values = np.sort(request_latencies(arm)[index]) * (1e3 if unit == "ms" else 1)
-            share = 100 * np.arange(1, len(values) + 1) / max(1, len(values))
-            axis.step(values, share, where="post", color=colour[arm.name], linewidth=1.8, label=arm.name)
+            share = 100 * np.arange(len(values) + 1) / max(1, len(values))
+            axis.step(
+                [*values[:1], *values],
+                share,
+                where="post",
+                color=colour[arm.name],
+                linewidth=1.8,
+                label=arm.name,
+            )
         axis.set_title(title)
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        logarithmic(axis.xaxis)
         axis.set_ylim(0, 102)
         axis.set_xlabel(f"{unit}, logarithmic")
         axis.set_ylabel("requests, %")
@@ -218,11 +233,11 @@ def step_times(arms: Sequence[Arm]) -> Figure | None:
         if seen:
             ends = [0.7 * min(seen), 1.4 * max(seen)]
             axis.plot(ends, ends, color="black", linewidth=1)
-            axis.annotate("the floor", (ends[0], ends[0]), (12, 4), textcoords="offset points")
+            axis.annotate("the floor", (ends[1], ends[1]), (-24, -9), textcoords="offset points", ha="right")
             axis.set_xscale("log")
             axis.set_yscale("log")
-            for side in (axis.xaxis, axis.yaxis):
-                side.set_major_formatter(lambda value, _: f"{value:g}")
+            logarithmic(axis.xaxis)
+            logarithmic(axis.yaxis)
         axis.set_title(f"{kind} steps")
         axis.set_xlabel("floor of the step's useful work, ms")
         axis.set_ylabel("measured, ms")

@@ -24,7 +24,7 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border: 1
 .scroll { overflow-x: auto; margin: .75rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: right; white-space: nowrap; }
-th { font-weight: 600; vertical-align: bottom; } tbody th, th:first-child, td.text { text-align: left; }
+th { font-weight: 600; vertical-align: bottom; } tbody th, th:first-child, .text { text-align: left; }
 td.text { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
 pre { overflow-x: auto; background: var(--card); padding: .75rem; font-size: .8rem; border-radius: 6px; }
 details { margin: .75rem 0; } summary { cursor: pointer; } nav ul { padding-left: 1.2rem; }
@@ -93,22 +93,31 @@ def figure(picture: Picture) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table that scrolls where it is wider than the screen; the first column is a heading."""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    body = "\n".join(f"<tr>{_first(row)}{''.join(map(_cell, row[1:]))}</tr>" for row in rows)
+    """A table that scrolls where it is wider than the screen; the first column is a heading, and columns of
+    text are ranged left."""
+    kept = [list(row) for row in rows]
+    text = [any(_is_text(row[index]) for row in kept) for index in range(len(header))]
+    head = "".join(
+        f'<th scope="col"{_class(left)}>{escape(cell)}</th>' for cell, left in zip(header, text, strict=True)
+    )
+    body = "\n".join(f"<tr>{_cells(row, text)}</tr>" for row in kept)
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
     )
 
 
-def _first(row: Sequence[Any]) -> str:
-    return f'<th scope="row">{escape(row[0])}</th>'
+def _cells(row: Sequence[Any], text: Sequence[bool]) -> str:
+    first = f'<th scope="row">{escape(row[0])}</th>'
+    others = zip(row[1:], text[1:], strict=True)
+    return first + "".join(f"<td{_class(left)}>{escape(number(value))}</td>" for value, left in others)
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, str) and not value[:1].isdigit() and len(value) > 12:
-        return f'<td class="text">{escape(value)}</td>'
-    return f"<td>{escape(number(value))}</td>"
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) > 12 and not value[0].isdigit()
+
+
+def _class(is_text: bool) -> str:
+    return ' class="text"' if is_text else ""
 
 
 def number(value: Any) -> str:

@@ -95,7 +95,7 @@ def _draw_steps(rows: Sequence[Mapping[str, Any]], kind: str) -> Figure:
         context = f", {mine[0]['length']:,} tokens of context each" if kind == "decode" else ""
         axis.set_title(f"{model}{context}")
         axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         axis.set_ylim(0, 105)
         axis.axhline(100, color="black", linewidth=1)
         axis.set_xlabel("sequences" if kind == "decode" else "tokens of the step")
