@@ -87,6 +87,13 @@ PARTS = (
         result="idle-share.json",
     ),
     Part(
+        "ladder",
+        ("-m", "bench.suite_ladder", "--out", "OUT", "--steps", "OUT/decode-steps.json", "--seconds", "60"),
+        95,
+        ("--tiny",),
+        result="batching-mixed_length.json",
+    ),
+    Part(
         "row-bits",
         ("-m", "bench.row_bits", "--json", "OUT/row-bits.json"),
         30,

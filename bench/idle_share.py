@@ -16,45 +16,56 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bench.shapes import model_dir
 from bench.step_model import BACKENDS, Rows, add_arguments
+from bench.subject import find_model
+from bench.suite_models import TINY_OPTIONS
 from jbatch import LLM, SamplingParams
+from jbatch.config import EngineConfig
 from jbatch.engine import Engine
 from jbatch.errors import ConfigError
 from jbatch.plan import StepPlan, pack
 
-PAGE_SIZE = 64
 ROUNDS = 3
+SLOTS, PROMPT_LEN, MAX_MODEL_LEN = 64, 128, 512
+OPTIONS: dict[str, Any] = {
+    "max_num_seqs": SLOTS,
+    "decode_buckets": (SLOTS,),
+    "max_num_batched_tokens": SLOTS * PROMPT_LEN,  # all prompts in one step, so that all lengths are equal
+    "token_buckets": (SLOTS * PROMPT_LEN,),
+    "max_model_len": MAX_MODEL_LEN,
+    "num_pages": 1 + SLOTS * (MAX_MODEL_LEN // EngineConfig.page_size),
+    "show_progress": False,
+}
 
 
 class Case(NamedTuple):
-    """How many sequences, of how many prompt tokens; steps are timed from the first page's end on."""
+    """So many sequences as the options have slots; all prompts fit one step."""
 
     model: str
-    slots: int
+    options: dict[str, Any]
     prompt_len: int
     steps: int
 
+    @property
+    def slots(self) -> int:
+        return self.options["max_num_seqs"]
 
-FULL = (Case("llama3.2-1b", 64, 128, 192), Case("llama3-8b", 64, 128, 192))
-TINY = (Case("demo", 4, 16, 64),)
+
+FULL = (Case("llama3.2-1b", OPTIONS, PROMPT_LEN, 192), Case("llama3-8b", OPTIONS, PROMPT_LEN, 192))
+TINY = (Case("demo", TINY_OPTIONS, 16, 64),)
 
 
 def measure(case: Case, backend: str) -> dict[str, Any]:
     """A row's figures, for one attention backend."""
-    tokens = case.slots * case.prompt_len  # all prompts in one step, so that all lengths are equal
-    longest = case.prompt_len + PAGE_SIZE * (3 + case.steps // PAGE_SIZE)
-    options: dict[str, Any] = dict(max_num_seqs=case.slots, decode_buckets=(case.slots,))
-    options |= dict(max_num_batched_tokens=tokens, token_buckets=(tokens,), max_model_len=longest)
-    options |= dict(page_size=PAGE_SIZE, num_pages=1 + case.slots * -(-longest // PAGE_SIZE))
-    options |= dict(attention_backend=backend, load_format="dummy", show_progress=False)
-    with LLM(model_dir(case.model), **options) as llm:
-        params = SamplingParams(temperature=0.0, max_tokens=longest - case.prompt_len, ignore_eos=True)
+    path, options = find_model(case.model)
+    with LLM(path, **options | case.options, attention_backend=backend) as llm:
+        page_size, max_tokens = llm.config.page_size, llm.max_model_len - case.prompt_len
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
         for row in range(case.slots):
             llm.engine.add_request(str(row), [3 + (row + i) % 90 for i in range(case.prompt_len)], params)
         step_s, device_s = _engine_steps(llm.engine, case.steps)
         plan = _at_page_begin(llm.engine)
-        same_s = statistics.median(_same_step(llm, plan, PAGE_SIZE // (2 * ROUNDS)) for _ in range(ROUNDS))
+        same_s = statistics.median(_same_step(llm, plan, page_size // (2 * ROUNDS)) for _ in range(ROUNDS))
         return {
             "status": "ok",
             "ms": 1e3 * step_s,
@@ -92,7 +103,7 @@ def _at_page_begin(engine: Engine) -> StepPlan:
 
 def _same_step(llm: LLM, plan: StepPlan, calls: int) -> float:
     """Seconds per step of one step again and again; `calls` more tokens must fit the sequences' pages."""
-    step = pack(plan, llm.runner.shape.num_rows, PAGE_SIZE)
+    step = pack(plan, llm.runner.shape.num_rows, llm.config.page_size)
     llm.runner.collect(llm.runner.submit(step))
     begin = time.perf_counter()
     for _ in range(calls):
