@@ -190,7 +190,7 @@ OPENAI_ERRORS = [
     (chat(prompt="x"), "prompt='x': a chat body has no option 'prompt'; did you mean"),
     (chat(messages=[]), "messages=[]: must have at least 1 item"),
     (chat(messages={}), "messages={}: must be a list"),
-    (chat(messages=["x"]), "messages[0]='x': must be a "),
+    (chat(messages=["x"]), "messages[0]='x': must be a dictionary"),
     (chat(messages=[*USER, {}]), "messages[1].role=None: must be given"),
     (
         chat(messages=[{"role": "robot", "content": ""}]),
