@@ -177,6 +177,8 @@ ERRORS = {
     b'{"prompt": "x", "logit_bias": {"1.0": 1}}': (
         "logit_bias='1.0': a key must be a token id"
     ),
+    b'{"prompt": "x", "logit_bias": {"01": 1}}': "logit_bias='01': a key must be a token id",
+    b'{"prompt": "x", "logit_bias": {"%s": 1}}' % (b"9" * 5000): "logit_bias='9999999999",
     b'{"prompt": "x", "logit_bias": {"5": "1"}}': "logit_bias='1': must be a number",
 }  # fmt: skip
 OPENAI_ERRORS = [
