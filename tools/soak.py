@@ -21,10 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a checkout
 
-from jbatch import cli, job_cli  # noqa: E402
-from tests.helpers import fake_job  # noqa: E402
-from tests.helpers.fake_job import BOUNDARIES, Faults  # noqa: E402
-from weights.demo import tasks  # noqa: E402
+from jbatch import cli, job_cli
+from tests.helpers import fake_job
+from tests.helpers.fake_job import BOUNDARIES, Faults
+from weights.demo import tasks
 
 DEMO = Path(tasks.__file__).parent
 NUM_LINES = 120  # of a job that is killed
@@ -123,7 +123,7 @@ def demo(num_requests: int) -> None:
         sampler = Sampler(output, num_requests)
         engines = watch_engines()
         sampler.start()
-        options = ["--max-num-seqs", "16", "--max-model-len", "64", "--page-size", "16", "--num-pages", "24"]
+        options = ["--max-num-seqs", "16", "--max-model-len", "64", "--page-size", "16", "--num-pages", "13"]
         options += ["--max-num-batched-tokens", "128", "--device", "cpu"]
         try:
             cli.main(["generate", str(DEMO), "-i", str(source), "-o", str(output), *options])
