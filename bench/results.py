@@ -54,7 +54,8 @@ class StepRow(NamedTuple):
     wasted: int
     recomputed: int
     kv_tokens: int  # tokens in the cache, of all sequences that hold pages, this step's included
-    rows: list[list[int]]  # [row, request's index in the workload, 0 or 1: it had ended and is held]
+    rows: list[list[int]]  # [row, request's index in the workload, 0 or 1: it had ended and is held]; of the
+    # first 1000 steps, then empty
 
 
 class RequestRow(NamedTuple):
