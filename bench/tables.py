@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -148,7 +147,7 @@ def print_gains(out: Console, every: Sequence[Results]) -> None:
         out.print(_table(headings, [_over_static(*item) for item in named.items()]))
         for field in ("decode_steps", "slot_steps"):
             rows = [
-                (name, *(f"{found.get(f'{field} {base} / continuous', math.nan):.2f}" for base in STATIC))
+                (name, *(_beside(found.get(f"{field} {base} / continuous"), None) for base in STATIC))
                 for name, found in named.items()
             ]
             out.print(_table((f"{field.replace('_', ' ')}, counted", *STATIC), rows))
