@@ -28,15 +28,15 @@ def gather_decode(block_tables: Int[Tensor, "slots pages_per_seq"], kv_lens: Int
         tables = block_tables.long()
         if not q.is_cuda:  # a captured graph cannot know the lengths
             tables = tables[:, : max(1, -(-int(kv_lens.max()) // page_size))]
-        pages = kv_pages[tables]  # [slots, pages, 2, kv_heads, page_size, head_dim]
+        pages = kv_pages[tables].float()  # [slots, pages, 2, kv_heads, page_size, head_dim]
         keys, values = pages.permute(2, 0, 3, 1, 4, 5).reshape(2, slots, kv_heads, -1, head_dim)
         live = torch.arange(keys.shape[2], device=q.device) < kv_lens[:, None]
         values = torch.where(live[:, None, :, None], values, 0)  # 0 x NaN of an earlier owner is NaN
-        grouped = q.view(slots, kv_heads, num_heads // kv_heads, head_dim)
-        scores = (grouped @ keys.transpose(-1, -2)).float() * head_dim**-0.5
+        grouped = q.float().view(slots, kv_heads, num_heads // kv_heads, head_dim)
+        scores = grouped @ keys.transpose(-1, -2) * head_dim**-0.5
         weights = scores.masked_fill(~live[:, None, None], -torch.inf).softmax(dim=-1)
-        weights = torch.where((kv_lens > 0)[:, None, None, None], weights, 0).to(values.dtype)
-        return (weights @ values).reshape(q.shape)
+        weights = torch.where((kv_lens > 0)[:, None, None, None], weights, 0)
+        return (weights @ values).reshape(q.shape).to(q.dtype)
 
     return attend
 
