@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bench import arrivals, lengths
+from bench.options import WorkloadOptions
 from bench.trace import read_trace
 from jbatch.errors import ConfigError, JBatchError, check_option_names
 
@@ -64,45 +65,10 @@ class Workload(NamedTuple):
         """Tokens, prompt and output, of the longest request."""
         return max(len(item.prompt_token_ids) + item.output_len for item in self.items)
 
-    def arriving(self, times: np.ndarray) -> Workload:
+    def arriving(self, times: Iterable[float]) -> Workload:
         """The same requests at other times."""
         items = tuple(item._replace(arrival=float(t)) for item, t in zip(self.items, times, strict=True))
         return self._replace(items=items)
-
-
-@dataclasses.dataclass(frozen=True)
-class WorkloadOptions:
-    """What may be said of a workload beyond its name; lengths are in tokens.
-
-    Raises:
-      ConfigError: naming the field, its value and the limit.
-    """
-
-    input_len: int = 128  # random; of a prefix workload, behind the prefix
-    output_len: int = 128  # random, prefix
-    random_range_ratio: float = 0.0  # random, prefix: uniform in [len (1 - ratio), len (1 + ratio)]
-    prefix_len: int = 64  # prefix
-    num_prefixes: int = 4  # prefix
-    dataset_path: str | Path | None = None  # trace: the file
-    length_scale: float = 1.0  # all lengths are multiplied by it, and are 1 at least
-    time_scale: float = 1.0  # all arrival times are multiplied by it
-    request_rate: float = math.inf  # requests per second; inf: all at once, but for a trace and bursts
-    burstiness: float = 1.0  # gamma's shape, of the times between arrivals; 1: Poisson, less: burstier
-    burst_size: int = 128  # bursty_traffic: requests that arrive at once
-    closed: bool = False  # all arrive at time 0, whatever the workload says
-
-    def __post_init__(self) -> None:
-        for name in ("input_len", "output_len", "prefix_len", "num_prefixes", "burst_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**24:
-                raise ConfigError(name, value, f"must be an integer from 1 to {2**24}")
-        for name in ("length_scale", "time_scale", "burstiness", "request_rate"):
-            value = getattr(self, name)
-            endless = name == "request_rate" and value == math.inf
-            if not endless and not (isinstance(value, (int, float)) and 0 < value < 1e12):
-                raise ConfigError(name, value, "must be a number above 0")
-        if not 0 <= self.random_range_ratio < 1:
-            raise ConfigError("random_range_ratio", self.random_range_ratio, "must be at least 0, below 1")
 
 
 def make_workload(
