@@ -70,6 +70,8 @@ class TorchRunner:
     Args:
       params: jbatch's parameters by name, on the device to run on; see `model.from_jax`.
       buckets: those that will be submitted: on a GPU, decode buckets are captured now.
+      beside: a runner of the same model and sizes, whose weights and cache to use; only one of the two may be
+        at work at a time.
 
     Raises:
       ConfigError: for a kernel that cannot run here, saying why.
@@ -82,6 +84,7 @@ class TorchRunner:
         shape: Shape,
         buckets: Iterable[Bucket],
         options: Options = Options(),  # noqa: B008, immutable
+        beside: TorchRunner | None = None,
     ):
         from jbatch.rotary import frequencies
 
@@ -91,8 +94,8 @@ class TorchRunner:
         self.compiled = self.device.type == "cuda" if options.compile is None else options.compile
         self._functions = _functions(decode_attention, self.compiled)
         inv_freq = torch.from_numpy(frequencies(config.rope, config.head_dim))
-        self._llama: model.Llama | None = model.build(config, params, inv_freq)
-        self._state: step.State | None = _zeros(config, shape, self.device)
+        self._llama: model.Llama | None = beside._llama if beside else model.build(config, params, inv_freq)
+        self._state: step.State | None = beside._state if beside else _zeros(config, shape, self.device)
         self._graphs: dict[tuple[Bucket, bool], _Graph] = {}
         self._buckets = frozenset(buckets)
         if self.device.type == "cuda" and options.warm_up:
