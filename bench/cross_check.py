@@ -58,8 +58,9 @@ def cross_check(
             equal, compared = equal + 1, compared + len(got)
             continue
         context = [*prompt, *expected[:place]]
-        found = max(gap(context, expected[place]), gap(context, got[place]))
-        if not found <= tolerance:  # or NaN
+        gaps = [gap(context, token) for token in (expected[place], got[place])]
+        found = max(gaps)
+        if not all(one <= tolerance for one in gaps):  # or NaN
             raise Disagreement(
                 f"request {number}, token {place}: {got[place]}, and the reference has {expected[place]}: "
                 f"their logits are up to {found:.3g} below the best, and a near-tie is at most {tolerance:g}"
