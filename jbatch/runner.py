@@ -68,6 +68,11 @@ class Runner:
         self._compiled_before = compile_counter().count
 
     @property
+    def params(self) -> dict[str, jax.Array]:
+        """The parameters by name, on the device; empty after `close`."""
+        return dict(zip(abstract_params(self.config), self._params, strict=False))
+
+    @property
     def num_programs(self) -> int:
         return len(self._programs)
 
