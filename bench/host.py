@@ -221,7 +221,7 @@ def time_dispatch(num_layers: int, slots: int, calls: int) -> dict[str, Any]:
 
 def print_table(result: dict[str, Any]) -> None:
     """The result, for people."""
-    columns = (
+    columns: tuple[str, ...] = (
         "running",
         "schedule_us",
         "pack_us",
