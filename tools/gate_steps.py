@@ -61,6 +61,7 @@ def cases(target: str, jax_version: tuple[int, ...]) -> list[Case]:
     found = [
         Case("llama3-8b", "decode", 64, greedy, best, num_layers=32, layer_kernels=True),
         Case("llama3-8b", "decode", 64, filtered, best),
+        Case("llama3-8b", "decode", 64, Sampler.EXTENDED, best),
         Case("llama3-8b", "decode", 256, greedy, best),
         Case("llama3-8b", "prefill", 2048, filtered, best),
         Case("llama2-7b", "decode", 64, greedy, best, num_layers=32),
