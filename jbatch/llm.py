@@ -13,11 +13,12 @@ import jax
 
 import weights
 from jbatch.attention import choose_attention
+from jbatch.chat import ChatEncoder, Conversation, list_conversations
 from jbatch.config import EngineConfig, ModelConfig, ModeName, PolicyName
 from jbatch.config_json import load_bos_token_id, load_config, load_eos_token_ids
 from jbatch.device import choose_num_pages, find_device, prepare_jax
 from jbatch.engine import Engine
-from jbatch.errors import ConfigError, check_option_names
+from jbatch.errors import ConfigError, RequestError, check_option_names
 from jbatch.model import abstract_params
 from jbatch.outputs import RequestOutput
 from jbatch.plan import Bucket, decode_bucket, prefill_bucket
@@ -55,7 +56,9 @@ class LLM:
         self.model_config = _model_config(model_dir, self.config.dtype)
         self.max_model_len = self.config.max_model_len or self.model_config.context_len
         _check_context(self.model_config, self.max_model_len)
-        self._tokenizer = load_tokenizer(tokenizer or model_dir, load_bos_token_id(model_dir))
+        tokenizer_dir = Path(tokenizer or model_dir)
+        self._tokenizer = load_tokenizer(tokenizer_dir, load_bos_token_id(model_dir))
+        self._chat = ChatEncoder(tokenizer_dir, self._tokenizer)
         prepare_jax(self.config)
         self.runner = _runner(self.config, self.model_config, self.max_model_len, model_dir)
         self._eos_token_ids = _eos_token_ids(model_dir, self._tokenizer)
@@ -98,6 +101,42 @@ class LLM:
                 self.engine.abort(one.request_id)
             raise
         return [outputs[one.request_id] for one in asked]
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer conversations, each a list of messages, with the model's chat template.
+
+        As `generate`: one that the template refuses ends with its error, and the others go on. `prompt` of an
+        output is the rendered text.
+
+        Args:
+          messages: one conversation, or a list of them. A message has a role (system, user or assistant) and
+            a content: text, or a list of text parts. Tools are not supported.
+
+        Raises:
+          ConfigError: where transformers or jinja2 is not installed.
+        """
+        rendered = [self._chat.encode_or_error(one) for one in list_conversations(messages)]
+        prompts: list[Any] = [
+            one if isinstance(one, RequestError) else list(one.token_ids) for one in rendered
+        ]
+        outputs = self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return [
+            output if isinstance(one, RequestError) else dataclasses.replace(output, prompt=one.text)
+            for one, output in zip(rendered, outputs, strict=True)
+        ]
+
+    def chat_token_ids(self, messages: Conversation) -> tuple[int, ...]:
+        """The prompt of one conversation: at most one BOS, all messages, the beginning of the answer.
+
+        Raises RequestError for messages that are refused, and for a model without chat template.
+        """
+        return self._chat.encode(messages).token_ids
 
     def stream(
         self,
@@ -192,6 +231,7 @@ class LLM:
     def close(self) -> None:
         """Free the device's memory. The LLM cannot be used afterwards."""
         self.runner.close()
+        self._chat.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -34,10 +34,10 @@ class Tokenizer:
         """Ids that it may produce, added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids. Raises RequestError for text that is no valid Unicode."""
         try:
-            ids = self._tokenizer.encode(text).ids
+            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate
             raise RequestError("prompt", text, "must be text without lone surrogates") from error
         if len(ids) > 1 and ids[0] == ids[1] == self.bos_token_id:
@@ -172,21 +172,19 @@ def load_tokenizer(model_dir: str | Path, bos_token_id: int | None = None) -> To
         raise ConfigError(FILE_NAME, str(path), f"cannot be read: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    special = _special_tokens(Path(model_dir) / "tokenizer_config.json")
-    bos, eos = (tokenizer.token_to_id(special[name] or "") for name in _SPECIAL)
+    special = load_special_tokens(model_dir)
+    bos, eos = (tokenizer.token_to_id(special.get(name, "")) for name in ("bos_token", "eos_token"))
     return Tokenizer(tokenizer, bos_token_id if bos is None else bos, eos)
 
 
-_SPECIAL = ("bos_token", "eos_token")
-
-
-def _special_tokens(path: Path) -> dict[str, str | None]:
+def load_special_tokens(model_dir: str | Path) -> dict[str, str]:
+    """The texts of bos_token, eos_token and the like that tokenizer_config.json names, if there is any."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        texts = {name: raw.get(name) for name in _SPECIAL}
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return dict.fromkeys(_SPECIAL)  # optional: config.json and generation_config.json name the ids too
-    for name, text in texts.items():
+        raw = json.loads((Path(model_dir) / "tokenizer_config.json").read_text(encoding="utf-8"))
+        named = {name: raw[name] for name in raw if name.endswith("_token")}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}  # optional: config.json and generation_config.json name the ids too
+    for name, text in named.items():
         if isinstance(text, dict):  # an AddedToken, written out
-            texts[name] = text.get("content")
-    return {name: text if isinstance(text, str) else None for name, text in texts.items()}
+            named[name] = text.get("content")
+    return {name: text for name, text in named.items() if isinstance(text, str)}

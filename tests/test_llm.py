@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jbatch import LLM, SamplingParams
+from jbatch.chat import ChatTemplate, check_messages
 from jbatch.engine import Engine
 from jbatch.errors import ConfigError, JBatchError, RequestError
 from jbatch.policy import MODES
@@ -198,6 +199,32 @@ def test_an_async_stream(llm):
         return [(d.prompt_idx, d.text, d.token_ids) async for d in llm.astream([[5, 6], [7]], GREEDY)]
 
     assert asyncio.run(asyncio.wait_for(read(), 120)) == expected and not llm.engine.has_unfinished
+
+
+# Chat.
+
+QUESTION = [{"role": "user", "content": "05.06."}]
+
+
+def test_a_model_without_a_chat_template(llm):
+    (output,) = llm.chat(QUESTION, GREEDY)
+    assert output.outputs[0].finish_reason == "error" and "no chat template" in output.error
+    with pytest.raises(RequestError, match="no chat template"):
+        llm.chat_token_ids(QUESTION)
+
+
+def test_chat_is_generate_on_the_rendered_text(llm, monkeypatch):
+    def render(self, messages):
+        return "01." + "".join(message["content"] for message in check_messages(messages))
+
+    monkeypatch.setattr(llm._chat, "_template", ChatTemplate("", {}))
+    monkeypatch.setattr(ChatTemplate, "render", render)
+    (expected,) = llm.generate([[1, 5, 6]], GREEDY)
+    outputs = llm.chat([QUESTION, [{"role": "user", "content": 5}], QUESTION], [GREEDY] * 3)
+    assert [output.prompt for output in outputs] == ["01.05.06.", None, "01.05.06."]
+    assert outputs[0].outputs == outputs[2].outputs == expected.outputs
+    assert "messages[0].content=5" in outputs[1].error
+    assert llm.chat(QUESTION, GREEDY)[0].prompt_token_ids == [1, 5, 6] == list(llm.chat_token_ids(QUESTION))
 
 
 # Engines.
