@@ -1,4 +1,4 @@
-"""The command line: generate, demo, doctor, convert."""
+"""The command line: generate, demo, doctor, convert, bench."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.cli import app as bench_app
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError, JBatchError
 from jbatch.job_options import JOB_HELP, JobOptions
@@ -29,6 +30,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # tables of flags do not fit 80 columns
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(bench_app, name="bench")
 
 ModelDir = Annotated[Path, typer.Argument(help="A Hugging Face model directory, or a converted one.")]
 

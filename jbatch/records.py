@@ -36,7 +36,7 @@ def result_record(line: RequestLine, custom_id: str, output: RequestOutput) -> d
         "id": f"{prefix}-{key}",
         "object": name,
         "created": 0,
-        "model": line.model,
+        "model": line.model or "",
         "choices": choices,
         "usage": _usage(output),
     }
@@ -144,30 +144,34 @@ def _chat_choice(one: CompletionOutput, params: SamplingParams) -> dict[str, Any
 def _completions_logprobs(
     token_ids: Sequence[int], positions: Sequence[Mapping[int, Logprob]]
 ) -> dict[str, Any]:
-    """OpenAI's lists, one entry per token; of tokens with the same text the likeliest is named."""
+    """OpenAI's lists, one entry per token."""
     chosen = [tokens[token_id] for token_id, tokens in zip(token_ids, positions, strict=True)]
     texts = [_text(token_id, one) for token_id, one in zip(token_ids, chosen, strict=True)]
     ends = list(itertools.accumulate(map(len, texts), initial=0))
     return {
         "tokens": texts,
         "token_logprobs": [_finite(one.logprob) for one in chosen],
-        "top_logprobs": [
-            {
-                _text(token_id, one): _finite(one.logprob)
-                for token_id, one in reversed(_likeliest_first(tokens))
-            }
-            for tokens in positions
-        ],
+        "top_logprobs": [_by_text(tokens) for tokens in positions],
         "text_offset": ends[:-1],
     }
 
 
+def _by_text(tokens: Mapping[int, Logprob]) -> dict[str, float]:
+    """Of tokens with the same text, the likeliest."""
+    found: dict[str, float] = {}
+    for token_id, one in _likeliest_first(tokens):
+        found.setdefault(_text(token_id, one), _finite(one.logprob))
+    return found
+
+
 def _chat_logprobs(token_id: int, tokens: Mapping[int, Logprob], params: SamplingParams) -> dict[str, Any]:
-    """OpenAI's object for one token; its alternatives are those that were asked for."""
+    """OpenAI's object for one token. Its alternatives are those that were asked for: the token itself is one
+    only where it is among them."""
+    asked = set(params.logprob_token_ids or ())
     top = [
         _chat_token(other, one)
         for other, one in _likeliest_first(tokens)
-        if one.rank <= (params.logprobs or 0) or other in (params.logprob_token_ids or ())
+        if other in asked or (one.rank is not None and one.rank <= (params.logprobs or 0))
     ]
     return {**_chat_token(token_id, tokens[token_id]), "top_logprobs": top}
 
@@ -179,7 +183,7 @@ def _chat_token(token_id: int, one: Logprob) -> dict[str, Any]:
 
 
 def _likeliest_first(tokens: Mapping[int, Logprob]) -> list[tuple[int, Logprob]]:
-    return sorted(tokens.items(), key=lambda item: (item[1].rank, item[0]))
+    return sorted(tokens.items(), key=lambda item: (-item[1].logprob, item[0]))
 
 
 def _text(token_id: int, one: Logprob) -> str:

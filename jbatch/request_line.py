@@ -170,25 +170,22 @@ class _Strict(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     called: ClassVar[str]  # in errors
+    elsewhere: ClassVar[frozenset[str]] = frozenset()  # fields that belong in its body
 
     @model_validator(mode="before")
     @classmethod
     def _known(cls, data: Any) -> Any:
         if isinstance(data, dict) and not data.keys() <= cls.model_fields.keys():
-            unknown = next(name for name in data if name not in cls.model_fields)[:MAX_NAME_CHARS]
-            known = [name for name in cls.model_fields if name not in REFUSED]
-            try:
-                check_option_names([unknown], known, cls.called)
-            except TypeError as error:
-                context = {"field": unknown, "reason": str(error)}
-                raise PydanticCustomError("unknown_field", "{reason}", context) from None
+            unknown = next(name for name in data if name not in cls.model_fields)
+            reason = "belongs in body"
+            if unknown not in cls.elsewhere:
+                known = [name for name in cls.model_fields if name not in REFUSED]
+                try:
+                    check_option_names([unknown[:MAX_NAME_CHARS]], known, cls.called)
+                except TypeError as error:
+                    reason = str(error)
+            raise PydanticCustomError("unknown_field", "{reason}", {"field": unknown, "reason": reason})
         return data
-
-
-class TextPart(_Strict):
-    called = "a part of a content"
-    type: Literal["text"]
-    text: Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 
 
 def _kind(value: Any) -> str:
@@ -226,6 +223,14 @@ TextOrTokenIds = Annotated[
     Discriminator(_kind),
     BeforeValidator(_one_prompt),
 ]
+
+
+class TextPart(_Strict):
+    called = "a part of a content"
+    type: Literal["text"]
+    text: Text
+
+
 Content = Annotated[
     Annotated[Text, Tag("text")]
     | Annotated[list[TextPart], Field(fail_fast=True, max_length=MAX_MESSAGES), Tag("list")],
@@ -235,7 +240,7 @@ Content = Annotated[
 
 class Message(_Strict):
     called = "a message"
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "user", "assistant"]
     content: Content
     name: str | None = None
 
@@ -247,6 +252,7 @@ class Envelope(_Strict):
     """An OpenAI batch line."""
 
     called = "a batch line"
+    elsewhere = frozenset((*SAMPLING_FIELDS, *IGNORED, *REFUSED, "prompt", "messages"))
     custom_id: CustomId
     method: Literal["POST"]
     url: Literal["/v1/completions", "/v1/chat/completions"]
@@ -285,36 +291,43 @@ Chat = _fields_model(
 
 def _checked(model: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that are there and not null. Raises RequestError for the first that is wrong."""
+    given = {name: value for name, value in data.items() if value is not None}
     try:
-        checked = model.model_validate({name: value for name, value in data.items() if value is not None})
+        checked = model.model_validate(given)
     except ValidationError as error:
-        raise _request_error(data, error.errors(include_url=False)[0]) from None
+        raise _request_error(given, error.errors(include_url=False)[0]) from None
     return {name: getattr(checked, name) for name in checked.model_fields_set}
 
 
 def _request_error(data: Any, first: Any) -> RequestError:
     """pydantic's error in our words, with the path of the field and its value."""
-    path, value = [], data
+    path, value = "", data
     for key in first["loc"]:
         try:
             value = value[key]
         except (KeyError, IndexError, TypeError):  # a name of pydantic's own: the tag of a union
             continue
-        path.append(str(key))
-    reason = (
-        re.sub(r"^\w+ should ", "must ", first["msg"])
-        .replace("a valid integer", "an integer")
-        .replace("a valid", "a")
-    )
-    code, reason = "invalid_request", re.sub(r" after validation, not .*", "", reason)
+        path = _join(path, key)
+    code, reason = "invalid_request", _in_our_words(first["msg"])
     if first["type"] == "missing":
-        path, value, reason = [*path, str(first["loc"][-1])], None, "must be given"
+        path, value, reason = _join(path, first["loc"][-1]), None, "must be given"
     elif first["type"] == "unknown_field":
-        path, code = [*path, first["ctx"]["field"]], "unknown_field"
-        value = value.get(path[-1])
+        name, code = first["ctx"]["field"], "unknown_field"
+        path, value = _join(path, repr(name[:MAX_NAME_CHARS])[1:-1]), value[name]
     elif first["type"] == "unsupported_field":
         code = "unsupported_field"
-    return RequestError(".".join(path), value, reason, code=code)
+    return RequestError(path, value, reason, code=code)
+
+
+def _join(path: str, key: str | int) -> str:
+    return f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}" if path else key
+
+
+def _in_our_words(message: str) -> str:
+    """What is "Input should be a valid string" there is "must be a string" here."""
+    words = re.sub(r"^\w+ should ", "must ", message)
+    words = re.sub(r" after validation, not .*| or instance of .*", "", words)
+    return words.replace("a valid integer", "an integer").replace("a valid ", "a ")
 
 
 # From a checked model to what the engine takes.

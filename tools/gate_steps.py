@@ -7,11 +7,11 @@ import re
 import time
 from typing import Any, NamedTuple
 
+from bench.shapes import SHAPES, model_config
 from jbatch.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.sampling_params import Sampler
 from tools import hlo
 from tools.gpu_target import Target, compiling, thunks
-from tools.shapes import SHAPES, model_config
 
 MB = 2**20
 MOVE_LIMIT = 8 * MB  # of a copy, transpose, gather, slice or conversion
