@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.arms import STATIC
-from bench.gains import BASELINES, CLAIMED_OVER_STATIC, CLAIMS, LEAST_BATCHES
+from bench.gains import BASELINES, CLAIMED_OVER_STATIC, CLAIMS, LEAST_BATCHES, worst_range
 from bench.ladder import ran
 from bench.results import ArmResult, Results
 
 WIDTH = 110
+TRUSTED_RANGE = 0.2  # of a gain's median
 OVER_UNBATCHED = ("static", "static-padded", "static-sorted", "continuous")
 
 
@@ -145,15 +145,28 @@ def print_gains(out: Console, every: Sequence[Results]) -> None:
         out.print("continuous over each static baseline (in brackets: claimed, for a static left undefined)")
         headings = ("tokens/s, scenario", *STATIC)
         out.print(_table(headings, [_over_static(*item) for item in named.items()]))
-        slots = [
-            (name, *(f"{found.get(f'slot_steps {base} / continuous', math.nan):.2f}" for base in STATIC))
-            for name, found in named.items()
-        ]
-        out.print(_table(("slot-steps, counted", *STATIC), slots))
+        for field in ("decode_steps", "slot_steps"):
+            rows = [
+                (name, *(_beside(found.get(f"{field} {base} / continuous"), None) for base in STATIC))
+                for name, found in named.items()
+            ]
+            out.print(_table((f"{field.replace('_', ' ')}, counted", *STATIC), rows))
+        _print_range(out, max(worst_range(r.arms) for r in every if "refused" not in r.gains))
     for results in every:
         if "refused" in results.gains:
             out.print(f"{results.workload['name']}: no gain is named: {results.gains['refused']}")
     print_definitions(out, {name: arm for results in every for name, arm in results.arms.items()})
+
+
+def _print_range(out: Console, worst: float) -> None:
+    """Whether the timed gains mean something."""
+    doubt = ""
+    if worst > TRUSTED_RANGE:
+        doubt = ": too much for a timed gain to be trusted; what was counted stands"
+    out.print(
+        "Timed gains are medians over the repeats of the ratio within a repeat; between repeats they "
+        f"differed by up to {worst:.0%}{doubt}."
+    )
 
 
 def _over_unbatched(scenario: str, found: Mapping[str, Any]) -> tuple[str, ...]:

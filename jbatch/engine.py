@@ -22,7 +22,7 @@ from jbatch.request import Sequence as RunningSequence
 from jbatch.row_data import row_data
 from jbatch.sampling_params import MAX_STOP_IDS, Sampler, SamplingParams
 from jbatch.scheduler import Scheduler
-from jbatch.tokenizer import StopFinder, Tokenizer
+from jbatch.tokenizer import Detokenizer, Tokenizer
 
 
 class RunnerLike(Protocol):
@@ -43,6 +43,7 @@ class Progress(NamedTuple):
     request_id: str
     sample_idx: int  # 0 to n - 1
     token_ids: list[int]
+    completion: CompletionOutput | None = None  # where it has ended with these
 
 
 class EngineStep(NamedTuple):
@@ -59,7 +60,7 @@ class _Live:
     """A sample that has not ended, as the engine follows it."""
 
     sequence: RunningSequence
-    stop_finder: StopFinder | None
+    stop_finder: Detokenizer | None
     logprobs: LogprobList | None
     error: str | None = None  # its text cannot be made
     scheduled_ts: float | None = None
@@ -259,15 +260,15 @@ class Engine:
         progress = []
         for sequence, token_ids in sequences:
             live = self._live[sequence.seq_id]
-            progress.append(Progress(sequence.request.request_id, sequence.request.sample_idx, token_ids))
             if token_ids:
                 live.last_token_ts = begin
                 if live.first_token_ts is None:
                     live.first_token_ts = begin
             if live.stop_finder is not None:
                 self._find_stop(live, token_ids)
-            if sequence.finished:
-                self._finish(live)
+            completion = self._finish(live) if sequence.finished else None
+            request = sequence.request
+            progress.append(Progress(request.request_id, request.sample_idx, token_ids, completion))
         host_s = step.host_s + self._clock() - begin
         return dataclasses.replace(record, host_s=host_s, device_s=device_s), progress
 
@@ -286,7 +287,7 @@ class Engine:
             live.error = str(error)
             self.scheduler.finish(sequence, FinishReason.ERROR)
 
-    def _finish(self, live: _Live) -> None:
+    def _finish(self, live: _Live) -> CompletionOutput:
         try:
             text = self._text(live)
         except RequestError as error:  # this request's text alone
@@ -294,11 +295,13 @@ class Engine:
         request_id, seq_id = live.sequence.request.request_id, live.sequence.seq_id
         samples = self._requests[request_id]
         samples.live.remove(seq_id)
-        samples.ended.append(_output(live, text, self._clock(), self._decoder(live)))
+        output = _output(live, text, self._clock(), self._decoder(live))
+        samples.ended.append(output)
         del self._live[seq_id]
         if not samples.live:
             del self._requests[request_id]
             self._ended.append(merge_samples(samples.ended))
+        return output.outputs[0]
 
     def _decoder(self, live: _Live) -> Decode:
         return self._decode if live.sequence.request.params.detokenize else lambda token_id: None
@@ -350,12 +353,12 @@ class Engine:
             )
         return stop_ids
 
-    def _stop_finder(self, params: SamplingParams) -> StopFinder | None:
+    def _stop_finder(self, params: SamplingParams) -> Detokenizer | None:
         if not params.stop:
             return None
         if self.tokenizer is None:
             raise RequestError("stop", list(params.stop), "this model has no tokenizer: use stop_token_ids")
-        return self.tokenizer.stop_finder(params.stop, skip_special_tokens=params.skip_special_tokens)
+        return self.tokenizer.detokenizer(params.stop, skip_special_tokens=params.skip_special_tokens)
 
 
 def derive_seed(engine_seed: int, index: int) -> int:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli, throughput
+from bench import batching, cli, throughput
 from bench.arms import ARMS
 from bench.ladder import climb
 from bench.options import Setting
 from bench.workloads import make_workload
 from tests.helpers.command import run, write_model
-from tests.helpers.fake_subject import FakeSubject
+from tests.helpers.fake_subject import CountingRunner, FakeSubject
 
 ROOT = Path(__file__).parents[2]
 SIZES = ("--device", "cpu", "--max-num-seqs", "2", "--page-size", "16", "--max-num-batched-tokens", "128")
@@ -67,7 +67,7 @@ class Counting(FakeSubject):
 
     def __init__(self, model, max_model_len, options, measure_floor=True):
         super().__init__(max_num_seqs=options["max_num_seqs"], max_model_len=max_model_len)
-        self.about = {"model": model}
+        self.about = {"model": model, "max_num_seqs": self.max_num_seqs}
 
     def close(self):
         pass
@@ -122,6 +122,29 @@ def test_what_is_wrong_is_said_before_any_work(args, message, no_model, tmp_path
     (tmp_path / "here").mkdir()
     ended = run(capsys, "bench", *args.replace("EXISTS", str(tmp_path / "here")).split())
     assert ended.code == 2 and message in ended.err, ended.err
+
+
+def test_an_arm_that_fails_is_printed_and_gains_are_not(tmp_path, monkeypatch, capsys):
+    class Breaks(CountingRunner):
+        def submit(self, step):
+            raise RuntimeError("out of memory")
+
+    class Subject(Counting):
+        def new_engine(self, arm, max_num_seqs):
+            self.runner = Breaks if arm.name == "static-padded" else CountingRunner
+            return super().new_engine(arm, max_num_seqs)
+
+    monkeypatch.setattr(batching, "LLMSubject", Subject)
+    file = tmp_path / "x.json"
+    flags = ("--num-prompts", "16", "--length-scale", "0.05", "--max-num-seqs", "4", "--repeats", "1")
+    ended = run(capsys, "bench", "batching", *flags, "--sweep", "--output-json", file)
+    assert (ended.code, ended.err) == (0, "")
+    assert "static-padded: not run: repeat 1: RuntimeError: out of memory" in ended.out
+    assert "mixed_length: no gain is named: static-padded was not run" in ended.out
+    assert "gain over unbatched" not in ended.out and " *" in ended.out
+    found = json.loads(file.read_text())
+    assert [size for size, _ in found["sweep"]["continuous"]] == [2, 4]
+    assert found["sweep"]["static-padded"] == [] and found["arms"]["continuous"]["max_num_seqs"] in (2, 4)
 
 
 def test_two_datasets_do_not_go_into_one_file(no_model, tmp_path, capsys):

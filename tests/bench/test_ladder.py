@@ -196,6 +196,11 @@ def test_an_offered_load_rescales_arrivals_to_capacity():
     assert [item[:2] for item in scaled.items] == [item[:2] for item in workload.items]
 
 
+def test_a_load_needs_arrivals():
+    with pytest.raises(ConfigError, match=r"load=1.5: rescales arrivals, and these come all at once"):
+        offered_load(FakeSubject(), mixed(4), ARMS["continuous"], 1.5)
+
+
 def test_unknown_arms_are_refused():
     with pytest.raises(ConfigError, match="arms='dynamic': must be one of unbatched, static,"):
         choose_arms(["dynamic"])

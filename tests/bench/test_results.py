@@ -1,6 +1,5 @@
 """Results files: strict JSON, never overwritten, replaced as a whole."""
 
-import json
 import math
 
 import pytest
@@ -10,8 +9,7 @@ from bench.results import (
     RequestRow,
     Results,
     StepRow,
-    claim_dir,
-    claim_file,
+    claimed,
     describe,
     read,
     write,
@@ -41,8 +39,9 @@ def results(**arm):
 
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "sub" / "results.json"
-    claim_file(path)
-    write(path, results())
+    with claimed(path):
+        assert path.exists()
+        write(path, results())
     found = read(path)
     assert (found["schema"], found["kind"]) == (1, "batching")
     assert found["workload"]["hash"] == WORKLOAD.hash and found["workload"]["num_prompts"] == 2
@@ -71,12 +70,24 @@ def test_one_repeat_has_no_spread():
 
 def test_nothing_is_overwritten(tmp_path):
     path = tmp_path / "results.json"
-    claim_file(path)
-    with pytest.raises(ConfigError, match=r"results.json': exists; results are never overwritten"):
-        claim_file(path)
-    with pytest.raises(ConfigError, match="exists; results are never overwritten"):
-        claim_dir(tmp_path)
-    claim_dir(tmp_path / "new" / "folder")
+    path.write_text("{}")
+    message = "exists; results are never overwritten"
+    with pytest.raises(ConfigError, match=message), claimed(path):
+        pytest.fail("work was begun")
+    with pytest.raises(ConfigError, match=message), claimed(None, tmp_path):
+        pytest.fail("work was begun")
+    assert path.read_text() == "{}"
+
+
+def test_what_is_still_empty_after_an_error_is_removed(tmp_path):
+    with pytest.raises(RuntimeError), claimed(tmp_path / "a.json", tmp_path / "folder"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError), claimed(tmp_path / "a.json", tmp_path / "folder"):
+        write(tmp_path / "a.json", results())
+        write(tmp_path / "folder" / "b.json", results())
+        raise RuntimeError
+    assert read(tmp_path / "a.json") == read(tmp_path / "folder" / "b.json")
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"schema": 2, "arms": {}}', '{"schema": 1}'])
@@ -85,10 +96,3 @@ def test_other_files_are_refused(content, tmp_path):
     path.write_text(content)
     with pytest.raises(ConfigError, match=r"other.json': (cannot be read|is no results file of schema 1)"):
         read(path)
-
-
-def test_a_claimed_file_is_not_read_as_results(tmp_path):
-    claim_file(tmp_path / "empty.json")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read(tmp_path / "empty.json")
-    assert json.loads(json.dumps(describe(WORKLOAD)))["scales"]["length_scale"] == 0.1

@@ -82,4 +82,6 @@ def _step(kind, live, held, index):
     wasted = 0 if kind == "prefill" else len(held)
     padded = computed - useful - wasted
     t = (index + 1) * SECONDS
-    return [*StepRow(kind, 2, len(rows), 2, 0.8 * SECONDS, t, 0.002, computed, useful, padded, wasted, 0, 9, rows)]
+    return [
+        *StepRow(kind, 2, len(rows), 2, 0.8 * SECONDS, t, 0.002, computed, useful, padded, wasted, 0, 9, rows)
+    ]
