@@ -67,6 +67,15 @@ def _sanitizer(tool: str, limit_s: float) -> Part:
     return Part(f"sanitizer-{tool}", command + implementations, limit_s, None, tool=under, env=SANITIZER_ENV)
 
 
+def _torch(name: str, limit_s: float, *arms: str, tiny: bool) -> Part:
+    """Arms of `jbatch bench compare`."""
+    command = ("-m", "bench.suite_torch", "--json", f"OUT/compare-{name}.json")
+    command += ("--steps", "OUT/decode-steps.json", "--arms", *arms)
+    result = f"compare-{name}.json"
+    env = {"OMP_NUM_THREADS": "1"}  # PyTorch's host threads would wait for each other in a spin
+    return Part(f"torch-{name}", command, limit_s, ("--tiny",) if tiny else None, result=result, env=env)
+
+
 PARTS = (
     Part(
         "ceilings",
@@ -76,30 +85,32 @@ PARTS = (
         result="ceilings.json",
     ),
     _checks("mosaic", 50),
-    _kernels("kernels-decode", ("decode",), 75),
-    _steps("decode", 100),
-    _steps("prefill", 40),
+    _kernels("kernels-decode", ("decode",), 70),
+    _steps("decode", 90),
+    _steps("prefill", 35),
     Part(
         "idle-share",
-        ("-m", "bench.idle_share", "--json", "OUT/idle-share.json", "--seconds", "30"),
-        45,
+        ("-m", "bench.idle_share", "--json", "OUT/idle-share.json", "--seconds", "25"),
+        40,
         ("--tiny",),
         result="idle-share.json",
     ),
     Part(
         "ladder",
-        ("-m", "bench.suite_ladder", "--out", "OUT", "--steps", "OUT/decode-steps.json", "--seconds", "60"),
-        95,
+        ("-m", "bench.suite_ladder", "--out", "OUT", "--steps", "OUT/decode-steps.json", "--seconds", "55"),
+        85,
         ("--tiny",),
         result="batching-mixed_length.json",
     ),
+    _torch("paged", 55, "torch-paged", "torch-paged-mosaic", "replay", tiny=True),
     Part(
         "row-bits",
         ("-m", "bench.row_bits", "--json", "OUT/row-bits.json"),
-        30,
+        25,
         ("--tiny",),
         result="row-bits.json",
     ),
+    _torch("transformers", 90, "hf-continuous", "hf-generate", tiny=False),
     _kernels("kernels-prefill", ("prefill", "cache", "plan"), 60, "--resume"),
     _checks("triton", 40),
     Part(

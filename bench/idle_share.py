@@ -52,7 +52,7 @@ class Case(NamedTuple):
 
 
 FULL = (Case("llama3.2-1b", OPTIONS, PROMPT_LEN, 192), Case("llama3-8b", OPTIONS, PROMPT_LEN, 192))
-TINY = (Case("demo", TINY_OPTIONS, 16, 64),)
+TINY = (Case("demo", TINY_OPTIONS, 16, 24),)
 
 
 def measure(case: Case, backend: str) -> dict[str, Any]:

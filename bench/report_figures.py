@@ -13,7 +13,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 P, R = ParamSpec("P"), TypeVar("R")
 WIDTH = 7.2  # inches; text stays legible where a phone shows the picture at half its size
@@ -117,7 +117,7 @@ def throughput(arms: Sequence[Arm]) -> Figure:
         text = f"median {value:,.0f}" if value >= 10 else f"median {value:.2f}"
         axis.annotate(text, (max(value, *repeats, 0), place), (7, 0), textcoords="offset points", va="center")
     axis.set_yticks(range(len(arms)), [arm.name for arm in reversed(arms)])
-    axis.set_xlim(0, 1.2 * most)
+    axis.set_xlim(0, 1.25 * most)
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("output tokens/s (bar: the median repeat; dots: each repeat)")
     return figure
@@ -195,21 +195,19 @@ def cumulative_tokens(arm: Arm) -> tuple[np.ndarray, np.ndarray]:
 
 @styled
 def pages(arms: Sequence[Arm], num_pages: int | None) -> Figure:
-    """Pages of the cache in use."""
-    figure, (axis,) = new_figure(3.6)
+    """Pages of the cache in use: a panel for each arm, all on one scale."""
+    figure, axes = new_figure(0.8 + 0.95 * len(arms), rows=len(arms), sharex=True, sharey=True)
     colour = colours([arm.name for arm in arms])
-    for arm in arms:
-        used = arm.steps["pages_used"]
-        axis.step(arm.steps["t"], used, where="post", color=colour[arm.name], linewidth=1.4, label=arm.name)
     most = max(max(arm.steps["pages_used"]) for arm in arms)
-    if num_pages is not None and num_pages <= 2 * most:
-        axis.axhline(num_pages, color="black", linestyle="--", linewidth=1)
-        axis.annotate("all pages", (0, num_pages), (4, 3), textcoords="offset points")
-    axis.set_xlim(0, None)
-    axis.set_ylim(0, None)
-    axis.set_xlabel("seconds since the run's begin")
-    axis.set_ylabel("pages in use")
-    figure.legend(loc="outside upper center", ncols=min(3, len(arms)), frameon=False)
+    for axis, arm in zip(axes, arms, strict=True):
+        used = arm.steps["pages_used"]
+        axis.fill_between(arm.steps["t"], used, step="post", color=colour[arm.name], linewidth=0, alpha=0.85)
+        axis.set_title(f"{arm.name}: at most {max(used):,}" + (f" of {num_pages:,}" if num_pages else ""))
+        axis.set_ylabel("pages")
+        axis.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    axes[-1].set_xlim(0, None)
+    axes[-1].set_ylim(0, 1.05 * most)
+    axes[-1].set_xlabel("seconds since the run's begin")
     return figure
 
 
@@ -222,25 +220,23 @@ def step_times(arms: Sequence[Arm]) -> Figure | None:
     figure, axes = new_figure(6.8, rows=2)
     colour = colours([arm.name for arm in arms])
     for axis, kind in zip(axes, ("decode", "prefill"), strict=True):
-        seen: list[float] = []
+        floors: list[float] = []
         for arm in known:
             columns = zip(arm.steps["kind"], arm.steps["floor_s"], arm.steps["device_s"], strict=True)
             points = [(1e3 * floor, 1e3 * time) for k, floor, time in columns if k == kind and floor and time]
             points = points[:: max(1, -(-len(points) // MAX_POINTS))]
             if points:
                 axis.plot(*zip(*points, strict=True), "o", color=colour[arm.name], markersize=3, alpha=0.45)
-                seen += [value for point in points for value in point]
-        if seen:
-            ends = [0.7 * min(seen), 1.4 * max(seen)]
-            axis.plot(ends, ends, color="black", linewidth=1)
-            axis.annotate("the floor", (ends[1], ends[1]), (-24, -9), textcoords="offset points", ha="right")
-            axis.set_xscale("log")
+                floors += [floor for floor, _ in points]
+        if floors:
+            line = np.linspace(0.9 * min(floors), 1.1 * max(floors))
+            axis.plot(line, line, color="black", linewidth=1.5)
+            axis.annotate("the floor", (line[-1], line[-1]), (0, 5), textcoords="offset points", ha="right")
             axis.set_yscale("log")
-            logarithmic(axis.xaxis)
             logarithmic(axis.yaxis)
         axis.set_title(f"{kind} steps")
         axis.set_xlabel("floor of the step's useful work, ms")
-        axis.set_ylabel("measured, ms")
+        axis.set_ylabel("measured, ms, logarithmic")
     handles = [Line2D([], [], marker="o", linestyle="", color=colour[arm.name]) for arm in known]
     names = [arm.name for arm in known]
     figure.legend(handles, names, loc="outside upper center", ncols=min(3, len(known)), frameon=False)

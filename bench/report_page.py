@@ -24,7 +24,8 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border: 1
 .scroll { overflow-x: auto; margin: .75rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: right; white-space: nowrap; }
-th { font-weight: 600; vertical-align: bottom; } tbody th, th:first-child, .text { text-align: left; }
+thead th { vertical-align: bottom; } tbody th, td { vertical-align: top; } th { font-weight: 600; }
+tbody th, th:first-child, .text { text-align: left; }
 td.text { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
 pre { overflow-x: auto; background: var(--card); padding: .75rem; font-size: .8rem; border-radius: 6px; }
 details { margin: .75rem 0; } summary { cursor: pointer; } nav ul { padding-left: 1.2rem; }

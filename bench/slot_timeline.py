@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from bench.report_figures import Arm, new_figure, styled
 
@@ -48,6 +49,7 @@ def draw(arms: Sequence[Arm]) -> Figure:
         text = f", {use:.0%} of all decode slots useful" if use is not None else ""
         axis.set_title(f"{arm.name}: {shown}{text}")
         axis.set_ylabel("slot")
+        axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axis.grid(visible=False)
     axes[-1].set_xlabel("step")
     axes[-1].set_xlim(0, max(min(len(arm.steps["kind"]), MAX_STEPS) for arm in arms))

@@ -22,6 +22,7 @@ from bench.suite_models import TINY_OPTIONS, fastest_attention
 
 SCENARIOS = ("mixed_length", "uniform_short", "bursty_traffic")  # the most telling first
 LENGTH_SCALE, TINY_SCALE = 0.25, 0.1
+TINY_ARMS = ("static", "static-padded", "continuous")
 SLOTS, REPEATS = 16, 2
 OPTIONS: dict[str, Any] = {
     "max_num_seqs": SLOTS,
@@ -61,8 +62,11 @@ def run(scenario: str, args: argparse.Namespace) -> list[Any]:
     model = "demo" if args.tiny else args.model
     options = TINY_OPTIONS if args.tiny else OPTIONS | {"attention_backend": fastest_attention(args.steps)}
     slots = options["max_num_seqs"]
-    setting = Setting(num_prompts=LEAST_BATCHES * slots, repeats=1 if args.tiny else REPEATS)
-    asked = Batching(model, (scenario,), output_json=args.out / f"batching-{scenario}.json")
+    setting = Setting(
+        num_prompts=LEAST_BATCHES * slots, repeats=1 if args.tiny else REPEATS, no_floor=args.tiny
+    )
+    arms = TINY_ARMS if args.tiny else ()  # all
+    asked = Batching(model, (scenario,), arms, output_json=args.out / f"batching-{scenario}.json")
     scale = {"length_scale": TINY_SCALE if args.tiny else LENGTH_SCALE}
     return run_batching(asked, setting, options, scale)
 

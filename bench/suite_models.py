@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jbatch.demo import NUM_SLOTS, TOKEN_BUCKETS
-
-# Those of `jbatch demo`: its programs are in the cache of whoever ran that, and of the tests.
+# A part of what `jbatch demo` compiles: in the cache of whoever ran that, and of the tests.
 TINY_OPTIONS: dict[str, Any] = {
-    "max_num_seqs": NUM_SLOTS,
+    "max_num_seqs": 4,
     "max_model_len": 256,
     "page_size": 16,
-    "max_num_batched_tokens": TOKEN_BUCKETS[-1],
-    "token_buckets": TOKEN_BUCKETS,
+    "max_num_batched_tokens": 64,
+    "token_buckets": (64,),
+    "decode_buckets": (4,),
+    "device": "cpu",
     "show_progress": False,
 }
 

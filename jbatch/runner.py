@@ -118,6 +118,11 @@ class Runner:
         return [p for p in programs_for(self._buckets, samplers) if p not in self._programs]
 
     @property
+    def params(self) -> dict[str, jax.Array]:
+        """The parameters by name, on the device; empty after `close`."""
+        return dict(zip(abstract_params(self.config), self._params, strict=False))
+
+    @property
     def num_programs(self) -> int:
         return len(self._programs)
 

@@ -23,7 +23,7 @@ HOST_MODULES = (
         "plan",
         "metrics",
     ),
-    *("scheduler", "fake_runner"),
+    *("scheduler", "fake_runner", "plan_file", "replay"),
     *("job", "job_cli", "job_eta", "job_files", "job_input", "job_options", "job_output", "job_resume"),
     *("job_signals", "job_state", "job_summary", "cli"),
 )
