@@ -15,12 +15,15 @@ from bench.gains import gains
 from bench.ladder import best_sizes, climb, offered_load, sweep
 from bench.lengths import SCENARIOS
 from bench.options import Setting
-from bench.results import ArmResult, Results, claim_dir, claim_file, describe, write
+from bench.results import ArmResult, Results, claimed, describe, write
 from bench.shapes import DEMO
 from bench.subject import DEMO_SCALE, LLMSubject, find_model
 from bench.workloads import Workload, make_workload
+from jbatch.config import EngineConfig
 from jbatch.config_json import load_config
 from jbatch.errors import ConfigError
+
+BURST_BATCHES = 8  # of a burst
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +48,29 @@ def run_batching(
     arms = choose_arms(list(asked.arms))
     options = {"max_num_seqs": 16, "seed": setting.seed} | engine_options
     workloads = make_workloads(asked, setting, options, workload_options)
-    paths = _claim(asked)
-    out = tables.console()
-    subject = LLMSubject(asked.model, max(w.longest for w in workloads), options, not setting.no_floor)
-    every = []
-    try:
-        about = manifest.collect() | subject.about
-        for workload, path in zip(workloads, paths, strict=True):
-            results = _measure(setting, subject, arms, workload, about, path, out)
-            tables.print_ladder(out, results)
-            every.append(results)
-    finally:
-        subject.close()
-    tables.print_gains(out, every)
+    paths = _paths(asked)
+    with claimed(asked.output_json, asked.output_dir):
+        subject = LLMSubject(asked.model, max(w.longest for w in workloads), options, not setting.no_floor)
+        try:
+            every = _measure_all(setting, subject, arms, workloads, paths)
+        finally:
+            subject.close()
+    tables.print_gains(tables.console(), every)
+    return every
+
+
+def _measure_all(
+    setting: Setting,
+    subject: LLMSubject,
+    arms: Sequence[Arm],
+    workloads: Sequence[Workload],
+    paths: Sequence[Path | None],
+) -> list[Results]:
+    out, every = tables.console(), []
+    about = manifest.collect() | subject.about
+    for workload, path in zip(workloads, paths, strict=True):
+        every.append(_measure(setting, subject, arms, workload, about, path, out))
+        tables.print_ladder(out, every[-1])
     return every
 
 
@@ -65,34 +78,36 @@ def make_workloads(
     asked: Batching, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
 ) -> list[Workload]:
     """One per dataset: scenarios at a quarter of their lengths for the demo model, in bursts of 8 batches."""
+    engine = EngineConfig(**engine_options)
     path, _ = find_model(asked.model)
     config = load_config(path)
-    options = {"burst_size": 8 * engine_options["max_num_seqs"]} | workload_options
-    return [
-        make_workload(
+    workloads = []
+    for name in asked.dataset_names:
+        options: dict[str, Any] = {}
+        if asked.model == DEMO and name in SCENARIOS:
+            options["length_scale"] = DEMO_SCALE
+        if name == "bursty_traffic":
+            options["burst_size"] = BURST_BATCHES * engine.max_num_seqs
+        workload = make_workload(
             name,
             num_prompts=setting.num_prompts,
             seed=setting.seed,
             vocab_size=config.vocab_size,
-            max_model_len=engine_options.get("max_model_len") or config.context_len,
-            **({"length_scale": DEMO_SCALE} if asked.model == DEMO and name in SCENARIOS else {}) | options,
+            max_model_len=engine.max_model_len or config.context_len,
+            **options | workload_options,
         )
-        for name in asked.dataset_names
-    ]
+        workloads.append(workload)
+    return workloads
 
 
-def _claim(asked: Batching) -> list[Path | None]:
-    """A file for each dataset, created before any work."""
+def _paths(asked: Batching) -> list[Path | None]:
+    """A file for each dataset."""
     names = asked.dataset_names
     if asked.output_dir is not None:
-        claim_dir(asked.output_dir)
         return [asked.output_dir / f"batching-{name}.json" for name in names]
-    if asked.output_json is None:
-        return [None] * len(names)
-    if len(names) > 1:
+    if asked.output_json is not None and len(names) > 1:
         raise ConfigError("output_json", str(asked.output_json), "holds one dataset; use --output-dir")
-    claim_file(asked.output_json)
-    return [asked.output_json]
+    return [asked.output_json] * len(names)
 
 
 def _measure(

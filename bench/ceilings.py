@@ -164,9 +164,8 @@ def main() -> None:
     ceilings = measure(SMOKE if args.smoke else Sizes(), rounds=1 if args.smoke else ROUNDS)
     print("smoke run: not a measurement" if args.smoke else table(ceilings))
     if args.json:
-        result = {"schema": 1, "smoke": args.smoke, "manifest": manifest.collect()}
-        if not args.smoke:
-            result["ceilings"] = ceilings._asdict()
+        result = {"schema": 1, "kind": "ceilings", "tiny": args.smoke, "manifest": manifest.collect()}
+        result["ceilings"] = ceilings._asdict()
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 

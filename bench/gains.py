@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -30,25 +31,40 @@ CLAIMS = {
 
 
 def gains(arms: Mapping[str, ArmResult], workload: Workload) -> dict[str, Any]:
-    """Ratios of output throughput, and of slot-steps, by names such as "continuous / static"; or {"refused":
-    why}. Slot-steps are counted, not timed."""
+    """Ratios by names such as "continuous / static", or {"refused": why}.
+
+    Of output throughput: the median over the repeats of the ratio within a repeat, since arms take turns and
+    a slow spell hits its neighbours too. "decode_steps static / continuous" and "slot_steps ..." are counted.
+    """
     reason = refusal(arms, workload)
     if reason is not None:
         return {"refused": reason}
-    found: dict[str, Any] = {}
-    for base in (*STATIC, "unbatched"):
-        for name in ("continuous", "static", "static-padded", "static-sorted"):
-            over_unbatched = base == "unbatched"
-            if not over_unbatched and name != "continuous":
-                continue
-            ratio = _ratio(arms, name, base)
-            if ratio is not None:
-                found[f"{name} / {base}"] = ratio
-    slots = {name: arm.counts.slot_steps for name, arm in arms.items() if arm.counts is not None}
-    for base in STATIC:
-        if base in slots and "continuous" in slots:
-            found[f"slot_steps {base} / continuous"] = slots[base] / slots["continuous"]
+    ran = [name for name, arm in arms.items() if arm.not_run is None]
+    pairs = [("continuous", base) for base in ran if base != "continuous"]
+    if "unbatched" in ran:
+        pairs += [(name, "unbatched") for name in ran if name not in ("unbatched", "continuous")]
+    found = {f"{over} / {under}": statistics.median(ratios(arms, over, under)) for over, under in pairs}
+    for field in ("decode_steps", "slot_steps"):
+        counted = {name: getattr(arms[name].counts, field) for name in ran}
+        for base in ran:
+            if base != "continuous":
+                found[f"{field} {base} / continuous"] = counted[base] / counted["continuous"]
     return found
+
+
+def ratios(arms: Mapping[str, ArmResult], over: str, under: str) -> list[float]:
+    """Of output throughput, repeat by repeat."""
+    return [a / b for a, b in zip(arms[over].repeats, arms[under].repeats, strict=False)]
+
+
+def worst_range(arms: Mapping[str, ArmResult]) -> float:
+    """By how much continuous over a static arm differed between repeats, relative to its median, at most."""
+    worst = 0.0
+    for base in STATIC:
+        if base in arms and arms[base].not_run is None and len(arms[base].repeats) > 1:
+            found = ratios(arms, "continuous", base)
+            worst = max(worst, (max(found) - min(found)) / statistics.median(found))
+    return worst
 
 
 def refusal(arms: Mapping[str, ArmResult], workload: Workload) -> str | None:
@@ -56,6 +72,8 @@ def refusal(arms: Mapping[str, ArmResult], workload: Workload) -> str | None:
     for name in (*BASELINES, "continuous"):
         if name not in arms or arms[name].not_run is not None:
             return f"{name} was not run, and a gain names {' and '.join(BASELINES)} beside continuous"
+    if "request_rate" in workload.scales or (workload.name == "trace" and not workload.scales.get("closed")):
+        return "in an open loop throughput follows the arrivals: compare latencies, or run it --closed"
     most = max(arm.max_num_seqs or 1 for arm in arms.values())
     if len(workload.items) < LEAST_BATCHES * most:
         return (
@@ -67,10 +85,3 @@ def refusal(arms: Mapping[str, ArmResult], workload: Workload) -> str | None:
         if missing:
             return f"{name} computed {missing} prompt tokens too few in a repeat: they came from a cache"
     return None
-
-
-def _ratio(arms: Mapping[str, ArmResult], name: str, base: str) -> float | None:
-    over, under = (arms[one].rates if one in arms else None for one in (name, base))
-    if over is None or under is None or name == base:
-        return None
-    return over.output_throughput / under.output_throughput

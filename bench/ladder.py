@@ -14,8 +14,10 @@ from bench.options import Setting
 from bench.results import ArmResult, Counts, Rates, StepRow
 from bench.subject import Subject
 from bench.workloads import Workload
+from jbatch.errors import ConfigError
 from jbatch.policy import MODES
 
+STEPS_WITH_ROWS = 1000
 SMALLEST_SWEEP = 2  # sequences: one is the arm "unbatched"
 
 
@@ -52,7 +54,7 @@ class Rung:
             rates=middle.rates,
             latencies=measures.latencies(middle.run),
             repeats=tuple(found),
-            steps=tuple(middle.steps),
+            steps=tuple(_thinned(middle.steps)),
             requests=tuple(measures.request_rows(middle.run)),
             extra={"least_prompt_tokens": min(one.counts.useful_prefill_tokens for one in self.passes)},
         )
@@ -116,12 +118,16 @@ def offered_load(
     """The workload with its arrivals rescaled to `load` times what `arm` can do when all is there at once.
 
     Returns it, with that capacity (requests/s, measured) and the factor that times were multiplied by.
+
+    Raises:
+      ConfigError: for a workload whose requests all arrive at once.
     """
+    if workload.items[-1].arrival <= workload.items[0].arrival:
+        raise ConfigError("load", load, "rescales arrivals, and these come all at once: give --request-rate")
     closed = workload.arriving([0.0] * len(workload.items))
     capacity = run_once(subject, arm, _size(arm, subject), closed, Setting()).rates.request_throughput
     span = workload.items[-1].arrival - workload.items[0].arrival
-    wanted = len(workload.items) / (load * capacity)
-    factor = wanted / span if span else 1.0
+    factor = len(workload.items) / (load * capacity) / span
     scaled = workload.arriving([item.arrival * factor for item in workload.items])
     time_scale = scaled.scales["time_scale"] * factor
     return scaled._replace(scales=scaled.scales | {"time_scale": time_scale}), capacity, factor
@@ -149,6 +155,11 @@ def _attempt(subject: Subject, rung: Rung, workload: Workload, setting: Setting,
     except Exception as error:  # of whatever kind: the other arms' results matter more
         rung.not_run = f"repeat {repeat + 1}: {type(error).__name__}: {error}"
         subject.rebuild()
+
+
+def _thinned(steps: Sequence[StepRow]) -> list[StepRow]:
+    """Who was in a step is kept of the first ones: more than a picture can show, and most of a file."""
+    return [step if number < STEPS_WITH_ROWS else step._replace(rows=[]) for number, step in enumerate(steps)]
 
 
 def _size(arm: Arm, subject: Subject) -> int:

@@ -24,10 +24,12 @@ waited for. Closed runs have none. Files are strict JSON: no NaN, no Infinity.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -54,7 +56,8 @@ class StepRow(NamedTuple):
     wasted: int
     recomputed: int
     kv_tokens: int  # tokens in the cache, of all sequences that hold pages, this step's included
-    rows: list[list[int]]  # [row, request's index in the workload, 0 or 1: it had ended and is held]
+    rows: list[list[int]]  # [row, request's index in the workload, 0 or 1: it had ended and is held]; of the
+    # first 1000 steps, then empty
 
 
 class RequestRow(NamedTuple):
@@ -206,21 +209,29 @@ def describe(workload: Workload) -> dict[str, Any]:
     }
 
 
-def claim_file(path: Path) -> None:
-    """Create a results file, empty, before any work. Raises ConfigError where it exists."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("x").close()
-    except FileExistsError:
-        raise ConfigError("output", str(path), "exists; results are never overwritten") from None
+@contextlib.contextmanager
+def claimed(file: Path | None = None, folder: Path | None = None) -> Iterator[None]:
+    """Create a results file or folder before any work; what is still empty when the work ends, as it does
+    after an error, is removed.
 
-
-def claim_dir(path: Path) -> None:
-    """Create a results folder before any work. Raises ConfigError where it exists."""
+    Raises:
+      ConfigError: where it exists.
+    """
     try:
-        path.mkdir(parents=True)
+        if folder is not None:
+            folder.mkdir(parents=True)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.open("x").close()
     except FileExistsError:
-        raise ConfigError("output", str(path), "exists; results are never overwritten") from None
+        raise ConfigError("output", str(folder or file), "exists; results are never overwritten") from None
+    try:
+        yield
+    finally:
+        if file is not None and file.exists() and not file.stat().st_size:
+            file.unlink()
+        if folder is not None and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def write(path: Path, results: Results) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -108,7 +109,9 @@ class LLMSubject:
         model = load_config(self._path)
         if config.dtype != "auto":
             model = dataclasses.replace(model, dtype=config.dtype)
-        device = find_device(config.device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the LLM says it, too
+            device = find_device(config.device)
         sizes = ceilings.sizes_beside(device, model.dtype)
         with jax.default_device(device):
             found = ceilings.measure(sizes, CEILING_ROUNDS)

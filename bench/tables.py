@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.arms import STATIC
-from bench.gains import BASELINES, CLAIMED_OVER_STATIC, CLAIMS, LEAST_BATCHES
+from bench.gains import BASELINES, CLAIMED_OVER_STATIC, CLAIMS, LEAST_BATCHES, worst_range
 from bench.ladder import ran
 from bench.results import ArmResult, Results
 
-WIDTH = 118
+WIDTH = 110
+TRUSTED_RANGE = 0.2  # of a gain's median
 OVER_UNBATCHED = ("static", "static-padded", "static-sorted", "continuous")
 
 
@@ -29,6 +29,7 @@ def print_ladder(out: Console, results: Results) -> None:
     out.print(f"\n{describe_workload(results.workload)}")
     out.print(f"{manifest['model']} on {manifest['device']}, at most {manifest['max_num_seqs']} at once\n")
     out.print(_methods(results.arms))
+    out.print(_per_second(results.arms))
     out.print(_counted(results.arms))
     out.print(_waited(results.arms))
     for name, arm in results.arms.items():
@@ -53,28 +54,42 @@ def describe_workload(workload: Mapping[str, Any]) -> str:
 
 def _methods(arms: Mapping[str, ArmResult]) -> Table:
     """Method, tokens/s, latency, utilisation."""
-    headings = "method", "at once", "tokens/s", "spread", "total tok/s", "requests/s", "latency p50", "p99"
+    headings = "method", "at once", "tokens/s", "spread", "latency p50", "p99", "slot use", "busy", "of floor"
     rows = []
     for name, arm in ran(arms):
-        assert arm.rates is not None and arm.counts is not None and arm.latencies is not None
-        e2el = arm.latencies.e2el
+        assert arm.rates is not None and arm.counts is not None
+        e2el = arm.latencies.e2el if arm.latencies is not None else None
         rows.append(
             (
                 name,
                 f"{arm.max_num_seqs}",
                 f"{arm.rates.output_throughput:.0f}",
-                "" if arm.spread is None else f"{arm.spread:.0%}",
-                f"{arm.rates.total_token_throughput:.0f}",
-                f"{arm.rates.request_throughput:.2f}",
+                _share(arm.spread),
                 *(("", "") if e2el is None else (_ms(e2el.p50), _ms(e2el.p99))),
-                f"{arm.counts.slot_use:.0%}",
+                _share(arm.counts.slot_use),
                 _share(arm.rates.device_busy_share),
                 _share(arm.rates.floor_share),
-                *(() if arm.rates.request_goodput is None else (f"{arm.rates.request_goodput:.2f}",)),
             )
         )
-    goodput = ("goodput/s",) if rows and len(rows[0]) > len(headings) + 3 else ()
-    return _table((*headings, "slot use", "busy", "of floor", *goodput), rows)
+    return _table(headings, rows)
+
+
+def _per_second(arms: Mapping[str, ArmResult]) -> Table:
+    headings = "per second", "output tokens", "total tokens", "requests", "within limits", "seconds", "idle"
+    rows = [
+        (
+            name,
+            f"{r.output_throughput:.1f}",
+            f"{r.total_token_throughput:.1f}",
+            f"{r.request_throughput:.3f}",
+            "" if r.request_goodput is None else f"{r.request_goodput:.3f}",
+            f"{r.duration_s:.2f}",
+            f"{r.idle_s:.2f}",
+        )
+        for name, arm in ran(arms)
+        if (r := arm.rates) is not None
+    ]
+    return _table(headings, rows)
 
 
 def _counted(arms: Mapping[str, ArmResult]) -> Table:
@@ -130,15 +145,28 @@ def print_gains(out: Console, every: Sequence[Results]) -> None:
         out.print("continuous over each static baseline (in brackets: claimed, for a static left undefined)")
         headings = ("tokens/s, scenario", *STATIC)
         out.print(_table(headings, [_over_static(*item) for item in named.items()]))
-        slots = [
-            (name, *(f"{found.get(f'slot_steps {base} / continuous', math.nan):.2f}" for base in STATIC))
-            for name, found in named.items()
-        ]
-        out.print(_table(("slot-steps, counted", *STATIC), slots))
+        for field in ("decode_steps", "slot_steps"):
+            rows = [
+                (name, *(_beside(found.get(f"{field} {base} / continuous"), None) for base in STATIC))
+                for name, found in named.items()
+            ]
+            out.print(_table((f"{field.replace('_', ' ')}, counted", *STATIC), rows))
+        _print_range(out, max(worst_range(r.arms) for r in every if "refused" not in r.gains))
     for results in every:
         if "refused" in results.gains:
             out.print(f"{results.workload['name']}: no gain is named: {results.gains['refused']}")
     print_definitions(out, {name: arm for results in every for name, arm in results.arms.items()})
+
+
+def _print_range(out: Console, worst: float) -> None:
+    """Whether the timed gains mean something."""
+    doubt = ""
+    if worst > TRUSTED_RANGE:
+        doubt = ": too much for a timed gain to be trusted; what was counted stands"
+    out.print(
+        "Timed gains are medians over the repeats of the ratio within a repeat; between repeats they "
+        f"differed by up to {worst:.0%}{doubt}."
+    )
 
 
 def _over_unbatched(scenario: str, found: Mapping[str, Any]) -> tuple[str, ...]:

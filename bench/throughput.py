@@ -14,8 +14,9 @@ from bench.arms import ARMS
 from bench.batching import Batching, make_workloads
 from bench.ladder import climb
 from bench.options import LatencySetting, Setting
-from bench.results import ArmResult, Results, claim_file, describe, write
+from bench.results import ArmResult, Results, claimed, describe, write
 from bench.subject import LLMSubject
+from bench.workloads import Workload
 from jbatch.config import EngineConfig
 from jbatch.errors import JBatchError
 
@@ -33,26 +34,20 @@ def run_throughput(
     """One workload through one engine. Raises what `run_batching` raises, and ArmFailed."""
     options = {"max_num_seqs": EngineConfig.max_num_seqs, "seed": setting.seed} | engine_options
     (workload,) = make_workloads(asked, setting, options, workload_options)
-    if asked.output_json is not None:
-        claim_file(asked.output_json)
-    subject = LLMSubject(asked.model, workload.longest, options, measure_floor=False)
-    try:
-        arms = climb(subject, [CONTINUOUS], workload, setting)
-        about = manifest.collect() | subject.about
-    finally:
-        subject.close()
-    arm = _checked(arms)
-    assert arm.rates is not None
-    total = workload.num_prompt_tokens + workload.num_output_tokens
-    extra = {
-        "elapsed_time": total / arm.rates.total_token_throughput,
-        "num_requests": len(workload.items),
-        "total_num_tokens": total,
-        "requests_per_second": arm.rates.request_throughput,
-        "tokens_per_second": arm.rates.total_token_throughput,
-    }
-    results = Results("throughput", about, describe(workload), arms, extra=extra)
-    _save(asked.output_json, results)
+    with claimed(asked.output_json):
+        arm, about = _run(asked.model, options, workload, setting)
+        assert arm.rates is not None
+        total = workload.num_prompt_tokens + workload.num_output_tokens
+        figures = {
+            "elapsed_time": arm.rates.duration_s - arm.rates.idle_s,
+            "num_requests": len(workload.items),
+            "total_num_tokens": total,
+            "requests_per_second": arm.rates.request_throughput,
+            "tokens_per_second": arm.rates.total_token_throughput,
+        }
+        arms = {CONTINUOUS.name: arm}
+        results = Results("throughput", about, describe(workload), arms, extra=figures)
+        _save(asked.output_json, results)
     out = tables.console()
     out.print(tables.describe_workload(results.workload))
     out.print(
@@ -71,28 +66,35 @@ def run_latency(asked: Batching, setting: LatencySetting, engine_options: dict[s
     passes = Setting(setting.batch_size, setting.seed, setting.num_iters)
     lengths = {"input_len": setting.input_len, "output_len": setting.output_len}
     (workload,) = make_workloads(asked, passes, options, lengths)
-    if asked.output_json is not None:
-        claim_file(asked.output_json)
-    subject = LLMSubject(asked.model, workload.longest, options, measure_floor=False)
-    try:
-        if setting.num_iters_warmup:
-            warm_up = dataclasses.replace(passes, repeats=setting.num_iters_warmup)
-            _checked(climb(subject, [CONTINUOUS], workload, warm_up))
-        arms = climb(subject, [CONTINUOUS], workload, passes)
-        about = manifest.collect() | subject.about
-    finally:
-        subject.close()
-    seconds = [workload.num_output_tokens / speed for speed in _checked(arms).repeats]
-    points = dict(zip(PERCENTILES, np.percentile(seconds, PERCENTILES).tolist(), strict=True))
-    extra = {"avg_latency": statistics.mean(seconds), "latencies": seconds, "percentiles": points}
-    results = Results("latency", about, describe(workload), arms, extra=extra)
-    _save(asked.output_json, results)
+    with claimed(asked.output_json):
+        arm, about = _run(asked.model, options, workload, passes, setting.num_iters_warmup)
+        seconds = [workload.num_output_tokens / speed for speed in arm.repeats]
+        points = dict(zip(PERCENTILES, np.percentile(seconds, PERCENTILES).tolist(), strict=True))
+        figures = {"avg_latency": statistics.mean(seconds), "latencies": seconds, "percentiles": points}
+        arms = {CONTINUOUS.name: arm}
+        results = Results("latency", about, describe(workload), arms, extra=figures)
+        _save(asked.output_json, results)
     out = tables.console()
     out.print(tables.describe_workload(results.workload))
-    out.print(f"Avg latency: {extra['avg_latency']} seconds")
+    out.print(f"Avg latency: {figures['avg_latency']} seconds")
     for percentile, value in points.items():
         out.print(f"{percentile}% percentile latency: {value} seconds")
     return results
+
+
+def _run(
+    model: str, options: dict[str, Any], workload: Workload, setting: Setting, num_warm_up: int = 0
+) -> tuple[ArmResult, dict[str, Any]]:
+    """Continuous batching's result, after passes that do not count, and the manifest."""
+    subject = LLMSubject(model, workload.longest, options, measure_floor=False)
+    try:
+        if num_warm_up:
+            warm_up = dataclasses.replace(setting, repeats=num_warm_up)
+            _checked(climb(subject, [CONTINUOUS], workload, warm_up))
+        arm = _checked(climb(subject, [CONTINUOUS], workload, setting))
+        return arm, manifest.collect() | subject.about | {"clocks_after": manifest.clocks()}
+    finally:
+        subject.close()
 
 
 def _checked(arms: dict[str, ArmResult]) -> ArmResult:

@@ -12,6 +12,7 @@ _EXPORTS = {
     "FinishReason": "jbatch.outputs",
     "JBatchError": "jbatch.errors",
     "LLM": "jbatch.llm",
+    "LogitsState": "jbatch.logits",
     "Logprob": "jbatch.outputs",
     "ModelConfig": "jbatch.config",
     "RequestError": "jbatch.errors",

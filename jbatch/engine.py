@@ -11,19 +11,26 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from jbatch.check_params import bad_word_ids, check_params
 from jbatch.errors import RequestError
+from jbatch.logprobs import Decode, LogprobList, logprob_list, take_in, token_decoder
 from jbatch.metrics import StepRecord, Summary
-from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
+from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput, merge_samples
 from jbatch.plan import StepInput, StepOutput, StepPlan, pack
 from jbatch.request import Request
 from jbatch.request import Sequence as RunningSequence
-from jbatch.sampling_params import MAX_STOP_IDS, SamplingParams
+from jbatch.row_data import row_data
+from jbatch.sampling_params import MAX_STOP_IDS, Sampler, SamplingParams
 from jbatch.scheduler import Scheduler
 from jbatch.tokenizer import StopFinder, Tokenizer
 
 
 class RunnerLike(Protocol):
     """What the engine needs of a runner."""
+
+    @property
+    def samplers(self) -> tuple[Sampler, ...]:
+        """The ways of drawing tokens that are compiled."""
 
     def submit(self, step: StepInput) -> Any: ...
 
@@ -49,14 +56,22 @@ class EngineStep(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class _Live:
-    """A request that has not ended, as the engine follows it."""
+    """A sample that has not ended, as the engine follows it."""
 
     sequence: RunningSequence
     stop_finder: StopFinder | None
+    logprobs: LogprobList | None
     error: str | None = None  # its text cannot be made
     scheduled_ts: float | None = None
     first_token_ts: float | None = None
     last_token_ts: float | None = None
+
+
+class _Samples(NamedTuple):
+    """The samples of a request that has not ended."""
+
+    live: list[int]  # seq_ids
+    ended: list[RequestOutput]  # each of one sample
 
 
 class _InFlight(NamedTuple):
@@ -88,10 +103,11 @@ class Engine:
         self._depth = 1 if overlap else 0
         self._in_flight: deque[_InFlight] = deque()
         self._live: dict[int, _Live] = {}  # by seq_id
-        self._seq_ids: dict[str, int] = {}  # of live requests
+        self._requests: dict[str, _Samples] = {}  # by request_id
         self._ended: list[RequestOutput] = []  # not handed out yet
         self._request_idx = itertools.count()
         self._last_ready = 0.0
+        self._decode = token_decoder(tokenizer)
 
     def add_request(
         self,
@@ -120,8 +136,9 @@ class Engine:
         """
         params = params or SamplingParams()
         index = next(self._request_idx) if index is None else index
-        if request_id in self._seq_ids:
+        if request_id in self._requests:
             raise RequestError("request_id", request_id, "a request of this id has not ended yet")
+        check_params(params, self._vocab_size, self.runner.samplers)
         token_ids = self._token_ids(prompt)
         request = Request(
             request_id=request_id,
@@ -135,21 +152,36 @@ class Engine:
             deadline=deadline,
             predicted_len=predicted_len,
             prompt=prompt if isinstance(prompt, str) else None,
+            bad_word_ids=bad_word_ids(params, self.tokenizer),
         )
-        if params.max_tokens == 0:
+        if params.max_tokens == 0 and params.prompt_logprobs is None:
             self.scheduler.check(request)
             self._ended.append(_empty_output(request, self._clock()))
             return
-        stop_finder = self._stop_finder(params)
-        sequence = self.scheduler.add(request)
-        self._live[sequence.seq_id] = _Live(sequence, stop_finder)
-        self._seq_ids[request_id] = sequence.seq_id
+        stop_finders = [self._stop_finder(params) for _ in range(params.n)]
+        sequences = self._add_samples(request)
+        for sequence, stop_finder in zip(sequences, stop_finders, strict=True):
+            self._live[sequence.seq_id] = _Live(sequence, stop_finder, logprob_list(sequence.request))
+        self._requests[request_id] = _Samples([sequence.seq_id for sequence in sequences], [])
+
+    def _add_samples(self, request: Request) -> list[RunningSequence]:
+        """Queue a sequence for each of the n samples, or none where that raises."""
+        sequences: list[RunningSequence] = []
+        try:
+            for sample_idx in range(request.params.n):
+                sample = dataclasses.replace(request, sample_idx=sample_idx)
+                sequences.append(self.scheduler.add(sample))
+        except BaseException:  # a user's policy may raise anything
+            for sequence in sequences:
+                self.scheduler.finish(sequence, FinishReason.ABORT)
+            raise
+        return sequences
 
     def abort(self, request_id: str) -> None:
-        """End a request in whatever state it is; its output comes with the next step. Unknown ids and
-        requests that have ended are ignored."""
-        seq_id = self._seq_ids.get(request_id)
-        if seq_id is not None:
+        """End a request in whatever state it is, with all its samples; its output comes with the next step.
+        Unknown ids and requests that have ended are ignored."""
+        samples = self._requests.get(request_id)
+        for seq_id in tuple(samples.live) if samples is not None else ():
             self.scheduler.finish(self._live[seq_id].sequence, FinishReason.ABORT)
             self._finish(self._live[seq_id])
 
@@ -161,7 +193,7 @@ class Engine:
     @property
     def num_unfinished(self) -> int:
         """Requests that have not ended."""
-        return len(self._live)
+        return len(self._requests)
 
     def step(self) -> EngineStep:
         """Launch the next step, then take in the result of the one before (of this one, without overlap).
@@ -193,8 +225,7 @@ class Engine:
         return EngineStep(plan, record, progress, outputs)
 
     def _launch(self, plan: StepPlan, begin: float) -> None:
-        config = self.scheduler.config
-        handle = self.runner.submit(pack(plan, config.num_rows, config.page_size))
+        handle = self.runner.submit(self._pack(plan))
         if plan.chunks:
             for seq_id in plan.seq_ids:
                 live = self._live[seq_id]
@@ -203,16 +234,32 @@ class Engine:
         submitted = self._clock()
         self._in_flight.append(_InFlight(plan, handle, submitted, submitted - begin))
 
+    def _pack(self, plan: StepPlan) -> StepInput:
+        """For the least program that is compiled and can do it."""
+        config = self.scheduler.config
+        sampler = plan.sampler.choose(self.runner.samplers)
+        rows = []
+        for seq_id, row, chunk in zip(plan.seq_ids, plan.rows, plan.chunks, strict=False):
+            if chunk.setup is not None and sampler == Sampler.EXTENDED:
+                rows.append(row_data(self._live[seq_id].sequence, row, self._vocab_size))
+        data = tuple(row for row in rows if row is not None)
+        return pack(plan, config.num_rows, config.page_size, sampler, data)
+
+    def _logprobs(self, seq_id: int) -> LogprobList | None:
+        live = self._live.get(seq_id)
+        return None if live is None else live.logprobs
+
     def _collect(self, step: _InFlight) -> tuple[StepRecord, list[Progress]]:
         output, ready = self.runner.collect(step.handle)
         begin = self._clock()
         device_s = max(0.0, ready - max(step.submitted, self._last_ready))
         self._last_ready = ready
+        take_in(step.plan, output, self._logprobs)  # first: `apply` may end a sequence
         sequences, record = self.scheduler.apply(step.plan, output)
         progress = []
         for sequence, token_ids in sequences:
             live = self._live[sequence.seq_id]
-            progress.append(Progress(sequence.request.request_id, 0, token_ids))
+            progress.append(Progress(sequence.request.request_id, sequence.request.sample_idx, token_ids))
             if token_ids:
                 live.last_token_ts = begin
                 if live.first_token_ts is None:
@@ -244,8 +291,17 @@ class Engine:
             text = self._text(live)
         except RequestError as error:  # this request's text alone
             text, live.error = "", str(error)
-        del self._live[live.sequence.seq_id], self._seq_ids[live.sequence.request.request_id]
-        self._ended.append(_output(live, text, self._clock()))
+        request_id, seq_id = live.sequence.request.request_id, live.sequence.seq_id
+        samples = self._requests[request_id]
+        samples.live.remove(seq_id)
+        samples.ended.append(_output(live, text, self._clock(), self._decoder(live)))
+        del self._live[seq_id]
+        if not samples.live:
+            del self._requests[request_id]
+            self._ended.append(merge_samples(samples.ended))
+
+    def _decoder(self, live: _Live) -> Decode:
+        return self._decode if live.sequence.request.params.detokenize else lambda token_id: None
 
     def _text(self, live: _Live) -> str:
         sequence, params = live.sequence, live.sequence.request.params
@@ -284,11 +340,6 @@ class Engine:
 
     def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
         named = params.stop_token_ids or ()
-        for token_id in named:
-            if token_id >= self._vocab_size:
-                raise RequestError(
-                    "stop_token_ids", token_id, f"must be from 0 to {self._vocab_size - 1}, the vocabulary"
-                )
         eos = () if params.ignore_eos else self._eos_token_ids
         stop_ids = tuple(dict.fromkeys((*eos, *named)))
         if len(stop_ids) > MAX_STOP_IDS:
@@ -312,17 +363,24 @@ def derive_seed(engine_seed: int, index: int) -> int:
     return int(np.random.SeedSequence([engine_seed, index]).generate_state(1)[0])
 
 
-def _output(live: _Live, text: str, now: float) -> RequestOutput:
+def _output(live: _Live, text: str, now: float, decode: Decode) -> RequestOutput:
+    """Of one sample."""
     sequence, request = live.sequence, live.sequence.request
+    logprobs, cumulative, prompt_logprobs = None, None, None
+    if live.logprobs is not None:
+        logprobs, cumulative = live.logprobs.output(len(sequence.output_token_ids), decode)
+        prompt_logprobs = live.logprobs.prompt(decode)
     assert sequence.finish_reason is not None, "an output of a request that goes on"
     found = live.stop_finder.found if live.stop_finder is not None else None
     reason = FinishReason.STOP if found else sequence.finish_reason  # also where both came with one token
     completion = CompletionOutput(
-        index=0,
+        index=request.sample_idx,
         text=text,
         token_ids=sequence.output_token_ids,
         finish_reason=FinishReason.ERROR if live.error else reason,
         stop_reason=found or sequence.stop_reason,
+        logprobs=logprobs,
+        cumulative_logprob=cumulative,
     )
     metrics = RequestMetrics(
         arrival_time=request.arrival,
@@ -340,13 +398,14 @@ def _output(live: _Live, text: str, now: float) -> RequestOutput:
         outputs=[completion],
         metrics=metrics,
         error=live.error or sequence.error,
+        prompt_logprobs=prompt_logprobs,
     )
 
 
 def _empty_output(request: Request, now: float) -> RequestOutput:
     """Of a request for no tokens."""
     metrics = RequestMetrics(request.arrival, None, None, None, now, 0, 0)
-    completion = CompletionOutput(0, "", [], FinishReason.LENGTH)
+    completions = [CompletionOutput(idx, "", [], FinishReason.LENGTH) for idx in range(request.params.n)]
     return RequestOutput(
-        request.request_id, request.prompt, list(request.prompt_token_ids), [completion], metrics=metrics
+        request.request_id, request.prompt, list(request.prompt_token_ids), completions, metrics=metrics
     )

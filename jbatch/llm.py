@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import numbers
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from jbatch.config_json import load_bos_token_id, load_config, load_eos_token_id
 from jbatch.device import choose_num_pages, find_device, prepare_jax
 from jbatch.engine import Engine
 from jbatch.errors import ConfigError, JBatchError, RequestError, check_option_names
+from jbatch.logits import LogitsFn, check_logits_fn
 from jbatch.model import abstract_params
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 from jbatch.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.policy import MODES, POLICIES, Policy
 from jbatch.progress import progress_bar
-from jbatch.runner import Program, Runner, compile_step, programs_for
+from jbatch.runner import Program, Runner, Variants, compile_step, programs_for
 from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.scheduler import Limits, Scheduler, SchedulerConfig, StepLimits
 from jbatch.state import StateShape
@@ -39,6 +40,9 @@ class LLM:
     Args:
       model: a Hugging Face model directory, or one that `jbatch convert` wrote.
       tokenizer: another directory to take the tokenizer from.
+      logits_fn: a jittable function (logits [slots, vocab] float32, jbatch.LogitsState) -> logits, compiled
+        into every step. Each row of its result must depend on the same row of its arguments alone. A token
+        whose logit it sets to -inf is ruled out; a NaN ends that request with an error.
       options: the fields of EngineConfig, by name.
 
     Raises:
@@ -47,7 +51,14 @@ class LLM:
       TypeError: for an unknown option, suggesting the closest known one.
     """
 
-    def __init__(self, model: str | Path, *, tokenizer: str | Path | None = None, **options: Any):
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        logits_fn: LogitsFn | None = None,
+        **options: Any,
+    ):
         check_option_names(options, EngineConfig.__dataclass_fields__, "LLM")
         self.config = EngineConfig(**options)
         model_dir = Path(model)
@@ -58,7 +69,8 @@ class LLM:
         _check_context(self.model_config, self.max_model_len)
         self._tokenizer = load_tokenizer(tokenizer or model_dir, load_bos_token_id(model_dir))
         prepare_jax(self.config)
-        self.runner = _runner(self.config, self.model_config, self.max_model_len, model_dir)
+        variants = _variants(self.config, self.model_config, self.max_model_len, logits_fn)
+        self.runner = _runner(self.config, self.model_config, self.max_model_len, model_dir, variants)
         self._eos_token_ids = _eos_token_ids(model_dir, self._tokenizer)
         self._request_ids = itertools.count()
         self.engine = self.new_engine()
@@ -93,6 +105,7 @@ class LLM:
             )
         listed = _as_list(prompts)
         params = _params_of_each(sampling_params, len(listed))
+        self.prepare(params)
         priorities = [0] * len(listed) if priority is None else list(priority)
         outputs: dict[str, RequestOutput] = {}
         request_ids = [str(next(self._request_ids)) for _ in listed]
@@ -109,6 +122,16 @@ class LLM:
                 self.engine.abort(request_id)
             raise
         return [outputs[request_id] for request_id in request_ids]
+
+    def prepare(self, params: Iterable[SamplingParams]) -> None:
+        """Compile what requests with these parameters need, as far as it is missing. `generate` does so by
+        itself; requests that are added to an engine by hand are refused until it is done."""
+        needed = {one.sampler for one in params}
+        missing = {sampler for sampler in needed if sampler.choose(self.runner.samplers) is None}
+        if missing:
+            total = len(self.runner.missing_programs(missing))
+            with progress_bar("compiling", total, enabled=self.config.show_progress) as update:
+                self.runner.prepare(missing, update)
 
     def _run(self, outputs: dict[str, RequestOutput], wanted: set[str], show_progress: bool) -> None:
         """Step until all that is wanted is in `outputs`."""
@@ -193,7 +216,24 @@ def _buckets(config: EngineConfig, max_model_len: int) -> tuple[tuple[Bucket, ..
     return prefill, tuple(decode_bucket(n) for n in config.decode_sizes())
 
 
-def _runner(config: EngineConfig, model: ModelConfig, max_model_len: int, model_dir: Path) -> Runner:
+def _variants(
+    config: EngineConfig, model: ModelConfig, max_model_len: int, logits_fn: LogitsFn | None
+) -> Variants:
+    """Raises ConfigError for a function that cannot be compiled into the steps."""
+    if logits_fn is not None:
+        if config.samplers not in (None, ("extended",)):
+            raise ConfigError("samplers", config.samplers, "with logits_fn, every step is 'extended'")
+        for slots in sorted({bucket.slots for kind in _buckets(config, max_model_len) for bucket in kind}):
+            check_logits_fn(logits_fn, slots, model.vocab_size)
+        return Variants((Sampler.EXTENDED,), logits_fn)
+    if config.samplers is None:
+        return Variants()
+    return Variants(tuple(Sampler[name.upper()] for name in config.samplers))
+
+
+def _runner(
+    config: EngineConfig, model: ModelConfig, max_model_len: int, model_dir: Path, variants: Variants
+) -> Runner:
     device = find_device(config.device)
     like = abstract_params(model)
     shardings = dict.fromkeys(like, jax.sharding.SingleDeviceSharding(device))
@@ -209,14 +249,17 @@ def _runner(config: EngineConfig, model: ModelConfig, max_model_len: int, model_
     step_bytes = 0
     if device.platform != "cpu":  # temporaries do not grow with the pool: measure them with a small one
         for bucket in (prefill[-1], decode[-1]):
-            largest = Program(bucket, Sampler.FILTERED)
-            analysis: Any = compile_step(model, shape, largest, device, attention).memory_analysis()
+            largest = Program(bucket, Sampler.EXTENDED)
+            compiled = compile_step(model, shape, largest, device, attention, variants.logits_fn)
+            analysis: Any = compiled.memory_analysis()
             step_bytes = max(step_bytes, analysis.temp_size_in_bytes)
+        step_bytes += shape.extra_bytes(model)  # which may be needed later
     num_pages = choose_num_pages(config, model, max_model_len, device, step_bytes)
-    with progress_bar("compiling", len(programs_for(buckets)), enabled=config.show_progress) as update:
+    num_programs = len(programs_for(buckets, variants.samplers))
+    with progress_bar("compiling", num_programs, enabled=config.show_progress) as update:
         try:
             shape = shape._replace(num_pages=num_pages)
-            return Runner(model, params, shape, buckets, device, update, attention)
+            return Runner(model, params, shape, buckets, device, update, attention, variants)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

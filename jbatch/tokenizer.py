@@ -31,10 +31,10 @@ class Tokenizer:
         """Ids that it may produce, added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids. Raises RequestError for text that is no valid Unicode."""
         try:
-            ids = self._tokenizer.encode(text).ids
+            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate
             raise RequestError("prompt", text, "must be text without lone surrogates") from error
         if len(ids) > 1 and ids[0] == ids[1] == self.bos_token_id:

@@ -14,6 +14,8 @@ HOST_MODULES = (
         "config_json",
         "errors",
         "outputs",
+        "records",
+        "request_line",
         "sampling_params",
         "request",
         "pages",
@@ -22,6 +24,8 @@ HOST_MODULES = (
         "metrics",
     ),
     *("scheduler", "fake_runner", "plan_file", "replay"),
+    *("job", "job_cli", "job_eta", "job_files", "job_input", "job_options", "job_output", "job_resume"),
+    *("job_signals", "job_state", "job_summary", "cli"),
 )
 MODULES = ["jbatch", "pallas_kernels", "weights", *[f"jbatch.{name}" for name in HOST_MODULES]]
 

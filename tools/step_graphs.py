@@ -108,7 +108,8 @@ def main() -> int:
     for row in rows:
         print(f"{model}, {row['attention']} attention: {row['status']}, {row.get('graphs')} CUDA graphs", row)
     if args.json:
-        result = {"schema": 1, "model": model, "device": jax.devices()[0].device_kind, "steps": rows}
+        result = {"schema": 1, "kind": "step-graphs", "tiny": args.smoke, "model": model}
+        result |= {"device": jax.devices()[0].device_kind, "rows": rows}
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     on_gpu = jax.devices()[0].platform != "cpu"
     return 1 if on_gpu and any(row.get("graphs") != 1 for row in rows) else 0
