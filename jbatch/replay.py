@@ -6,8 +6,10 @@ import time
 from collections import deque
 from typing import Any, NamedTuple, Protocol
 
+from jbatch.errors import JBatchError
 from jbatch.plan import StepInput, StepOutput, pack
 from jbatch.plan_file import Recording
+from jbatch.sampling_params import Sampler
 
 
 class Executor(Protocol):
@@ -30,8 +32,16 @@ def replay(executor: Executor, recording: Recording, *, depth: int = 1) -> Repla
 
     The executor must be idle and of the recording's sizes: rows and block tables are what its plans say, so
     nothing of an earlier run shows. Rows that end by a stop id end wherever this executor meets it.
+
+    Raises:
+      JBatchError: for EXTENDED steps, whose row data (biases, words) a plan does not hold.
     """
     shape = recording.shape
+    for plan in recording.plans:
+        if plan.sampler == Sampler.EXTENDED:
+            raise JBatchError(
+                f"step {plan.step_idx} is EXTENDED: its row data is not recorded, so it cannot be replayed"
+            )
     steps = [pack(plan, shape.num_rows, shape.page_size) for plan in recording.plans]
     outputs: list[StepOutput] = []
     in_flight: deque[Any] = deque()

@@ -6,18 +6,20 @@ import random
 import numpy as np
 import pytest
 
+from jbatch.errors import JBatchError
 from jbatch.fake_runner import FakeRunner
 from jbatch.outputs import FinishReason
 from jbatch.plan import Bucket, StepPlan, pack
 from jbatch.plan_file import PlanFileError, PlanShape, PlanWriter, read_plans
 from jbatch.replay import replay, tokens_by_sequence
+from jbatch.sampling_params import Sampler
 from tests.helpers.schedules import VOCAB_SIZE, Driver, random_config, random_request
 
 NUM_SCHEDULES = 40
 
 V1 = """\
 {"format":"jbatch-plans","version":1,"num_rows":2,"num_pages":5,"page_size":16,"pages_per_seq":2,"vocab_size":97}
-{"step_idx":0,"bucket":["prefill",1,64],"seq_ids":[0],"rows":[1],"table_updates":[[1,0,4]],"chunks":[[[5,6,7],0,0,{"length":3,"budget":2,"seed":9,"stop_ids":[2]}]]}
+{"step_idx":0,"bucket":["prefill",1,64],"seq_ids":[0],"rows":[1],"table_updates":[[1,0,4]],"chunks":[{"token_ids":[5,6,7],"start":0,"num_recomputed":0,"setup":{"length":3,"budget":2,"seed":9,"stop_ids":[2]},"prompt_len":3}]}
 {"step_idx":1,"bucket":["decode",2,2],"seq_ids":[0],"rows":[1],"table_updates":[],"frozen":[false],"sampler":1,"preempted":[3]}
 {"num_plans":2}
 """
@@ -62,6 +64,10 @@ def test_plans_come_back_equal_and_replay_to_the_same_outputs(tmp_path, seed):
         np.testing.assert_array_equal(pack(ours, *sizes).packed, pack(theirs, *sizes).packed)
         assert type(ours.bucket) is Bucket and type(ours.sampler) is type(theirs.sampler)
 
+    if is_extended(plans):
+        with pytest.raises(JBatchError, match="is EXTENDED"):
+            replay(FakeRunner(*recording.shape), recording)
+        return
     again = replay(FakeRunner(*recording.shape), recording, depth=seed % 3)
     assert len(again.outputs) == len(outputs)
     for ours, theirs in zip(again.outputs, outputs, strict=True):
@@ -73,8 +79,14 @@ def test_plans_come_back_equal_and_replay_to_the_same_outputs(tmp_path, seed):
         assert tokens.get(sequence.seq_id, [])[: len(known)] == known
 
 
+def is_extended(plans):
+    return any(plan.sampler == Sampler.EXTENDED for plan in plans)
+
+
 def test_schedules_hold_what_is_hard(tmp_path):
-    plans = [p for seed in range(NUM_SCHEDULES) for p in record_schedule(tmp_path / "plans", seed)[1]]
+    runs = [record_schedule(tmp_path / "plans", seed)[1] for seed in range(NUM_SCHEDULES)]
+    assert sum(map(is_extended, runs)) < 0.7 * NUM_SCHEDULES
+    plans = [plan for run in runs if not is_extended(run) for plan in run]
     assert any(p.preempted for p in plans) and any(any(p.frozen) for p in plans)
     assert any(c.setup is None for p in plans for c in p.chunks)  # a prompt in several chunks
     assert any(c.num_recomputed for p in plans for c in p.chunks)
@@ -100,7 +112,7 @@ def edited(line, **changes):
 
 
 def chunk(token_ids=(5,), start=0, setup=None):
-    return [[list(token_ids), start, 0, setup]]
+    return [{"token_ids": list(token_ids), "start": start, "num_recomputed": 0, "setup": setup}]
 
 
 @pytest.mark.parametrize(
@@ -161,3 +173,11 @@ def test_a_run_that_failed_leaves_a_file_that_says_so(tmp_path):
         raise KeyboardInterrupt
     with pytest.raises(PlanFileError, match="cut off after 0 plans"):
         read_plans(path)
+
+
+def test_extended_steps_are_not_replayed(tmp_path):
+    path = tmp_path / "plans.jsonl"
+    path.write_text(edited(2, sampler=3))
+    recording = read_plans(path)
+    with pytest.raises(JBatchError, match="step 1 is EXTENDED"):
+        replay(FakeRunner(*recording.shape), recording)

@@ -65,7 +65,7 @@ class _Graph(NamedTuple):
 
 
 class TorchRunner:
-    """`submit` and `collect` as jbatch's Runner has them.
+    """`submit`, `collect` and `samplers` as jbatch's Runner has them.
 
     Args:
       params: jbatch's parameters by name, on the device to run on; see `model.from_jax`.
@@ -100,6 +100,11 @@ class TorchRunner:
         self._buckets = frozenset(buckets)
         if self.device.type == "cuda" and options.warm_up:
             self.warm_up()
+
+    @property
+    def samplers(self) -> tuple[Sampler, ...]:
+        """The ways of drawing tokens that its steps have."""
+        return SAMPLERS
 
     @torch.inference_mode()
     def submit(self, given: StepInput) -> Any:

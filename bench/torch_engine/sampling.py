@@ -1,6 +1,7 @@
 """From logits to tokens as jbatch/step.py does it, for greedy sampling and temperature.
 
-Noise comes from a hash of seed, position and token id: it is no jbatch's, so only greedy tokens compare.
+Noise comes from a hash of seed, sample, position and token id, which is not jbatch's,
+so only greedy tokens compare.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def sample(
     if plain:
         temperature = columns[:, COLUMN["temperature"]].contiguous().view(torch.float32)
         scaled = logits / torch.where(temperature > 0, temperature, 1.0)[:, None]
-        noisy = scaled + gumbel(columns[:, COLUMN["seed"]], lengths, logits.shape[-1])  # Gumbel-max
+        seeds, samples = columns[:, COLUMN["seed"]], columns[:, COLUMN["sample_idx"]]
+        noisy = scaled + gumbel(seeds, samples, lengths, logits.shape[-1])  # Gumbel-max
         tokens = torch.where(temperature > 0, noisy.argmax(dim=-1), tokens)
     stopped = (tokens[:, None] == stop_ids).any(dim=-1)
     budget = columns[:, COLUMN["budget"]] - 1
@@ -69,10 +71,13 @@ def sample(
 
 
 def gumbel(
-    seeds: Int[Tensor, " slots"], positions: Int[Tensor, " slots"], vocab_size: int
+    seeds: Int[Tensor, " slots"],
+    samples: Int[Tensor, " slots"],
+    positions: Int[Tensor, " slots"],
+    vocab_size: int,
 ) -> Float[Tensor, "slots vocab"]:
-    """Noise that depends on a row's seed and position alone."""
-    key = _mix(_mix(seeds.long() & MASK) ^ positions.long())
+    """Noise that depends on a row's seed, sample number and position alone."""
+    key = _mix(_mix(_mix(seeds.long() & MASK) ^ samples.long()) ^ positions.long())
     ids = torch.arange(vocab_size, device=seeds.device)
     bits = _mix(_mix(key[:, None] ^ _mix(ids)) + ids)
     uniform = ((bits >> 9).float() + 0.5) / 2**23  # 23 bits: neither 0 nor 1 in float32

@@ -166,11 +166,12 @@ def test_temperature_samples_the_softmax_by_each_seed(torch_runner):
         != run(torch_runner, 7, **options | {"temperature": 0})
     )
 
-    noise = gumbel(torch.arange(20_000), torch.full((20_000,), 5), 4)
+    ids = torch.arange(20_000)
+    noise = gumbel(ids, ids * 0, ids * 0 + 5, 4)
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
     share = torch.bincount((logits + noise).argmax(dim=-1)) / 20_000
     torch.testing.assert_close(share, logits.softmax(dim=-1), atol=0.02, rtol=0)
-    assert noise.isfinite().all()
+    assert noise.isfinite().all() and (gumbel(ids, ids * 0 + 1, ids * 0 + 5, 4) != noise).any(dim=-1).all()
 
 
 def test_what_is_wrong_is_refused(torch_runner):
