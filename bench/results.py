@@ -37,6 +37,7 @@ from bench.workloads import Workload
 from jbatch.errors import ConfigError
 
 SCHEMA = 1
+DIGITS = 9
 Kind = Literal["batching", "throughput", "latency", "compare"]
 
 
@@ -254,11 +255,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _strict(value: Any) -> Any:
-    """Without numbers that JSON does not know: infinite ones as text, NaN as null."""
+    """Without numbers that JSON does not know: infinite ones as text, NaN as null. Others have the digits that
+    a measurement has, and no more: most of a file are steps."""
     if isinstance(value, dict):
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
-    return value
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
