@@ -255,8 +255,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _strict(value: Any) -> Any:
-    """Without numbers that JSON does not know: infinite ones as text, NaN as null. Others have the digits that
-    a measurement has, and no more: most of a file are steps."""
+    """Without numbers that JSON does not know: infinite ones as text, NaN as null. Others keep as many digits
+    as a measurement has: most of a file are steps."""
     if isinstance(value, dict):
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
