@@ -73,6 +73,7 @@ class Generate:
         batches = [items[begin : begin + batch_size] for begin in range(0, len(items), batch_size)]
         most = max(_longest_prompt(batch) + max(item.output_len for item in batch) for batch in batches)
         self._max_cache_len = most
+        self._cache = transformers.StaticCache(config=model.config, max_cache_len=most)
 
     def describe(self) -> dict[str, Any]:
         compiled = "compiled by generate" if self._model.device.type == "cuda" else "not compiled"
@@ -83,7 +84,6 @@ class Generate:
             "transformers": transformers.__version__,
         }
 
-    @torch.inference_mode()
     def run(self, items: Sequence[WorkItem]) -> list[list[int]]:
         """Token ids of each request, as many as it asked for."""
         outputs: list[list[int]] = []
@@ -92,7 +92,7 @@ class Generate:
         return outputs
 
     def close(self) -> None:
-        self._model = None
+        self._model = self._cache = None
 
     def _batch(self, items: Sequence[WorkItem]) -> list[list[int]]:
         prompt_len = _longest_prompt(items)
@@ -102,7 +102,7 @@ class Generate:
             [int(place >= prompt_len - len(item.prompt_token_ids)) for place in range(prompt_len)]
             for item in padded
         ]
-        cache = transformers.StaticCache(config=self._model.config, max_cache_len=self._max_cache_len)
+        self._cache.reset()  # the same memory for all batches, or a captured step would be captured again
         num_tokens = max(item.output_len for item in items)
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -111,7 +111,7 @@ class Generate:
             out = self._model.generate(
                 torch.tensor(ids, device=self._model.device),
                 attention_mask=torch.tensor(mask, device=self._model.device),
-                past_key_values=cache,
+                past_key_values=self._cache,
                 max_new_tokens=num_tokens,
                 min_new_tokens=num_tokens,
                 eos_token_id=NO_EOS,
