@@ -173,15 +173,16 @@ def _open_output(command: JobCommand, found: Scan, stack: ExitStack) -> tuple[Ou
     state = command.state_of(found.sha256)
     if os.path.exists(path) and os.path.getsize(path) and not options.force:
         check_state(path, state)
+    done = Done(found.last_line_no)
     if os.path.exists(path):
-        if torn := remove_torn(path):
-            say(f"removed a torn record of {torn} bytes from the end of {options.output_file}")
         if options.retry_errors and (dropped := drop_errors(path)):
             say(f"removed {dropped} error records: their lines run again")
+        done = find_done(path, found.ids, found.last_line_no)
+        if torn := remove_torn(path):  # only now is it known to be a job's
+            say(f"removed a torn record of {torn} bytes from the end of {options.output_file}")
+    save_state(path, state)
     output = OutputFile(path)
     stack.callback(output.close)
-    done = find_done(path, found.ids, found.last_line_no)
-    save_state(path, state)
     if done.num_done:
         say(f"going on: {done.num_done} of {found.num_requests} have their records")
     if done.foreign:

@@ -221,6 +221,8 @@ def _variants(
 ) -> Variants:
     """Raises ConfigError for a function that cannot be compiled into the steps."""
     if logits_fn is not None:
+        if config.samplers not in (None, ("extended",)):
+            raise ConfigError("samplers", config.samplers, "with logits_fn, every step is 'extended'")
         for slots in sorted({bucket.slots for kind in _buckets(config, max_model_len) for bucket in kind}):
             check_logits_fn(logits_fn, slots, model.vocab_size)
         return Variants((Sampler.EXTENDED,), logits_fn)

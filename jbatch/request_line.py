@@ -177,15 +177,14 @@ class _Strict(BaseModel):
     def _known(cls, data: Any) -> Any:
         if isinstance(data, dict) and not data.keys() <= cls.model_fields.keys():
             unknown = next(name for name in data if name not in cls.model_fields)
-            known = [name for name in cls.model_fields if name not in REFUSED]
-            if unknown in cls.elsewhere:
-                context = {"field": unknown, "reason": "belongs in body"}
-                raise PydanticCustomError("unknown_field", "{reason}", context)
-            try:
-                check_option_names([unknown[:MAX_NAME_CHARS]], known, cls.called)
-            except TypeError as error:
-                context = {"field": unknown, "reason": str(error)}
-                raise PydanticCustomError("unknown_field", "{reason}", context) from None
+            reason = "belongs in body"
+            if unknown not in cls.elsewhere:
+                known = [name for name in cls.model_fields if name not in REFUSED]
+                try:
+                    check_option_names([unknown[:MAX_NAME_CHARS]], known, cls.called)
+                except TypeError as error:
+                    reason = str(error)
+            raise PydanticCustomError("unknown_field", "{reason}", {"field": unknown, "reason": reason})
         return data
 
 
@@ -325,8 +324,9 @@ def _join(path: str, key: str | int) -> str:
 
 
 def _in_our_words(message: str) -> str:
-    """ "Input should be a valid string": "must be a string"."""
-    words = re.sub(r"^\w+ should | after validation, not .*", lambda m: "must " * (m.start() == 0), message)
+    """What is "Input should be a valid string" there is "must be a string" here."""
+    words = re.sub(r"^\w+ should ", "must ", message)
+    words = re.sub(r" after validation, not .*| or instance of .*", "", words)
     return words.replace("a valid integer", "an integer").replace("a valid ", "a ")
 
 

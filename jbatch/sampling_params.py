@@ -112,11 +112,14 @@ class SamplingParams:
             "logprob_token_ids": _token_ids(
                 "logprob_token_ids", self.logprob_token_ids, MAX_LOGPROB_TOKEN_IDS
             ),
-            "allowed_token_ids": _token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ID),
             "logit_bias": _logit_bias(self.logit_bias),
         }
-        if self.allowed_token_ids is not None and not self.allowed_token_ids:
-            raise RequestError("allowed_token_ids", self.allowed_token_ids, "must name at least one token id")
+        if self.allowed_token_ids is not None:  # None stays: an empty list would allow nothing
+            if not self.allowed_token_ids:
+                raise RequestError(
+                    "allowed_token_ids", self.allowed_token_ids, "must name at least one token id"
+                )
+            checked["allowed_token_ids"] = _token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ID)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

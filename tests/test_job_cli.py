@@ -166,6 +166,14 @@ def test_another_job_does_not_go_on_with_an_output(place, change, args, message)
     assert ended.code == 0 and num_records(place / "out.jsonl") >= 9 // (1 + ("1/2" in args))
 
 
+def test_force_does_not_touch_what_is_no_output(place):
+    write_input(place, 9)
+    (place / "out.jsonl").write_text("Dear diary,\ntoday I")
+    assert "does not say of what job" in refuse(place, *JOB)
+    assert "line 1 is no record with a custom_id" in refuse(place, *JOB, "--force", "--retry-errors")
+    assert (place / "out.jsonl").read_text() == "Dear diary,\ntoday I"
+
+
 def test_another_batch_size_goes_on(place):
     write_input(place, 9)
     assert run(place, *JOB, faults=Faults(kill_at_step=3)).code == -9

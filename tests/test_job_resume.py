@@ -17,9 +17,9 @@ NUM_LINES = 60
 EVERY_LINE = range(1, NUM_LINES + 1)
 BOUNDARY_KILLS = [  # in this order: each run goes on from the one before
     ("write", 1, "after"),  # the lock's process id
-    ("fsync", 1, "before"),
-    ("fsync", 3, "after"),  # the state file
+    ("fsync", 1, "before"),  # of the state file
     ("replace", 1, "before"),
+    ("fsync", 2, "after"),
     ("write", 2, "before"),  # the first record
     ("write", 2, "torn"),
     ("ftruncate", 2, "before"),  # of the torn record
@@ -160,6 +160,14 @@ def test_records_are_sorted_by_line_and_strangers_come_last(tmp_path):
     ids = ids_of("a", "b", "c", "d")
     sort_by_line(path, find_done(path, ids, 4))
     assert [r.custom_id for r in read_records(path)] == ["a", "b", "c", "stranger"]
+
+
+def test_a_torn_end_is_no_record(tmp_path):
+    path = write_records(tmp_path / "o", record("a", {}), record("b"))
+    with open(path, "a") as file:
+        file.write('{"custom_id":"c"')
+    assert [r.custom_id for r in read_records(path)] == ["a", "b"]
+    assert (drop_errors(path), [r.custom_id for r in read_records(path)]) == (1, ["b"])
 
 
 def test_what_is_sorted_is_left_alone(tmp_path):

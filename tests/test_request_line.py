@@ -177,6 +177,8 @@ ERRORS = {
     b'{"prompt": "x", "logit_bias": {"1.0": 1}}': (
         "logit_bias='1.0': a key must be a token id"
     ),
+    b'{"prompt": "x", "logit_bias": {"01": 1}}': "logit_bias='01': a key must be a token id",
+    b'{"prompt": "x", "logit_bias": {"%s": 1}}' % (b"9" * 5000): "logit_bias='9999999999",
     b'{"prompt": "x", "logit_bias": {"5": "1"}}': "logit_bias='1': must be a number",
 }  # fmt: skip
 OPENAI_ERRORS = [
@@ -190,7 +192,7 @@ OPENAI_ERRORS = [
     (chat(prompt="x"), "prompt='x': a chat body has no option 'prompt'; did you mean"),
     (chat(messages=[]), "messages=[]: must have at least 1 item"),
     (chat(messages={}), "messages={}: must be a list"),
-    (chat(messages=["x"]), "messages[0]='x': must be a "),
+    (chat(messages=["x"]), "messages[0]='x': must be a dictionary"),
     (chat(messages=[*USER, {}]), "messages[1].role=None: must be given"),
     (
         chat(messages=[{"role": "robot", "content": ""}]),

@@ -1,5 +1,6 @@
 """Parameters of a request: what is accepted, and the error that names what is not."""
 
+import dataclasses
 import math
 
 import pytest
@@ -129,6 +130,12 @@ def test_unknown_options_suggest_the_known_one():
         SamplingParams(temprature=0.5)
     with pytest.raises(TypeError, match="no option 'zzz'; known: allowed_token_ids, bad_words, detokenize, "):
         SamplingParams(zzz=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"stop": "end", "logit_bias": {1: 2}, "allowed_token_ids": [3]}])
+def test_checked_parameters_may_be_changed(options):
+    params = SamplingParams(**options)
+    assert dataclasses.replace(params, seed=3) == SamplingParams(**options, seed=3)
 
 
 def test_stop_becomes_a_tuple():

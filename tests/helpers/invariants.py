@@ -50,9 +50,7 @@ def check_pages(scheduler: Scheduler) -> None:
 
 
 def _check_sequence(sequence: Sequence, scheduler: Scheduler) -> None:
-    most = max(
-        sequence.max_len, sequence.num_prompt + 1
-    )  # what one that only scores its prompt draws is dropped
+    most = max(sequence.max_len, sequence.num_prompt + 1)  # one that only scores its prompt draws too
     assert sequence.num_known <= sequence.num_planned <= most, "a token too many"
     if sequence.row < 0:
         assert not sequence.pages and not sequence.finished, "it waits with pages, or after its end"
