@@ -64,7 +64,8 @@ def tokens_of(members: Sequence[Member | None], bucket: Bucket, tables: np.ndarr
             block_tables[slot] = tables[member.row]
             begin += align(length)
     metadata = RaggedMetadata(*map(jnp.asarray, (starts, q_lens, kv_lens)))
-    return Tokens(*map(jnp.asarray, (ids, positions, live, slots, block_tables)), metadata)
+    fields = (ids, positions, live, slots, block_tables)
+    return Tokens(*map(jnp.asarray, fields), metadata)  # type: ignore[call-arg]
 
 
 class Forward:
