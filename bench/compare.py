@@ -29,7 +29,8 @@ from bench.contenders import (
     versions,
 )
 from bench.options import SETTING_HELP, WORKLOAD, Setting
-from bench.results import ArmResult, Rates, Results, claim_file, describe, write
+from bench.results import ArmResult, Rates, Results, claimed, describe, write
+from bench.workloads import Workload
 from jbatch.errors import ConfigError
 from jbatch.options import with_options
 
@@ -90,9 +91,7 @@ def compare(
       JBatchError, and what LLM raises: where jbatch itself cannot run, as there is nothing to compare with.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes what PyTorch needs
-    from bench import manifest
     from bench.batching import Batching, make_workloads
-    from bench.subject import LLMSubject, find_model
 
     entries = choose_entries(list(asked.arms))
     if setting.repeats < LEAST_REPEATS:
@@ -100,9 +99,16 @@ def compare(
     options = {"max_num_seqs": 16, "seed": setting.seed} | engine_options
     asked_for = Batching(asked.model, (asked.dataset_name,))
     (workload,) = make_workloads(asked_for, setting, options, workload_options | {"closed": True})
-    for path in (asked.output_json, asked.record):
-        if path is not None:
-            claim_file(path)
+    with claimed(asked.output_json), claimed(asked.record):
+        return _compare(asked, setting, entries, workload, options)
+
+
+def _compare(
+    asked: Asked, setting: Setting, entries: Sequence[Entry], workload: Workload, options: dict[str, Any]
+) -> Results:
+    from bench import manifest
+    from bench.subject import LLMSubject, find_model
+
     subject = LLMSubject(
         asked.model, workload.longest, _with_pages(asked.model, workload.longest, options), False
     )

@@ -38,6 +38,7 @@ from bench.workloads import Workload
 from jbatch.errors import ConfigError
 
 SCHEMA = 1
+DIGITS = 9
 Kind = Literal["batching", "throughput", "latency", "compare"]
 
 
@@ -263,11 +264,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _strict(value: Any) -> Any:
-    """Without numbers that JSON does not know: infinite ones as text, NaN as null."""
+    """Without numbers that JSON does not know: infinite ones as text, NaN as null. Others keep as many digits
+    as a measurement has: most of a file are steps."""
     if isinstance(value, dict):
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
-    return value
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
