@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 from jbatch.config import EngineConfig
 from jbatch.config_json import load_config
 from jbatch.engine import Engine
-from jbatch.errors import ConfigError, JobError, RequestError
+from jbatch.errors import ConfigError, JobError
 from jbatch.job import EncodeChat, Job, JobParts
 from jbatch.job_eta import TokensLeft
 from jbatch.job_files import locked, remove_leftover, replacing
@@ -106,11 +106,7 @@ def _load(model: Path, engine_options: dict[str, Any], found: Scan) -> Iterator[
     options.setdefault("max_num_seqs", min(max(found.num_requests, 1), EngineConfig.max_num_seqs))
     options["samplers"] = [sampler.name.lower() for sampler in found.samplers] or ["greedy"]
     with LLM(model, **options) as llm:
-        yield Model(llm.engine, _encode_chat, lambda: llm.runner.compilations_after_warmup)
-
-
-def _encode_chat(messages: Any) -> Any:
-    raise RequestError("messages", messages, "this model has no chat template", code="no_chat_template")
+        yield Model(llm.engine, llm.chat_token_ids, lambda: llm.runner.compilations_after_warmup)
 
 
 def run_command(command: JobCommand) -> int:

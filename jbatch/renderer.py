@@ -79,6 +79,7 @@ class Renderer:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
+            process_group=0,  # a Ctrl-C is meant for this process alone
         )
         reply = self._ask(self._process, self._setup, START_LIMIT_S)
         if reply is None or "missing" in reply:

@@ -1,6 +1,7 @@
 """Messages that are refused, templates that are found, and templates that do harm."""
 
 import importlib.util
+import os
 
 import pytest
 
@@ -156,6 +157,7 @@ def test_a_process_that_dies_is_replaced():
     template = ChatTemplate(PLAIN, {"bos_token": "B"})
     assert template.render(ASK) == "Buser:hi;"
     process = template._renderer._process
+    assert os.getpgid(process.pid) != os.getpgid(0), "a Ctrl-C in a terminal would end it"
     process.kill()
     process.wait()
     with pytest.raises(RequestError, match="or crashed"):
