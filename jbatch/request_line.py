@@ -43,22 +43,15 @@ FORMS: dict[str, Form] = {"/v1/completions": "completions", "/v1/chat/completion
 SAMPLING_FIELDS = tuple(SamplingParams.__dataclass_fields__)
 IGNORED = ("model", "user", "metadata", "service_tier", "store", "safety_identifier", "prompt_cache_key")
 REFUSED: dict[str, tuple[Any, ...]] = {  # unless null or one of these values, which ask for nothing
-    "stream": (False,),
-    "stream_options": (),
-    "echo": (False,),
+    **dict.fromkeys(("stream", "echo"), (False,)),
+    **dict.fromkeys(("tools", "functions"), ([],)),
+    **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
+    "parallel_tool_calls": (False, True),
     "best_of": (1,),
     "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (False, True),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
-    "structured_outputs": (),
     "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "reasoning_effort": (),
+    **dict.fromkeys(("stream_options", "structured_outputs", "audio", "prediction", "reasoning_effort"), ()),
     "web_search_options": (),
 }
 

@@ -115,7 +115,7 @@ def test_the_examples():
     for example in EXAMPLES:
         is_record = not example.keys().isdisjoint(("text", "error", "response"))
         (records if is_record else lines).append(example)
-    assert len(lines) == 6 and len(records) == 4
+    assert len(lines) == 6 and len(records) == 5
     parsed = {line.custom_id: line for line in (parse_line(json.dumps(one).encode(), {}) for one in lines)}
     for record in records:
         line = parsed.get(None if record["custom_id"] == "line-1" else record["custom_id"])
