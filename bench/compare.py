@@ -30,7 +30,6 @@ from bench.contenders import (
 )
 from bench.options import SETTING_HELP, WORKLOAD, Setting
 from bench.results import ArmResult, Rates, Results, claimed, describe, write
-from bench.workloads import Workload
 from jbatch.errors import ConfigError
 from jbatch.options import with_options
 
@@ -92,6 +91,7 @@ def compare(
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes what PyTorch needs
     from bench.batching import Batching, make_workloads
+    from bench.subject import LLMSubject, find_model
 
     entries = choose_entries(list(asked.arms))
     if setting.repeats < LEAST_REPEATS:
@@ -99,37 +99,33 @@ def compare(
     options = {"max_num_seqs": 16, "seed": setting.seed} | engine_options
     asked_for = Batching(asked.model, (asked.dataset_name,))
     (workload,) = make_workloads(asked_for, setting, options, workload_options | {"closed": True})
-    with claimed(asked.output_json), claimed(asked.record):
-        return _compare(asked, setting, entries, workload, options)
-
-
-def _compare(
-    asked: Asked, setting: Setting, entries: Sequence[Entry], workload: Workload, options: dict[str, Any]
-) -> Results:
-    from bench import manifest
-    from bench.subject import LLMSubject, find_model
-
-    subject = LLMSubject(
-        asked.model, workload.longest, _with_pages(asked.model, workload.longest, options), False
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        plan_path = asked.record or Path(scratch) / "plans.jsonl"
-        stage = Stage(subject, workload, find_model(asked.model)[0], plan_path)
+    options = _with_pages(asked.model, workload.longest, options)
+    model_dir, _ = find_model(asked.model)
+    with claimed(asked.output_json), claimed(asked.record), tempfile.TemporaryDirectory() as scratch:
+        subject = LLMSubject(asked.model, workload.longest, options, measure_floor=False)
+        stage = Stage(subject, workload, model_dir, asked.record or Path(scratch) / "plans.jsonl")
         rows = [Row(entry) for entry in entries]
         try:
-            about = manifest.collect() | subject.about | {"versions": versions(), "setting": _about(setting)}
-
-            def results() -> Results:
-                arms = {row.entry.name: result(row, stage) for row in rows}
-                return Results("compare", about, describe(workload), arms, gains=ratios(arms))
-
-            measure(stage, rows, setting.repeats, lambda: _save(asked.output_json, results))
-            return results()
+            return _compare(stage, rows, setting.repeats, asked.output_json)
         finally:
             for row in rows:
                 row.close()
             stage.close()
             subject.close()
+
+
+def _compare(stage: Stage, rows: Sequence[Row], repeats: int, path: Path | None) -> Results:
+    from bench import manifest
+
+    about = manifest.collect() | stage.subject.about | {"versions": versions(), "arrivals": "all at time 0"}
+
+    def results() -> Results:
+        arms = {row.entry.name: result(row, stage) for row in rows}
+        seen = about | {"clocks_after": manifest.clocks()}
+        return Results("compare", seen, describe(stage.workload), arms, gains=ratios(arms))
+
+    measure(stage, rows, repeats, lambda: _save(path, results))
+    return results()
 
 
 def measure(stage: Stage, rows: Sequence[Row], repeats: int, on_round: Callable[[], None]) -> None:
@@ -238,10 +234,6 @@ def _with_pages(model: str, longest: int, options: dict[str, Any]) -> dict[str, 
     config = EngineConfig(**found)
     per_sequence = -(-(config.max_model_len or longest) // config.page_size)
     return options | {"num_pages": 1 + config.max_num_seqs * per_sequence}
-
-
-def _about(setting: Setting) -> dict[str, Any]:
-    return {"repeats": setting.repeats, "order": "interleaved", "arrivals": "all at time 0"}
 
 
 def _save(path: Path | None, results: Callable[[], Results]) -> None:

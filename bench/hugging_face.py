@@ -34,6 +34,7 @@ def build(model_dir: Path, params: Mapping[str, Tensor], attention: str = "sdpa"
       model_dir: where config.json is.
       attention: transformers' name of an implementation.
     """
+    transformers.logging.set_verbosity_error()  # it warns of an end-of-sequence that never comes
     dtype = params["embedding"].dtype
     config = transformers.AutoConfig.from_pretrained(model_dir)
     with torch.device("meta"):
