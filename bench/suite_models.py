@@ -26,6 +26,6 @@ def fastest_attention(steps_file: Path | None) -> str:
         return "auto"
     rows = [row for row in json.loads(steps_file.read_text())["rows"] if row["status"] == "ok"]
     same = [
-        row for row in rows if all(row[key] == rows[0][key] for key in ("model", "kind", "number", "length"))
+        row for row in rows if all(row[key] == rows[0][key] for key in ("model", "number", "length"))
     ]
     return min(same, key=lambda row: row["ms"])["attention"] if same else "auto"

@@ -163,9 +163,7 @@ class Driver:
             self._note_end(sequence)
             untouched &= check_tokens(sequence)
             positions += sequence.num_known
-            positions -= (
-                sequence.request.max_tokens > 0
-            )  # what is drawn last is never cached
+            positions -= sequence.request.max_tokens > 0  # what is drawn last is never cached
             chunks = -(-sequence.max_len // self.smallest_budget)
             given = len(sequence.output_token_ids) + self.depth  # and what is in flight at its end
             most_steps += chunks * (1 + sequence.num_preemptions) + given
