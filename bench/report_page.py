@@ -135,8 +135,9 @@ def number(value: Any) -> str:
 
 
 def records(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of dictionaries; columns in the order in which they first come."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    """A table of dictionaries; columns in the order in which they first come, but for the reason."""
+    found = dict.fromkeys(key for row in rows for key in row)
+    columns = sorted(found, key=lambda name: name == "why")  # last
     return table(
         [column.replace("_", " ") for column in columns],
         [[_flat(row.get(column)) for column in columns] for row in rows],

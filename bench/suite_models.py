@@ -25,7 +25,5 @@ def fastest_attention(steps_file: Path | None) -> str:
     if steps_file is None or not steps_file.exists():
         return "auto"
     rows = [row for row in json.loads(steps_file.read_text())["rows"] if row["status"] == "ok"]
-    same = [
-        row for row in rows if all(row[key] == rows[0][key] for key in ("model", "kind", "number", "length"))
-    ]
+    same = [row for row in rows if all(row[key] == rows[0][key] for key in ("model", "number", "length"))]
     return min(same, key=lambda row: row["ms"])["attention"] if same else "auto"
