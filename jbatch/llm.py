@@ -15,17 +15,18 @@ import jax
 import weights
 from jbatch.attention import choose_attention
 from jbatch.config import EngineConfig, ModelConfig, ModeName, PolicyName
-from jbatch.config_json import load_bos_token_id, load_config, load_eos_token_ids
-from jbatch.device import choose_num_pages, find_device, prepare_jax
+from jbatch.config_json import load_bos_token_id, load_eos_token_ids
+from jbatch.device import find_device, memory_of, prepare_jax
 from jbatch.engine import Engine
 from jbatch.errors import ConfigError, JBatchError, RequestError, check_option_names
+from jbatch.memory_plan import choose_num_pages
 from jbatch.model import abstract_params
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
-from jbatch.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.policy import MODES, POLICIES, Policy
 from jbatch.progress import progress_bar
-from jbatch.runner import Program, Runner, compile_step, programs_for
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.resolve import resolve_buckets, resolve_max_model_len, resolve_model
+from jbatch.runner import Runner, largest_programs, programs_for, temp_bytes
+from jbatch.sampling_params import SamplingParams
 from jbatch.scheduler import Limits, Scheduler, SchedulerConfig, StepLimits
 from jbatch.state import StateShape
 from jbatch.tokenizer import Tokenizer, load_tokenizer
@@ -51,11 +52,8 @@ class LLM:
         check_option_names(options, EngineConfig.__dataclass_fields__, "LLM")
         self.config = EngineConfig(**options)
         model_dir = Path(model)
-        if not model_dir.is_dir():
-            raise ConfigError("model", str(model), "is no directory; jbatch downloads nothing")
-        self.model_config = _model_config(model_dir, self.config.dtype)
-        self.max_model_len = self.config.max_model_len or self.model_config.context_len
-        _check_context(self.model_config, self.max_model_len)
+        self.model_config = resolve_model(model_dir, self.config)
+        self.max_model_len = resolve_max_model_len(self.config, self.model_config)
         self._tokenizer = load_tokenizer(tokenizer or model_dir, load_bos_token_id(model_dir))
         prepare_jax(self.config)
         self.runner = _runner(self.config, self.model_config, self.max_model_len, model_dir)
@@ -137,7 +135,7 @@ class LLM:
         """
         config = dataclasses.replace(self.config, mode=mode or self.config.mode)
         key = policy or config.policy
-        prefill, decode = _buckets(config, self.max_model_len)
+        prefill, decode = resolve_buckets(config, self.max_model_len)
         scheduler = Scheduler(
             SchedulerConfig(
                 num_rows=config.max_num_seqs,
@@ -176,23 +174,6 @@ class LLM:
         self.close()
 
 
-def _model_config(model_dir: Path, dtype: str) -> ModelConfig:
-    config = load_config(model_dir)
-    return config if dtype == "auto" else dataclasses.replace(config, dtype=dtype)
-
-
-def _check_context(config: ModelConfig, max_model_len: int) -> None:
-    longest = config.max_context_len
-    if max_model_len > longest:
-        raise ConfigError("max_model_len", max_model_len, f"must be at most {longest}, the model's context")
-    config.check_context(max_model_len)
-
-
-def _buckets(config: EngineConfig, max_model_len: int) -> tuple[tuple[Bucket, ...], tuple[Bucket, ...]]:
-    prefill = tuple(prefill_bucket(n, config.max_num_seqs) for n in config.token_sizes(max_model_len))
-    return prefill, tuple(decode_bucket(n) for n in config.decode_sizes())
-
-
 def _runner(config: EngineConfig, model: ModelConfig, max_model_len: int, model_dir: Path) -> Runner:
     device = find_device(config.device)
     like = abstract_params(model)
@@ -201,18 +182,16 @@ def _runner(config: EngineConfig, model: ModelConfig, max_model_len: int, model_
         params = weights.random(like, config.seed, shardings=shardings)
     else:
         params = weights.load(model_dir, like, shardings)
-    prefill, decode = _buckets(config, max_model_len)
+    prefill, decode = resolve_buckets(config, max_model_len)
     pages_per_seq = -(-max_model_len // config.page_size)
     shape = StateShape(config.max_num_seqs, 2, config.page_size, pages_per_seq)
     buckets = prefill + decode
     attention = choose_attention(config.attention_backend, model, shape, buckets, device)
     step_bytes = 0
     if device.platform != "cpu":  # temporaries do not grow with the pool: measure them with a small one
-        for bucket in (prefill[-1], decode[-1]):
-            largest = Program(bucket, Sampler.FILTERED)
-            analysis: Any = compile_step(model, shape, largest, device, attention).memory_analysis()
-            step_bytes = max(step_bytes, analysis.temp_size_in_bytes)
-    num_pages = choose_num_pages(config, model, max_model_len, device, step_bytes)
+        for program in largest_programs(buckets):
+            step_bytes = max(step_bytes, temp_bytes(model, shape, program, device, attention))
+    num_pages = choose_num_pages(config, model, max_model_len, memory_of(device)._replace(step=step_bytes))
     with progress_bar("compiling", len(programs_for(buckets)), enabled=config.show_progress) as update:
         try:
             shape = shape._replace(num_pages=num_pages)

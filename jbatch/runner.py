@@ -41,6 +41,12 @@ def programs_for(buckets: Iterable[Bucket]) -> list[Program]:
     ]
 
 
+def largest_programs(buckets: Iterable[Bucket]) -> list[Program]:
+    """Of each kind, the program whose temporaries are the largest."""
+    programs = sorted(programs_for(buckets), key=lambda program: (program.bucket.tokens, program.sampler))
+    return list({program.bucket.kind: program for program in programs}.values())
+
+
 class Runner:
     """The device side of the engine. `submit` returns at once; `collect` waits.
 
@@ -141,6 +147,18 @@ def compile_step(
 ) -> jax.stages.Compiled:
     """One program, ahead of time, for shapes alone: no memory is taken."""
     return lower_step(config, shape, program, device, attention).compile()
+
+
+def temp_bytes(
+    config: ModelConfig,
+    shape: StateShape,
+    program: Program,
+    device: jax.Device | Any,
+    attention: Attention = PLAIN,
+) -> int:
+    """Temporary memory of a program, as its compiler says. It does not grow with the pool."""
+    analysis: Any = compile_step(config, shape, program, device, attention).memory_analysis()
+    return analysis.temp_size_in_bytes
 
 
 def lower_step(

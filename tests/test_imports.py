@@ -21,7 +21,7 @@ HOST_MODULES = (
         "plan",
         "metrics",
     ),
-    *("scheduler", "fake_runner"),
+    *("scheduler", "fake_runner", "memory_plan", "resolve"),
 )
 MODULES = ["jbatch", "pallas_kernels", "weights", *[f"jbatch.{name}" for name in HOST_MODULES]]
 
