@@ -15,9 +15,11 @@ import typer
 
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError, JBatchError
+from jbatch.job_options import JOB_HELP, JobOptions
 from jbatch.options import ENGINE, ENGINE_HELP, SAMPLING, with_options
 from weights.errors import WeightsError
 
+JOB = (JobOptions, JOB_HELP)
 REFUSED, INTERRUPTED = 2, 130  # exit codes
 UsageError: Any = typer.BadParameter.__mro__[2]  # the base of all that is wrong with arguments
 
@@ -32,18 +34,42 @@ app = typer.Typer(
 ModelDir = Annotated[Path, typer.Argument(help="A Hugging Face model directory, or a converted one.")]
 
 
-@app.command(short_help="Complete prompts with a model.")
-@with_options(ENGINE, SAMPLING)
+@app.command(short_help="Complete prompts, or a JSONL file of requests, with a model.")
+@with_options(JOB, ENGINE, SAMPLING)
 def generate(
+    job_options: dict[str, Any],
     engine_options: dict[str, Any],
     sampling_options: dict[str, Any],
     model: ModelDir,
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", metavar="TEXT", help="May be repeated.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="May be repeated.")
+    ] = None,
 ) -> None:
-    """Complete prompts with a model, and print the texts in the prompts' order.
+    """Complete prompts with a model, and print the texts in the prompts' order (-p), or answer a file of
+    JSONL requests, each record written as it comes (-i and -o).
 
     A prompt that cannot be served is reported on standard error, the others go on, and the exit code is 1.
+    With -i its record in the output says why. An answer that is there is never computed again: a job that was
+    ended, however, goes on with the same command. Exit codes: 0 all answered, 1 some records are errors,
+    2 refused, 3 stopped by a failure, 130 and 143 by a signal.
     """
+    if not prompt and not job_options:
+        raise typer.BadParameter("give prompts (-p), or an input and an output file (-i and -o)")
+    if prompt and job_options:
+        raise typer.BadParameter("-p takes none of the options of -i")
+    if not job_options:
+        _generate_prompts(model, prompt or [], engine_options, sampling_options)
+        return
+    from jbatch.job_cli import run_generate
+
+    code = run_generate(model, engine_options, sampling_options, job_options, _say)
+    if code:
+        raise typer.Exit(code)
+
+
+def _generate_prompts(
+    model: Path, prompt: list[str], engine_options: dict[str, Any], sampling_options: dict[str, Any]
+) -> None:
     from jbatch.llm import LLM
     from jbatch.sampling_params import SamplingParams
 

@@ -38,6 +38,10 @@ class RequestError(JBatchError, ValueError):
         super().__init__(f"{field}={_shorten(value)}: {reason}")
 
 
+class JobError(JBatchError):
+    """A job that had to stop. What it wrote stays, and the same command goes on from there."""
+
+
 def check_option_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
     """Raise TypeError for a name in `given` that is not in `known`, suggesting the closest one."""
     known = list(known)

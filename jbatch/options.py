@@ -41,6 +41,7 @@ SAMPLING_HELP = {
     "stop": "End at this text; may be repeated.",
     "ignore_eos": "Go on past end-of-sequence.",
 }
+SHORT_FLAGS = {"input_file": ("-i",), "output_file": ("-o",)}
 NUMBERS = {int: "an integer", float: "a number"}
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
@@ -81,7 +82,8 @@ def _flag(cls: type, name: str, text: str) -> inspect.Parameter:
     kind = _kind(cls, name)
     if default is not None and kind is not bool and "[default" not in text:
         text += f" [default: {default}]"
-    option = typer.Option(f"--{name.replace('_', '-')}", help=text, metavar=METAVARS.get(kind))
+    names = f"--{name.replace('_', '-')}", *SHORT_FLAGS.get(name, ())
+    option = typer.Option(*names, help=text, metavar=METAVARS.get(kind))
     annotation: Any = bool if kind is bool else list[str] if name == "stop" else str
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, option]

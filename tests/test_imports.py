@@ -14,6 +14,8 @@ HOST_MODULES = (
         "config_json",
         "errors",
         "outputs",
+        "records",
+        "request_line",
         "sampling_params",
         "request",
         "pages",

@@ -1,0 +1,300 @@
+"""`jbatch generate MODEL -i in.jsonl -o out.jsonl`: joins the parts of a job, and talks to the user."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from jbatch.config import EngineConfig
+from jbatch.config_json import load_config
+from jbatch.engine import Engine
+from jbatch.errors import ConfigError, JobError, RequestError
+from jbatch.job import EncodeChat, Job, JobParts
+from jbatch.job_eta import TokensLeft
+from jbatch.job_files import locked, replacing
+from jbatch.job_input import InputLine, Scan, open_input, read_lines, scan
+from jbatch.job_options import JobOptions
+from jbatch.job_output import Output, OutputFile, OutputStream, remove_torn
+from jbatch.job_resume import Done, drop_errors, find_done, sort_by_line
+from jbatch.job_signals import StopSignals
+from jbatch.job_state import JobState, check_state, fingerprint, save_state
+from jbatch.job_summary import MIN_FOR_EARLY_WARNING, JobSummary, describe
+from jbatch.metrics import Summary
+from jbatch.progress import progress_bar
+from jbatch.request_line import parse_line
+from jbatch.sampling_params import SamplingParams
+
+ALL_ANSWERED, SOME_ERRORS, STOPPED = 0, 1, 3  # exit codes, besides 2 (refused) and 128 + signal
+REPORT_EVERY_S = 0.1
+DEPENDS_ON = ("seed", "dtype", "max_model_len", "load_format")  # engine options that change the texts
+
+Say = Callable[[str], None]
+
+
+class Model(NamedTuple):
+    """A loaded model, as far as a job needs it."""
+
+    engine: Engine
+    encode_chat: EncodeChat
+    compilations: Callable[[], int]  # since it was loaded
+
+
+class JobCommand(NamedTuple):
+    """One call of the command, checked. `load(scan)` gives the model: it is not called where nothing is left
+    to do."""
+
+    options: JobOptions
+    state_of: Callable[[str], JobState]  # from the input's sha256
+    defaults: dict[str, Any]  # sampling parameters of lines that do not set them
+    load: Callable[[Scan], Any]  # a context manager of a Model
+    say: Say
+
+
+def run_generate(
+    model: Path,
+    engine_options: dict[str, Any],
+    sampling_options: dict[str, Any],
+    job_options: dict[str, Any],
+    say: Say,
+) -> int:
+    """The exit code of `jbatch generate -i`: 0 where every line has an answer, 1 where some records are
+    errors, 3 where the job had to stop, 130 and 143 after SIGINT and SIGTERM; all but the first two can go
+    on with the same command.
+
+    Raises:
+      ConfigError: for what is refused before it begins.
+      OSError: for an input that cannot be read, or an output that cannot be opened.
+    """
+    options = JobOptions(**job_options)
+    config = EngineConfig(**engine_options)
+    params = SamplingParams(**sampling_options)
+    if not model.is_dir():
+        raise ConfigError("model", str(model), "is no directory; jbatch downloads nothing")
+    load_config(model)  # raises for what LLM would refuse, before the input is read
+    default = SamplingParams()
+    changed = {
+        name: getattr(params, name)
+        for name in SamplingParams.__dataclass_fields__
+        if getattr(params, name) != getattr(default, name)
+    }
+    files = fingerprint(model)
+
+    def state_of(sha256: str) -> JobState:
+        engine = {name: getattr(config, name) for name in DEPENDS_ON}
+        return JobState(input=sha256, shard=options.shard, model=files, engine=engine, sampling=changed)
+
+    load = functools.partial(_load, model, engine_options)
+    return run_command(JobCommand(options, state_of, sampling_options, load, say))
+
+
+@contextmanager
+def _load(model: Path, engine_options: dict[str, Any], found: Scan) -> Iterator[Model]:
+    """The real model."""
+    from jbatch.llm import LLM  # loads jax
+
+    options = dict(engine_options)
+    options.setdefault("max_num_seqs", min(max(found.num_requests, 1), EngineConfig.max_num_seqs))
+    with LLM(model, **options) as llm:
+        yield Model(llm.engine, _encode_chat, lambda: llm.runner.compilations_after_warmup)
+
+
+def _encode_chat(messages: Any) -> Any:
+    raise RequestError("messages", messages, "this model has no chat template", code="no_chat_template")
+
+
+def run_command(command: JobCommand) -> int:
+    """Run a job with everything around it; the exit code (see `run_generate`)."""
+    options, say = command.options, command.say
+    if options.summary is not None:
+        open(options.summary, "a").close()  # now, rather than after the work
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopSignals(say, _exit_at_once))
+        if not options.streams:
+            stack.enter_context(locked(options.output_path))
+        source = stack.enter_context(open_input(options.input))
+        before = _identity(source)
+        found = _scan(command, source)
+        say(_describe_input(options, found))
+        output, done = _open_output(command, found, stack)
+        run = _Run(source, before, found, output, done, stop)
+        try:
+            return _run(command, run)
+        except _Failed as error:
+            say(f"{error}. {_advice(options)}")
+            return STOPPED
+
+
+class _Failed(Exception):
+    """What ends a job that has begun."""
+
+
+class _Run(NamedTuple):
+    """What is open while a job runs."""
+
+    source: BinaryIO
+    source_before: tuple[int, ...]
+    found: Scan
+    output: Output
+    done: Done
+    stop: StopSignals
+
+
+def _scan(command: JobCommand, source: BinaryIO) -> Scan:
+    size = os.fstat(source.fileno()).st_size
+    parse = functools.partial(parse_line, defaults=command.defaults)
+    with progress_bar("checking", size) as update:
+        found = scan(source, parse, command.options.parsed_shard, lambda at: update(at, "bytes"))
+    return found
+
+
+def _describe_input(options: JobOptions, found: Scan) -> str:
+    lines = f"{found.num_requests} requests"
+    if found.num_requests != found.num_lines:
+        lines += f" (shard {options.shard} of {found.num_lines})"
+    return lines + (
+        f", {found.num_wrong} of them wrong: their records will say why" if found.num_wrong else ""
+    )
+
+
+def _open_output(command: JobCommand, found: Scan, stack: ExitStack) -> tuple[Output, Done]:
+    """The output, and what is in it. Raises ConfigError where it belongs to another job."""
+    options, say = command.options, command.say
+    if options.streams:
+        say("the output cannot be read back: if this run is ended, the next one begins anew")
+        name = "standard output" if options.output_file == "-" else str(options.output_file)
+        fd = 1 if options.output_file == "-" else os.open(name, os.O_WRONLY)
+        return OutputStream(fd, name), Done(found.last_line_no)
+    path = options.output_path
+    state = command.state_of(found.sha256)
+    if os.path.exists(path) and os.path.getsize(path) and not options.force:
+        check_state(path, state)
+    if os.path.exists(path):
+        if torn := remove_torn(path):
+            say(f"removed a torn record of {torn} bytes from the end of {options.output_file}")
+        if options.retry_errors and (dropped := drop_errors(path)):
+            say(f"removed {dropped} error records: their lines run again")
+    output = OutputFile(path)
+    stack.callback(output.close)
+    done = find_done(path, found.ids, found.last_line_no)
+    save_state(path, state)
+    if done.num_done:
+        say(f"going on: {done.num_done} of {found.num_requests} have their records")
+    if done.foreign:
+        say(f"{len(done.foreign)} records are of no line of this input: they stay")
+    return output, done
+
+
+def _run(command: JobCommand, run: _Run) -> int:
+    """Answer what is left, say what was done, and sort; the exit code. Raises _Failed."""
+    options, done, say, stop = command.options, run.done, command.say, run.stop
+    summary = JobSummary()
+    if done.num_done == run.found.num_requests:
+        say("nothing is left to do")
+        complete, figures = True, summary.figures(Summary(), 0.0, 0)
+    else:
+        with command.load(run.found) as model:
+            begin = time.monotonic()
+            try:
+                complete = _answer(command, run, model, summary)
+            except (JobError, OSError) as error:
+                raise _Failed(str(error)) from error
+            finally:  # what was done is worth knowing in any case
+                elapsed_s = time.monotonic() - begin
+                figures = summary.figures(model.engine.summary, elapsed_s, model.compilations())
+                for line in describe(figures):
+                    say(line)
+        if summary.finish_reasons.total() < MIN_FOR_EARLY_WARNING:
+            _warn_of_length(summary, say)
+    try:
+        if options.summary is not None:
+            with replacing(options.summary) as file:
+                file.write(json.dumps(figures, indent=1, allow_nan=False).encode() + b"\n")
+        if complete and options.ordered:
+            sort_by_line(options.output_path, done)
+    except OSError as error:
+        raise _Failed(str(error)) from error
+    if not complete:
+        return stop.exit_code
+    return SOME_ERRORS if done.num_errors else ALL_ANSWERED
+
+
+def _answer(command: JobCommand, run: _Run, model: Model, summary: JobSummary) -> bool:
+    """Run the loop, with a progress bar; whether it came to its end."""
+    found, done, stop = run.found, run.done, run.stop
+    room = model.engine.scheduler.max_seq_len
+    mean_bound = (found.max_tokens + found.num_unbounded * room) / max(1, found.num_requests)
+    tokens_left = TokensLeft(mean_bound, found.num_requests - done.num_done)
+    parts = JobParts(
+        engine=model.engine,
+        output=run.output,
+        parse=functools.partial(parse_line, defaults=command.defaults),
+        encode_chat=model.encode_chat,
+        summary=summary,
+        tokens_left=tokens_left,
+        on_record=lambda line_no, offset, is_error: done.add(line_no, offset, is_error=is_error),
+    )
+    shard, warned = command.options.parsed_shard, False
+    begin = last = time.monotonic()
+    with progress_bar("generating", found.num_requests) as update:
+
+        def on_step() -> None:
+            nonlocal last, warned
+            now = time.monotonic()
+            if now - last > REPORT_EVERY_S:
+                last = now
+                update(done.num_done, tokens_left.note(now - begin))
+            if not warned and summary.finish_reasons.total() >= MIN_FOR_EARLY_WARNING:
+                warned = _warn_of_length(summary, command.say)
+
+        stop.graceful = True
+        try:
+            ended = Job(parts).run(_left(run, shard.holds), stop.stopped, on_step)
+            run.output.sync(now=True)
+            _check_unchanged(run)
+        finally:
+            stop.graceful = False
+    return ended
+
+
+def _left(run: _Run, in_shard: Callable[[int], bool]) -> Iterator[InputLine]:
+    """The lines that have no record."""
+    run.source.seek(0)
+    for line in read_lines(run.source):
+        if in_shard(line.line_no) and line.line_no not in run.done:
+            yield line
+
+
+def _check_unchanged(run: _Run) -> None:
+    """Raise JobError where the input was written to while it was read: records may be of other lines."""
+    if _identity(run.source) != run.source_before:
+        raise JobError("the input changed while the job ran")
+
+
+def _identity(file: BinaryIO) -> tuple[int, ...]:
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
+
+
+def _warn_of_length(summary: JobSummary, say: Say) -> bool:
+    if summary.mostly_length:
+        length, total = summary.finish_reasons["length"], summary.finish_reasons.total()
+        say(f"warning: {length} of {total} outputs were cut off by max_tokens or the end of the context")
+    return summary.mostly_length
+
+
+def _advice(options: JobOptions) -> str:
+    if options.streams:
+        return "Only whole records were written"
+    return f"{options.output_file} holds whole records: the same command goes on from there"
+
+
+def _exit_at_once(code: int) -> None:
+    show_cursor = b"\x1b[?25h" if os.isatty(2) else b""  # a progress bar hides it
+    os.write(2, show_cursor + b"jbatch: interrupted\n")
+    os._exit(code)

@@ -1,0 +1,186 @@
+"""A job's input: its lines, one at a time, and one pass over all of them before the job begins."""
+
+from __future__ import annotations
+
+import array
+import hashlib
+import itertools
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from jbatch.errors import ConfigError
+from jbatch.job_options import Shard
+from jbatch.request_line import MAX_LINE_BYTES, LineError, RequestLine
+from jbatch.sampling_params import Sampler
+
+BOM = b"\xef\xbb\xbf"
+DIGEST_BYTES = 16  # two of 10 million ids share one by chance with probability 1.5e-25
+NUM_SHOWN = 5  # duplicates that a message names
+REPORT_EVERY = 1024  # lines
+
+Parse = Callable[[bytes], RequestLine]  # raises LineError
+
+
+class InputLine(NamedTuple):
+    """A line that is not blank."""
+
+    line_no: int  # from 1, blank lines counted
+    raw: bytes  # with its end; of a line that is too long, the first MAX_LINE_BYTES + 1 bytes
+
+
+def open_input(path: str) -> BinaryIO:
+    """The input, from its beginning. What can be read only once ("-", a pipe) is first copied to a temporary
+    file without a name, as it is needed twice. Raises OSError."""
+    if path != "-" and stat.S_ISREG(os.stat(path).st_mode):
+        return open(path, "rb")
+    copy: Any = tempfile.TemporaryFile()  # noqa: SIM115, the caller closes it
+    with open(os.dup(0) if path == "-" else path, "rb") as source:
+        shutil.copyfileobj(source, copy)
+    copy.seek(0)
+    return copy
+
+
+def read_lines(file: BinaryIO, seen: Callable[[bytes], Any] = lambda data: None) -> Iterator[InputLine]:
+    """All lines that are not blank, of which no more than one is in memory. A line ends with b"\\n" alone:
+    U+2028 may stand in a string. `seen` gets every byte of the file, in order."""
+    for line_no in itertools.count(1):
+        raw = file.readline(MAX_LINE_BYTES + 1)
+        if not raw:
+            return
+        seen(raw)
+        end = raw
+        while len(end) > MAX_LINE_BYTES and not end.endswith(b"\n"):  # the rest of it is not kept
+            end = file.readline(MAX_LINE_BYTES + 1)
+            seen(end)
+        if line_no == 1:
+            raw = raw.removeprefix(BOM)
+        if raw.strip():
+            yield InputLine(line_no, raw)
+
+
+def id_of(line_no: int, custom_id: str | None) -> str:
+    """What a line's record goes by: its custom_id, or its number where it names none."""
+    return f"line-{line_no}" if custom_id is None else custom_id
+
+
+class Ids:
+    """From custom_id to line number, in 24 bytes per line, and about 50 at most while it is sorted.
+
+    Ids are kept as 16-byte BLAKE2b digests. Feed it all ids, `sort` it, then ask.
+    """
+
+    def __init__(self) -> None:
+        self._digests: Any = bytearray()
+        self._line_nos: Any = array.array("q")
+
+    def __len__(self) -> int:
+        return len(self._line_nos)
+
+    def add(self, custom_id: str, line_no: int) -> None:
+        self._digests += _digest(custom_id)
+        self._line_nos.append(line_no)
+
+    def sort(self) -> None:
+        digests = np.frombuffer(self._digests, f"S{DIGEST_BYTES}")
+        order = np.argsort(digests, kind="stable")
+        digests = digests[order]
+        self._digests = digests
+        self._line_nos = np.frombuffer(self._line_nos, np.int64)[order]
+
+    def duplicates(self) -> list[tuple[int, int]]:
+        """Line numbers of each two neighbours with one id."""
+        at = np.flatnonzero(self._digests[1:] == self._digests[:-1])
+        return sorted(zip(self._line_nos[at].tolist(), self._line_nos[at + 1].tolist(), strict=True))
+
+    def line_nos(self, custom_ids: Iterable[str]) -> list[int]:
+        """The line number of each id, 0 for one that is not there."""
+        wanted = np.array([_digest(custom_id) for custom_id in custom_ids], f"S{DIGEST_BYTES}")
+        if not len(self):
+            return [0] * len(wanted)
+        at = np.minimum(np.searchsorted(self._digests, wanted), len(self) - 1)
+        return np.where(self._digests[at] == wanted, self._line_nos[at], 0).tolist()
+
+
+def _digest(custom_id: str) -> bytes:
+    return hashlib.blake2b(custom_id.encode(errors="surrogatepass"), digest_size=DIGEST_BYTES).digest()
+
+
+class Scan(NamedTuple):
+    """What one pass over the input found; all but the first three fields of one shard."""
+
+    sha256: str
+    last_line_no: int
+    num_lines: int  # not blank
+    num_requests: int  # lines of the shard, wrong ones included
+    num_wrong: int
+    ids: Ids  # of the shard
+    samplers: tuple[Sampler, ...]  # ascending: what the lines need to draw their tokens
+    max_tokens: int  # of all lines that name it, their sum over all samples
+    num_unbounded: int  # samples of lines that go on to the end of the context
+
+
+def scan(
+    file: BinaryIO, parse: Parse, shard: Shard, on_read: Callable[[int], None] = lambda at: None
+) -> Scan:
+    """Read the whole input once. Lines that are wrong are counted; their records come later.
+
+    Args:
+      on_read: gets the number of bytes read, now and then.
+
+    Raises:
+      ConfigError: for a custom_id that appears twice, in whichever shard, naming the lines.
+    """
+    sha256, everywhere, ids = hashlib.sha256(), Ids(), Ids()
+    num_wrong = max_tokens = num_unbounded = line_no = 0
+    samplers: set[Sampler] = set()
+    for line_no, raw in read_lines(file, sha256.update):
+        custom_id, params = None, None
+        try:
+            line = parse(raw)
+            custom_id, params = line.custom_id, line.params
+        except LineError as error:
+            custom_id = error.custom_id
+        everywhere.add(id_of(line_no, custom_id), line_no)
+        if line_no % REPORT_EVERY == 0:
+            on_read(file.tell())
+        if not shard.holds(line_no):
+            continue
+        if shard.num_shards > 1:
+            ids.add(id_of(line_no, custom_id), line_no)
+        if params is None:
+            num_wrong += 1
+            continue
+        samplers.add(params.sampler)
+        max_tokens += (params.max_tokens or 0) * params.n
+        num_unbounded += params.n * (params.max_tokens is None)
+    _check_unique(everywhere)
+    if shard.num_shards > 1:
+        ids.sort()
+    own = ids if shard.num_shards > 1 else everywhere
+    return Scan(
+        sha256=sha256.hexdigest(),
+        last_line_no=line_no,
+        num_lines=len(everywhere),
+        num_requests=len(own),
+        num_wrong=num_wrong,
+        ids=own,
+        samplers=tuple(sorted(samplers)),
+        max_tokens=max_tokens,
+        num_unbounded=num_unbounded,
+    )
+
+
+def _check_unique(ids: Ids) -> None:
+    """Sort them; raise ConfigError where two lines have one id."""
+    ids.sort()
+    twice = ids.duplicates()
+    if twice:
+        lines = ", ".join(f"{first} and {second}" for first, second in twice[:NUM_SHOWN])
+        more = f" and {len(twice) - NUM_SHOWN} more" if len(twice) > NUM_SHOWN else ""
+        raise ConfigError("custom_id", f"lines {lines}{more}", "the same id twice: every line needs its own")

@@ -1,0 +1,111 @@
+"""What an output holds already: which lines are answered, which records are errors, and their order."""
+
+from __future__ import annotations
+
+import array
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from jbatch.errors import ConfigError
+from jbatch.job_files import replacing
+from jbatch.job_input import Ids
+
+BLOCK = 4096  # records that are looked up at once
+
+
+class Record(NamedTuple):
+    """One record of an output, as far as a later run must know it."""
+
+    offset: int  # of its first byte
+    custom_id: str
+    is_error: bool
+
+
+class Done:
+    """Where each line's record is, 8 bytes per line."""
+
+    def __init__(self, last_line_no: int):
+        self.offsets = np.full(last_line_no + 1, -1, np.int64)  # by line number
+        self.foreign = array.array("q")  # offsets of records of no line
+        self.num_done = self.num_errors = 0
+
+    def __contains__(self, line_no: int) -> bool:
+        return self.offsets[line_no] >= 0
+
+    def add(self, line_no: int, offset: int, *, is_error: bool) -> None:
+        self.offsets[line_no] = offset
+        self.num_done += 1
+        self.num_errors += is_error
+
+
+def read_records(path: str) -> Iterator[Record]:
+    """All records of an output without a torn end. Raises ConfigError for a line that is none."""
+    offset = 0
+    with open(path, "rb") as file:
+        for line_no, raw in enumerate(file, start=1):
+            yield Record(offset, *_id_and_error(raw, path, line_no))
+            offset += len(raw)
+
+
+def _id_and_error(raw: bytes, path: str, line_no: int) -> tuple[str, bool]:
+    try:
+        record: Any = json.loads(raw)
+        custom_id, is_error = record["custom_id"], record.get("error") is not None
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        custom_id = None
+    if not isinstance(custom_id, str):
+        raise ConfigError("output", path, f"line {line_no} is no record with a custom_id: no output of a job")
+    return custom_id, is_error
+
+
+def find_done(path: str, ids: Ids, last_line_no: int) -> Done:
+    """Which lines have their records in the output `path`.
+
+    Raises:
+      ConfigError: for a line that is no record, or a second record of one id.
+    """
+    done = Done(last_line_no)
+    records = read_records(path)
+    while block := list(itertools.islice(records, BLOCK)):
+        line_nos = ids.line_nos(record.custom_id for record in block)
+        for record, line_no in zip(block, line_nos, strict=True):
+            if line_no == 0:
+                done.foreign.append(record.offset)
+            elif line_no in done:
+                raise ConfigError("output", path, f"holds two records of custom_id {record.custom_id!r}")
+            else:
+                done.add(line_no, record.offset, is_error=record.is_error)
+    return done
+
+
+def drop_errors(path: str) -> int:
+    """Take the error records out of an output, so that their lines run again; how many there were. Until the
+    new file is whole, the old one stays."""
+    num_errors = sum(record.is_error for record in read_records(path))
+    if num_errors:
+        with open(path, "rb") as source, replacing(path) as target:
+            for record, raw in zip(read_records(path), source, strict=True):
+                if not record.is_error:
+                    target.write(raw)
+    return num_errors
+
+
+def sort_by_line(path: str, done: Done) -> None:
+    """Put the records into the order of their lines, those of no line last. Until the new file is whole, the
+    old one stays."""
+    order = done.offsets[done.offsets >= 0]
+    if np.all(order[1:] > order[:-1]) and not done.foreign:
+        return
+    with open(path, "rb") as source, replacing(path) as target:
+        _copy(source, target, order.tolist())
+        _copy(source, target, done.foreign)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, offsets: Iterable[int]) -> None:
+    for offset in offsets:
+        source.seek(offset)
+        target.write(source.readline())

@@ -1,0 +1,149 @@
+"""What one run of a job did: counts, throughput and latencies, in memory that does not grow."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from typing import Any
+
+from jbatch.metrics import Summary
+from jbatch.outputs import FinishReason, RequestMetrics, RequestOutput
+
+PERCENTILES = (50, 90, 99)
+MIN_FOR_EARLY_WARNING = 100  # outputs
+
+
+class Histogram:
+    """Durations, in buckets whose bounds grow by 2 % from 1 microsecond on: a percentile is right to 1 %."""
+
+    LOWEST_S, GROWTH = 1e-6, 1.02
+
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()  # at most 1,400 of them, up to 12 days
+        self.count, self._sum = 0, 0.0
+
+    def add(self, seconds: float) -> None:
+        bucket = int(math.log(max(seconds, self.LOWEST_S) / self.LOWEST_S) / math.log(self.GROWTH))
+        self._buckets[bucket] += 1
+        self.count += 1
+        self._sum += seconds
+
+    @property
+    def mean(self) -> float:
+        return self._sum / self.count if self.count else math.nan
+
+    def percentile(self, percent: float) -> float:
+        """The least duration that `percent` of all do not exceed (nearest rank); NaN where there are none."""
+        rank = max(1, math.ceil(self.count * percent / 100))
+        for bucket in sorted(self._buckets):
+            rank -= self._buckets[bucket]
+            if rank <= 0:
+                return self.LOWEST_S * self.GROWTH ** (bucket + 0.5)
+        return math.nan
+
+
+class JobSummary:
+    """Follows one run. Names of its figures are those of vLLM's `bench serve`.
+
+    TTFT: from when the request entered the engine's window to its first token. TPOT: (last token - first
+    token) / (tokens - 1). E2E: to its end. Each request counts once, whatever its `n`.
+    """
+
+    def __init__(self) -> None:
+        self.num_records = 0
+        self.finish_reasons: Counter[str] = Counter()  # of outputs: n per request
+        self.errors: Counter[str] = Counter()  # by code
+        self.input_tokens = self.output_tokens = 0
+        self.latencies = {"ttft": Histogram(), "tpot": Histogram(), "e2el": Histogram()}
+
+    def add(self, output: RequestOutput) -> None:
+        """Take in an answer."""
+        self.num_records += 1
+        self.input_tokens += len(output.prompt_token_ids)
+        for completion in output.outputs:
+            self.finish_reasons[str(completion.finish_reason)] += 1
+            self.output_tokens += len(completion.token_ids)
+        if output.metrics is not None:
+            self._add_latencies(output.metrics, len(output.outputs))
+
+    def _add_latencies(self, metrics: RequestMetrics, num_samples: int) -> None:
+        self.latencies["e2el"].add(metrics.finished_ts - metrics.arrival_time)
+        if metrics.first_token_ts is None or metrics.last_token_ts is None:
+            return
+        self.latencies["ttft"].add(metrics.first_token_ts - metrics.arrival_time)
+        steps = metrics.num_generation_tokens / num_samples - 1
+        if steps > 0:
+            self.latencies["tpot"].add((metrics.last_token_ts - metrics.first_token_ts) / steps)
+
+    def add_error(self, code: str) -> None:
+        """Take in an error record."""
+        self.num_records += 1
+        self.errors[code] += 1
+
+    @property
+    def mostly_length(self) -> bool:
+        """Whether more than half of the outputs were cut off by their length."""
+        return 2 * self.finish_reasons[FinishReason.LENGTH] > self.finish_reasons.total()
+
+    def figures(self, engine: Summary, elapsed_s: float, compilations: int) -> dict[str, Any]:
+        """All of it, for JSON; a latency nobody had is null."""
+        num_errors = self.errors.total()
+        seconds = max(elapsed_s, 1e-9)
+        figures: dict[str, Any] = {
+            "completed": self.num_records - num_errors,
+            "failed": num_errors,
+            "finish_reasons": dict(self.finish_reasons),
+            "errors": dict(self.errors),
+            "duration_s": elapsed_s,
+            "total_input_tokens": self.input_tokens,
+            "total_output_tokens": self.output_tokens,
+            "request_throughput": (self.num_records - num_errors) / seconds,
+            "output_throughput": self.output_tokens / seconds,
+            "total_token_throughput": (self.input_tokens + self.output_tokens) / seconds,
+        }
+        for name, histogram in self.latencies.items():
+            figures[f"mean_{name}_ms"] = _ms(histogram.mean)
+            for percent in PERCENTILES:
+                figures[f"p{percent}_{name}_ms"] = _ms(histogram.percentile(percent))
+        figures |= {
+            "slot_use": engine.slot_use,
+            "prefill_padding": 1 - engine.prefill_use if engine.prefill_tokens else 0.0,
+            "preemptions": engine.num_preempted,
+            "compilations_after_warmup": compilations,
+            "engine": dataclasses.asdict(engine),
+        }
+        return figures
+
+
+def _ms(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else round(seconds * 1e3, 3)
+
+
+def describe(figures: dict[str, Any]) -> list[str]:
+    """The figures as lines to read."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(figures["finish_reasons"].items()))
+    errors = ", ".join(f"{count} {code}" for code, count in sorted(figures["errors"].items()))
+    lines = [
+        f"{figures['completed']} answered{f' ({reasons})' if reasons else ''}, "
+        f"{figures['failed']} errors{f' ({errors})' if errors else ''} in {figures['duration_s']:.1f} s"
+    ]
+    if not figures["completed"]:
+        return lines
+    lines.append(
+        f"{figures['total_input_tokens']} prompt and {figures['total_output_tokens']} output tokens; "
+        f"{figures['request_throughput']:.1f} requests/s, {figures['output_throughput']:.0f} output tokens/s"
+    )
+    lines.append("; ".join(_latencies(figures, name) for name in ("ttft", "tpot", "e2el")))
+    lines.append(
+        f"{figures['slot_use']:.0%} of decode slots used, {figures['prefill_padding']:.0%} of prefill tokens "
+        f"padding, {figures['preemptions']} preemptions, "
+        f"{figures['compilations_after_warmup']} compilations after warm-up"
+    )
+    return lines
+
+
+def _latencies(figures: dict[str, Any], name: str) -> str:
+    values = [figures[f"p{percent}_{name}_ms"] for percent in PERCENTILES]
+    shown = "/".join("-" if value is None else f"{value:.0f}" for value in values)
+    return f"{'E2E' if name == 'e2el' else name.upper()} p50/p90/p99 {shown} ms"

@@ -1,0 +1,51 @@
+"""The first 2,000 inputs of every fuzzed surface: tools/fuzz.py has more. And the watch over them."""
+
+import collections
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jbatch.request_line import LineError
+from tests.helpers import fuzz
+from tests.helpers.jsonl_fuzz import CODES, check_line, make_line
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("surface", fuzz.SURFACES)
+def test_broken_input(surface):
+    found = list(fuzz.failures(fuzz.check_of(surface), range(2000)))
+    assert not found, found[:10]
+
+
+def test_lines_reach_every_answer():
+    """Or the fuzzer would test the JSON parser alone."""
+    answers = [check_line(make_line(random.Random(seed))) for seed in range(1000)]
+    codes = collections.Counter(a.code if isinstance(a, LineError) else "ok" for a in answers)
+    assert set(codes) == CODES - {"line_too_long"} | {"ok"}
+    assert min(codes.values()) > 10 and codes["ok"] > 200 and codes["invalid_json"] < 500
+
+
+def test_what_gets_through_is_reported(monkeypatch):
+    def check(seed):
+        if seed == 1:
+            raise ValueError("a bug")
+        while seed == 2:
+            pass
+
+    monkeypatch.setattr(fuzz, "LIMIT_S", 0.05)
+    assert list(fuzz.failures(check, range(4))) == [
+        "seed 1: ValueError: a bug",
+        "seed 2: no end after 0.05 s",
+    ]
+
+
+def test_the_script():
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/fuzz.py", "jsonl", "--count", "50", "--seed", "7"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("jsonl: seeds 7 to 56: 0 of 50 failed; ")

@@ -1,0 +1,176 @@
+"""Records: OpenAI's batch form and the flat one, and bytes that depend on nothing but the answer."""
+
+import json
+import math
+
+import pytest
+
+from jbatch.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
+from jbatch.records import dump, error_record, result_record
+from jbatch.request_line import RequestLine
+from jbatch.sampling_params import SamplingParams
+
+TOKENS = [
+    {5: Logprob(-0.25, 1, "He"), 6: Logprob(-2.0, 2, "Ha")},
+    {7: Logprob(-3.0, 4, "y"), 8: Logprob(-0.5, 1, "!"), 9: Logprob(-1.0, 2, "?"), 3: Logprob(-9.0, 40, "x")},
+]
+FLAT = [
+    {
+        "5": {"logprob": -0.25, "rank": 1, "decoded_token": "He"},
+        "6": {"logprob": -2.0, "rank": 2, "decoded_token": "Ha"},
+    },
+    {
+        "7": {"logprob": -3.0, "rank": 4, "decoded_token": "y"},
+        "8": {"logprob": -0.5, "rank": 1, "decoded_token": "!"},
+        "9": {"logprob": -1.0, "rank": 2, "decoded_token": "?"},
+        "3": {"logprob": -9.0, "rank": 40, "decoded_token": "x"},
+    },
+]  # fmt: skip
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def line(form, **params):
+    return RequestLine(form, "a", "x", None, SamplingParams(**params), "demo")
+
+
+def completion(index=0, logprobs=None):
+    total = None if logprobs is None else -3.25
+    return CompletionOutput(index, "Hey", [5, 7], FinishReason.LENGTH, None, logprobs, total)
+
+
+def output(*completions, prompt_logprobs=None):
+    return RequestOutput("0", "x", [1, 2, 3], list(completions), prompt_logprobs=prompt_logprobs)
+
+
+def written(record):
+    """As a reader gets it."""
+    return json.loads(dump(record))
+
+
+def test_a_bare_answer_is_flat():
+    assert written(result_record(line("bare"), "a", output(completion()))) == {
+        "custom_id": "a", "text": "Hey", "token_ids": [5, 7], "finish_reason": "length", "stop_reason": None,
+        "usage": USAGE,
+    }  # fmt: skip
+
+
+def test_a_bare_answer_with_log_probabilities():
+    record = result_record(
+        line("bare"), "a", output(completion(logprobs=TOKENS), prompt_logprobs=[None, TOKENS[0], {}])
+    )
+    assert written(record) == {
+        "custom_id": "a", "text": "Hey", "token_ids": [5, 7], "finish_reason": "length", "stop_reason": None,
+        "logprobs": FLAT, "cumulative_logprob": -3.25, "prompt_logprobs": [None, FLAT[0], {}], "usage": USAGE,
+    }  # fmt: skip
+
+
+def test_several_bare_answers_are_a_list():
+    record = written(result_record(line("bare", n=2), "a", output(completion(0), completion(1))))
+    flat = {"text": "Hey", "token_ids": [5, 7], "finish_reason": "length", "stop_reason": None}
+    assert record == {
+        "custom_id": "a",
+        "outputs": [{"index": 0, **flat}, {"index": 1, **flat}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
+    }
+
+
+def test_a_completions_answer():
+    record = written(
+        result_record(line("completions"), "a", output(completion(0), completion(1), prompt_logprobs=[None]))
+    )
+    body = record["response"].pop("body")
+    key = "ca978112ca1bbdcafac231b3"  # of sha256("a")
+    assert record == {
+        "id": f"batch_req_{key}", "custom_id": "a", "error": None,
+        "response": {"status_code": 200, "request_id": f"req-{key}"},
+    }  # fmt: skip
+    choice = {"text": "Hey", "logprobs": None, "finish_reason": "length", "stop_reason": None}
+    assert body == {
+        "id": f"cmpl-{key}", "object": "text_completion", "created": 0, "model": "demo",
+        "choices": [{"index": 0, **choice}, {"index": 1, **choice}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
+        "prompt_logprobs": [None],
+    }  # fmt: skip
+
+
+def test_log_probabilities_of_completions():
+    record = written(result_record(line("completions", logprobs=2), "a", output(completion(logprobs=TOKENS))))
+    assert record["response"]["body"]["choices"][0]["logprobs"] == {
+        "tokens": ["He", "y"],
+        "token_logprobs": [-0.25, -3.0],
+        "top_logprobs": [{"He": -0.25, "Ha": -2.0}, {"!": -0.5, "?": -1.0, "y": -3.0, "x": -9.0}],
+        "text_offset": [0, 2],
+    }
+
+
+def test_of_tokens_with_the_same_text_the_likeliest_is_named():
+    tokens = {5: Logprob(-4.0, 9, "\ufffd"), 6: Logprob(-1.0, 1, "\ufffd")}
+    one = CompletionOutput(0, "", [5], FinishReason.LENGTH, None, [tokens])
+    choice = result_record(line("completions"), "a", output(one))["response"]["body"]["choices"][0]
+    assert choice["logprobs"]["top_logprobs"] == [{"\ufffd": -1.0}]
+    assert choice["logprobs"]["token_logprobs"] == [-4.0]
+
+
+@pytest.mark.parametrize(
+    "params, tops", [({"logprobs": 0}, ["", ""]), ({"logprobs": 1}, ["He", "!"]),
+                     ({"logprobs": 2, "logprob_token_ids": [3]}, ["He Ha", "! ? x"])]
+)  # fmt: skip
+def test_a_chat_answer(params, tops):
+    record = written(result_record(line("chat", **params), "a", output(completion(logprobs=TOKENS))))
+    body = record["response"]["body"]
+    (choice,) = body["choices"]
+    assert body["object"] == "chat.completion" and body["id"] == "chatcmpl-ca978112ca1bbdcafac231b3"
+    assert choice["message"] == {"role": "assistant", "content": "Hey"}
+    content = choice["logprobs"]["content"]
+    assert [" ".join(top["token"] for top in one.pop("top_logprobs")) for one in content] == tops
+    assert content == [
+        {"token": "He", "logprob": -0.25, "bytes": [72, 101]},
+        {"token": "y", "logprob": -3.0, "bytes": [121]},
+    ]
+
+
+def test_tokens_without_a_text_of_their_own():
+    tokens = {5: Logprob(-1.0, 1, "\ufffd"), 6: Logprob(-1.5, 2, None)}
+    one = CompletionOutput(0, "", [5], FinishReason.LENGTH, None, [tokens])
+    record = result_record(line("chat", logprobs=2), "a", output(one))
+    (content,) = record["response"]["body"]["choices"][0]["logprobs"]["content"]
+    assert (content["token"], content["bytes"]) == ("\ufffd", None)
+    assert content["top_logprobs"][1]["token"] == "token_id:6"
+
+
+@pytest.mark.parametrize("form", ["bare", "completions", "chat"])
+def test_a_logprob_that_json_cannot_hold(form):
+    tokens = {5: Logprob(-math.inf, 9, "a"), 6: Logprob(math.nan, 2, "b")}
+    one = CompletionOutput(0, "", [5], FinishReason.LENGTH, None, [tokens], -math.inf)
+    text = dump(result_record(line(form, logprobs=20), "a", output(one))).decode()
+    assert "-9999.0" in text and "NaN" not in text and "Infinity" not in text
+
+
+def test_a_model_that_was_not_named():
+    unnamed = RequestLine("chat", "a", None, (), SamplingParams())
+    assert result_record(unnamed, "a", output(completion()))["response"]["body"]["model"] == ""
+
+
+def test_errors():
+    error = {"code": "invalid_json", "message": "no", "line": 3}
+    assert error_record("bare", "a", 3, "invalid_json", "no") == {"custom_id": "a", "error": error}
+    for form in ("completions", "chat", None):
+        assert error_record(form, "a", 3, "invalid_json", "no") == {
+            "id": "batch_req_ca978112ca1bbdcafac231b3", "custom_id": "a", "response": None, "error": error,
+        }  # fmt: skip
+
+
+def test_a_record_is_one_line_of_ascii():
+    text = '\u2028\u2029\x85\r\n"\\ 日本 👩 \ud800 \0'
+    raw = dump({"text": text})
+    assert raw.isascii() and raw.endswith(b"}\n") and len(raw.splitlines()) == 1
+    assert json.loads(raw) == {"text": text}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dump({"x": math.nan})
+
+
+def test_the_same_answer_gives_the_same_bytes():
+    records = [
+        dump(result_record(line("chat"), custom_id, output(completion()))) for custom_id in ("a", "a", "b")
+    ]
+    assert records[0] == records[1] != records[2]

@@ -1,0 +1,343 @@
+"""Lines of a JSONL job: what each form becomes, and the error that names what is wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from jbatch import request_line
+from jbatch.errors import RequestError
+from jbatch.request_line import LineError, parse_line
+from jbatch.sampling_params import SamplingParams
+from tests.helpers.jsonl_fuzz import FIELDS, VALUES, batch_line, check_line
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+USER = [{"role": "user", "content": "hi"}]
+
+
+def read(line, **defaults):
+    return parse_line(line if isinstance(line, bytes) else json.dumps(line).encode(), defaults)
+
+
+def refused(line, **defaults):
+    with pytest.raises(LineError) as error:
+        read(line, **defaults)
+    return error.value
+
+
+def completions(**body):
+    return batch_line(COMPLETIONS, **{"prompt": "x", **body})
+
+
+def chat(**body):
+    return batch_line(CHAT, **{"messages": USER, **body})
+
+
+# What a line becomes.
+
+
+def test_a_bare_line():
+    line = read({"prompt": "Hi", "temperature": 0, "max_tokens": 5, "stop": "."})
+    assert line == ("bare", None, "Hi", None, SamplingParams(temperature=0, max_tokens=5, stop="."), None)
+    assert read({"custom_id": "a", "prompt_token_ids": [1, 2]})[:4] == ("bare", "a", (1, 2), None)
+    assert read({"messages": USER})[:4] == ("bare", None, None, tuple(USER))
+
+
+def test_a_completions_line():
+    line = read(completions(model="demo", n=2, logprobs=3, logit_bias={"5": -100, "0": 1}))
+    params = SamplingParams(n=2, logprobs=3, logit_bias={5: -100, 0: 1})
+    assert line == ("completions", "a-1", "x", None, params, "demo")
+
+
+@pytest.mark.parametrize("prompt, read_as", [("x", "x"), ([1, 2], (1, 2)), (["x"], "x"), ([[1, 2]], (1, 2))])
+def test_one_prompt_of_openai(prompt, read_as):
+    assert read(completions(prompt=prompt)).prompt == read_as
+
+
+@pytest.mark.parametrize("prompts", [["a", "b"], [[1], [2]], ["a", 1]])
+def test_several_prompts_are_refused(prompts):
+    assert "must be one prompt: write one line for each" in refused(completions(prompt=prompts)).message
+
+
+@pytest.mark.parametrize(
+    "body, params",
+    [
+        ({}, {}),
+        ({"logprobs": True}, {"logprobs": 0}),
+        ({"logprobs": True, "top_logprobs": 5}, {"logprobs": 5}),
+        ({"logprobs": False, "top_logprobs": 0}, {}),
+        ({"max_completion_tokens": 5}, {"max_tokens": 5}),
+        ({"max_completion_tokens": 5, "max_tokens": 5}, {"max_tokens": 5}),
+    ],
+)
+def test_a_chat_line(body, params):
+    line = read(chat(**body))
+    assert line == ("chat", "a-1", None, tuple(USER), SamplingParams(**params), None)
+
+
+def test_parts_of_a_content_are_joined():
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    messages = [{"role": "user", "content": parts, "name": "Ann"}, {"role": "assistant", "content": ""}]
+    assert read(chat(messages=messages)).messages == (
+        {"role": "user", "content": "one\ntwo", "name": "Ann"},
+        {"role": "assistant", "content": ""},
+    )
+
+
+def test_a_line_overrides_the_defaults_and_null_does_not():
+    defaults = {"temperature": 0, "max_tokens": 7}
+    assert read({"prompt": "x", "temperature": 1, "max_tokens": None}, **defaults).params == SamplingParams(
+        temperature=1, max_tokens=7
+    )
+    assert read(chat(max_completion_tokens=3), **defaults).params == SamplingParams(
+        temperature=0, max_tokens=3
+    )
+    assert read(chat(logprobs=False), logprobs=2).params.logprobs is None
+
+
+@pytest.mark.parametrize("make", [lambda **f: {"prompt": "x", **f}, completions, chat])
+def test_what_is_harmless_is_ignored(make):
+    plain = read(make()).params
+    for name in ("model", "user", "metadata", "service_tier", "store"):
+        for value in (None, True, 1.5, "x", [{}], {"a": [None]}):
+            assert read(make(**{name: value})).params == plain
+    for name, value in {"stream": False, "echo": False, "best_of": 1, "tools": [], "suffix": None}.items():
+        assert read(make(**{name: value})).params == plain
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *(("stream", True), ("echo", True), ("best_of", 2), ("best_of", True), ("suffix", "x")),
+        *(("tools", [{}]), ("response_format", {"type": "json_object"}), ("stream", 0)),
+    ],
+)
+@pytest.mark.parametrize("make", [lambda **f: {"prompt": "x", **f}, completions, chat])
+def test_what_would_change_the_answer_is_refused_by_name(make, name, value):
+    error = refused(make(**{name: value}))
+    assert (error.code, error.field) == ("unsupported_field", name)
+    assert error.message == f"{name}={value!r}: is not supported: leave it out"
+
+
+def test_the_last_of_duplicate_keys_wins():
+    assert read(b'{"prompt": "a", "prompt": "b", "n": "x", "n": 2}').params.n == 2
+    assert read(b'{"prompt": "a", "prompt": "b"}').prompt == "b"
+    assert refused(b'{"prompt": "a", "n": 2, "n": "x"}').field == "n"
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b" \t\r\n"])
+@pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf", b"  "])
+def test_byte_order_mark_and_ends_of_line(begin, end):
+    text = "\u2028 \u0085 日本 👩‍👩‍👧"
+    assert read(begin + json.dumps({"prompt": text}, ensure_ascii=False).encode() + end).prompt == text
+    assert read(begin + json.dumps({"prompt": text}).encode() + end).prompt == text
+
+
+def test_nul_is_a_character():
+    assert read(b'{"prompt": "a\\u0000b"}').prompt == "a\0b"
+
+
+# What is wrong with a line.
+
+ERRORS = {
+    b"": "no valid JSON: EOF while parsing a value at byte 0",
+    b'{"prompt": "x"': "no valid JSON: EOF while parsing an object at byte 14",
+    b'{"prompt": "x"} {"prompt": "y"}': "no valid JSON: trailing characters at byte 17",
+    b'{"n": NaN}': "no valid JSON: expected value at byte 7",
+    b'{"n": -Infinity}': "no valid JSON: invalid number at byte 8",
+    b'{"n": 01}': "no valid JSON: invalid number at byte 8",
+    b'{"prompt": "\xff"}': "no valid JSON: invalid unicode code point at byte 13",
+    b'{"prompt": "\xed\xa0\x80"}': "no valid JSON: invalid unicode code point at byte 13",
+    b'{"prompt": "\\ud83d\\u0041"}': "no valid JSON: lone leading surrogate in hex escape",
+    b"{'prompt': 'x'}": "no valid JSON: key must be a string at byte 2",
+    b"\x00": "no valid JSON: expected value at byte 1",
+    '{"prompt": "x"}'.encode("utf-16"): "no valid JSON: expected value at byte 1",
+    b"[1]": "must be a JSON object, and is of type list",
+    b"null": "must be a JSON object, and is of type NoneType",
+    b'{"prompt": "x", "temperature": 1e999}': "temperature=inf: must be a number",
+    b'{"prompt": "x", "n": 1.0}': "n=1.0: must be an integer from 1 to 128",
+    b'{"prompt": "x", "n": true}': "n=True: must be an integer from 1 to 128",
+    b'{"prompt": "x", "n": "1"}': "n='1': must be an integer from 1 to 128",
+    b"{}": "prompt=None: a line has one of prompt, prompt_token_ids and messages",
+    b'{"prompt": null}': "prompt=None: a line has one of",
+    b'{"prompt": "x", "messages": [{"role": "user", "content": ""}]}': (
+        "prompt='prompt and messages': a line has one of prompt, "
+    ),
+    b'{"prompt": ["x"]}': "prompt=['x']: must be a string",
+    b'{"prompt_token_ids": []}': "prompt_token_ids=[]: must have at least 1",
+    b'{"prompt_token_ids": [1, 2.0]}': "prompt_token_ids.1=2.0: must be an",
+    b'{"prompt_token_ids": [true]}': "prompt_token_ids.0=True: must be an",
+    b'{"custom_id": 7, "prompt": "x"}': "custom_id=7: must be a string",
+    b'{"custom_id": "", "prompt": "x"}': "custom_id='': must have at least 1 char",
+    b'{"prompt": "x", "temprature": 1}': (
+        "temprature=1: a line has no option 'temprature'; did you mean 'temperature'?"
+    ),
+    b'{"prompt": "x", "a\\nb": 1}': r"a\nb=1: a line has no option 'a\nb'; known: allowed",
+    b'{"prompt": "x", "logit_bias": {"1.0": 1}}': (
+        "logit_bias='1.0': a key must be a token id"
+    ),
+    b'{"prompt": "x", "logit_bias": {"5": "1"}}': "logit_bias='1': must be a number",
+}  # fmt: skip
+OPENAI_ERRORS = [
+    (completions(prompt=None), "prompt=None: must be given"),
+    (completions(prompt=5), "prompt=5: must be a string"),
+    (completions(prompt=[]), "prompt=[]: must have at least 1 item"),
+    (completions(prompt=[1, -1]), "prompt.1=-1: must be greater than or equal to 0"),
+    (completions(messages=1), "messages=1: a completions body has no option"),
+    (completions(detokenize=True), "detokenize=True: a completions body has no option"),
+    (completions(logprobs=True), "logprobs=True: must be an integer from 0 to 20"),
+    (chat(prompt="x"), "prompt='x': a chat body has no option 'prompt'; did you mean"),
+    (chat(messages=[]), "messages=[]: must have at least 1 item"),
+    (chat(messages={}), "messages={}: must be a list"),
+    (chat(messages=["x"]), "messages.0='x': must be a "),
+    (chat(messages=[*USER, {}]), "messages.1.role=None: must be given"),
+    (
+        chat(messages=[{"role": "robot", "content": ""}]),
+        "messages.0.role='robot': must be 'system', 'developer', 'user' or",
+    ),
+    (
+        chat(messages=[{"role": "user", "content": [{"type": "image_url", "text": ""}]}]),
+        "messages.0.content.0.type='image_url': must be 'text'",
+    ),
+    (
+        chat(messages=[{**USER[0], "tool_calls": []}]),
+        "messages.0.tool_calls=[]: a message has no option 'tool_calls'",
+    ),
+    (chat(logprobs=2), "logprobs=2: must be a boolean"),
+    (chat(top_logprobs=2), "top_logprobs=2: takes logprobs: true"),
+    (
+        chat(logprobs=True, top_logprobs=21),
+        "top_logprobs=21: must be an integer from 0 to 20",
+    ),
+    (
+        chat(max_completion_tokens="5"),
+        "max_completion_tokens='5': must be an integer from 0 to",
+    ),
+    (
+        chat(max_completion_tokens=5, max_tokens=6),
+        "max_completion_tokens=5: max_tokens says 6",
+    ),
+    ({**chat(), "n": 2}, "n=2: belongs in body"),
+    ({**chat(), "mthod": "POST"}, "mthod='POST': a batch line has no option 'mthod'; did"),
+    ({**chat(), "method": "GET"}, "method='GET': must be 'POST'"),
+    ({**chat(), "url": "/v1/embeddings"}, "url='/v1/embeddings': must be '/v1/completions"),
+    ({**chat(), "url": None}, "url=None: must be given"),
+    ({**chat(), "body": []}, "body=[]: must be a dictionary"),
+    ({**chat(), "custom_id": None}, "custom_id=None: must be given"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line, expected", [*ERRORS.items(), *((json.dumps(line).encode(), text) for line, text in OPENAI_ERRORS)]
+)
+def test_the_error_names_field_value_and_limit(line, expected):
+    error = refused(line)
+    assert error.message.startswith(expected) and str(error) == error.message
+    field, equals, _ = expected.partition("=")
+    assert error.field == (field if equals else None)
+    unknown = "has no option" in expected or "belongs in" in expected
+    code = "invalid_json" if "JSON:" in expected else "unknown_field" if unknown else "invalid_request"
+    assert error.code == code
+
+
+def test_an_error_of_the_defaults_with_the_line():
+    assert refused({"prompt": "x", "min_tokens": 6}, max_tokens=5).field == "min_tokens"
+    assert refused(chat(min_tokens=6), max_tokens=5).field == "min_tokens"
+
+
+@pytest.mark.parametrize(
+    "line, custom_id, form",
+    [
+        (b'{"custom_id": "a", "prompt": 1}', "a", "bare"),
+        (b'{"prompt": 1}', None, "bare"),
+        (b'{"prompt": 1, "custom_id": ["a"]}', None, "bare"),
+        (json.dumps(chat(n=0)).encode(), "a-1", "chat"),
+        (json.dumps({**completions(), "url": "/v2"}).encode(), "a-1", None),
+        (b'{"custom_id": "a\\"\\u00e9", "prompt": ', 'a"é', None),
+        (b'\xef\xbb\xbf {"custom_id" : "a", "prompt": "\\ud800"}', "a", None),
+        (b'{"custom_id": "\\ud800", "prompt": "x"}', None, None),
+        (b'{"custom_id": "%s", ' % (b"x" * 513), None, None),
+        (b'{"prompt": "x", "custom_id": "a", ', None, None),  # it could be a part of something else
+        (b'{"custom_id": "a', None, None),
+    ],
+)
+def test_an_error_has_the_id_and_the_form_where_they_can_be_read(line, custom_id, form):
+    error = refused(line)
+    assert (error.custom_id, error.form) == (custom_id, form)
+
+
+# What is large.
+
+
+@pytest.mark.parametrize(
+    "line, code",
+    [
+        (b"[" * 100_000, "invalid_json"),
+        (b'{"prompt": "x", "metadata": ' + b'{"a":' * 100_000, "invalid_json"),
+        (b'{"prompt": "x", "metadata": ' + b"[" * 1000 + b"]" * 1000 + b"}", "invalid_json"),
+        (b'{"prompt": "x", "n": ' + b"1" * 5000 + b"}", "invalid_json"),
+        (b'{"prompt": "x", "n": ' + b"1" * 4000 + b"}", "invalid_request"),
+        (b'{"prompt": "x", "' + b"k" * 2**20 + b'": 1}', "unknown_field"),
+        (b'{"prompt": "x", "temperature": "' + b"k" * 2**20 + b'"}', "invalid_request"),
+        (b'{"prompt": "x", ' + b",".join(b'"%d":1' % i for i in range(50_000)) + b"}", "unknown_field"),
+        (b'{"prompt_token_ids": [' + b"{}," * 50_000 + b"1]}", "invalid_request"),
+        (b'{"messages": [' + b"{}," * 50_000 + b"1]}", "invalid_request"),
+        (b'{"prompt": "' + b"x" * 100_000_000 + b'"}', "line_too_long"),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, bytes) else None,
+)
+def test_large_lines(line, code):
+    error = check_line(line)
+    assert isinstance(error, LineError) and error.code == code
+
+
+def test_nesting_that_is_read():
+    deep = b"[" * 200 + b"]" * 200
+    assert read(b'{"prompt": "x", "metadata": ' + deep + b"}").prompt == "x"
+
+
+# Any value in any field.
+
+
+@pytest.mark.parametrize(
+    "line", [{"prompt": "x"}, completions(), chat()], ids=["bare", "completions", "chat"]
+)
+def test_any_value_in_any_field(line):
+    accepted = 0
+    for field in FIELDS:
+        for value in VALUES:
+            changed = {**line, field: value}
+            if "body" in line and field not in ("custom_id", "method", "url", "body"):
+                changed = {**line, "body": {**line["body"], field: value}}
+            raw = json.dumps(changed).encode("utf-8", "surrogatepass")
+            accepted += not isinstance(check_line(raw), LineError)
+    assert len(FIELDS) * len(VALUES) * 0.1 < accepted < len(FIELDS) * len(VALUES) * 0.5
+
+
+def test_a_line_may_set_whatever_sampling_params_has():
+    """So that a new one is not forgotten here: it is accepted, and refused by its own error."""
+    for field in SamplingParams.__dataclass_fields__:
+        with pytest.raises(RequestError) as error:
+            SamplingParams(**{field: {"no": object}})
+        assert error.value.field == refused({"prompt": "x", field: {"no": "object"}}).field == field
+
+
+def test_without_pydantic_the_error_says_what_to_install():
+    script = """
+import sys
+sys.modules["pydantic"] = None
+from jbatch.errors import JBatchError
+try:
+    import jbatch.request_line
+except JBatchError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("JSONL jobs need pydantic (") and "pip install pydantic" in done.stdout
+
+
+def test_the_models_are_strict():
+    for model in (request_line.Envelope, request_line.Message, request_line.Bare, request_line.Chat):
+        config = model.model_config
+        assert (config["strict"], config["extra"], config["allow_inf_nan"]) == (True, "forbid", False)
