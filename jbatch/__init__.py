@@ -17,6 +17,7 @@ _EXPORTS = {
     "RequestError": "jbatch.errors",
     "RequestOutput": "jbatch.outputs",
     "SamplingParams": "jbatch.sampling_params",
+    "TextDelta": "jbatch.stream",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -13,13 +13,13 @@ import numpy as np
 
 from jbatch.errors import RequestError
 from jbatch.metrics import StepRecord, Summary
-from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
+from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput, merge_samples
 from jbatch.plan import StepInput, StepOutput, StepPlan, pack
 from jbatch.request import Request
 from jbatch.request import Sequence as RunningSequence
 from jbatch.sampling_params import MAX_STOP_IDS, SamplingParams
 from jbatch.scheduler import Scheduler
-from jbatch.tokenizer import StopFinder, Tokenizer
+from jbatch.tokenizer import Detokenizer, Tokenizer
 
 
 class RunnerLike(Protocol):
@@ -36,6 +36,7 @@ class Progress(NamedTuple):
     request_id: str
     sample_idx: int  # 0 to n - 1
     token_ids: list[int]
+    completion: CompletionOutput | None = None  # where it has ended with these
 
 
 class EngineStep(NamedTuple):
@@ -49,14 +50,21 @@ class EngineStep(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class _Live:
-    """A request that has not ended, as the engine follows it."""
+    """A sample that has not ended, as the engine follows it."""
 
     sequence: RunningSequence
-    stop_finder: StopFinder | None
+    stop_finder: Detokenizer | None
     error: str | None = None  # its text cannot be made
     scheduled_ts: float | None = None
     first_token_ts: float | None = None
     last_token_ts: float | None = None
+
+
+class _Samples(NamedTuple):
+    """The samples of a request that has not ended."""
+
+    live: list[int]  # seq_ids
+    ended: list[RequestOutput]  # each of one sample
 
 
 class _InFlight(NamedTuple):
@@ -88,7 +96,7 @@ class Engine:
         self._depth = 1 if overlap else 0
         self._in_flight: deque[_InFlight] = deque()
         self._live: dict[int, _Live] = {}  # by seq_id
-        self._seq_ids: dict[str, int] = {}  # of live requests
+        self._requests: dict[str, _Samples] = {}  # by request_id
         self._ended: list[RequestOutput] = []  # not handed out yet
         self._request_idx = itertools.count()
         self._last_ready = 0.0
@@ -120,7 +128,7 @@ class Engine:
         """
         params = params or SamplingParams()
         index = next(self._request_idx) if index is None else index
-        if request_id in self._seq_ids:
+        if request_id in self._requests:
             raise RequestError("request_id", request_id, "a request of this id has not ended yet")
         token_ids = self._token_ids(prompt)
         request = Request(
@@ -140,16 +148,30 @@ class Engine:
             self.scheduler.check(request)
             self._ended.append(_empty_output(request, self._clock()))
             return
-        stop_finder = self._stop_finder(params)
-        sequence = self.scheduler.add(request)
-        self._live[sequence.seq_id] = _Live(sequence, stop_finder)
-        self._seq_ids[request_id] = sequence.seq_id
+        stop_finders = [self._stop_finder(params) for _ in range(params.n)]
+        sequences = self._add_samples(request)
+        for sequence, stop_finder in zip(sequences, stop_finders, strict=True):
+            self._live[sequence.seq_id] = _Live(sequence, stop_finder)
+        self._requests[request_id] = _Samples([sequence.seq_id for sequence in sequences], [])
+
+    def _add_samples(self, request: Request) -> list[RunningSequence]:
+        """Queue a sequence for each of the n samples, or none where that raises."""
+        sequences: list[RunningSequence] = []
+        try:
+            for sample_idx in range(request.params.n):
+                sample = dataclasses.replace(request, sample_idx=sample_idx)
+                sequences.append(self.scheduler.add(sample))
+        except BaseException:  # a user's policy may raise anything
+            for sequence in sequences:
+                self.scheduler.finish(sequence, FinishReason.ABORT)
+            raise
+        return sequences
 
     def abort(self, request_id: str) -> None:
-        """End a request in whatever state it is; its output comes with the next step. Unknown ids and
-        requests that have ended are ignored."""
-        seq_id = self._seq_ids.get(request_id)
-        if seq_id is not None:
+        """End a request in whatever state it is, with all its samples; its output comes with the next step.
+        Unknown ids and requests that have ended are ignored."""
+        samples = self._requests.get(request_id)
+        for seq_id in tuple(samples.live) if samples is not None else ():
             self.scheduler.finish(self._live[seq_id].sequence, FinishReason.ABORT)
             self._finish(self._live[seq_id])
 
@@ -161,7 +183,7 @@ class Engine:
     @property
     def num_unfinished(self) -> int:
         """Requests that have not ended."""
-        return len(self._live)
+        return len(self._requests)
 
     def step(self) -> EngineStep:
         """Launch the next step, then take in the result of the one before (of this one, without overlap).
@@ -212,15 +234,15 @@ class Engine:
         progress = []
         for sequence, token_ids in sequences:
             live = self._live[sequence.seq_id]
-            progress.append(Progress(sequence.request.request_id, 0, token_ids))
             if token_ids:
                 live.last_token_ts = begin
                 if live.first_token_ts is None:
                     live.first_token_ts = begin
             if live.stop_finder is not None:
                 self._find_stop(live, token_ids)
-            if sequence.finished:
-                self._finish(live)
+            completion = self._finish(live) if sequence.finished else None
+            request = sequence.request
+            progress.append(Progress(request.request_id, request.sample_idx, token_ids, completion))
         host_s = step.host_s + self._clock() - begin
         return dataclasses.replace(record, host_s=host_s, device_s=device_s), progress
 
@@ -239,13 +261,21 @@ class Engine:
             live.error = str(error)
             self.scheduler.finish(sequence, FinishReason.ERROR)
 
-    def _finish(self, live: _Live) -> None:
+    def _finish(self, live: _Live) -> CompletionOutput:
         try:
             text = self._text(live)
         except RequestError as error:  # this request's text alone
             text, live.error = "", str(error)
-        del self._live[live.sequence.seq_id], self._seq_ids[live.sequence.request.request_id]
-        self._ended.append(_output(live, text, self._clock()))
+        request_id, seq_id = live.sequence.request.request_id, live.sequence.seq_id
+        samples = self._requests[request_id]
+        samples.live.remove(seq_id)
+        output = _output(live, text, self._clock())
+        samples.ended.append(output)
+        del self._live[seq_id]
+        if not samples.live:
+            del self._requests[request_id]
+            self._ended.append(merge_samples(samples.ended))
+        return output.outputs[0]
 
     def _text(self, live: _Live) -> str:
         sequence, params = live.sequence, live.sequence.request.params
@@ -299,12 +329,12 @@ class Engine:
             )
         return stop_ids
 
-    def _stop_finder(self, params: SamplingParams) -> StopFinder | None:
+    def _stop_finder(self, params: SamplingParams) -> Detokenizer | None:
         if not params.stop:
             return None
         if self.tokenizer is None:
             raise RequestError("stop", list(params.stop), "this model has no tokenizer: use stop_token_ids")
-        return self.tokenizer.stop_finder(params.stop, skip_special_tokens=params.skip_special_tokens)
+        return self.tokenizer.detokenizer(params.stop, skip_special_tokens=params.skip_special_tokens)
 
 
 def derive_seed(engine_seed: int, index: int) -> int:
@@ -313,12 +343,13 @@ def derive_seed(engine_seed: int, index: int) -> int:
 
 
 def _output(live: _Live, text: str, now: float) -> RequestOutput:
+    """Of one sample."""
     sequence, request = live.sequence, live.sequence.request
     assert sequence.finish_reason is not None, "an output of a request that goes on"
     found = live.stop_finder.found if live.stop_finder is not None else None
     reason = FinishReason.STOP if found else sequence.finish_reason  # also where both came with one token
     completion = CompletionOutput(
-        index=0,
+        index=request.sample_idx,
         text=text,
         token_ids=sequence.output_token_ids,
         finish_reason=FinishReason.ERROR if live.error else reason,
@@ -346,7 +377,7 @@ def _output(live: _Live, text: str, now: float) -> RequestOutput:
 def _empty_output(request: Request, now: float) -> RequestOutput:
     """Of a request for no tokens."""
     metrics = RequestMetrics(request.arrival, None, None, None, now, 0, 0)
-    completion = CompletionOutput(0, "", [], FinishReason.LENGTH)
+    completions = [CompletionOutput(idx, "", [], FinishReason.LENGTH) for idx in range(request.params.n)]
     return RequestOutput(
-        request.request_id, request.prompt, list(request.prompt_token_ids), [completion], metrics=metrics
+        request.request_id, request.prompt, list(request.prompt_token_ids), completions, metrics=metrics
     )

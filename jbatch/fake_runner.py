@@ -1,8 +1,8 @@
 """A runner without a model or a device, whose tokens can be checked with a pencil.
 
 It keeps what a device would: rows, block tables and a paged cache, which holds token ids in place of keys
-and values. The next token is the sum of all tokens read back through the block table, plus their number,
-modulo the vocabulary: a wrong page, position or row changes it.
+and values. The next token is the sum of all tokens read back through the block table, plus their number and
+the sample's index, modulo the vocabulary: a wrong page, position or row changes it.
 """
 
 from __future__ import annotations
@@ -23,26 +23,35 @@ from jbatch.plan import (
     unpack,
 )
 
-LAST_TOKEN, LENGTH, BUDGET, MIN_LEFT, FINISHED = (
-    RowSetup._fields.index(name) for name in ("last_token", "length", "budget", "min_left", "finished")
+LAST_TOKEN, LENGTH, BUDGET, MIN_LEFT, FINISHED, SAMPLE_IDX = (
+    RowSetup._fields.index(name)
+    for name in ("last_token", "length", "budget", "min_left", "finished", "sample_idx")
 )
 
 
-def next_token(token_ids: Sequence[int], vocab_size: int, banned: Iterable[int] = ()) -> int:
+def next_token(
+    token_ids: Sequence[int], vocab_size: int, banned: Iterable[int] = (), sample_idx: int = 0
+) -> int:
     """What follows `token_ids`; a banned token gives way to the next id that is not."""
-    token = (sum(token_ids) + len(token_ids)) % vocab_size
+    token = (sum(token_ids) + len(token_ids) + sample_idx) % vocab_size
     while token in banned:
         token = (token + 1) % vocab_size
     return token
 
 
 def continuation(
-    prompt: Sequence[int], max_tokens: int, vocab_size: int, stop_ids: Sequence[int] = (), min_tokens: int = 0
+    prompt: Sequence[int],
+    max_tokens: int,
+    vocab_size: int,
+    stop_ids: Sequence[int] = (),
+    min_tokens: int = 0,
+    sample_idx: int = 0,
 ) -> list[int]:
-    """All tokens that a request gets, by the definition."""
+    """All tokens that a sample gets, by the definition."""
     token_ids = list(prompt)
     for generated in range(max_tokens):
-        token_ids.append(next_token(token_ids, vocab_size, stop_ids if generated < min_tokens else ()))
+        banned = stop_ids if generated < min_tokens else ()
+        token_ids.append(next_token(token_ids, vocab_size, banned, sample_idx))
         if token_ids[-1] in stop_ids:
             break
     return token_ids[len(prompt) :]
@@ -113,7 +122,8 @@ class FakeRunner:
         pages = self._tables[row, : -(-length // self.page_size)]
         context = self.cache[pages].reshape(-1)[:length].tolist()
         stop_ids = state[NUM_SCALARS:].tolist()
-        token = next_token(context, self.vocab_size, stop_ids if state[MIN_LEFT] > 0 else ())
+        banned = stop_ids if state[MIN_LEFT] > 0 else ()
+        token = next_token(context, self.vocab_size, banned, int(state[SAMPLE_IDX]))
         state[LAST_TOKEN] = token
         state[BUDGET] -= 1
         state[MIN_LEFT] -= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -57,7 +58,7 @@ class CompletionOutput:
 
 @dataclasses.dataclass(frozen=True)
 class RequestOutput:
-    """A finished request. `error` says why where finish_reason is "error"."""
+    """A finished request: `outputs` has its n samples. `error` says why where finish_reason is "error"."""
 
     request_id: str
     prompt: str | None
@@ -67,3 +68,34 @@ class RequestOutput:
     metrics: RequestMetrics | None = None
     error: str | None = None
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # per prompt token; None for the first
+
+
+def merge_samples(parts: Sequence[RequestOutput]) -> RequestOutput:
+    """One output of a request's n samples, from one of each, in any order."""
+    if len(parts) == 1:
+        return parts[0]
+    parts = sorted(parts, key=lambda part: part.outputs[0].index)
+    errors = [f"sample {part.outputs[0].index}: {part.error}" for part in parts if part.error]
+    return dataclasses.replace(
+        parts[0],
+        outputs=[part.outputs[0] for part in parts],
+        metrics=_merge_metrics([part.metrics for part in parts if part.metrics is not None]),
+        error="; ".join(errors) or None,
+    )
+
+
+def _merge_metrics(parts: list[RequestMetrics]) -> RequestMetrics:
+    """From the first sample's beginning to the last one's end."""
+
+    def known(name: str) -> list[float]:
+        return [value for part in parts if (value := getattr(part, name)) is not None]
+
+    return RequestMetrics(
+        arrival_time=parts[0].arrival_time,
+        scheduled_ts=min(known("scheduled_ts"), default=None),
+        first_token_ts=min(known("first_token_ts"), default=None),
+        last_token_ts=max(known("last_token_ts"), default=None),
+        finished_ts=max(known("finished_ts")),
+        num_generation_tokens=sum(part.num_generation_tokens for part in parts),
+        num_preemptions=sum(part.num_preemptions for part in parts),
+    )

@@ -55,6 +55,7 @@ class RowSetup(NamedTuple):
     min_left: Any = 0  # tokens to generate before a stop id may come
     finished: Any = 0
     seed: Any = 0  # uint32
+    sample_idx: Any = 0  # of the request's n samples
     temperature: Any = 0.0
     top_k: Any = 0
     top_p: Any = 1.0
@@ -246,6 +247,7 @@ def row_setup(sequence: Sequence) -> RowSetup:
         budget=sequence.request.max_tokens - num_generated,
         min_left=max(0, params.min_tokens - num_generated),
         seed=sequence.request.seed,
+        sample_idx=sequence.request.sample_idx,
         temperature=0.0 if params.greedy else params.temperature,
         top_k=max(0, params.top_k),
         top_p=max(params.top_p, MIN_TOP_P),

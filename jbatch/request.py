@@ -23,6 +23,7 @@ class Request:
     deadline: float | None = None  # seconds, on the engine's clock
     predicted_len: int | None = None  # output tokens: an input, or a replay would depend on a predictor
     prompt: str | None = None
+    sample_idx: int = 0  # which of its n samples this is: a sequence each
 
     def __post_init__(self) -> None:
         """Raise RequestError for what a policy could not sort by."""
@@ -36,7 +37,7 @@ class Request:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Sequence:
-    """A request under way. Only the scheduler writes to it.
+    """One sample of a request, under way. Only the scheduler writes to it.
 
     Counts of tokens, prompt included: `num_known` are on the host, `num_planned` will be once every
     issued step has landed, `num_cached` will then have their keys and values in the cache.

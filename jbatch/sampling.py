@@ -10,8 +10,6 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from jbatch.plan import RowSetup
 from jbatch.sampling_params import Sampler
 
-SAMPLE_IDX = 0  # of a prompt's n samples: part of the key, so that n > 1 will not change what n = 1 draws
-
 _SEARCH_BITS = 4  # per pass over the logits in `_largest_threshold`
 
 
@@ -33,7 +31,8 @@ def draw(
     if sampler == Sampler.FILTERED:
         scaled = keep_likely(scaled, rows)
     # Gumbel-max: the argmax of logits with Gumbel noise is a sample of the softmax (Gumbel 1954).
-    sampled = jnp.argmax(scaled + _noise(rows.seed, positions, logits.shape[-1]), axis=-1)
+    noise = _noise(rows.seed, rows.sample_idx, positions, logits.shape[-1])
+    sampled = jnp.argmax(scaled + noise, axis=-1)
     return jnp.where(rows.temperature > 0, sampled, best).astype(jnp.int32)
 
 
@@ -91,13 +90,18 @@ def _ordered(x: Float[Array, "*n"]) -> UInt[Array, "*n"]:
 
 
 def _noise(
-    seeds: Int[Array, " slots"], positions: Int[Array, " slots"], vocab_size: int
+    seeds: Int[Array, " slots"],
+    sample_idxs: Int[Array, " slots"],
+    positions: Int[Array, " slots"],
+    vocab_size: int,
 ) -> Float[Array, "slots vocab"]:
-    """Gumbel noise that depends on nothing but a row's seed and position, so never on its neighbours."""
+    """Gumbel noise that depends on nothing but a row's seed, sample and position: never on its neighbours."""
 
-    def one(seed: Int[Array, ""], position: Int[Array, ""]) -> Float[Array, " vocab"]:
+    def one(
+        seed: Int[Array, ""], sample_idx: Int[Array, ""], position: Int[Array, ""]
+    ) -> Float[Array, " vocab"]:
         key = jax.random.key(lax.bitcast_convert_type(seed, jnp.uint32))
-        key = jax.random.fold_in(jax.random.fold_in(key, SAMPLE_IDX), position)
+        key = jax.random.fold_in(jax.random.fold_in(key, sample_idx), position)
         return jax.random.gumbel(key, (vocab_size,), jnp.float32)
 
-    return jax.vmap(one)(seeds, positions)
+    return jax.vmap(one)(seeds, sample_idxs, positions)

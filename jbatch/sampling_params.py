@@ -105,7 +105,9 @@ class SamplingParams:
             "logprob_token_ids": _token_ids(
                 "logprob_token_ids", self.logprob_token_ids, MAX_LOGPROB_TOKEN_IDS
             ),
-            "allowed_token_ids": _token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ID),
+            "allowed_token_ids": None  # not (), which would rule out all
+            if self.allowed_token_ids is None
+            else _token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ID),
             "logit_bias": _logit_bias(self.logit_bias),
         }
         if self.allowed_token_ids is not None and not self.allowed_token_ids:

@@ -1,5 +1,6 @@
 """Parameters of a request: what is accepted, and the error that names what is not."""
 
+import dataclasses
 import math
 
 import pytest
@@ -110,6 +111,14 @@ def test_stop_becomes_a_tuple():
     assert SamplingParams().stop == SamplingParams(stop=[]).stop == ()
     assert SamplingParams(stop="end").stop == ("end",)
     assert SamplingParams(stop=["a", "b"], stop_token_ids=[1]).stop_token_ids == (1,)
+
+
+def test_params_can_be_changed_with_dataclasses_replace():
+    full = SamplingParams(stop="a", stop_token_ids=[1], allowed_token_ids=[2], logit_bias={3: 1.0})
+    for params in (SamplingParams(), full):
+        assert dataclasses.replace(params) == params and dataclasses.replace(params, n=2).n == 2
+    with pytest.raises(RequestError, match="must name at least one"):
+        dataclasses.replace(full, allowed_token_ids=[])
 
 
 @pytest.mark.parametrize("temperature, greedy", [(0, True), (9e-6, True), (1e-5, False), (1, False)])

@@ -14,7 +14,18 @@ from jbatch.sampling_params import MAX_STOP_IDS, Sampler
 INF = np.inf
 
 
-def setup(num_rows=1, *, seed=0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, stop_ids=(), min_left=0):
+def setup(
+    num_rows=1,
+    *,
+    seed=0,
+    sample_idx=0,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    stop_ids=(),
+    min_left=0,
+):
     """Rows of device state; a list gives each row its own value."""
 
     def column(value, dtype):
@@ -24,6 +35,7 @@ def setup(num_rows=1, *, seed=0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
     stop[:, : len(stop_ids)] = stop_ids
     return RowSetup(
         seed=column(np.asarray(seed, np.uint32).view(np.int32), np.int32),
+        sample_idx=column(sample_idx, np.int32),
         temperature=column(temperature, np.float32),
         top_k=column(top_k, np.int32),
         top_p=column(top_p, np.float32),
@@ -211,32 +223,47 @@ def test_positions_are_independent_draws_too():
     np.testing.assert_allclose(pairs, np.outer(FOUR, FOUR).reshape(-1), atol=0.02)
 
 
-def test_the_noise_depends_on_seed_and_position_alone():
+def test_the_noise_depends_on_seed_sample_and_position_alone():
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.standard_normal((6, 50)), jnp.float32)
     seeds, positions = np.asarray([0, 1, 2**31, 2**32 - 1, 7, 7]), jnp.asarray([3, 3, 5, 5, 9, 10])
-    tokens = draw(logits, setup(6, seed=seeds), positions, sampler=Sampler.FILTERED).tolist()
+    samples = np.asarray([0, 1, 0, 127, 3, 3])
+    rows = setup(6, seed=seeds, sample_idx=samples)
+    tokens = draw(logits, rows, positions, sampler=Sampler.FILTERED).tolist()
     order = [4, 2, 0, 5, 1, 3]
     moved = draw(
         logits[np.asarray(order)],
-        setup(6, seed=seeds[order]),
+        setup(6, seed=seeds[order], sample_idx=samples[order]),
         positions[np.asarray(order)],
         sampler=Sampler.FILTERED,
     )
     assert moved.tolist() == [tokens[row] for row in order]
     for row in range(6):
-        alone = setup(seed=seeds[row])
+        alone = setup(seed=seeds[row], sample_idx=samples[row])
         assert (
             draw(logits[row : row + 1], alone, positions[row : row + 1], sampler=Sampler.FILTERED).item()
             == tokens[row]
         )
 
 
-def test_different_seeds_and_positions_differ():
+def test_different_seeds_samples_and_positions_differ():
     logits = jnp.zeros((64, 1000))
     by_seed = draw(logits, setup(64, seed=np.arange(64)), jnp.full(64, 3), sampler=Sampler.FILTERED)
     by_position = draw(logits, setup(64, seed=3), jnp.arange(64), sampler=Sampler.FILTERED)
-    assert len(set(by_seed.tolist())) > 55 and len(set(by_position.tolist())) > 55
+    rows = setup(64, seed=3, sample_idx=np.arange(64))
+    by_sample = draw(logits, rows, jnp.full(64, 3), sampler=Sampler.FILTERED)
+    for tokens in (by_seed, by_position, by_sample):
+        assert len(set(tokens.tolist())) > 55
+
+
+@pytest.mark.parametrize("sampler", [Sampler.PLAIN, Sampler.FILTERED])
+def test_the_noise_is_the_documented_key(sampler):
+    """fold_in(fold_in(key(seed), sample), position): sample 0 draws what n = 1 always drew."""
+    for seed, sample_idx, position in ((0, 0, 0), (2**32 - 1, 5, 77)):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(np.uint32(seed)), sample_idx), position)
+        expected = jnp.argmax(jax.random.gumbel(key, (5000,)))
+        rows = setup(seed=seed, sample_idx=sample_idx)
+        assert draw(jnp.zeros((1, 5000)), rows, jnp.asarray([position]), sampler=sampler).item() == expected
 
 
 def test_greedy_rows_in_a_mixed_batch():

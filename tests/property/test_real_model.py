@@ -108,8 +108,8 @@ def run_schedule(seed):
         while todo and rng.random() < arrival_share:
             idx = todo.pop()
             engine.add_request(str(idx), *asked(idx))
-        if engine._seq_ids and rng.random() < abort_share:
-            engine.abort(rng.choice(list(engine._seq_ids)))
+        if engine._requests and rng.random() < abort_share:
+            engine.abort(rng.choice(list(engine._requests)))
         if rng.random() < preempt_share:
             force_preemption(engine.scheduler)
         outputs |= {int(output.request_id): output for output in engine.step().outputs}
@@ -149,7 +149,9 @@ def score_gap(idx, generated):
         rows = RowSetup(*(jnp.asarray([field]) for field in rows))
         seeds = jnp.asarray([params.seed], jnp.uint32).view(jnp.int32)
         logits = sampling.keep_likely(logits / params.temperature, rows)
-        logits += sampling._noise(seeds, jnp.asarray([len(tokens)]), logits.shape[-1])
+        logits += sampling._noise(
+            seeds, jnp.zeros(1, jnp.int32), jnp.asarray([len(tokens)]), logits.shape[-1]
+        )
     second, first = np.partition(np.asarray(logits[0]), -2)[-2:]
     return first - second
 
