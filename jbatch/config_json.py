@@ -416,7 +416,7 @@ def _agreed(name: str, first: Any, second: Any) -> Any:
     """The one value of a setting that may be spelled in two places; None where neither has it."""
     both = first is not None and second is not None
     if both and (isinstance(first, dict | list) or not _same(first, second)):
-        _refuse(name, first, f"given twice, the other time as {_brief(second)}")
+        _refuse(name, first, f"given twice, the other time as {_brief(second)!r}")
     return second if first is None else first
 
 

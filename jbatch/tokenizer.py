@@ -162,7 +162,7 @@ class Detokenizer:
 def _as_request_error(error: BaseException, field: str, value: object, what: str) -> BaseException:
     """What the library raises: an Exception, nothing narrower, or a panic of Rust's, which is none."""
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-        return RequestError(field, value, f"{what}: {error}")
+        return RequestError(field, value, f"{what}: {' '.join(str(error).split())[:300]}")
     return error
 
 

@@ -74,7 +74,7 @@ def change(value: Any, rng: random.Random, values: list[Any]) -> None:
             other[rng.choice(list(other) if isinstance(other, dict) else range(len(other)))]
         )
     elif how == 2:
-        for _ in range(rng.choice([1, 2, 150])):
+        for _ in range(rng.choice([1, 2, 60])):
             place[key] = [place[key]] if rng.random() < 0.7 else {"a": place[key]}
     elif how == 3 and isinstance(place, dict):
         place[f"{key}{rng.choice(['_', ' ', 'x'])}"] = copy.deepcopy(place[key])
@@ -85,9 +85,14 @@ def change(value: Any, rng: random.Random, values: list[Any]) -> None:
 
 
 def _containers(value: Any) -> list[Any]:
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    own = [value] if isinstance(value, dict | list) else []
-    return own + [found for item in inside for found in _containers(item)]
+    """All objects and lists within a value, itself included; nested as deep as they like."""
+    found, todo = [], [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, dict | list):
+            found.append(one)
+            todo += one.values() if isinstance(one, dict) else one
+    return found
 
 
 # ---- config.json and generation_config.json ----
@@ -110,7 +115,7 @@ GENERATION = {"eos_token_id": [2, 5], "bos_token_id": 1, "do_sample": True, "tem
 
 
 def check_config(seed: int) -> None:
-    """config.json and generation_config.json of a seed: a ModelConfig whose figures can be used, or an error."""
+    """config.json and generation_config.json of a seed: a ModelConfig that can be used, or an error."""
     rng = random.Random(seed)
     with model_dir() as folder:
         (folder / "config.json").write_bytes(broken_json(rng.choice(CONFIGS), rng))
