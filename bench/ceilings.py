@@ -31,9 +31,18 @@ class Sizes(NamedTuple):
     num_arrays: int = 2
     array_bytes: int = 4 * 10**9  # of each
     matrix: int = 8192
+    dtype: str = "bfloat16"
 
 
 SMOKE = Sizes(2, 2**16, 64)
+
+
+def sizes_beside(device: jax.Device, dtype: str) -> Sizes:
+    """For rates that a model's steps are compared with, in its own dtype: in a second or two, and on a CPU
+    too, where arrays need only be larger than its caches."""
+    if device.platform == "cpu":
+        return Sizes(2, 2**26, 512, dtype)
+    return Sizes(2, 2**30, 8192, dtype)
 
 
 class Ceilings(NamedTuple):
@@ -53,8 +62,8 @@ def measure(sizes: Sizes, rounds: int = ROUNDS) -> Ceilings:
 
 
 def _memory(sizes: Sizes, rounds: int) -> dict[str, Any]:
-    shape = (sizes.array_bytes // 2 // 8192, 8192)
-    arrays = [random_data.normal(shape, "bfloat16", seed) for seed in range(sizes.num_arrays)]
+    shape = (sizes.array_bytes // jnp.dtype(sizes.dtype).itemsize // 8192, 8192)
+    arrays = [random_data.normal(shape, sizes.dtype, seed) for seed in range(sizes.num_arrays)]
     num_bytes = sum(array.nbytes for array in arrays)
     programs = {
         "read whole": functools.partial(_read, arrays, jnp.sum),
@@ -115,9 +124,9 @@ def _copy(arrays: list[jax.Array], name: str) -> Candidate:
 
 def _gemm(sizes: Sizes, rounds: int) -> dict[str, Any]:
     shape = (sizes.matrix, sizes.matrix)
-    start = random_data.normal(shape, "bfloat16", 100)
-    weight = random_data.normal(shape, "bfloat16", 101) * sizes.matrix**-0.5  # results stay of order one
-    weight = weight.astype(jnp.bfloat16)
+    start = random_data.normal(shape, sizes.dtype, 100)
+    weight = random_data.normal(shape, sizes.dtype, 101) * sizes.matrix**-0.5  # results stay of order one
+    weight = weight.astype(sizes.dtype)
 
     def program(x: jax.Array, weight: jax.Array) -> jax.Array:
         for _ in range(CHAIN):
@@ -155,9 +164,8 @@ def main() -> None:
     ceilings = measure(SMOKE if args.smoke else Sizes(), rounds=1 if args.smoke else ROUNDS)
     print("smoke run: not a measurement" if args.smoke else table(ceilings))
     if args.json:
-        result = {"schema": 1, "smoke": args.smoke, "manifest": manifest.collect()}
-        if not args.smoke:
-            result["ceilings"] = ceilings._asdict()
+        result = {"schema": 1, "kind": "ceilings", "tiny": args.smoke, "manifest": manifest.collect()}
+        result["ceilings"] = ceilings._asdict()
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 

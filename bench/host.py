@@ -180,7 +180,8 @@ def time_dispatch(num_layers: int, slots: int, calls: int) -> dict[str, Any]:
 
         def __init__(self, shape: StateShape, params: Any, state: Any, program: Program, compiled: Any):
             self.shape = shape
-            self._params, self._state, self._programs = params, state, {program: compiled}
+            self._params, self._state, self._extra = params, state, None
+            self._programs = {program: compiled}
 
     config = ModelConfig(
         vocab_size=64,
@@ -220,7 +221,7 @@ def time_dispatch(num_layers: int, slots: int, calls: int) -> dict[str, Any]:
 
 def print_table(result: dict[str, Any]) -> None:
     """The result, for people."""
-    columns = (
+    columns: tuple[str, ...] = (
         "running",
         "schedule_us",
         "pack_us",

@@ -64,7 +64,9 @@ def write(rows: Sequence[Row], folder: pathlib.Path) -> None:
     meta = {row["op"]: {k: v for k, v in row.items() if k not in ("op", "case", "implementation", "status")}
             for row in rows if row["op"] in META}  # fmt: skip
     results = [row for row in rows if row["op"] not in META]
-    (folder / "kernels.json").write_text(json.dumps({"schema": 1, **meta, "rows": results}, indent=1) + "\n")
+    (folder / "kernels.json").write_text(
+        json.dumps({"schema": 1, "kind": "kernels", **meta, "rows": results}, indent=1) + "\n"
+    )
     print(f"\n{table(rows)}\n\nin {folder}: kernels.jsonl, kernels.json", flush=True)
     try:
         pictures = draw(results, meta.get("ceilings"), folder)

@@ -24,7 +24,7 @@ def collect() -> dict[str, Any]:
     stats = device.memory_stats() or {}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
         "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
         "changed_files": _lines("git", "-C", str(ROOT), "status", "--porcelain"),
         "python": platform.python_version(),
@@ -36,13 +36,17 @@ def collect() -> dict[str, Any]:
         "num_devices": len(jax.devices()),
         "compute_capability": getattr(device, "compute_capability", None),
         "memory_bytes": stats.get("bytes_limit"),
-        "driver": _output(
-            "nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,power.limit", "--format=csv"
-        ),
+        "driver": _smi("name,driver_version,clocks.sm,power.limit"),
+        "clocks": clocks(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "cpu": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
     }
+
+
+def clocks() -> str | None:
+    """The GPU's clocks and temperature right now; None where there is no GPU."""
+    return _smi("clocks.sm,clocks.mem,temperature.gpu,clocks_event_reasons.active")
 
 
 def prepare_smoke() -> None:
@@ -68,6 +72,10 @@ def results_dir(smoke: bool, output_dir: pathlib.Path | None = None, name: str |
         path = base / (f"smoke-{name}" if smoke else name)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _smi(query: str) -> str | None:
+    return _output("nvidia-smi", f"--query-gpu={query}", "--format=csv")
 
 
 def _output(*command: str) -> str | None:

@@ -12,11 +12,13 @@ _EXPORTS = {
     "FinishReason": "jbatch.outputs",
     "JBatchError": "jbatch.errors",
     "LLM": "jbatch.llm",
+    "LogitsState": "jbatch.logits",
     "Logprob": "jbatch.outputs",
     "ModelConfig": "jbatch.config",
     "RequestError": "jbatch.errors",
     "RequestOutput": "jbatch.outputs",
     "SamplingParams": "jbatch.sampling_params",
+    "Score": "jbatch.scoring",
     "TextDelta": "jbatch.stream",
 }
 

@@ -1,4 +1,4 @@
-"""The command line: generate, demo, doctor, plan, convert."""
+"""The command line: generate, demo, doctor, plan, convert, bench."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.cli import app as bench_app
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError, JBatchError
 from jbatch.job_options import JOB_HELP, JobOptions
@@ -30,6 +31,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # tables of flags do not fit 80 columns
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(bench_app, name="bench")
 
 ModelDir = Annotated[Path, typer.Argument(help="A Hugging Face model directory, or a converted one.")]
 
@@ -54,9 +57,9 @@ def generate(
     2 refused, 3 stopped by a failure, 130 and 143 by a signal.
     """
     if not prompt and not job_options:
-        raise typer.BadParameter("give prompts (-p), or an input and an output file (-i and -o)")
+        raise UsageError("give prompts (-p), or an input and an output file (-i and -o)")
     if prompt and job_options:
-        raise typer.BadParameter("-p takes none of the options of -i")
+        raise UsageError("-p takes none of the options of -i")
     if not job_options:
         _generate_prompts(model, prompt or [], engine_options, sampling_options)
         return

@@ -15,6 +15,7 @@ DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 ModeName = Literal["continuous", "static", "static-padded", "unbatched"]
 PolicyName = Literal["fcfs", "sjf", "ljf", "priority"]
 BackendName = Literal["auto", "xla", "triton", "mosaic"]
+SamplerName = Literal["greedy", "plain", "filtered", "extended"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,7 @@ class EngineConfig:
     overlap: bool = True  # plan step n+1 while the device computes step n
     decode_buckets: tuple[int, ...] | None = None  # slots; the largest must hold max_num_seqs
     token_buckets: tuple[int, ...] | None = None  # tokens of a prefill step, multiples of 8
+    samplers: tuple[SamplerName, ...] | None = None  # compiled at first; None: all but "extended"
     compilation_cache_dir: str | None = "~/.cache/jbatch"  # None: compile anew in every process
     show_progress: bool = True  # while compiling, on a terminal
 
@@ -149,6 +151,12 @@ class EngineConfig:
                 raise ConfigError(name, getattr(self, name), "must be true or false")
         if self.compilation_cache_dir is not None and not isinstance(self.compilation_cache_dir, str):
             raise ConfigError("compilation_cache_dir", self.compilation_cache_dir, "must be a path, as text")
+        if self.samplers is not None:
+            if not isinstance(self.samplers, (tuple, list)) or not self.samplers:
+                raise ConfigError("samplers", self.samplers, "must be a list of names")
+            for sampler in self.samplers:
+                check_choice("samplers", sampler, get_args(SamplerName))
+            object.__setattr__(self, "samplers", tuple(self.samplers))
         self._check_buckets("decode_buckets", self.decode_buckets, multiple=1, need=self.max_num_seqs)
         self._check_buckets("token_buckets", self.token_buckets, multiple=TOKEN_ALIGN, need=TOKEN_ALIGN)
 

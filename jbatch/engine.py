@@ -11,19 +11,27 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from jbatch.check_params import bad_word_ids, check_params
 from jbatch.errors import RequestError
+from jbatch.live import Live, empty_output, sample_output
+from jbatch.logprobs import Decode, LogprobList, logprob_list, take_in, token_decoder
 from jbatch.metrics import StepRecord, Summary
-from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput, merge_samples
+from jbatch.outputs import CompletionOutput, FinishReason, RequestOutput, merge_samples
 from jbatch.plan import StepInput, StepOutput, StepPlan, pack
 from jbatch.request import Request
 from jbatch.request import Sequence as RunningSequence
-from jbatch.sampling_params import MAX_STOP_IDS, SamplingParams
+from jbatch.row_data import row_data
+from jbatch.sampling_params import MAX_STOP_IDS, Sampler, SamplingParams
 from jbatch.scheduler import Scheduler
 from jbatch.tokenizer import Detokenizer, Tokenizer
 
 
 class RunnerLike(Protocol):
     """What the engine needs of a runner."""
+
+    @property
+    def samplers(self) -> tuple[Sampler, ...]:
+        """The ways of drawing tokens that are compiled."""
 
     def submit(self, step: StepInput) -> Any: ...
 
@@ -46,18 +54,6 @@ class EngineStep(NamedTuple):
     record: StepRecord | None  # of the step whose result came in; with overlap, the one before
     progress: list[Progress]
     outputs: list[RequestOutput]  # requests that ended
-
-
-@dataclasses.dataclass(slots=True)
-class _Live:
-    """A sample that has not ended, as the engine follows it."""
-
-    sequence: RunningSequence
-    stop_finder: Detokenizer | None
-    error: str | None = None  # its text cannot be made
-    scheduled_ts: float | None = None
-    first_token_ts: float | None = None
-    last_token_ts: float | None = None
 
 
 class _Samples(NamedTuple):
@@ -95,11 +91,12 @@ class Engine:
         self._eos_token_ids = tuple(sorted(eos_token_ids))
         self._depth = 1 if overlap else 0
         self._in_flight: deque[_InFlight] = deque()
-        self._live: dict[int, _Live] = {}  # by seq_id
+        self._live: dict[int, Live] = {}  # by seq_id
         self._requests: dict[str, _Samples] = {}  # by request_id
         self._ended: list[RequestOutput] = []  # not handed out yet
         self._request_idx = itertools.count()
         self._last_ready = 0.0
+        self._decode = token_decoder(tokenizer)
 
     def add_request(
         self,
@@ -130,6 +127,7 @@ class Engine:
         index = next(self._request_idx) if index is None else index
         if request_id in self._requests:
             raise RequestError("request_id", request_id, "a request of this id has not ended yet")
+        check_params(params, self._vocab_size, self.runner.samplers)
         token_ids = self._token_ids(prompt)
         request = Request(
             request_id=request_id,
@@ -143,15 +141,16 @@ class Engine:
             deadline=deadline,
             predicted_len=predicted_len,
             prompt=prompt if isinstance(prompt, str) else None,
+            bad_word_ids=bad_word_ids(params, self.tokenizer),
         )
-        if params.max_tokens == 0:
+        if params.max_tokens == 0 and params.prompt_logprobs is None:
             self.scheduler.check(request)
-            self._ended.append(_empty_output(request, self._clock()))
+            self._ended.append(empty_output(request, self._clock()))
             return
         stop_finders = [self._stop_finder(params) for _ in range(params.n)]
         sequences = self._add_samples(request)
         for sequence, stop_finder in zip(sequences, stop_finders, strict=True):
-            self._live[sequence.seq_id] = _Live(sequence, stop_finder)
+            self._live[sequence.seq_id] = Live(sequence, stop_finder, logprob_list(sequence.request))
         self._requests[request_id] = _Samples([sequence.seq_id for sequence in sequences], [])
 
     def _add_samples(self, request: Request) -> list[RunningSequence]:
@@ -215,8 +214,7 @@ class Engine:
         return EngineStep(plan, record, progress, outputs)
 
     def _launch(self, plan: StepPlan, begin: float) -> None:
-        config = self.scheduler.config
-        handle = self.runner.submit(pack(plan, config.num_rows, config.page_size))
+        handle = self.runner.submit(self._pack(plan))
         if plan.chunks:
             for seq_id in plan.seq_ids:
                 live = self._live[seq_id]
@@ -225,11 +223,27 @@ class Engine:
         submitted = self._clock()
         self._in_flight.append(_InFlight(plan, handle, submitted, submitted - begin))
 
+    def _pack(self, plan: StepPlan) -> StepInput:
+        """For the least program that is compiled and can do it."""
+        config = self.scheduler.config
+        sampler = plan.sampler.choose(self.runner.samplers)
+        rows = []
+        for seq_id, row, chunk in zip(plan.seq_ids, plan.rows, plan.chunks, strict=False):
+            if chunk.setup is not None and sampler == Sampler.EXTENDED:
+                rows.append(row_data(self._live[seq_id].sequence, row, self._vocab_size))
+        data = tuple(row for row in rows if row is not None)
+        return pack(plan, config.num_rows, config.page_size, sampler, data)
+
+    def _logprobs(self, seq_id: int) -> LogprobList | None:
+        live = self._live.get(seq_id)
+        return None if live is None else live.logprobs
+
     def _collect(self, step: _InFlight) -> tuple[StepRecord, list[Progress]]:
         output, ready = self.runner.collect(step.handle)
         begin = self._clock()
         device_s = max(0.0, ready - max(step.submitted, self._last_ready))
         self._last_ready = ready
+        take_in(step.plan, output, self._logprobs)  # first: `apply` may end a sequence
         sequences, record = self.scheduler.apply(step.plan, output)
         progress = []
         for sequence, token_ids in sequences:
@@ -246,7 +260,7 @@ class Engine:
         host_s = step.host_s + self._clock() - begin
         return dataclasses.replace(record, host_s=host_s, device_s=device_s), progress
 
-    def _find_stop(self, live: _Live, token_ids: list[int]) -> None:
+    def _find_stop(self, live: Live, token_ids: list[int]) -> None:
         """End a sequence whose text now holds a stop string, also where it has just ended by its length."""
         sequence, finder = live.sequence, live.stop_finder
         if sequence.finish_reason in (FinishReason.STOP, FinishReason.ERROR) or finder is None:
@@ -261,7 +275,7 @@ class Engine:
             live.error = str(error)
             self.scheduler.finish(sequence, FinishReason.ERROR)
 
-    def _finish(self, live: _Live) -> CompletionOutput:
+    def _finish(self, live: Live) -> CompletionOutput:
         try:
             text = self._text(live)
         except RequestError as error:  # this request's text alone
@@ -269,7 +283,7 @@ class Engine:
         request_id, seq_id = live.sequence.request.request_id, live.sequence.seq_id
         samples = self._requests[request_id]
         samples.live.remove(seq_id)
-        output = _output(live, text, self._clock())
+        output = sample_output(live, text, self._clock(), self._decoder(live))
         samples.ended.append(output)
         del self._live[seq_id]
         if not samples.live:
@@ -277,7 +291,10 @@ class Engine:
             self._ended.append(merge_samples(samples.ended))
         return output.outputs[0]
 
-    def _text(self, live: _Live) -> str:
+    def _decoder(self, live: Live) -> Decode:
+        return self._decode if live.sequence.request.params.detokenize else lambda token_id: None
+
+    def _text(self, live: Live) -> str:
         sequence, params = live.sequence, live.sequence.request.params
         if live.stop_finder is not None and live.stop_finder.found is not None:
             return live.stop_finder.text(include_stop=params.include_stop_str_in_output)
@@ -314,11 +331,6 @@ class Engine:
 
     def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
         named = params.stop_token_ids or ()
-        for token_id in named:
-            if token_id >= self._vocab_size:
-                raise RequestError(
-                    "stop_token_ids", token_id, f"must be from 0 to {self._vocab_size - 1}, the vocabulary"
-                )
         eos = () if params.ignore_eos else self._eos_token_ids
         stop_ids = tuple(dict.fromkeys((*eos, *named)))
         if len(stop_ids) > MAX_STOP_IDS:
@@ -340,44 +352,3 @@ class Engine:
 def derive_seed(engine_seed: int, index: int) -> int:
     """The seed of request `index`, uint32: never of its arrival, so that a resumed job draws the same."""
     return int(np.random.SeedSequence([engine_seed, index]).generate_state(1)[0])
-
-
-def _output(live: _Live, text: str, now: float) -> RequestOutput:
-    """Of one sample."""
-    sequence, request = live.sequence, live.sequence.request
-    assert sequence.finish_reason is not None, "an output of a request that goes on"
-    found = live.stop_finder.found if live.stop_finder is not None else None
-    reason = FinishReason.STOP if found else sequence.finish_reason  # also where both came with one token
-    completion = CompletionOutput(
-        index=request.sample_idx,
-        text=text,
-        token_ids=sequence.output_token_ids,
-        finish_reason=FinishReason.ERROR if live.error else reason,
-        stop_reason=found or sequence.stop_reason,
-    )
-    metrics = RequestMetrics(
-        arrival_time=request.arrival,
-        scheduled_ts=live.scheduled_ts,
-        first_token_ts=live.first_token_ts,
-        last_token_ts=live.last_token_ts,
-        finished_ts=now,
-        num_generation_tokens=len(completion.token_ids),
-        num_preemptions=sequence.num_preemptions,
-    )
-    return RequestOutput(
-        request_id=request.request_id,
-        prompt=request.prompt,
-        prompt_token_ids=list(request.prompt_token_ids),
-        outputs=[completion],
-        metrics=metrics,
-        error=live.error or sequence.error,
-    )
-
-
-def _empty_output(request: Request, now: float) -> RequestOutput:
-    """Of a request for no tokens."""
-    metrics = RequestMetrics(request.arrival, None, None, None, now, 0, 0)
-    completions = [CompletionOutput(idx, "", [], FinishReason.LENGTH) for idx in range(request.params.n)]
-    return RequestOutput(
-        request.request_id, request.prompt, list(request.prompt_token_ids), completions, metrics=metrics
-    )

@@ -22,6 +22,7 @@ from jbatch.plan import (
     StepOutput,
     unpack,
 )
+from jbatch.sampling_params import Sampler
 
 LAST_TOKEN, LENGTH, BUDGET, MIN_LEFT, FINISHED, SAMPLE_IDX = (
     RowSetup._fields.index(name)
@@ -58,7 +59,9 @@ def continuation(
 
 
 class FakeRunner:
-    """`submit` and `collect` as the real runner has them."""
+    """`submit` and `collect` as the real runner has them. It takes EXTENDED steps for ordinary ones."""
+
+    samplers = tuple(Sampler)
 
     def __init__(
         self, num_rows: int, num_pages: int, page_size: int, pages_per_seq: int, vocab_size: int = 97
@@ -72,7 +75,7 @@ class FakeRunner:
     def submit(self, step: StepInput) -> StepOutput:
         """Compute a step at once; the handle is its output."""
         self.num_steps += 1
-        fields = unpack(step.packed, step.bucket, self.page_size)
+        fields = unpack(step.packed, step.bucket, self.page_size, step.sampler)
         for row, page_idx, page_id in fields.table_updates.tolist():
             if row < self.num_rows:
                 self._tables[row, page_idx] = page_id
@@ -129,7 +132,7 @@ class FakeRunner:
         state[MIN_LEFT] -= 1
         if token in stop_ids:
             output.status[slot] = Status.STOPPED
-        elif state[BUDGET] == 0:
+        elif state[BUDGET] <= 0:
             output.status[slot] = Status.OUT_OF_BUDGET
         state[FINISHED] = output.status[slot] != Status.RUNNING
         output.tokens[slot, 0] = token

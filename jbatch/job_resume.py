@@ -43,11 +43,16 @@ class Done:
 
 
 def read_records(path: str) -> Iterator[Record]:
-    """All records of an output without a torn end. Raises ConfigError for a line that is none."""
+    """All whole records of an output: a torn end is none. Raises ConfigError for a line that is no record."""
+    return (record for record, _ in _read(path))
+
+
+def _read(path: str) -> Iterator[tuple[Record, bytes]]:
     offset = 0
     with open(path, "rb") as file:
         for line_no, raw in enumerate(file, start=1):
-            yield Record(offset, *_id_and_error(raw, path, line_no))
+            if raw.endswith(b"\n"):
+                yield Record(offset, *_id_and_error(raw, path, line_no)), raw
             offset += len(raw)
 
 
@@ -87,10 +92,8 @@ def drop_errors(path: str) -> int:
     new file is whole, the old one stays."""
     num_errors = sum(record.is_error for record in read_records(path))
     if num_errors:
-        with open(path, "rb") as source, replacing(path) as target:
-            for record, raw in zip(read_records(path), source, strict=True):
-                if not record.is_error:
-                    target.write(raw)
+        with replacing(path) as target:
+            target.writelines(raw for record, raw in _read(path) if not record.is_error)
     return num_errors
 
 

@@ -101,4 +101,8 @@ def _changes(field: str, before: Any, now: Any) -> list[str]:
     if field == "model" and names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return [f"model ({', '.join(names[:3])}{more})"]
-    return [f"{name} ({before.get(name, 'default')}, now {now.get(name, 'default')})" for name in names]
+    return [f"{name} ({_shown(before.get(name))}, now {_shown(now.get(name))})" for name in names]
+
+
+def _shown(value: Any) -> str:
+    return "default" if value is None else str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import jax
 
 import weights
 from jbatch.attention import choose_attention
+from jbatch.chat import ChatEncoder, Conversation, list_conversations
 from jbatch.config import EngineConfig, ModelConfig, ModeName, PolicyName
 from jbatch.config_json import load_bos_token_id, load_eos_token_ids
 from jbatch.device import find_device, memory_of, prepare_jax
 from jbatch.engine import Engine
-from jbatch.errors import ConfigError, check_option_names
+from jbatch.errors import ConfigError, RequestError, check_option_names
+from jbatch.logits import LogitsFn, check_logits_fn
 from jbatch.memory_plan import choose_num_pages
 from jbatch.model import abstract_params
 from jbatch.outputs import RequestOutput
@@ -25,9 +27,10 @@ from jbatch.policy import MODES, POLICIES, Policy
 from jbatch.progress import progress_bar
 from jbatch.prompts import Asked, Prompt, check_idle, list_requests
 from jbatch.resolve import resolve_buckets, resolve_max_model_len, resolve_model
-from jbatch.runner import Runner, largest_programs, programs_for, temp_bytes
-from jbatch.sampling_params import SamplingParams
+from jbatch.runner import Runner, Variants, largest_programs, programs_for, temp_bytes
+from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.scheduler import Limits, Scheduler, SchedulerConfig, StepLimits
+from jbatch.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.state import StateShape
 from jbatch.stream import AsyncStream, TextDelta, flatten, stream_steps
 from jbatch.tokenizer import Tokenizer, load_tokenizer
@@ -39,6 +42,9 @@ class LLM:
     Args:
       model: a Hugging Face model directory, or one that `jbatch convert` wrote.
       tokenizer: another directory to take the tokenizer from.
+      logits_fn: a jittable function (logits [slots, vocab] float32, jbatch.LogitsState) -> logits, compiled
+        into every step. Each row of its result must depend on the same row of its arguments alone. A token
+        whose logit it sets to -inf is ruled out; a NaN ends that request with an error.
       options: the fields of EngineConfig, by name.
 
     Raises:
@@ -47,15 +53,25 @@ class LLM:
       TypeError: for an unknown option, suggesting the closest known one.
     """
 
-    def __init__(self, model: str | Path, *, tokenizer: str | Path | None = None, **options: Any):
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        logits_fn: LogitsFn | None = None,
+        **options: Any,
+    ):
         check_option_names(options, EngineConfig.__dataclass_fields__, "LLM")
         self.config = EngineConfig(**options)
         model_dir = Path(model)
         self.model_config = resolve_model(model_dir, self.config)
         self.max_model_len = resolve_max_model_len(self.config, self.model_config)
-        self._tokenizer = load_tokenizer(tokenizer or model_dir, load_bos_token_id(model_dir))
+        tokenizer_dir = Path(tokenizer or model_dir)
+        self._tokenizer = load_tokenizer(tokenizer_dir, load_bos_token_id(model_dir))
+        self._chat = ChatEncoder(tokenizer_dir, self._tokenizer)
         prepare_jax(self.config)
-        self.runner = _runner(self.config, self.model_config, self.max_model_len, model_dir)
+        variants = _variants(self.config, self.model_config, self.max_model_len, logits_fn)
+        self.runner = _runner(self.config, self.model_config, self.max_model_len, model_dir, variants)
         self._eos_token_ids = _eos_token_ids(model_dir, self._tokenizer)
         self._request_ids = itertools.count()
         self.engine = self.new_engine()
@@ -97,6 +113,49 @@ class LLM:
             raise
         return [outputs[one.request_id] for one in asked]
 
+    def score(self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True) -> list[Score]:
+        """The log-probability and the rank of each prompt's tokens; nothing is generated.
+
+        As `generate`: a prompt that cannot be served has its reason in `error`, and the others go on.
+        """
+        return [score_of(output) for output in self.generate(prompts, SCORE_PARAMS, use_tqdm=use_tqdm)]
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer conversations, each a list of messages, with the model's chat template.
+
+        As `generate`: one that the template refuses ends with its error, and the others go on. `prompt` of an
+        output is the rendered text.
+
+        Args:
+          messages: one conversation, or a list of them. A message has a role (system, user or assistant) and
+            a content: text, or a list of text parts. Tools are not supported.
+
+        Raises:
+          ConfigError: where transformers or jinja2 is not installed.
+        """
+        rendered = [self._chat.encode_or_error(one) for one in list_conversations(messages)]
+        prompts: list[Any] = [
+            one if isinstance(one, RequestError) else list(one.token_ids) for one in rendered
+        ]
+        outputs = self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return [
+            output if isinstance(one, RequestError) else dataclasses.replace(output, prompt=one.text)
+            for one, output in zip(rendered, outputs, strict=True)
+        ]
+
+    def chat_token_ids(self, messages: Conversation) -> tuple[int, ...]:
+        """The prompt of one conversation: at most one BOS, all messages, the beginning of the answer.
+
+        Raises RequestError for messages that are refused, and for a model without chat template.
+        """
+        return self._chat.encode(messages).token_ids
+
     def stream(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -130,7 +189,19 @@ class LLM:
     ) -> list[Asked]:
         """Raises what `generate` raises for its arguments."""
         check_idle(self.engine)
-        return list_requests(prompts, sampling_params, priority, self._request_ids)
+        asked = list_requests(prompts, sampling_params, priority, self._request_ids)
+        self.prepare(one.params for one in asked)
+        return asked
+
+    def prepare(self, params: Iterable[SamplingParams]) -> None:
+        """Compile what requests with these parameters need, as far as it is missing. `generate` does so by
+        itself; requests that are added to an engine by hand are refused until it is done."""
+        needed = {one.sampler for one in params}
+        missing = {sampler for sampler in needed if sampler.choose(self.runner.samplers) is None}
+        if missing:
+            total = len(self.runner.missing_programs(missing))
+            with progress_bar("compiling", total, enabled=self.config.show_progress) as update:
+                self.runner.prepare(missing, update)
 
     def _run(self, outputs: dict[str, RequestOutput], wanted: set[str], show_progress: bool) -> None:
         """Step until all that is wanted is in `outputs`."""
@@ -190,6 +261,7 @@ class LLM:
     def close(self) -> None:
         """Free the device's memory. The LLM cannot be used afterwards."""
         self.runner.close()
+        self._chat.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -198,7 +270,26 @@ class LLM:
         self.close()
 
 
-def _runner(config: EngineConfig, model: ModelConfig, max_model_len: int, model_dir: Path) -> Runner:
+def _variants(
+    config: EngineConfig, model: ModelConfig, max_model_len: int, logits_fn: LogitsFn | None
+) -> Variants:
+    """Raises ConfigError for a function that cannot be compiled into the steps."""
+    if logits_fn is not None:
+        if config.samplers not in (None, ("extended",)):
+            raise ConfigError("samplers", config.samplers, "with logits_fn, every step is 'extended'")
+        for slots in sorted(
+            {bucket.slots for kind in resolve_buckets(config, max_model_len) for bucket in kind}
+        ):
+            check_logits_fn(logits_fn, slots, model.vocab_size)
+        return Variants((Sampler.EXTENDED,), logits_fn)
+    if config.samplers is None:
+        return Variants()
+    return Variants(tuple(Sampler[name.upper()] for name in config.samplers))
+
+
+def _runner(
+    config: EngineConfig, model: ModelConfig, max_model_len: int, model_dir: Path, variants: Variants
+) -> Runner:
     device = find_device(config.device)
     like = abstract_params(model)
     shardings = dict.fromkeys(like, jax.sharding.SingleDeviceSharding(device))
@@ -214,12 +305,15 @@ def _runner(config: EngineConfig, model: ModelConfig, max_model_len: int, model_
     step_bytes = 0
     if device.platform != "cpu":  # temporaries do not grow with the pool: measure them with a small one
         for program in largest_programs(buckets):
-            step_bytes = max(step_bytes, temp_bytes(model, shape, program, device, attention))
+            found = temp_bytes(model, shape, program, device, attention, variants.logits_fn)
+            step_bytes = max(step_bytes, found)
+        step_bytes += shape.extra_bytes(model)  # which may be needed later
     num_pages = choose_num_pages(config, model, max_model_len, memory_of(device)._replace(step=step_bytes))
-    with progress_bar("compiling", len(programs_for(buckets)), enabled=config.show_progress) as update:
+    num_programs = len(programs_for(buckets, variants.samplers))
+    with progress_bar("compiling", num_programs, enabled=config.show_progress) as update:
         try:
             shape = shape._replace(num_pages=num_pages)
-            return Runner(model, params, shape, buckets, device, update, attention)
+            return Runner(model, params, shape, buckets, device, update, attention, variants)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

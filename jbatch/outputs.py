@@ -36,10 +36,13 @@ class RequestMetrics:
 
 
 class Logprob(NamedTuple):
-    """A token's log-probability at one position, and its place among all tokens there (1: the likeliest)."""
+    """A token's log-probability at one position, and its place among all tokens there (1: the likeliest).
+
+    The place of a token that only `logprob_token_ids` names is None where it is not among the likeliest 20.
+    """
 
     logprob: float
-    rank: int
+    rank: int | None
     decoded_token: str | None = None
 
 

@@ -155,14 +155,19 @@ def step_bytes_on(device: Any, model: ModelConfig, max_model_len: int) -> Callab
     def measure(config: EngineConfig) -> int:
         prefill, decode = resolve_buckets(config, max_model_len)
         buckets: tuple[Bucket, ...] = prefill + decode
-        pages_per_seq = -(-max_model_len // config.page_size)
-        shape = StateShape(config.max_num_seqs, 2, config.page_size, pages_per_seq)
+        shape = _shape(config, max_model_len)
         attention = choose_attention(config.attention_backend, model, shape, buckets, device)
         programs = largest_programs(buckets)
-        return max(temp_bytes(model, shape, program, device, attention) for program in programs)
+        largest = max(temp_bytes(model, shape, program, device, attention) for program in programs)
+        return largest + (0 if device.platform == "cpu" else shape.extra_bytes(model))
 
     return measure
 
 
 def _count(number: int) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
+
+
+def _shape(config: EngineConfig, max_model_len: int) -> StateShape:
+    """Of an engine whose pool is small: nothing that is asked of it grows with the pool."""
+    return StateShape(config.max_num_seqs, 2, config.page_size, -(-max_model_len // config.page_size))

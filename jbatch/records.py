@@ -165,11 +165,13 @@ def _by_text(tokens: Mapping[int, Logprob]) -> dict[str, float]:
 
 
 def _chat_logprobs(token_id: int, tokens: Mapping[int, Logprob], params: SamplingParams) -> dict[str, Any]:
-    """OpenAI's object for one token; its alternatives are those that were asked for."""
+    """OpenAI's object for one token. Its alternatives are those that were asked for: the token itself is one
+    only where it is among them."""
+    asked = set(params.logprob_token_ids or ())
     top = [
         _chat_token(other, one)
         for other, one in _likeliest_first(tokens)
-        if one.rank <= (params.logprobs or 0) or other in (params.logprob_token_ids or ())
+        if other in asked or (one.rank is not None and one.rank <= (params.logprobs or 0))
     ]
     return {**_chat_token(token_id, tokens[token_id]), "top_logprobs": top}
 
@@ -181,7 +183,7 @@ def _chat_token(token_id: int, one: Logprob) -> dict[str, Any]:
 
 
 def _likeliest_first(tokens: Mapping[int, Logprob]) -> list[tuple[int, Logprob]]:
-    return sorted(tokens.items(), key=lambda item: (item[1].rank, item[0]))
+    return sorted(tokens.items(), key=lambda item: (-item[1].logprob, item[0]))
 
 
 def _text(token_id: int, one: Logprob) -> str:

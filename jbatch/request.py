@@ -23,6 +23,7 @@ class Request:
     deadline: float | None = None  # seconds, on the engine's clock
     predicted_len: int | None = None  # output tokens: an input, or a replay would depend on a predictor
     prompt: str | None = None
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()  # bad_words as token ids
     sample_idx: int = 0  # which of its n samples this is: a sequence each
 
     def __post_init__(self) -> None:
@@ -69,6 +70,11 @@ class Sequence:
     def max_len(self) -> int:
         """Tokens that the sequence may grow to, prompt included."""
         return len(self.request.prompt_token_ids) + self.request.max_tokens
+
+    @property
+    def next_len(self) -> int:
+        """Tokens once the known ones are prefilled and one is drawn, if one is."""
+        return min(self.num_known + 1, self.max_len)
 
     @property
     def running(self) -> bool:

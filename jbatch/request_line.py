@@ -32,7 +32,7 @@ except ImportError as error:  # the engine does without it, and so may a GPU mac
 
 MAX_LINE_BYTES = 8 * 2**20
 MAX_CUSTOM_ID_CHARS = 512
-MAX_PROMPT_CHARS = 4 * 2**20  # of all messages together, too
+MAX_PROMPT_CHARS = 2**20  # of all messages together, too; a tokenizer takes seconds for that
 MAX_PROMPT_TOKENS = 2**20
 MAX_MESSAGES = 2048
 MAX_NAME_CHARS = 64  # of a field, in an error
@@ -177,15 +177,14 @@ class _Strict(BaseModel):
     def _known(cls, data: Any) -> Any:
         if isinstance(data, dict) and not data.keys() <= cls.model_fields.keys():
             unknown = next(name for name in data if name not in cls.model_fields)
-            known = [name for name in cls.model_fields if name not in REFUSED]
-            if unknown in cls.elsewhere:
-                context = {"field": unknown, "reason": "belongs in body"}
-                raise PydanticCustomError("unknown_field", "{reason}", context)
-            try:
-                check_option_names([unknown[:MAX_NAME_CHARS]], known, cls.called)
-            except TypeError as error:
-                context = {"field": unknown, "reason": str(error)}
-                raise PydanticCustomError("unknown_field", "{reason}", context) from None
+            reason = "belongs in body"
+            if unknown not in cls.elsewhere:
+                known = [name for name in cls.model_fields if name not in REFUSED]
+                try:
+                    check_option_names([unknown[:MAX_NAME_CHARS]], known, cls.called)
+                except TypeError as error:
+                    reason = str(error)
+            raise PydanticCustomError("unknown_field", "{reason}", {"field": unknown, "reason": reason})
         return data
 
 
@@ -241,7 +240,7 @@ Content = Annotated[
 
 class Message(_Strict):
     called = "a message"
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "user", "assistant"]
     content: Content
     name: str | None = None
 
@@ -302,27 +301,32 @@ def _checked(model: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _request_error(data: Any, first: Any) -> RequestError:
     """pydantic's error in our words, with the path of the field and its value."""
-    path, value = [], data
+    path, value = "", data
     for key in first["loc"]:
         try:
             value = value[key]
         except (KeyError, IndexError, TypeError):  # a name of pydantic's own: the tag of a union
             continue
-        path.append(str(key))
+        path = _join(path, key)
     code, reason = "invalid_request", _in_our_words(first["msg"])
     if first["type"] == "missing":
-        path, value, reason = [*path, str(first["loc"][-1])], None, "must be given"
+        path, value, reason = _join(path, first["loc"][-1]), None, "must be given"
     elif first["type"] == "unknown_field":
         name, code = first["ctx"]["field"], "unknown_field"
-        path, value = [*path, repr(name[:MAX_NAME_CHARS])[1:-1]], value[name]
+        path, value = _join(path, repr(name[:MAX_NAME_CHARS])[1:-1]), value[name]
     elif first["type"] == "unsupported_field":
         code = "unsupported_field"
-    return RequestError(".".join(path), value, reason, code=code)
+    return RequestError(path, value, reason, code=code)
+
+
+def _join(path: str, key: str | int) -> str:
+    return f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}" if path else key
 
 
 def _in_our_words(message: str) -> str:
-    """ "Input should be a valid string": "must be a string"."""
-    words = re.sub(r"^\w+ should | after validation, not .*", lambda m: "must " * (m.start() == 0), message)
+    """What is "Input should be a valid string" there is "must be a string" here."""
+    words = re.sub(r"^\w+ should ", "must ", message)
+    words = re.sub(r" after validation, not .*| or instance of .*", "", words)
     return words.replace("a valid integer", "an integer").replace("a valid ", "a ")
 
 

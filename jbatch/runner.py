@@ -15,10 +15,12 @@ from jbatch.attention import PLAIN, Attention
 from jbatch.compile_counter import compile_counter
 from jbatch.config import ModelConfig
 from jbatch.errors import JBatchError
+from jbatch.logits import LogitsFn
 from jbatch.model import abstract_params
 from jbatch.plan import Bucket, StepInput, StepOutput, check_table_updates, input_size, padding, unpack_output
+from jbatch.row_data import row_data_size
 from jbatch.sampling_params import Sampler
-from jbatch.state import EngineState, StateShape
+from jbatch.state import EngineState, ExtraState, StateShape, set_row
 from jbatch.step import make_step
 
 COMPILE_THREADS = 4  # XLA compiles outside Python's lock
@@ -31,20 +33,42 @@ class Program(NamedTuple):
     sampler: Sampler
 
 
-def programs_for(buckets: Iterable[Bucket]) -> list[Program]:
-    """All programs of an engine: decode steps with every sampler, prefill steps with the one that does it
-    all, whose cost hides behind the prompt's."""
+class Variants(NamedTuple):
+    """The ways of drawing tokens that are compiled at first, and the user's function in EXTENDED ones."""
+
+    samplers: tuple[Sampler, ...] = (Sampler.GREEDY, Sampler.PLAIN, Sampler.FILTERED)
+    logits_fn: LogitsFn | None = None
+
+
+def programs_for(
+    buckets: Iterable[Bucket], samplers: Iterable[Sampler] = Variants().samplers
+) -> list[Program]:
+    """All programs of an engine: decode steps with each sampler; prefill steps with FILTERED instead of those
+    below it, since its cost hides behind the prompt's."""
+    samplers = sorted(set(samplers))
     return [
         Program(bucket, sampler)
         for bucket in buckets
-        for sampler in (Sampler if bucket.kind == "decode" else (Sampler.FILTERED,))
+        for sampler in dict.fromkeys(_program_sampler(bucket, sampler) for sampler in samplers)
     ]
 
 
 def largest_programs(buckets: Iterable[Bucket]) -> list[Program]:
     """Of each kind, the program whose temporaries are the largest."""
-    programs = sorted(programs_for(buckets), key=lambda program: (program.bucket.tokens, program.sampler))
-    return list({program.bucket.kind: program for program in programs}.values())
+    largest = {bucket.kind: bucket for bucket in sorted(buckets, key=lambda bucket: bucket.tokens)}
+    return [Program(bucket, Sampler.EXTENDED) for bucket in largest.values()]
+
+
+def _program_sampler(bucket: Bucket, sampler: Sampler) -> Sampler:
+    return sampler if bucket.kind == "decode" else max(sampler, Sampler.FILTERED)
+
+
+class Handle(NamedTuple):
+    """A step that was dispatched: its packed output, still on the device, and how to read it."""
+
+    output: jax.Array
+    bucket: Bucket
+    sampler: Sampler
 
 
 class Runner:
@@ -63,15 +87,46 @@ class Runner:
         device: jax.Device,
         on_compiled: Callable[[int], None] = lambda done: None,
         attention: Attention = PLAIN,
+        variants: Variants = Variants(),  # noqa: B008 (immutable)
     ):
         self.config, self.shape, self.device, self.attention = config, shape, device, attention
         self._params: tuple[jax.Array, ...] = tuple(params[name] for name in abstract_params(config))
-        programs = programs_for(buckets)
-        self._programs = compile_programs(config, shape, programs, device, on_compiled, attention)
+        self._buckets, self._logits_fn = tuple(buckets), variants.logits_fn
+        self._programs: dict[Program, jax.stages.Compiled] = {}
         self._state: EngineState | None = shape.zeros(config, device)
-        if device.platform != "cpu":
-            self.warm_up()
+        self._extra: ExtraState | None = None  # until EXTENDED steps are compiled
+        self._set_row: Any = None
+        self.samplers: tuple[Sampler, ...] = ()
         self._compiled_before = compile_counter().count
+        self.prepare(variants.samplers, on_compiled)
+        self._compiled_before = compile_counter().count
+
+    def prepare(
+        self, samplers: Iterable[Sampler], on_compiled: Callable[[int], None] = lambda done: None
+    ) -> None:
+        """Compile what these ways of drawing tokens take, as far as it is missing."""
+        before = compile_counter().count
+        missing = self.missing_programs(samplers)
+        if missing and self._extra is None and any(p.sampler == Sampler.EXTENDED for p in missing):
+            self._set_row = compile_set_row(self.config, self.shape, self.device)
+            self._extra = self.shape.extra_zeros(self.config, self.device)
+        compiled = compile_programs(
+            self.config, self.shape, missing, self.device, on_compiled, self.attention, self._logits_fn
+        )
+        self._programs |= compiled
+        self.samplers = tuple(sorted({*self.samplers, *samplers}))
+        if self.device.platform != "cpu":
+            self.warm_up(compiled)
+        self._compiled_before += compile_counter().count - before
+
+    def missing_programs(self, samplers: Iterable[Sampler]) -> list[Program]:
+        """What `prepare` would compile."""
+        return [p for p in programs_for(self._buckets, samplers) if p not in self._programs]
+
+    @property
+    def params(self) -> dict[str, jax.Array]:
+        """The parameters by name, on the device; empty after `close`."""
+        return dict(zip(abstract_params(self.config), self._params, strict=False))
 
     @property
     def num_programs(self) -> int:
@@ -79,11 +134,12 @@ class Runner:
 
     @property
     def compilations_after_warmup(self) -> int:
-        """Programs that this process compiled since the runner was ready: 0, unless others use JAX too."""
+        """Programs that this process compiled since the runner was ready, but for `prepare`: 0, unless others
+        use JAX too."""
         return compile_counter().count - self._compiled_before
 
-    def submit(self, step: StepInput) -> jax.Array:
-        """Dispatch a step; the handle is its output, still on the device.
+    def submit(self, step: StepInput) -> Handle:
+        """Dispatch a step; what comes back is for `collect`.
 
         Raises JBatchError after `close`, after a step that failed on the device and took the state along, and
         for pages that do not exist.
@@ -91,29 +147,37 @@ class Runner:
         if self._state is None or self._state.rows.is_deleted():
             raise JBatchError("this runner was closed, or one of its steps failed: make a new one")
         check_table_updates(step, **self.shape._asdict())
-        sampler = step.sampler if step.bucket.kind == "decode" else Sampler.FILTERED
-        program = self._programs[Program(step.bucket, sampler)]
-        self._state, output = program(self._params, self._state, step.packed)
+        program = self._programs[Program(step.bucket, _program_sampler(step.bucket, step.sampler))]
+        if step.sampler == Sampler.EXTENDED:
+            for row in step.row_data:
+                self._extra = self._set_row(self._extra, row)
+            arguments = self._params, self._state, self._extra, step.packed
+            self._state, self._extra, output = program(*arguments)
+        else:
+            self._state, output = program(self._params, self._state, step.packed)
         output.copy_to_host_async()
-        return output
+        return Handle(output, step.bucket, step.sampler)
 
-    def collect(self, handle: jax.Array) -> tuple[StepOutput, float]:
+    def collect(self, handle: Handle) -> tuple[StepOutput, float]:
         """Wait for a step's output; with it, when the host had it (time.monotonic, seconds)."""
-        packed = np.asarray(handle)
-        return unpack_output(packed), time.monotonic()
+        packed = np.asarray(handle.output)
+        return unpack_output(packed, handle.bucket, handle.sampler), time.monotonic()
 
     def close(self) -> None:
         """Free the device's memory."""
-        for leaf in jax.tree.leaves((self._params, self._state)):
+        for leaf in jax.tree.leaves((self._params, self._state, self._extra)):
             if not leaf.is_deleted():
                 leaf.delete()
-        self._state, self._params, self._programs = None, (), {}
+        self._state, self._extra, self._params, self._programs = None, None, (), {}
 
-    def warm_up(self) -> None:
-        """Run every program once on padding, which changes nothing: a GPU loads code at its first call."""
-        for bucket, sampler in self._programs:
-            packed = padding(bucket, self.shape.num_rows, self.shape.page_size)
-            self.collect(self.submit(StepInput(bucket, sampler, packed)))
+    def warm_up(self, programs: Iterable[Program] | None = None) -> None:
+        """Run each program once on padding, which changes nothing: a GPU loads code at its first call."""
+        num_rows = self.shape.num_rows
+        for bucket, sampler in self._programs if programs is None else programs:
+            packed = padding(bucket, num_rows, self.shape.page_size, sampler)
+            no_row = np.full(row_data_size(self.config.vocab_size), num_rows, np.int32)
+            row_data = (no_row,) if sampler == Sampler.EXTENDED else ()
+            self.collect(self.submit(StepInput(bucket, sampler, packed, row_data)))
 
 
 def compile_programs(
@@ -123,13 +187,16 @@ def compile_programs(
     device: jax.Device,
     on_compiled: Callable[[int], None] = lambda done: None,
     attention: Attention = PLAIN,
+    logits_fn: LogitsFn | None = None,
 ) -> dict[Program, jax.stages.Compiled]:
     """Compile each program for `device`. `on_compiled(number)` follows the progress."""
     programs = list(programs)
     compiled: dict[Program, jax.stages.Compiled] = {}
     pool = ThreadPoolExecutor(COMPILE_THREADS)
     try:
-        results = pool.map(lambda program: compile_step(config, shape, program, device, attention), programs)
+        results = pool.map(
+            lambda program: compile_step(config, shape, program, device, attention, logits_fn), programs
+        )
         for program, result in zip(programs, results, strict=True):
             compiled[program] = result
             on_compiled(len(compiled))
@@ -144,9 +211,10 @@ def compile_step(
     program: Program,
     device: jax.Device | Any,
     attention: Attention = PLAIN,
+    logits_fn: LogitsFn | None = None,
 ) -> jax.stages.Compiled:
     """One program, ahead of time, for shapes alone: no memory is taken."""
-    return lower_step(config, shape, program, device, attention).compile()
+    return lower_step(config, shape, program, device, attention, logits_fn).compile()
 
 
 def temp_bytes(
@@ -155,9 +223,11 @@ def temp_bytes(
     program: Program,
     device: jax.Device | Any,
     attention: Attention = PLAIN,
+    logits_fn: LogitsFn | None = None,
 ) -> int:
     """Temporary memory of a program, as its compiler says. It does not grow with the pool."""
-    analysis: Any = compile_step(config, shape, program, device, attention).memory_analysis()
+    compiled = compile_step(config, shape, program, device, attention, logits_fn)
+    analysis: Any = compiled.memory_analysis()
     return analysis.temp_size_in_bytes
 
 
@@ -167,18 +237,33 @@ def lower_step(
     program: Program,
     device: jax.Device | Any,
     attention: Attention = PLAIN,
+    logits_fn: LogitsFn | None = None,
 ) -> jax.stages.Lowered:
     """One program, traced but not compiled."""
-    sharding = jax.sharding.SingleDeviceSharding(device)
-
-    def placed(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    params = tuple(placed(leaf) for leaf in abstract_params(config).values())
-    state = jax.tree.map(placed, shape.abstract(config))
-    packed = placed(jax.ShapeDtypeStruct((input_size(program.bucket, shape.page_size),), jnp.int32))
-    step = make_step(config, program.bucket, shape.page_size, sampler=program.sampler, attention=attention)
+    bucket, sampler = program
+    states: tuple[Any, ...] = (shape.abstract(config),)
+    if sampler == Sampler.EXTENDED:
+        states += (shape.abstract_extra(config),)
+    packed = jax.ShapeDtypeStruct((input_size(bucket, shape.page_size, sampler),), jnp.int32)
+    params = tuple(abstract_params(config).values())
+    step = make_step(
+        config, bucket, shape.page_size, sampler=sampler, attention=attention, logits_fn=logits_fn
+    )
     # float32 means float32 on a GPU too, not TensorFloat-32.
     precision = "highest" if config.dtype == "float32" else None
     with jax.default_matmul_precision(precision):
-        return jax.jit(step, donate_argnums=1).lower(params, state, packed)
+        donated = tuple(range(1, 1 + len(states)))
+        return jax.jit(step, donate_argnums=donated).lower(*_placed((params, *states, packed), device))
+
+
+def compile_set_row(config: ModelConfig, shape: StateShape, device: jax.Device | Any) -> jax.stages.Compiled:
+    """The program that puts a RowData in place."""
+    packed = jax.ShapeDtypeStruct((row_data_size(config.vocab_size),), jnp.int32)
+    arguments = _placed((shape.abstract_extra(config), packed), device)
+    return jax.jit(set_row, donate_argnums=0).lower(*arguments).compile()
+
+
+def _placed(tree: Any, device: jax.Device | Any) -> Any:
+    """Abstract arrays, on `device`."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

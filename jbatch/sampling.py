@@ -28,7 +28,7 @@ def draw(
     if sampler == Sampler.GREEDY:
         return best
     scaled = logits / jnp.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]
-    if sampler == Sampler.FILTERED:
+    if sampler >= Sampler.FILTERED:
         scaled = keep_likely(scaled, rows)
     # Gumbel-max: the argmax of logits with Gumbel noise is a sample of the softmax (Gumbel 1954).
     noise = _noise(rows.seed, rows.sample_idx, positions, logits.shape[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Iterable
 from typing import Any
 
 from jbatch.errors import RequestError, check_option_names
@@ -16,6 +17,8 @@ MAX_LOGPROBS = 20  # a shape of the step
 MAX_LOGPROB_TOKEN_IDS = 32  # a shape of the step
 MAX_LOGIT_BIAS = 1024  # entries
 MAX_BAD_WORDS = 16  # strings
+MAX_BAD_WORD_IDS = 2 * MAX_BAD_WORDS  # each with and without a space in front: a shape of the step
+MAX_BAD_WORD_LEN = 8  # tokens of one: a shape of the step
 MAX_ID = 2**31 - 1  # the model's vocabulary is checked by the engine
 GREEDY_BELOW = 1e-5  # a temperature below it means greedy, as in vLLM
 
@@ -28,6 +31,10 @@ class Sampler(enum.IntEnum):
     PLAIN = 1  # temperature
     FILTERED = 2  # and top-k, top-p, min-p
     EXTENDED = 3  # and penalties, biases, banned tokens, log-probabilities
+
+    def choose(self, compiled: Iterable[Sampler]) -> Sampler | None:
+        """The least of those that are compiled and can do this, or None."""
+        return min((sampler for sampler in compiled if sampler >= self), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +112,14 @@ class SamplingParams:
             "logprob_token_ids": _token_ids(
                 "logprob_token_ids", self.logprob_token_ids, MAX_LOGPROB_TOKEN_IDS
             ),
-            "allowed_token_ids": None  # not (), which would rule out all
-            if self.allowed_token_ids is None
-            else _token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ID),
             "logit_bias": _logit_bias(self.logit_bias),
         }
-        if self.allowed_token_ids is not None and not self.allowed_token_ids:
-            raise RequestError("allowed_token_ids", self.allowed_token_ids, "must name at least one token id")
+        if self.allowed_token_ids is not None:  # None stays: an empty list would allow nothing
+            if not self.allowed_token_ids:
+                raise RequestError(
+                    "allowed_token_ids", self.allowed_token_ids, "must name at least one token id"
+                )
+            checked["allowed_token_ids"] = _token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ID)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

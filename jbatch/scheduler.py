@@ -16,7 +16,7 @@ from jbatch.errors import RequestError
 from jbatch.metrics import StepRecord
 from jbatch.outputs import FinishReason
 from jbatch.pages import PagePool
-from jbatch.plan import Bucket, Chunk, Status, StepOutput, StepPlan, TableUpdate, align, row_setup
+from jbatch.plan import Bucket, Chunk, Status, StepOutput, StepPlan, TableUpdate, align, chunk_of
 from jbatch.policy import Admission, Policy
 from jbatch.request import Request, Sequence
 from jbatch.sampling_params import Sampler
@@ -54,6 +54,12 @@ class SchedulerConfig(NamedTuple):
     admission: Admission
 
 
+DEVICE_ERRORS = {
+    Status.NON_FINITE: "logits are not finite at position {position}; "
+    "a float16 model may overflow: try dtype='bfloat16'",
+    Status.NOTHING_LEFT: "no token is left to draw at position {position}: allowed_token_ids, bad_words, "
+    "min_tokens and logits_fn rule out all",
+}
 Progress = tuple[Sequence, list[int]]  # the tokens that one applied step gave one sequence
 
 
@@ -102,10 +108,8 @@ class Scheduler:
     def add(self, request: Request) -> Sequence:
         """Queue a request. Raises RequestError where it can never run (see `check`)."""
         self.check(request)
-        if request.max_tokens < 1:
-            raise RequestError(
-                "max_tokens", request.max_tokens, "must be at least 1: every sequence draws a token"
-            )
+        if request.max_tokens < 1 and request.params.prompt_logprobs is None:
+            raise RequestError("max_tokens", request.max_tokens, "must be at least 1 without prompt_logprobs")
         sequence = Sequence(
             seq_id=next(self._seq_ids),
             request=request,
@@ -173,7 +177,7 @@ class Scheduler:
         progress: list[Progress] = []
         useful = wasted = recomputed = num_tokens = 0
         prefill = plan.bucket.kind == "prefill"
-        tokens, counts, statuses = (array.tolist() for array in output)
+        tokens, counts, statuses = (array.tolist() for array in output[:3])
         for slot, seq_id in enumerate(plan.seq_ids):
             sequence = self._sequences.get(seq_id)
             chunk = plan.chunks[slot] if prefill else None
@@ -187,7 +191,7 @@ class Scheduler:
                 recomputed += chunk.num_recomputed
                 if chunk.setup is None:
                     continue
-            new = tokens[slot][: counts[slot]]
+            new = tokens[slot][: counts[slot]] if sequence.request.max_tokens else []  # it scored its prompt
             num_tokens += len(new)
             sequence.token_ids += new
             progress.append((sequence, new))
@@ -220,13 +224,8 @@ class Scheduler:
         elif status == Status.OUT_OF_BUDGET:
             self.finish(sequence, FinishReason.LENGTH)
         else:
-            position = len(sequence.token_ids)
-            self.finish(
-                sequence,
-                FinishReason.ERROR,
-                error=f"logits are not finite at position {position}; "
-                "a float16 model may overflow: try dtype='bfloat16'",
-            )
+            error = DEVICE_ERRORS[status].format(position=len(sequence.token_ids))
+            self.finish(sequence, FinishReason.ERROR, error=error)
 
     # Prefill.
 
@@ -267,12 +266,7 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, length: int) -> Chunk:
         start, end = sequence.num_cached, sequence.num_cached + length
         last = end == sequence.num_known
-        chunk = Chunk(
-            token_ids=tuple(sequence.token_ids[start:end]),
-            start=start,
-            num_recomputed=max(0, min(end, sequence.num_computed) - start),
-            setup=row_setup(sequence) if last else None,
-        )
+        chunk = chunk_of(sequence, start, end)
         sequence.num_cached = end
         sequence.num_planned += last
         sequence.decoding = last
@@ -384,7 +378,7 @@ class Scheduler:
     def _claim(self, sequence: Sequence) -> int:
         """Pages that a waiting sequence must find free."""
         hold = self.config.admission.hold_finished  # then nothing may be preempted: the worst case
-        return self.pool.pages_for(sequence.max_len if hold else sequence.num_known + 1)
+        return self.pool.pages_for(sequence.max_len if hold else sequence.next_len)
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.free(sequence.pages)

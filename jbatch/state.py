@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jbatch.config import ModelConfig
 from jbatch.plan import FLOAT_COLUMNS, NUM_SCALARS, ROW_WIDTH, RowSetup
+from jbatch.row_data import unpack_row_data
+from jbatch.sampling_params import MAX_BAD_WORD_IDS, MAX_BAD_WORD_LEN, MAX_LOGPROB_TOKEN_IDS
 
 
 class EngineState(NamedTuple):
@@ -21,8 +23,22 @@ class EngineState(NamedTuple):
     kv_pages: tuple[Float[Array, "num_pages 2 kv_heads page_size head_dim"], ...]  # one per layer
 
 
+class ExtraState(NamedTuple):
+    """What only EXTENDED steps keep of each row; donated to them beside the EngineState.
+
+    Steps count tokens themselves, the rest is a request's RowData: stale where its row says that it has none.
+    """
+
+    in_prompt: Bool[Array, "num_rows vocab"]
+    counts: Int[Array, "num_rows vocab"]  # of the output's tokens
+    bias: Float[Array, "num_rows vocab"]
+    bad_words: Int[Array, "num_rows words word_len"]
+    history: Int[Array, "num_rows history"]
+    logprob_ids: Int[Array, "num_rows ids"]
+
+
 class StateShape(NamedTuple):
-    """The sizes of an EngineState."""
+    """The sizes of an EngineState and its ExtraState."""
 
     num_rows: int
     num_pages: int
@@ -39,11 +55,77 @@ class StateShape(NamedTuple):
             kv_pages=(leaf(page_shape, config.dtype),) * config.num_layers,
         )
 
+    def abstract_extra(self, config: ModelConfig) -> Any:
+        """An ExtraState of shapes and dtypes, without memory."""
+        rows, vocab = self.num_rows, config.vocab_size
+        leaf: Any = jax.ShapeDtypeStruct
+        return ExtraState(
+            in_prompt=leaf((rows, vocab), jnp.bool),
+            counts=leaf((rows, vocab), jnp.int32),
+            bias=leaf((rows, vocab), jnp.float32),
+            bad_words=leaf((rows, MAX_BAD_WORD_IDS, MAX_BAD_WORD_LEN), jnp.int32),
+            history=leaf((rows, MAX_BAD_WORD_LEN - 1), jnp.int32),
+            logprob_ids=leaf((rows, MAX_LOGPROB_TOKEN_IDS), jnp.int32),
+        )
+
+    def extra_bytes(self, config: ModelConfig) -> int:
+        """Memory of an ExtraState."""
+        leaves = jax.tree.leaves(self.abstract_extra(config))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
     def zeros(self, config: ModelConfig, device: jax.Device) -> EngineState:
         """An idle engine's state, on `device`."""
-        return jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=device), self.abstract(config)
-        )
+        return _zeros(self.abstract(config), device)
+
+    def extra_zeros(self, config: ModelConfig, device: jax.Device) -> ExtraState:
+        """An idle engine's extra state, on `device`."""
+        return _zeros(self.abstract_extra(config), device)
+
+
+def _zeros(abstract: Any, device: jax.Device) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=device), abstract)
+
+
+def set_row(extra: ExtraState, packed: Int[Array, " size"]) -> ExtraState:
+    """Put a packed RowData in place; one of a row that does not exist is dropped."""
+    data = unpack_row_data(packed, extra.bias.shape[1])
+    bias = lax.bitcast_convert_type(data.bias, jnp.float32)
+    return extra._replace(
+        bias=extra.bias.at[data.row].set(bias, mode="drop"),
+        bad_words=extra.bad_words.at[data.row].set(data.bad_words, mode="drop"),
+        history=extra.history.at[data.row].set(data.history, mode="drop"),
+        logprob_ids=extra.logprob_ids.at[data.row].set(data.logprob_ids, mode="drop"),
+    )
+
+
+def count_chunks(
+    extra: ExtraState,
+    begun: Int[Array, " slots"],
+    rows: Int[Array, " tokens"],
+    ids: Int[Array, " tokens"],
+    prompt: Bool[Array, " tokens"],
+) -> ExtraState:
+    """Count tokens that are prefilled, in their `rows`; first clear the rows `begun`. Rows that do not exist
+    are dropped. Not all are the prompt's: a sequence that was preempted brings its output along."""
+    num_rows = extra.counts.shape[0]
+    in_prompt = extra.in_prompt.at[begun].set(False, mode="drop")
+    counts = extra.counts.at[begun].set(0, mode="drop")
+    return extra._replace(
+        in_prompt=in_prompt.at[jnp.where(prompt, rows, num_rows), ids].set(True, mode="drop"),
+        counts=counts.at[jnp.where(prompt, num_rows, rows), ids].add(1, mode="drop"),
+    )
+
+
+def count_drawn(
+    extra: ExtraState, rows: Int[Array, " slots"], tokens: Int[Array, " slots"], drawn: Bool[Array, " slots"]
+) -> ExtraState:
+    """Count tokens that were drawn, and append them to the rows' histories."""
+    rows = jnp.where(drawn, rows, extra.counts.shape[0])  # the others: dropped
+    history = jnp.concatenate([extra.history[rows, 1:], tokens[:, None]], axis=1)
+    return extra._replace(
+        counts=extra.counts.at[rows, tokens].add(1, mode="drop"),
+        history=extra.history.at[rows].set(history, mode="drop"),
+    )
 
 
 def read_rows(columns: Int[Array, "slots row_width"]) -> RowSetup:

@@ -37,10 +37,10 @@ class Tokenizer:
         """Ids that it may produce, added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids. Raises RequestError for text that is no valid Unicode, and where the tokenizer fails."""
         try:
-            ids = self._tokenizer.encode(text).ids
+            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate
             raise RequestError("prompt", text, "must be text without lone surrogates") from error
         except BaseException as error:
@@ -179,8 +179,8 @@ def load_tokenizer(model_dir: str | Path, bos_token_id: int | None = None) -> To
     if not path.exists():
         return None
     tokenizer = _load(path)
-    special = _special_tokens(Path(model_dir) / "tokenizer_config.json")
-    bos, eos = (tokenizer.token_to_id(special[name] or "") for name in _SPECIAL)
+    special = load_special_tokens(model_dir)
+    bos, eos = (tokenizer.token_to_id(special.get(name, "")) for name in ("bos_token", "eos_token"))
     return Tokenizer(tokenizer, bos_token_id if bos is None else bos, eos)
 
 
@@ -197,20 +197,18 @@ def _load(path: Path) -> tokenizers.Tokenizer:
     return load(data)
 
 
-_SPECIAL = ("bos_token", "eos_token")
-
-
-def _special_tokens(path: Path) -> dict[str, str | None]:
+def load_special_tokens(model_dir: str | Path) -> dict[str, str]:
+    """The texts of bos_token, eos_token and the like that tokenizer_config.json names, if there is any."""
     try:
-        with path.open("rb") as file:
+        with (Path(model_dir) / "tokenizer_config.json").open("rb") as file:
             raw = json.loads(file.read(MAX_CONFIG_BYTES).decode())
-        texts = {name: raw.get(name) for name in _SPECIAL}
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return dict.fromkeys(_SPECIAL)  # optional: config.json and generation_config.json name the ids too
-    for name, text in texts.items():
+        named = {name: raw[name] for name in raw if name.endswith("_token")}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}  # optional: config.json and generation_config.json name the ids too
+    for name, text in named.items():
         if isinstance(text, dict):  # an AddedToken, written out
-            texts[name] = text.get("content")
-    return {name: text if isinstance(text, str) and _is_text(text) else None for name, text in texts.items()}
+            named[name] = text.get("content")
+    return {name: text for name, text in named.items() if isinstance(text, str) and _is_text(text)}
 
 
 def _is_text(text: str) -> bool:

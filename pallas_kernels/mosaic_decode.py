@@ -52,7 +52,7 @@ def declines(problem: Problem) -> str | None:
     return None
 
 
-class _Pack(NamedTuple):
+class Pack(NamedTuple):
     """How query heads are laid out in wgmma's columns."""
 
     group: int  # columns of a KV head, padding included
@@ -61,7 +61,7 @@ class _Pack(NamedTuple):
     num_packs: int
 
     @classmethod
-    def of(cls, group: int, kv_heads: int) -> _Pack:
+    def of(cls, group: int, kv_heads: int) -> Pack:
         padded = next(n for n in _paddings(group) if kv_heads * n % MIN_PACK == 0)
         columns = max(MIN_PACK, padded)
         return cls(padded, columns, columns // padded, kv_heads * padded // columns)
@@ -88,14 +88,14 @@ def paged_decode(
     slots, num_heads, head_dim = q.shape
     kv_heads = kv_pages.shape[2]
     group = num_heads // kv_heads
-    pack = _Pack.of(group, kv_heads)
+    pack = Pack.of(group, kv_heads)
     if pack.group != group:  # 3, 5, 6, 7 heads; XLA fuses the padding into what makes q
         q = jnp.pad(
             q.reshape(slots, kv_heads, group, head_dim), ((0, 0), (0, 0), (0, pack.group - group), (0, 0))
         )
         q = q.reshape(slots, kv_heads * pack.group, head_dim)
-    partial = _partials(q, kv_pages, block_tables, kv_lens, work, pack, scale, tiles, interpret)
-    out = _combine(*partial, work.first, slots, q.dtype, interpret)
+    partial = partials(q, kv_pages, block_tables, kv_lens, work, pack, scale, tiles, interpret)
+    out = combine(*partial, work.first, slots, q.dtype, interpret)
     if pack.group != group:
         out = out.reshape(slots, kv_heads, pack.group, head_dim)[:, :, :group]
     return out.reshape(slots, num_heads, head_dim)
@@ -104,13 +104,13 @@ def paged_decode(
 class _Sizes(NamedTuple):
     """How a problem is cut up."""
 
-    pack: _Pack
+    pack: Pack
     tiles: MosaicDecode
     page_size: int
     copy_rows: int  # of one copy: a page, or the part of it that makes up a block
 
     @classmethod
-    def of(cls, pack: _Pack, tiles: MosaicDecode, page_size: int) -> _Sizes:
+    def of(cls, pack: Pack, tiles: MosaicDecode, page_size: int) -> _Sizes:
         return cls(pack, tiles, page_size, min(page_size, tiles.block_kv))
 
     @property
@@ -144,13 +144,13 @@ class _Item(NamedTuple):
         return self.begin + lax.div(block, jnp.int32(sizes.pack.kv_heads)) * sizes.tiles.block_kv
 
 
-def _partials(
+def partials(
     q: Float[Array, "slots heads head_dim"],
     kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
     block_tables: Int[Array, "slots pages_per_seq"],
     kv_lens: Int[Array, " slots"],
     work: DecodeWork,
-    pack: _Pack,
+    pack: Pack,
     scale: float,
     tiles: MosaicDecode,
     interpret: Any,
@@ -336,7 +336,7 @@ def _by_column(x: Any, rows: int) -> Any:
     return lax.broadcast_in_dim(x, (rows, x.shape[0]), [1])
 
 
-def _combine(
+def combine(
     partial: Float[Array, "packs items head_dim columns"],
     peaks: Float[Array, "packs items columns"],
     totals: Float[Array, "packs items columns"],

@@ -55,7 +55,7 @@ def test_help_of_a_command_fits_80_columns(command, capsys, monkeypatch):
         ("genrate", "No such command 'genrate'. Did you mean 'generate'? (see jbatch --help)"),
         ("generate m --promt x", "--promt (Possible options: --prompt) (see jbatch generate --help)"),
         ("generate", "Missing argument"),
-        ("generate m", "Missing option '--prompt'"),
+        ("generate m", "jbatch: give prompts (-p), or an input and an output file (-i and -o)"),
         ("generate m -p", "requires an argument"),
         ("doctor a b", "unexpected extra argument"),
         ("--foo", "No such option: --foo"),

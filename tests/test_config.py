@@ -105,3 +105,10 @@ def test_a_context_must_fit_the_sliding_window():
     model(sliding_window=100).check_context(100)
     with pytest.raises(ConfigError, match=r"sliding_window=100: .*max_model_len=101"):
         model(sliding_window=100).check_context(101)
+
+
+@pytest.mark.parametrize("samplers", [(), "greedy", ("greedy", "best"), [3], {"greedy": 1}])
+def test_samplers_are_names(samplers):
+    with pytest.raises(ConfigError, match=r"^samplers="):
+        EngineConfig(samplers=samplers)
+    assert EngineConfig(samplers=["extended", "greedy"]).samplers == ("extended", "greedy")

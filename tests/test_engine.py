@@ -338,6 +338,8 @@ def test_a_request_that_was_aborted_has_the_text_so_far():
 class Failing:
     """A runner whose call number `at` of `method` raises."""
 
+    samplers = FakeRunner.samplers
+
     def __init__(self, runner, method, at):
         self._runner, self._method, self._left = runner, method, at
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jbatch import LLM, SamplingParams
+from jbatch.chat import ChatTemplate, check_messages
 from jbatch.engine import Engine
 from jbatch.errors import ConfigError, JBatchError, RequestError
 from jbatch.policy import MODES
@@ -198,6 +199,99 @@ def test_an_async_stream(llm):
         return [(d.prompt_idx, d.text, d.token_ids) async for d in llm.astream([[5, 6], [7]], GREEDY)]
 
     assert asyncio.run(asyncio.wait_for(read(), 120)) == expected and not llm.engine.has_unfinished
+
+
+# Chat.
+
+QUESTION = [{"role": "user", "content": "05.06."}]
+
+
+def test_a_model_without_a_chat_template(llm):
+    (output,) = llm.chat(QUESTION, GREEDY)
+    assert output.outputs[0].finish_reason == "error" and "no chat template" in output.error
+    with pytest.raises(RequestError, match="no chat template"):
+        llm.chat_token_ids(QUESTION)
+
+
+def test_chat_is_generate_on_the_rendered_text(llm, monkeypatch):
+    def render(self, messages):
+        return "01." + "".join(message["content"] for message in check_messages(messages))
+
+    monkeypatch.setattr(llm._chat, "_template", ChatTemplate("", {}))
+    monkeypatch.setattr(ChatTemplate, "render", render)
+    (expected,) = llm.generate([[1, 5, 6]], GREEDY)
+    outputs = llm.chat([QUESTION, [{"role": "user", "content": 5}], QUESTION], [GREEDY] * 3)
+    assert [output.prompt for output in outputs] == ["01.05.06.", None, "01.05.06."]
+    assert outputs[0].outputs == outputs[2].outputs == expected.outputs
+    assert "messages[0].content=5" in outputs[1].error
+    assert llm.chat(QUESTION, GREEDY)[0].prompt_token_ids == [1, 5, 6] == list(llm.chat_token_ids(QUESTION))
+
+
+# More than tokens.
+
+
+def test_what_requests_need_is_compiled_before_they_run(model_dir):
+    with LLM(model_dir, **SMALL) as llm:
+        before = llm.runner.num_programs
+        expected = ids_of(llm.generate([[5, 6]], GREEDY))
+        with pytest.raises(RequestError, match="not compiled"):
+            llm.engine.add_request("mine", [5, 6], dataclasses.replace(GREEDY, logprobs=1))
+        params = [GREEDY, dataclasses.replace(GREEDY, logprobs=1, prompt_logprobs=0)]
+        outputs = llm.generate([[5, 6]] * 2, params)
+        assert ids_of(outputs) == expected * 2
+        assert llm.runner.num_programs == before + 2 and llm.runner.compilations_after_warmup == 0
+        entry = outputs[1].outputs[0].logprobs[0]
+        (token_id,) = entry
+        assert token_id == expected[0][0] and entry[token_id].decoded_token == f"{token_id:02d}."
+        assert list(outputs[1].prompt_logprobs[1]) == [6]
+        (silent,) = llm.generate([[5, 6]], dataclasses.replace(GREEDY, logprobs=1, detokenize=False))
+        assert silent.outputs[0].logprobs[0][token_id].decoded_token is None
+
+
+def test_only_what_is_named_is_compiled(model_dir, llm):
+    prompts, params = [[5, 6], [7]], [GREEDY, SamplingParams(max_tokens=6, seed=1)]
+    with LLM(model_dir, samplers=("extended",), **SMALL) as other:
+        assert other.runner.num_programs == 2
+        assert ids_of(other.generate(prompts, params)) == ids_of(llm.generate(prompts, params))
+        other.prepare([*params, SamplingParams(top_k=3), SamplingParams(logprobs=1)])
+        assert other.runner.num_programs == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logit_bias": {96: 1}},
+        {"allowed_token_ids": [5, 96]},
+        {"logprob_token_ids": [96]},
+        {"bad_words": ["01." * 9]},
+    ],
+)
+def test_what_does_not_fit_the_model_ends_alone(llm, options):
+    bad = dataclasses.replace(GREEDY, **options)
+    refused, good = llm.generate([[5, 6]] * 2, [bad, GREEDY])
+    (field,) = options
+    assert refused.error.startswith(f"{field}=") and refused.outputs[0].finish_reason == "error"
+    assert good.outputs[0].token_ids == ids_of(llm.generate([[5, 6]], GREEDY))[0]
+
+
+def test_a_function_of_the_users(model_dir):
+    def no_repeats(logits, state):
+        return jax.numpy.where(state.in_prompt | (state.counts > 0), -jax.numpy.inf, logits)
+
+    with LLM(model_dir, logits_fn=no_repeats, **SMALL) as llm:
+        assert llm.runner.num_programs == 2
+        for params in (GREEDY, SamplingParams(max_tokens=40, seed=1, ignore_eos=True)):
+            (ids,) = ids_of(llm.generate([[5, 6]], params))
+            assert len({5, 6, *ids}) == 2 + len(ids) == 2 + params.max_tokens
+
+
+def test_a_function_that_cannot_be_compiled(model_dir):
+    with pytest.raises(ConfigError, match=r"^logits_fn='<lambda>': cannot be traced for 4 slots: TypeError"):
+        LLM(model_dir, logits_fn=lambda logits: logits, **SMALL)
+    with pytest.raises(ConfigError, match=r"^logits_fn='<lambda>': must return float32\[4, 96\]"):
+        LLM(model_dir, logits_fn=lambda logits, state: logits[0], **SMALL)
+    with pytest.raises(ConfigError, match=r"^samplers="):
+        LLM(model_dir, logits_fn=lambda logits, state: logits, samplers=("greedy",), **SMALL)
 
 
 # Engines.

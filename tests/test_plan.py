@@ -140,7 +140,9 @@ def test_a_row_has_room_for_all_stop_ids():
 def test_row_setup_of_a_new_and_of_a_preempted_sequence():
     asked = request([5, 6, 7], 10, stop_ids=(2,), min_tokens=3, temperature=0.5, seed=77)
     sequence = Sequence(seq_id=0, request=asked, token_ids=[5, 6, 7], num_planned=3)
-    expected = RowSetup(length=3, budget=10, min_left=3, seed=77, temperature=0.5, stop_ids=(2,))
+    expected = RowSetup(
+        length=3, budget=10, min_left=3, seed=77, temperature=0.5, prompt_len=3, stop_ids=(2,)
+    )
     assert row_setup(sequence) == expected
     sequence.token_ids += [8, 9]
     assert row_setup(sequence) == expected._replace(length=5, budget=8, min_left=1)

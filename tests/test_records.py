@@ -12,7 +12,12 @@ from jbatch.sampling_params import SamplingParams
 
 TOKENS = [
     {5: Logprob(-0.25, 1, "He"), 6: Logprob(-2.0, 2, "Ha")},
-    {7: Logprob(-3.0, 4, "y"), 8: Logprob(-0.5, 1, "!"), 9: Logprob(-1.0, 2, "?"), 3: Logprob(-9.0, 40, "x")},
+    {
+        7: Logprob(-3.0, 4, "y"),
+        8: Logprob(-0.5, 1, "!"),
+        9: Logprob(-1.0, 2, "?"),
+        3: Logprob(-9.0, None, "x"),
+    },
 ]
 FLAT = [
     {
@@ -23,7 +28,7 @@ FLAT = [
         "7": {"logprob": -3.0, "rank": 4, "decoded_token": "y"},
         "8": {"logprob": -0.5, "rank": 1, "decoded_token": "!"},
         "9": {"logprob": -1.0, "rank": 2, "decoded_token": "?"},
-        "3": {"logprob": -9.0, "rank": 40, "decoded_token": "x"},
+        "3": {"logprob": -9.0, "rank": None, "decoded_token": "x"},
     },
 ]  # fmt: skip
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}

@@ -166,8 +166,8 @@ ERRORS = {
     ),
     b'{"prompt": ["x"]}': "prompt=['x']: must be a string",
     b'{"prompt_token_ids": []}': "prompt_token_ids=[]: must have at least 1",
-    b'{"prompt_token_ids": [1, 2.0]}': "prompt_token_ids.1=2.0: must be an",
-    b'{"prompt_token_ids": [true]}': "prompt_token_ids.0=True: must be an",
+    b'{"prompt_token_ids": [1, 2.0]}': "prompt_token_ids[1]=2.0: must be an",
+    b'{"prompt_token_ids": [true]}': "prompt_token_ids[0]=True: must be an",
     b'{"custom_id": 7, "prompt": "x"}': "custom_id=7: must be a string",
     b'{"custom_id": "", "prompt": "x"}': "custom_id='': must have at least 1 char",
     b'{"prompt": "x", "temprature": 1}': (
@@ -177,32 +177,34 @@ ERRORS = {
     b'{"prompt": "x", "logit_bias": {"1.0": 1}}': (
         "logit_bias='1.0': a key must be a token id"
     ),
+    b'{"prompt": "x", "logit_bias": {"01": 1}}': "logit_bias='01': a key must be a token id",
+    b'{"prompt": "x", "logit_bias": {"%s": 1}}' % (b"9" * 5000): "logit_bias='9999999999",
     b'{"prompt": "x", "logit_bias": {"5": "1"}}': "logit_bias='1': must be a number",
 }  # fmt: skip
 OPENAI_ERRORS = [
     (completions(prompt=None), "prompt=None: must be given"),
     (completions(prompt=5), "prompt=5: must be a string"),
     (completions(prompt=[]), "prompt=[]: must have at least 1 item"),
-    (completions(prompt=[1, -1]), "prompt.1=-1: must be greater than or equal to 0"),
+    (completions(prompt=[1, -1]), "prompt[1]=-1: must be greater than or equal to 0"),
     (completions(messages=1), "messages=1: a completions body has no option"),
     (completions(detokenize=True), "detokenize=True: a completions body has no option"),
     (completions(logprobs=True), "logprobs=True: must be an integer from 0 to 20"),
     (chat(prompt="x"), "prompt='x': a chat body has no option 'prompt'; did you mean"),
     (chat(messages=[]), "messages=[]: must have at least 1 item"),
     (chat(messages={}), "messages={}: must be a list"),
-    (chat(messages=["x"]), "messages.0='x': must be a "),
-    (chat(messages=[*USER, {}]), "messages.1.role=None: must be given"),
+    (chat(messages=["x"]), "messages[0]='x': must be a dictionary"),
+    (chat(messages=[*USER, {}]), "messages[1].role=None: must be given"),
     (
         chat(messages=[{"role": "robot", "content": ""}]),
-        "messages.0.role='robot': must be 'system', 'developer', 'user' or",
+        "messages[0].role='robot': must be 'system', 'user' or 'assistant'",
     ),
     (
         chat(messages=[{"role": "user", "content": [{"type": "image_url", "text": ""}]}]),
-        "messages.0.content.0.type='image_url': must be 'text'",
+        "messages[0].content[0].type='image_url': must be 'text'",
     ),
     (
         chat(messages=[{**USER[0], "tool_calls": []}]),
-        "messages.0.tool_calls=[]: a message has no option 'tool_calls'",
+        "messages[0].tool_calls=[]: a message has no option 'tool_calls'",
     ),
     (chat(logprobs=2), "logprobs=2: must be a boolean"),
     (chat(top_logprobs=2), "top_logprobs=2: takes logprobs: true"),

@@ -36,6 +36,12 @@ def test_programs_are_buckets_and_variants():
         Program(DECODE, Sampler.FILTERED),
     ]
     assert shared_runner().num_programs == 4
+    assert programs_for([PREFILL, DECODE], [Sampler.EXTENDED, Sampler.GREEDY, Sampler.GREEDY]) == [
+        Program(PREFILL, Sampler.FILTERED),
+        Program(PREFILL, Sampler.EXTENDED),
+        Program(DECODE, Sampler.GREEDY),
+        Program(DECODE, Sampler.EXTENDED),
+    ]
 
 
 def test_nothing_compiles_in_200_mixed_steps():

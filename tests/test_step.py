@@ -15,6 +15,7 @@ from tests.helpers.tiny_engine import (
     NUM_ROWS,
     PAGE_SIZE,
     PREFILL,
+    extended_runner,
     shared_runner,
     tiny_config,
     tiny_params,
@@ -34,12 +35,16 @@ def runner():
     return runner
 
 
-def run(runner, plan):
-    return runner.collect(runner.submit(pack(plan, NUM_ROWS, PAGE_SIZE)))[0]
+def run(runner, plan, sampler=Sampler.GREEDY):
+    return runner.collect(runner.submit(pack(plan, NUM_ROWS, PAGE_SIZE, sampler)))[0]
 
 
 def snapshot(runner):
     return jax.tree.map(lambda leaf: np.asarray(leaf).copy(), runner._state)
+
+
+def snapshot_extra(runner):
+    return jax.tree.map(lambda leaf: np.asarray(leaf).copy(), runner._extra)
 
 
 def equal(state, other):
@@ -84,11 +89,13 @@ def changed(before, after):
 @pytest.mark.parametrize("sampler", Sampler)
 def test_padding_changes_nothing(runner, bucket, sampler):
     """Not one byte of the whole state, whatever the rows hold."""
-    run(runner, prefill(setup=setup()))
-    before = snapshot(runner)
-    handle = runner.submit(StepInput(bucket, sampler, padding(bucket, NUM_ROWS, PAGE_SIZE)))
+    if sampler == Sampler.EXTENDED:
+        runner = extended_runner()
+    run(runner, prefill(setup=setup()), sampler)
+    before = snapshot(runner), runner._extra and snapshot_extra(runner)
+    handle = runner.submit(StepInput(bucket, sampler, padding(bucket, NUM_ROWS, PAGE_SIZE, sampler)))
     output = runner.collect(handle)[0]
-    after = snapshot(runner)
+    after = snapshot(runner), runner._extra and snapshot_extra(runner)
     assert equal(before, after)
     assert not output.num_tokens.any() and not output.tokens.any() and not output.status.any()
 
@@ -193,4 +200,4 @@ def test_the_slot_of_a_row_does_not_matter(runner):
 
 def test_the_output_is_one_small_array(runner):
     handle = runner.submit(pack(decode(), NUM_ROWS, PAGE_SIZE))
-    assert handle.shape == (DECODE.slots, 3) and handle.dtype == np.int32
+    assert handle.output.shape == (DECODE.slots, 3) and handle.output.dtype == np.int32

@@ -5,8 +5,8 @@
     python tools/check_kernels.py --cases 0 --fuzz 1000       # random lengths and tables of a few sizes
     python tools/check_kernels.py --device                    # not interpreted, on this machine's GPU
 
-A line for each failure, then a summary; the exit code is 1 if there are any. The tests draw a part of the
-same cases.
+A line for each failure, then a summary; the exit code is 1 if there are any, and 4 if nothing can run here.
+The tests draw a part of the same cases.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script from a checkout
 OPS = ("decode", "prefill", "write_kv")
+NOTHING_RUNS = 4  # exit status
 
 
 class Check(NamedTuple):
@@ -57,8 +58,8 @@ def checks(kernel: Any, op: Any, num_cases: int | None, num_fuzz: int, seed: int
         yield Check(name, functools.partial(fuzz, index))
 
 
-def kernels(names: list[str], device: bool) -> list[Any]:
-    """The implementations asked for that can run here; a line for each that cannot."""
+def kernels(names: list[str], device: bool) -> tuple[list[Any], dict[str, str]]:
+    """The implementations asked for that can run here, and why the others cannot."""
     import jax
 
     from tests.helpers.kernels import NAMES, interpreted, on_device, uninterpretable
@@ -70,9 +71,7 @@ def kernels(names: list[str], device: bool) -> list[Any]:
     else:
         missing = {name: reason for name in names if (reason := uninterpretable(name))}
         able = {name: interpreted(name) for name in names if name not in missing}
-    for name, reason in missing.items():
-        print(f"left out: {name}: {reason}")
-    return [able[name] for name in names if name in able]
+    return [able[name] for name in names if name in able], missing
 
 
 def run(check: Check) -> str | None:
@@ -102,7 +101,12 @@ def main() -> int:
     os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
 
     num_failed, num_run, start = 0, 0, time.monotonic()
-    for kernel in kernels(args.implementation or [], args.device):
+    able, missing = kernels(args.implementation or [], args.device)
+    for name, reason in missing.items():
+        print(f"left out: {name}: {reason}")
+    if not able:
+        return NOTHING_RUNS
+    for kernel in able:
         for op in args.op or OPS:
             before, began = (num_run, num_failed), time.monotonic()
             for check in checks(kernel, op, args.cases, args.fuzz, args.seed):

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.shapes import SHAPES
 from tools import ptxas
 from tools.gpu_target import Target, compiling, find_ptxas, thunks
-from tools.shapes import SHAPES
 
 PAGE_SIZES = (16, 64)
 SLOTS, MAX_LEN = 64, 8192

@@ -22,9 +22,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script from a checkout
 
+from bench.shapes import SHAPES, model_config  # noqa: E402
 from jbatch.config import ModelConfig  # noqa: E402
 from tools import hlo  # noqa: E402
-from tools.shapes import SHAPES, model_config  # noqa: E402
 
 SLOTS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN = 64, 4096, 64, 8192
 TINY = ModelConfig(96, 64, 96, 2, 4, 2, 64, 256)
@@ -108,7 +108,8 @@ def main() -> int:
     for row in rows:
         print(f"{model}, {row['attention']} attention: {row['status']}, {row.get('graphs')} CUDA graphs", row)
     if args.json:
-        result = {"schema": 1, "model": model, "device": jax.devices()[0].device_kind, "steps": rows}
+        result = {"schema": 1, "kind": "step-graphs", "tiny": args.smoke, "model": model}
+        result |= {"device": jax.devices()[0].device_kind, "rows": rows}
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     on_gpu = jax.devices()[0].platform != "cpu"
     return 1 if on_gpu and any(row.get("graphs") != 1 for row in rows) else 0

@@ -1,88 +1,53 @@
-"""How the suite runs its stages: in processes of their own, each within its limit."""
+"""The suite's parts and its command line; how a part is run is in test_parts."""
 
 import json
 import sys
-import time
 
 import pytest
 
 from bench import gpu_suite
-from bench.gpu_suite import STAGES, Stage, run_stage
-
-
-def stage(code: str, limit_s: float = 60, **fields) -> Stage:
-    return Stage("test", ("-c", code), limit_s, (), **fields)
-
-
-def run(stage: Stage, folder, smoke: bool = True, budget: float = 60):
-    return run_stage(stage, folder, smoke, time.monotonic() + budget)
-
-
-@pytest.mark.parametrize(
-    "code, status, exit_code",
-    [
-        ("print('said')", "ok", 0),
-        ("import sys; print('said'); sys.exit(1)", "failed", 1),
-        ("import sys; print('said'); sys.exit(3)", "crashed", 3),
-        ("import os; print('said', flush=True); os.abort()", "crashed", -6),
-    ],
-)
-def test_how_a_stage_ends(tmp_path, code, status, exit_code):
-    row = run(stage(code), tmp_path)
-    assert (row["status"], row["exit_code"], row["tries"]) == (status, exit_code, 1)
-    assert (tmp_path / row["log"]).read_text() == "said\n" and "reason" not in row
-
-
-def test_a_stage_is_stopped_with_its_children(tmp_path):
-    alive = tmp_path / "alive"
-    child = f"import time; time.sleep(4); open({str(alive)!r}, 'w')"
-    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    row = run(stage(code, limit_s=1), tmp_path)
-    assert row["status"] == "timed out" and row["exit_code"] is None
-    time.sleep(4)
-    assert not alive.exists()
-
-
-def test_silence_is_a_hang(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_suite, "QUIET_S", 3.0)
-    assert run(stage("import time; time.sleep(60)"), tmp_path)["status"] == "timed out"
-    talks = "import time\nfor _ in range(8): print('.', flush=True); time.sleep(0.5)"
-    assert run(stage(talks), tmp_path)["status"] == "ok"
-
-
-def test_on_after_a_crash(tmp_path):
-    code = "import os, sys; print(sys.argv[1:], flush=True); '--resume' in sys.argv or os.abort()"
-    row = run(stage(code, resume=True), tmp_path)
-    assert row["status"] == "ok" and row["tries"] == 2
-    assert (tmp_path / row["log"]).read_text() == "[]\n['--resume']\n"
-    assert run(stage("import os; os.abort()", resume=True), tmp_path)["tries"] == gpu_suite.TRIES
-
-
-def test_what_is_not_run(tmp_path):
-    assert run(stage("", tool=("no-such-checker",)), tmp_path)["status"] == "absent"
-    assert run(stage("")._replace(smoke=None), tmp_path)["status"] == "absent"
-    row = run(stage(""), tmp_path, smoke=False, budget=1)
-    assert row["status"] == "skipped" and row["reason"] == "no time left"
+from bench.gpu_suite import BUDGET_S, PARTS, REPORT_S
+from bench.parts import full_command
 
 
 def test_commands(tmp_path):
-    assert len({stage.name for stage in STAGES}) == len(STAGES)
-    for found in STAGES:
-        for smoke in (False, True):
-            command = gpu_suite.full_command(found, tmp_path, smoke)
-            assert not any(part.startswith("OUT") for part in command)
-            assert command[len(found.tool)] == sys.executable
+    assert len({part.name for part in PARTS}) == len(PARTS)
+    for part in PARTS:
+        for tiny in (False, True):
+            command = full_command(part, tmp_path / "out", tmp_path / "scratch", tiny)
+            assert not any(argument.startswith(("OUT", "TMP")) for argument in command)
+            assert command[len(part.tool)] == sys.executable
 
 
-def test_smoke_suite(tmp_path, monkeypatch, capsys):
-    arguments = ["--smoke", "--only", "ceilings", "sanitizer-memcheck", "--output-dir", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["gpu_suite", *arguments])
-    assert gpu_suite.main() == 0
-    result = json.loads((tmp_path / "suite.json").read_text())
-    assert [(row["stage"], row["status"]) for row in result["stages"]] == [
-        ("ceilings", "ok"),
-        ("sanitizer-memcheck", "absent"),
-    ]
-    assert result["smoke"] and result["manifest"]["jax"]
-    assert "ceilings" not in json.loads((tmp_path / "ceilings.json").read_text())
-    assert "not a measurement" in capsys.readouterr().out
+def test_the_main_parts_fit_the_budget_at_their_worst():
+    names = [part.name for part in PARTS]
+    main = PARTS[: names.index(gpu_suite.LAST_MAIN_PART) + 1]
+    assert sum(part.limit_s for part in main) <= BUDGET_S - REPORT_S
+
+
+def main(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["gpu_suite", *map(str, arguments)])
+    return gpu_suite.main()
+
+
+def test_a_folder_with_results_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        main(monkeypatch, "--tiny", "--out", tmp_path)
+    assert "not empty" in capsys.readouterr().err and (tmp_path / "results.json").read_text() == "{}"
+
+
+def test_tiny_suite(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert main(monkeypatch, "--tiny", "--out", out) == 0
+    result = json.loads((out / "results.json").read_text())
+    assert [row["part"] for row in result["parts"]] == [part.name for part in PARTS if not part.only_named]
+    for row in result["parts"]:
+        assert row["status"] == "ok" or (row["status"] == "not run" and row["reason"]), row
+    assert result["tiny"] and result["manifest"]["jax"]
+    files = list(out.iterdir())
+    assert all(file.is_file() for file in files)
+    assert 1 <= sum(file.suffix == ".png" for file in files) <= 4
+    page = (out / "report.html").read_text()
+    assert "not a measurement" in page and "<script" not in page
+    assert all(part.name in page for part in PARTS if not part.only_named)

@@ -168,8 +168,9 @@ ENTRY_VALUES: list[Any] = [
     [0, 2**63], [64, 192],
 ]  # fmt: skip
 FILE_NAMES: list[Any] = [
-    *SHARDS, "model.safetensors", "../model.safetensors", "/etc/passwd", "link.safetensors", "a/b.safetensors",
-    "model-00001-of-00003.bin", "..", ".", "", "\x00.safetensors", "x" * 300 + ".safetensors", None, 1, [],
+    *SHARDS, "model.safetensors", "../model.safetensors", "/etc/passwd", "link.safetensors",
+    "a/b.safetensors", "model-00001-of-00003.bin", "..", ".", "", "\x00.safetensors",
+    "x" * 300 + ".safetensors", None, 1, [],
 ]  # fmt: skip
 
 

@@ -50,7 +50,8 @@ def check_pages(scheduler: Scheduler) -> None:
 
 
 def _check_sequence(sequence: Sequence, scheduler: Scheduler) -> None:
-    assert sequence.num_known <= sequence.num_planned <= sequence.max_len, "a token too many"
+    most = max(sequence.max_len, sequence.num_prompt + 1)  # one that only scores its prompt draws too
+    assert sequence.num_known <= sequence.num_planned <= most, "a token too many"
     if sequence.row < 0:
         assert not sequence.pages and not sequence.finished, "it waits with pages, or after its end"
         assert not sequence.num_cached and not sequence.decoding
@@ -96,7 +97,8 @@ def _check_claims(scheduler: Scheduler) -> None:
     claims = 0
     for s in scheduler.running:
         if hold or not s.decoding:
-            claims += pool.pages_for(s.max_len if hold else s.num_known + 1) - len(s.pages)
+            most = s.max_len if hold else min(s.max_len, s.num_known + 1)
+            claims += pool.pages_for(most) - len(s.pages)
     assert claims <= pool.num_free, "more was admitted than the pool can take"
 
 

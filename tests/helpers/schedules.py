@@ -48,11 +48,16 @@ def request(
     min_tokens: int = 0,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    prompt_logprobs: int | None = None,
     **fields,
 ) -> Request:
     """As the engine makes it from checked parameters."""
     params = SamplingParams(
-        temperature=temperature, top_p=top_p, min_tokens=min_tokens, stop_token_ids=stop_ids
+        temperature=temperature,
+        top_p=top_p,
+        min_tokens=min_tokens,
+        stop_token_ids=stop_ids,
+        prompt_logprobs=prompt_logprobs,
     )
     fields = {"request_id": "r", "seed": 0, **fields}
     return Request(
@@ -157,7 +162,8 @@ class Driver:
         for sequence in self.sequences:
             self._note_end(sequence)
             untouched &= check_tokens(sequence)
-            positions += sequence.num_known - 1  # the last token never enters the cache
+            positions += sequence.num_known
+            positions -= sequence.request.max_tokens > 0  # what is drawn last is never cached
             chunks = -(-sequence.max_len // self.smallest_budget)
             given = len(sequence.output_token_ids) + self.depth  # and what is in flight at its end
             most_steps += chunks * (1 + sequence.num_preemptions) + given
@@ -178,7 +184,7 @@ def check_tokens(sequence: Sequence) -> bool:
         assert got == expected[: len(got)]
         return False
     assert got == expected
-    if expected[-1] in asked.stop_ids:
+    if expected and expected[-1] in asked.stop_ids:
         assert (sequence.finish_reason, sequence.stop_reason) == (FinishReason.STOP, expected[-1])
     else:
         assert (sequence.finish_reason, sequence.stop_reason) == (FinishReason.LENGTH, None)
@@ -208,6 +214,9 @@ def random_config(rng: random.Random, mode: str, policy: str) -> SchedulerConfig
 
 
 def random_request(rng: random.Random, room: int) -> Request:
+    if rng.random() < 0.03:  # scores its prompt, and draws nothing
+        prompt = rng.choices(range(VOCAB_SIZE), k=rng.randint(1, room))
+        return request(prompt, 0, prompt_logprobs=0, arrival=float(rng.randrange(4)))
     prompt_len = rng.randint(1, max(1, int((room - 1) * rng.choice((0.1, 0.3, 1)))))
     max_tokens = rng.randint(1, room - prompt_len)
     return request(

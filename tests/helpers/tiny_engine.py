@@ -12,12 +12,13 @@ from jbatch.config import ModelConfig
 from jbatch.config_json import parse_config
 from jbatch.device import find_device
 from jbatch.engine import Engine
+from jbatch.logits import LogitsFn
 from jbatch.model import abstract_params
 from jbatch.outputs import RequestOutput
 from jbatch.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.policy import MODES, POLICIES
-from jbatch.runner import Runner
-from jbatch.sampling_params import SamplingParams
+from jbatch.runner import Runner, Variants
+from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.scheduler import Scheduler, SchedulerConfig, SchedulerView, StepLimits
 from jbatch.state import StateShape
 from tests.helpers.hf_checkpoint import tiny
@@ -39,17 +40,24 @@ def tiny_params() -> Mapping[str, jax.Array]:
     return weights.random(abstract_params(tiny_config()), seed=3, scale=0.15)
 
 
-def make_runner() -> Runner:
+def make_runner(*samplers: Sampler, logits_fn: LogitsFn | None = None) -> Runner:
     """A runner of its own parameters, so that it may be closed: one prefill and one decode bucket."""
+    variants = Variants(samplers or Variants().samplers, logits_fn)
     shape = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
     params = jax.tree.map(lambda leaf: leaf.copy(), tiny_params())
-    return Runner(tiny_config(), params, shape, [PREFILL, DECODE], find_device("cpu"))
+    return Runner(tiny_config(), params, shape, [PREFILL, DECODE], find_device("cpu"), variants=variants)
 
 
 @functools.cache
 def shared_runner() -> Runner:
     """Do not close it, and leave no request unfinished."""
     return make_runner()
+
+
+@functools.cache
+def extended_runner() -> Runner:
+    """The same with EXTENDED steps alone."""
+    return make_runner(Sampler.EXTENDED)
 
 
 def make_scheduler(

@@ -1,7 +1,7 @@
 import pytest
 
+from bench.shapes import SHAPES
 from tools import gate_kernels, gate_table, ptxas
-from tools.shapes import SHAPES
 
 
 def row(**changes):

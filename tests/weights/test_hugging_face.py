@@ -472,7 +472,7 @@ def test_the_host_holds_little_more_than_the_model(tmp_path, stored):
     assert peak < model + largest + 8 * 1024, (peak, model, largest)  # KiB
 
 
-@pytest.mark.parametrize("file, reason", [("x" * 300, "File name too long"), ("loop", "cannot be read|missing")])
+@pytest.mark.parametrize("file, reason", [("x" * 300, "name too long"), ("loop", "cannot be read|missing")])
 def test_names_that_no_file_can_have(file, reason, tmp_path):
     """A shard's name in the index is anything."""
     (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")

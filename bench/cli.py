@@ -1,0 +1,142 @@
+"""`jbatch bench`: flags. Names follow `vllm bench`. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.options import LATENCY, SETTING, SETTING_HELP, WORKLOAD, LatencySetting, Setting, parse_goodput
+from jbatch.config import EngineConfig
+from jbatch.errors import JBatchError
+from jbatch.options import ENGINE_HELP, with_options
+
+app = typer.Typer(
+    help="Measure: batching modes against each other, throughput, latency; compare with PyTorch; report.",
+    rich_markup_mode=None,
+)
+
+OPTIONS = (
+    *("max_num_seqs", "max_model_len", "max_num_batched_tokens", "page_size", "num_pages", "dtype", "device"),
+    *("kv_cache_memory_bytes", "gpu_memory_utilization", "attention_backend", "load_format"),
+)
+HELP = {name: ENGINE_HELP[name] for name in OPTIONS}
+HELP["max_model_len"] = "Tokens of prompt and output. [default: of the longest request]"
+ENGINE = EngineConfig, HELP | {"max_num_seqs": "Sequences that run at once."}
+THROUGHPUT = Setting, {n: SETTING_HELP[n] for n in ("num_prompts", "seed", "max_concurrency", "temperature")}
+THROUGHPUT[1]["num_prompts"] += " [default: 1000]"
+LADDER_ENGINE = EngineConfig, HELP | {"max_num_seqs": "Sequences that run at once. [default: 16]"}
+
+DATASETS = (
+    "uniform_short, mixed_length, bursty_traffic, random, nano, sharegpt-like, prefix, trace; "
+    "the first three are divided by 4 for the demo model."
+)
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|DIR",
+        help="demo; llama2-7b, llama3-8b, llama3-70b, llama3.2-1b, llama3.2-3b, 150m (random weights); "
+        "or a model directory.",
+    ),
+]
+Json = Annotated[
+    Path | None, typer.Option("--output-json", metavar="FILE", help="Write results there; must not exist.")
+]
+
+
+@app.command(short_help="The ladder: unbatched, static, padded, sorted, continuous.")
+@with_options(LADDER_ENGINE, WORKLOAD, SETTING)
+def batching(
+    engine_options: dict[str, Any],
+    workload_options: dict[str, Any],
+    setting_options: dict[str, Any],
+    model: Model = "demo",
+    dataset_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"May be repeated: {DATASETS} [default: mixed_length]"),
+    ] = None,
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="May be repeated; see the last lines printed. [default: all]"),
+    ] = None,
+    goodput: Annotated[
+        list[str] | None, typer.Option(metavar="ttft:MS", help="Limits: ttft, tpot, e2el. May be repeated.")
+    ] = None,
+    output_json: Json = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="One file per dataset; must not exist.")
+    ] = None,
+) -> None:
+    """Run the same requests through every batching mode of one engine, and compare.
+
+    Lengths are forced, so that all modes do equal work on the same weights, kernels and programs.
+    """
+    setting = Setting(**setting_options, goodput=parse_goodput(goodput or ()))
+    from bench.batching import Batching, run_batching
+
+    names = tuple(dict.fromkeys(dataset_name or ("mixed_length",)))
+    asked = Batching(model, names, tuple(arms or ()), output_json, output_dir)
+    run_batching(asked, setting, engine_options, workload_options)
+
+
+@app.command(short_help="Requests and tokens per second of continuous batching.")
+@with_options(ENGINE, WORKLOAD, THROUGHPUT)
+def throughput(
+    engine_options: dict[str, Any],
+    workload_options: dict[str, Any],
+    setting_options: dict[str, Any],
+    model: Model = "demo",
+    dataset_name: Annotated[str, typer.Option(metavar="NAME", help=DATASETS)] = "random",
+    output_json: Json = None,
+) -> None:
+    """Measure offline throughput, as `vllm bench throughput` does."""
+    setting = Setting(**{"num_prompts": 1000, "repeats": 1, "no_floor": True} | setting_options)
+    from bench.batching import Batching
+    from bench.throughput import run_throughput
+
+    asked = Batching(model, (dataset_name,), output_json=output_json)
+    run_throughput(asked, setting, engine_options, workload_options)
+
+
+@app.command(short_help="The time of one batch.")
+@with_options(ENGINE, LATENCY)
+def latency(
+    engine_options: dict[str, Any],
+    latency_options: dict[str, Any],
+    model: Model = "demo",
+    output_json: Json = None,
+) -> None:
+    """Measure the time of one batch, again and again, as `vllm bench latency` does."""
+    setting = LatencySetting(**latency_options)
+    from bench.batching import Batching
+    from bench.throughput import run_latency
+
+    run_latency(Batching(model, ("random",), output_json=output_json), setting, engine_options)
+
+
+PASSED_ON: Any = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+@app.command(context_settings=PASSED_ON, short_help="jbatch against PyTorch, on the same device.")
+def compare(context: typer.Context) -> None:
+    """Flags are those of bench.compare: see `jbatch bench compare --help`."""
+    _pass_on("bench.compare", "run", context.args)
+
+
+@app.command(context_settings=PASSED_ON, short_help="Pictures and one page from results.")
+def report(context: typer.Context) -> None:
+    """Flags are those of bench.report: see `jbatch bench report --help`."""
+    _pass_on("bench.report", "main", context.args)
+
+
+def _pass_on(module: str, function: str, args: list[str]) -> None:
+    """Call `function(args)` of a module that has its own flags; what it returns is the exit code, if any."""
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise JBatchError(f"{module}: {error.name} is not installed: pip install 'jbatch[bench]'") from None
+    code = getattr(found, function)(args)
+    if code:
+        raise typer.Exit(code)

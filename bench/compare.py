@@ -1,0 +1,292 @@
+"""`jbatch bench compare`: jbatch against PyTorch on one device, with the same weights and requests.
+
+Every arm's tokens are compared with jbatch's before it is timed; then all arms run in turn, several times.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.cli import LADDER_ENGINE
+from bench.contenders import (
+    ENTRIES,
+    GROUPS,
+    REFERENCE,
+    Contender,
+    Driven,
+    Entry,
+    Outcome,
+    Stage,
+    choose_entries,
+    versions,
+)
+from bench.options import SETTING_HELP, WORKLOAD, Setting
+from bench.results import ArmResult, Rates, Results, claimed, describe, write
+from bench.workloads import Workload
+from jbatch.errors import ConfigError
+from jbatch.options import with_options
+
+LEAST_REPEATS = 3
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the command was asked for, beside a Setting."""
+
+    model: str = "demo"
+    dataset_name: str = "mixed_length"
+    arms: tuple[str, ...] = ()  # none: all
+    output_json: Path | None = None
+    record: Path | None = None  # a file for the plans; None: one that does not stay
+
+
+@dataclasses.dataclass
+class Row:
+    """An arm, and what it has given so far."""
+
+    entry: Entry
+    contender: Contender | None = None
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+    outcomes: list[Outcome] = dataclasses.field(default_factory=list)
+    not_run: str | None = None
+
+    def attempt(self, what: str, do: Callable[[], None]) -> None:
+        """Do something; an error makes this a row "not run: why", and takes nobody along."""
+        if self.not_run is not None:
+            return
+        try:
+            do()
+        except Exception as error:  # of whatever kind: the other arms' results matter more
+            name = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+            self.not_run = f"{what}: {name}{error}"
+            self.outcomes = []
+            self.close()
+
+    def close(self) -> None:
+        contender, self.contender = self.contender, None
+        if contender is not None:
+            try:
+                contender.close()
+            except Exception as error:  # it has failed already, or is done
+                self.about["close_error"] = str(error)
+
+
+def compare(
+    asked: Asked, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
+) -> Results:
+    """Check, measure, print and write; the file is up to date after each repeat.
+
+    Raises:
+      ConfigError, WorkloadError, TraceError: before any work, for what was asked for wrongly.
+      JBatchError, and what LLM raises: where jbatch itself cannot run, as there is nothing to compare with.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes what PyTorch needs
+    from bench.batching import Batching, make_workloads
+
+    entries = choose_entries(list(asked.arms))
+    if setting.repeats < LEAST_REPEATS:
+        raise ConfigError("repeats", setting.repeats, f"must be at least {LEAST_REPEATS}")
+    options = {"max_num_seqs": 16, "seed": setting.seed} | engine_options
+    asked_for = Batching(asked.model, (asked.dataset_name,))
+    (workload,) = make_workloads(asked_for, setting, options, workload_options | {"closed": True})
+    with claimed(asked.output_json), claimed(asked.record):
+        return _compare(asked, setting, entries, workload, options)
+
+
+def _compare(
+    asked: Asked, setting: Setting, entries: Sequence[Entry], workload: Workload, options: dict[str, Any]
+) -> Results:
+    from bench import manifest
+    from bench.subject import LLMSubject, find_model
+
+    subject = LLMSubject(
+        asked.model, workload.longest, _with_pages(asked.model, workload.longest, options), False
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        plan_path = asked.record or Path(scratch) / "plans.jsonl"
+        stage = Stage(subject, workload, find_model(asked.model)[0], plan_path)
+        rows = [Row(entry) for entry in entries]
+        try:
+            about = manifest.collect() | subject.about | {"versions": versions(), "setting": _about(setting)}
+
+            def results() -> Results:
+                arms = {row.entry.name: result(row, stage) for row in rows}
+                return Results("compare", about, describe(workload), arms, gains=ratios(arms))
+
+            measure(stage, rows, setting.repeats, lambda: _save(asked.output_json, results))
+            return results()
+        finally:
+            for row in rows:
+                row.close()
+            stage.close()
+            subject.close()
+
+
+def measure(stage: Stage, rows: Sequence[Row], repeats: int, on_round: Callable[[], None]) -> None:
+    """Build and check each arm, and run those that agree in turn. Raises what jbatch's own arm raises."""
+    from bench.cross_check import NEAR_TIE, LogitGap, cross_check
+
+    config, runner = stage.subject.llm.model_config, stage.subject.llm.runner
+    gap, tolerance = LogitGap(config, runner.params), NEAR_TIE[config.dtype]
+    prompts = [item.prompt_token_ids for item in stage.workload.items]
+    reference: list[list[int]] = []
+
+    def prepare(row: Row) -> None:
+        begin = time.perf_counter()
+        row.contender = row.entry.build(stage)
+        row.about["build_s"] = time.perf_counter() - begin
+        tokens = row.contender.run().tokens
+        row.about |= {"warm_up_s": time.perf_counter() - begin, **row.contender.describe()}
+        if row.entry.name == REFERENCE:
+            assert isinstance(row.contender, Driven)
+            reference[:] = tokens
+            stage.record(row.contender.plans)
+        row.about["check"] = cross_check(prompts, reference, tokens, gap, tolerance)._asdict()
+
+    def run_again(row: Row) -> None:
+        assert row.contender is not None
+        outcome = row.contender.run()
+        cross_check(prompts, reference, outcome.tokens, gap, tolerance)
+        row.outcomes.append(outcome._replace(tokens=[]))
+
+    for row in rows:
+        if row.entry.name == REFERENCE:
+            prepare(row)  # without it nothing can be compared: its error is the command's
+        else:
+            row.attempt("not built, or not checked", lambda row=row: prepare(row))
+    for repeat in range(repeats):
+        for row in rows:
+            row.attempt(f"repeat {repeat + 1}", lambda row=row: run_again(row))
+        on_round()
+
+
+def result(row: Row, stage: Stage) -> ArmResult:
+    """Of the repeat of median duration."""
+    from bench import measures
+    from bench.account import step_rows
+
+    entry, max_num_seqs = row.entry, stage.subject.max_num_seqs
+    if row.not_run is not None or not row.outcomes:
+        return ArmResult(entry.name, entry.definition, not_run=row.not_run or "the run was cut off")
+    middle = sorted(row.outcomes, key=lambda one: -one.duration_s)[(len(row.outcomes) - 1) // 2]
+    steps, counts, latencies, requests = [], None, None, []
+    if middle.run is None:
+        rates = _rates(stage, middle.duration_s)
+    else:
+        steps = step_rows(middle.run, stage.subject.page_size, False)
+        counts = measures.counts(middle.run, steps, stage.subject.page_size, 0)
+        rates, latencies = measures.rates(middle.run, steps), measures.latencies(middle.run)
+        requests = measures.request_rows(middle.run)
+    num_tokens = stage.workload.num_output_tokens
+    return ArmResult(
+        label=f"{entry.name}: {row.about['attention']}",
+        definition=entry.definition,
+        max_num_seqs=max_num_seqs,
+        counts=counts,
+        rates=rates,
+        latencies=latencies,
+        repeats=tuple(num_tokens / one.duration_s for one in row.outcomes),
+        steps=tuple(steps),
+        requests=tuple(requests),
+        extra=row.about,
+    )
+
+
+def _rates(stage: Stage, duration_s: float) -> Rates:
+    workload = stage.workload
+    return Rates(
+        duration_s=duration_s,
+        idle_s=0.0,
+        request_throughput=len(workload.items) / duration_s,
+        output_throughput=workload.num_output_tokens / duration_s,
+        total_token_throughput=(workload.num_prompt_tokens + workload.num_output_tokens) / duration_s,
+        request_goodput=None,
+        device_busy_share=None,
+        floor_share=None,
+    )
+
+
+def ratios(arms: dict[str, ArmResult]) -> dict[str, float]:
+    """jbatch's output throughput over each other's; a replay's over the other executor's."""
+    found = {}
+    for name, arm in arms.items():
+        base = "replay-jbatch" if name.startswith("replay") else REFERENCE
+        over = arms.get(base)
+        if name != base and over is not None and over.rates is not None and arm.rates is not None:
+            found[f"{base} / {name}"] = over.rates.output_throughput / arm.rates.output_throughput
+    return found
+
+
+def _with_pages(model: str, longest: int, options: dict[str, Any]) -> dict[str, Any]:
+    """A cache that holds every row at its longest, and no more: other engines need memory too."""
+    from bench.subject import engine_options
+    from jbatch.config import EngineConfig
+
+    if {"num_pages", "kv_cache_memory_bytes"} & options.keys():
+        return options
+    _, found = engine_options(model, longest, options)
+    config = EngineConfig(**found)
+    per_sequence = -(-(config.max_model_len or longest) // config.page_size)
+    return options | {"num_pages": 1 + config.max_num_seqs * per_sequence}
+
+
+def _about(setting: Setting) -> dict[str, Any]:
+    return {"repeats": setting.repeats, "order": "interleaved", "arrivals": "all at time 0"}
+
+
+def _save(path: Path | None, results: Callable[[], Results]) -> None:
+    if path is not None:
+        write(path, results())
+
+
+# The command line.
+
+
+HELP = {name: SETTING_HELP[name] for name in ("num_prompts", "seed", "repeats")}
+ARM_NAMES = ", ".join((*ENTRIES, *GROUPS))
+
+
+def run(args: list[str]) -> int:
+    """The command, with its own flags. Raises what `compare` raises, and click's usage errors."""
+    return app(args, prog_name="jbatch bench compare", standalone_mode=False) or 0
+
+
+@app.command()
+@with_options(LADDER_ENGINE, WORKLOAD, (Setting, HELP))
+def command(
+    engine_options: dict[str, Any],
+    workload_options: dict[str, Any],
+    setting_options: dict[str, Any],
+    model: Annotated[str, typer.Option(metavar="NAME|DIR", help="As in `jbatch bench batching`.")] = "demo",
+    dataset_name: Annotated[
+        str, typer.Option(metavar="NAME", help="As in `jbatch bench batching`.")
+    ] = "mixed_length",
+    arms: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help=f"May be repeated: {ARM_NAMES}. [default: all]")
+    ] = None,
+    output_json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write results there; must not exist.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the plans that are replayed; must not exist.")
+    ] = None,
+) -> None:
+    """Run the same requests through jbatch and through PyTorch's engines, on one device and the same weights.
+
+    Greedy tokens are compared before any time is shown; an arm that cannot run, or that gives other tokens,
+    is a line that says why.
+    """
+    from bench.compare_table import print_comparison
+
+    asked = Asked(model, dataset_name, tuple(arms or ()), output_json, record)
+    print_comparison(compare(asked, Setting(**setting_options), engine_options, workload_options))

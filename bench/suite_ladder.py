@@ -1,0 +1,75 @@
+"""The ladder of the GPU suite: the three scenarios on one model, a file each, up to date after each repeat.
+
+    python -m bench.suite_ladder --out DIR [--model NAME] [--steps FILE] [--seconds S] [--tiny]
+
+As `jbatch bench batching`, with a quarter of the scenarios' lengths and few buckets, so that it fits the
+suite's time. Files are DIR/batching-SCENARIO.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench import tables
+from bench.batching import Batching, run_batching
+from bench.gains import LEAST_BATCHES
+from bench.options import Setting
+from bench.suite_models import TINY_OPTIONS, fastest_attention
+
+SCENARIOS = ("mixed_length", "uniform_short", "bursty_traffic")  # the most telling first
+LENGTH_SCALE, TINY_SCALE = 0.25, 0.1
+TINY_ARMS = ("static", "static-padded", "continuous")
+SLOTS, REPEATS = 16, 2
+OPTIONS: dict[str, Any] = {
+    "max_num_seqs": SLOTS,
+    "decode_buckets": (1, 2, 4, 8, 16),
+    "max_num_batched_tokens": 512,
+    "token_buckets": (64, 512),
+    "num_pages": 1 + 16 * SLOTS,
+    "show_progress": False,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--model", default="llama3.2-1b", metavar="NAME")
+    parser.add_argument("--steps", type=Path, metavar="FILE", help="of bench.steps: the fastest attention")
+    parser.add_argument("--seconds", type=float, default=600.0, help="begin no scenario after that long")
+    parser.add_argument("--tiny", action="store_true", help="the demo model, few requests: no measurement")
+    args = parser.parse_args()
+    begin, results, failed = time.monotonic(), [], 0
+    for scenario in SCENARIOS[: 1 if args.tiny else None]:
+        if time.monotonic() - begin > args.seconds:
+            print(f"{scenario}: not run: no time left", flush=True)
+            continue
+        found = run(scenario, args)
+        results += found
+        failed += sum(arm.not_run is not None for one in found for arm in one.arms.values())
+    if len(results) > 1:
+        tables.print_gains(tables.console(), results)
+    return 1 if failed else 0
+
+
+def run(scenario: str, args: argparse.Namespace) -> list[Any]:
+    """One scenario's results, which are also in its file."""
+    model = "demo" if args.tiny else args.model
+    options = TINY_OPTIONS if args.tiny else OPTIONS | {"attention_backend": fastest_attention(args.steps)}
+    slots = options["max_num_seqs"]
+    setting = Setting(
+        num_prompts=LEAST_BATCHES * slots, repeats=1 if args.tiny else REPEATS, no_floor=args.tiny
+    )
+    arms = TINY_ARMS if args.tiny else ()  # all
+    asked = Batching(model, (scenario,), arms, output_json=args.out / f"batching-{scenario}.json")
+    scale = {"length_scale": TINY_SCALE if args.tiny else LENGTH_SCALE}
+    return run_batching(asked, setting, options, scale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

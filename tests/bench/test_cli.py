@@ -1,0 +1,186 @@
+"""`jbatch bench` as a user meets it, on a tiny model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import batching, cli, throughput
+from bench.arms import ARMS
+from bench.ladder import climb
+from bench.options import Setting
+from bench.workloads import make_workload
+from tests.helpers.command import run, write_model
+from tests.helpers.fake_subject import CountingRunner, FakeSubject
+
+ROOT = Path(__file__).parents[2]
+SIZES = ("--device", "cpu", "--max-num-seqs", "2", "--page-size", "16", "--max-num-batched-tokens", "128")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    monkeypatch.setattr("jbatch.llm.Runner", lambda *_: pytest.fail("compiled before it checked"))
+
+
+def test_batching_prints_and_writes_the_counts_of_any_runner(model, tmp_path, capsys):
+    """32 requests are 16 batches of 2, so gains are named."""
+    out = tmp_path / "out"
+    workload_flags = ("--dataset-name", "mixed_length", "--num-prompts", "32", "--length-scale", "0.1")
+    ended = run(
+        capsys, "bench", "batching", "--model", model, *SIZES, *workload_flags, "--repeats", "2",
+        "--goodput", "ttft:60000", "--output-dir", out,
+    )  # fmt: skip
+    assert (ended.code, ended.err) == (0, "")
+    found = json.loads((out / "batching-mixed_length.json").read_text())
+    manifest = found["manifest"]
+    assert manifest["max_num_seqs"] == 2 and manifest["compile_s"] > 0 and manifest["warm_up_s"] > 0
+    assert manifest["ceilings"]["read_bytes_per_s"] > 0 and manifest["command"]
+    workload = make_workload(
+        "mixed_length", num_prompts=32, seed=0, vocab_size=264, max_model_len=256, length_scale=0.1
+    )
+    assert found["workload"]["hash"] == workload.hash
+    subject = FakeSubject(max_num_seqs=2, max_model_len=256)
+    counted = climb(subject, list(ARMS.values()), workload, Setting(repeats=1))
+    assert found["arms"].keys() == counted.keys()
+    for name, arm in found["arms"].items():
+        expected = counted[name].counts
+        for field in ("decode_steps", "slot_steps", "useful_slot_steps", "output_tokens", "decode_wasted"):
+            assert arm[field] == getattr(expected, field), (name, field)
+        assert len(arm["repeats"]) == 2 and arm["compilations_after_warmup"] == 0
+        assert 0 < arm["device_busy_share"] <= 1.01 and arm["floor_share"] > 0
+        assert arm["request_goodput"] == arm["request_throughput"]
+        assert arm["p50_ttft_ms"] <= arm["p99_ttft_ms"] <= arm["p99_e2el_ms"]
+    assert found["gains"]["slot_steps static-padded / continuous"] > 1
+    assert f"{found['gains']['continuous / unbatched']:.2f} (3.2)" in ended.out
+    assert all(f"  {name}: {arm.definition}" in ended.out.replace("\n", "") for name, arm in ARMS.items())
+
+
+class Counting(FakeSubject):
+    """Takes the place of an LLM."""
+
+    def __init__(self, model, max_model_len, options, measure_floor=True):
+        super().__init__(max_num_seqs=options["max_num_seqs"], max_model_len=max_model_len)
+        self.about = {"model": model, "max_num_seqs": self.max_num_seqs}
+
+    def close(self):
+        pass
+
+
+def test_throughput_and_latency_have_vllms_keys(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(throughput, "LLMSubject", Counting)
+    flags = ("--input-len", "8", "--output-len", "4", "--max-num-seqs", "2")
+    file = tmp_path / "throughput.json"
+    ended = run(capsys, "bench", "throughput", *flags, "--num-prompts", "6", "--output-json", file)
+    assert ended.code == 0, ended.err
+    found = json.loads(file.read_text())
+    assert (found["kind"], found["num_requests"], found["total_num_tokens"]) == ("throughput", 6, 72)
+    assert found["tokens_per_second"] == pytest.approx(72 / found["elapsed_time"])
+    assert found["requests_per_second"] == pytest.approx(6 / found["elapsed_time"])
+    assert f"Throughput: {found['requests_per_second']:.2f} requests/s, " in ended.out
+    assert "Total num prompt tokens:  48\nTotal num output tokens:  24\n" in ended.out
+
+    file = tmp_path / "latency.json"
+    flags += ("--batch-size", "2", "--num-iters-warmup", "1", "--num-iters", "3")
+    ended = run(capsys, "bench", "latency", *flags, "--output-json", file)
+    assert ended.code == 0, ended.err
+    found = json.loads(file.read_text())
+    assert len(found["latencies"]) == 3 and min(found["latencies"]) > 0
+    assert found["avg_latency"] == pytest.approx(sum(found["latencies"]) / 3)
+    assert list(found["percentiles"]) == ["10", "25", "50", "75", "90", "99"]
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ("batching --model llama9", "model='llama9': must be a model directory or one of llama2-7b"),
+        ("batching --dataset-name mixed", "dataset_name='mixed': must be one of uniform_short"),
+        ("batching --arms dynamic", "arms='dynamic': must be one of unbatched"),
+        ("batching --goodput itl:5", "goodput='itl:5': must limit one of ttft, tpot, e2el"),
+        ("batching --num-prompts many", "num_prompts='many': must be an integer"),
+        ("batching --repeats 0", "repeats=0: must be an integer from 1"),
+        ("batching --load 0", "load=0.0: must be a number above 0"),
+        ("batching --dataset-name nano", "does not fit max_model_len=1024; lower --length-scale"),
+        ("batching --dataset-name trace", "a trace needs a file: --dataset-path FILE.csv"),
+        ("batching --dataset-name trace --dataset-path none.csv", "none.csv: cannot be read"),
+        ("batching --max-num-seqs 0", "max_num_seqs=0: must be an integer from 1"),
+        ("batching --output-json EXISTS", "exists; results are never overwritten"),
+        ("batching --output-dir EXISTS", "exists; results are never overwritten"),
+        ("throughput --output-json EXISTS", "exists; results are never overwritten"),
+        ("latency --output-json EXISTS", "exists; results are never overwritten"),
+        ("latency --batch-size 0", "batch_size=0: must be an integer from 1"),
+        ("latency --input-len 1000 --output-len 100", "a request of 1100 tokens does not fit"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_work(args, message, no_model, tmp_path, capsys):
+    (tmp_path / "here").mkdir()
+    ended = run(capsys, "bench", *args.replace("EXISTS", str(tmp_path / "here")).split())
+    assert ended.code == 2 and message in ended.err, ended.err
+
+
+def test_an_arm_that_fails_is_printed_and_gains_are_not(tmp_path, monkeypatch, capsys):
+    class Breaks(CountingRunner):
+        def submit(self, step):
+            raise RuntimeError("out of memory")
+
+    class Subject(Counting):
+        def new_engine(self, arm, max_num_seqs):
+            self.runner = Breaks if arm.name == "static-padded" else CountingRunner
+            return super().new_engine(arm, max_num_seqs)
+
+    monkeypatch.setattr(batching, "LLMSubject", Subject)
+    file = tmp_path / "x.json"
+    flags = ("--num-prompts", "16", "--length-scale", "0.05", "--max-num-seqs", "4", "--repeats", "1")
+    ended = run(capsys, "bench", "batching", *flags, "--sweep", "--output-json", file)
+    assert (ended.code, ended.err) == (0, "")
+    assert "static-padded: not run: repeat 1: RuntimeError: out of memory" in ended.out
+    assert "mixed_length: no gain is named: static-padded was not run" in ended.out
+    assert "gain over unbatched" not in ended.out and " *" in ended.out
+    found = json.loads(file.read_text())
+    assert [size for size, _ in found["sweep"]["continuous"]] == [2, 4]
+    assert found["sweep"]["static-padded"] == [] and found["arms"]["continuous"]["max_num_seqs"] in (2, 4)
+
+
+def test_two_datasets_do_not_go_into_one_file(no_model, tmp_path, capsys):
+    names = ("--dataset-name", "uniform_short", "--dataset-name", "mixed_length")
+    ended = run(capsys, "bench", "batching", *names, "--output-json", tmp_path / "x.json")
+    assert ended.code == 2 and "holds one dataset; use --output-dir" in ended.err
+
+
+def test_a_refused_model_leaves_no_file(tmp_path, capsys):
+    """The output is claimed after all else that can be checked without work."""
+    ended = run(capsys, "bench", "batching", "--max-num-seqs", "0", "--output-json", tmp_path / "x.json")
+    assert ended.code == 2 and not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize("command, function", [("compare", "run"), ("report", "main")])
+def test_flags_of_other_commands_are_theirs(command, function, monkeypatch, capsys):
+    class Module:
+        pass
+
+    seen = []
+    setattr(Module, function, staticmethod(lambda args: seen.append(args) or 3))
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: {f"bench.{command}": Module}[name])
+    ended = run(capsys, "bench", command, "DIR", "--flag", "--help")
+    assert ended.code == 3 and seen == [["DIR", "--flag", "--help"]]
+
+
+@pytest.mark.parametrize("command", ["", "batching", "throughput", "latency"])
+def test_help_fits_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = run(capsys, "bench", *command.split(), "--help")
+    assert ended.code == 0 and max(map(len, ended.out.splitlines())) <= 80
+
+
+def test_the_command_line_imports_nothing_heavy():
+    script = "import sys, jbatch.cli; print({'jax', 'matplotlib', 'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"

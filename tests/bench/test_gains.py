@@ -1,0 +1,84 @@
+"""When a gain may be named, and when not."""
+
+import dataclasses
+
+import pytest
+
+from bench.gains import CLAIMS, gains, worst_range
+from bench.lengths import SCENARIOS
+from bench.results import ArmResult, Counts, Rates
+from bench.workloads import make_workload
+
+WORKLOAD = make_workload("random", num_prompts=64, seed=0, vocab_size=99, max_model_len=256)
+
+
+def arm(*speeds, slot_steps=100, size=4, prompt_tokens=WORKLOAD.num_prompt_tokens):
+    counts = dict.fromkeys((field.name for field in dataclasses.fields(Counts)), 0)
+    rates = dict.fromkeys((field.name for field in dataclasses.fields(Rates)), 0.0)
+    return ArmResult(
+        "label",
+        "definition",
+        max_num_seqs=size,
+        counts=Counts(**counts | {"slot_steps": slot_steps, "decode_steps": slot_steps // 4}),
+        rates=Rates(**rates | {"output_throughput": speeds[0]}),
+        repeats=speeds,
+        extra={"least_prompt_tokens": prompt_tokens},
+    )
+
+
+def arms(**changed):
+    found = {"unbatched": arm(10.0), "static": arm(25.0), "static-padded": arm(20.0, slot_steps=400)}
+    return found | {"static-sorted": arm(40.0), "continuous": arm(50.0)} | changed
+
+
+def test_ratios_are_of_throughput_and_of_counted_rows():
+    found = gains(arms(), WORKLOAD)
+    assert found["continuous / unbatched"] == 5.0 and found["static / unbatched"] == 2.5
+    assert found["continuous / static"] == 2.0 and found["continuous / static-padded"] == 2.5
+    assert found["continuous / static-sorted"] == 1.25
+    assert found["slot_steps static-padded / continuous"] == 4.0
+    assert found["decode_steps static / continuous"] == 1.0
+
+
+def test_a_gain_is_the_median_of_the_ratios_within_a_repeat():
+    """The second repeat was in a slow spell, the third in one that only hit static."""
+    changed = {"continuous": arm(100.0, 10.0, 100.0), "static": arm(50.0, 4.0, 5.0)}
+    assert gains(arms(**changed), WORKLOAD)["continuous / static"] == 2.5
+    assert worst_range(arms(**changed)) == pytest.approx((20 - 2) / 2.5)
+
+
+def test_every_scenario_has_its_claim():
+    assert tuple(CLAIMS) == SCENARIOS
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (
+            {"static-padded": ArmResult("", "", not_run="no memory")},
+            "static-padded was not run, and a gain names",
+        ),
+        ({"continuous": arm(50.0, size=5)}, "64 requests are fewer than 16 batches of 5"),
+        (
+            {"static": arm(25.0, prompt_tokens=WORKLOAD.num_prompt_tokens - 7)},
+            "static computed 7 prompt tokens too",
+        ),
+    ],
+)
+def test_refusals_say_why(changed, message):
+    found = gains(arms(**changed), WORKLOAD)
+    assert found.keys() == {"refused"} and message in found["refused"]
+
+
+def test_no_gain_without_a_static_baseline():
+    found = arms()
+    del found["static"]
+    assert "static was not run" in gains(found, WORKLOAD)["refused"]
+
+
+def test_no_gain_in_an_open_loop():
+    changed = WORKLOAD._replace(scales={"request_rate": 5.0})
+    assert "in an open loop throughput follows the arrivals" in gains(arms(), changed)["refused"]
+    assert "in an open loop" in gains(arms(), WORKLOAD._replace(name="trace"))["refused"]
+    closed = WORKLOAD._replace(name="trace", scales={"closed": True})
+    assert "refused" not in gains(arms(), closed)

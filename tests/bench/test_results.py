@@ -1,0 +1,98 @@
+"""Results files: strict JSON, never overwritten, replaced as a whole."""
+
+import math
+
+import pytest
+
+from bench.results import (
+    ArmResult,
+    RequestRow,
+    Results,
+    StepRow,
+    claimed,
+    describe,
+    read,
+    write,
+)
+from bench.workloads import make_workload
+from jbatch.errors import ConfigError
+
+STEP = StepRow("decode", 4, 3, 5, 0.01, 0.5, None, 4, 3, 1, 0, 0, 40, [[0, 7, 0]])
+WORKLOAD = make_workload(
+    "random", num_prompts=2, seed=0, vocab_size=99, max_model_len=256, request_rate=math.inf, length_scale=0.1
+)
+
+
+def results(**arm):
+    done = ArmResult(
+        "continuous, 4 at once",
+        "a row is filled again",
+        max_num_seqs=4,
+        repeats=(90.0, 100.0, 110.0, 80.0),
+        steps=(STEP,),
+        requests=(RequestRow(0.0, 0.1, 0.2, 5, 3),),
+        **arm,
+    )
+    arms = {"continuous": done, "static": ArmResult("static", "no refill", not_run="out of memory")}
+    return Results("batching", {"commit": "abc"}, describe(WORKLOAD), arms, {"static": [(2, math.nan)]})
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "sub" / "results.json"
+    with claimed(path):
+        assert path.exists()
+        write(path, results())
+    found = read(path)
+    assert (found["schema"], found["kind"]) == (1, "batching")
+    assert found["workload"]["hash"] == WORKLOAD.hash and found["workload"]["num_prompts"] == 2
+    arm = found["arms"]["continuous"]
+    (step,), (request,) = arm["steps"], arm["requests"]
+    assert dict(zip(found["step_fields"], step, strict=True)) == STEP._asdict()
+    assert dict(zip(found["request_fields"], request, strict=True))["end"] == 0.2
+    assert arm["spread"] == pytest.approx(30 / 90), "over the lower of two medians"
+    assert found["arms"]["static"]["not_run"] == "out of memory"
+    assert found["sweep"]["static"] == [[2, None]], "strict JSON knows no NaN"
+    assert list(tmp_path.rglob("*.partial")) == []
+
+
+def test_a_cut_write_leaves_the_file_before_it(tmp_path):
+    path = tmp_path / "results.json"
+    write(path, results())
+    before = path.read_text()
+    with pytest.raises(TypeError):
+        write(path, results(extra={"device": object()}))
+    assert path.read_text() == before
+
+
+def test_one_repeat_has_no_spread():
+    assert ArmResult("a", "b", repeats=(1.0,)).spread is None
+
+
+def test_nothing_is_overwritten(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("{}")
+    message = "exists; results are never overwritten"
+    with pytest.raises(ConfigError, match=message), claimed(path):
+        pytest.fail("work was begun")
+    with pytest.raises(ConfigError, match=message), claimed(None, tmp_path):
+        pytest.fail("work was begun")
+    assert path.read_text() == "{}"
+
+
+def test_what_is_still_empty_after_an_error_is_removed(tmp_path):
+    with pytest.raises(RuntimeError), claimed(tmp_path / "a.json", tmp_path / "folder"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError), claimed(tmp_path / "a.json", tmp_path / "folder"):
+        write(tmp_path / "a.json", results())
+        write(tmp_path / "folder" / "b.json", results())
+        raise RuntimeError
+    assert read(tmp_path / "a.json") == read(tmp_path / "folder" / "b.json")
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"schema": 2, "arms": {}}', '{"schema": 1}'])
+def test_other_files_are_refused(content, tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"other.json': (cannot be read|is no results file of schema 1)"):
+        read(path)

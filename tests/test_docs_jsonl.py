@@ -1,0 +1,128 @@
+"""docs/jsonl.md says what the code does: its bounds are tried out, its examples are read."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from jbatch.records import error_record, result_record
+from jbatch.request_line import IGNORED, REFUSED, LineError, parse_line
+from jbatch.sampling_params import SamplingParams
+from tests.helpers.jsonl_fuzz import CODES, batch_line, made_up_output
+
+TEXT = (Path(__file__).parent.parent / "docs/jsonl.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| (`\w+`|a line) \| ([^|]+) \| (\S+) \| (\S+) \|$", TEXT, re.MULTILINE)
+EXAMPLES = [json.loads(line) for line in re.findall(r"^\{.*\}$", TEXT, re.MULTILINE)]
+BOOLEANS = [name for name, default in SamplingParams.__dataclass_fields__.items() if default.type == "bool"]
+PROMPTS = ("prompt", "prompt_token_ids", "messages")
+
+
+def bare(**fields):
+    return json.dumps({**({} if fields.keys() & set(PROMPTS) else {"prompt": "x"}), **fields}).encode()
+
+
+def chat(**fields):
+    messages = [{"role": "user", "content": "x"}]
+    return json.dumps(batch_line("/v1/chat/completions", messages=messages, **fields)).encode()
+
+
+def contents(count):
+    half = count // 2
+    return [{"role": "user", "content": "x" * half}, {"role": "user", "content": "x" * (count - half)}]
+
+
+MAKE = {  # (field, what is bounded): a line with this much of it
+    ("a line", "bytes, its end included"): lambda n: b'{"prompt": "x"}'.ljust(n - 1) + b"\n",
+    ("a line", "digits of an integer"): lambda n: b'{"prompt": "x", "metadata": %s}' % (b"1" * n),
+    ("a line", "lists and objects inside each other"): lambda n: (
+        b'{"prompt": "x", "metadata": ' + b"[" * (n - 1) + b"1" + b"]" * (n - 1) + b"}"
+    ),
+    ("messages", "messages"): lambda n: bare(messages=[{"role": "user", "content": ""}] * n),
+    ("messages", "characters of all together"): lambda n: bare(messages=contents(n)),
+    ("stop", "texts, or one alone"): lambda n: bare(stop=["x"] * n),
+    ("bad_words", "texts"): lambda n: bare(bad_words=["x"] * n),
+    ("logit_bias", "entries, from token id to number"): lambda n: bare(
+        logit_bias={str(i): 1 for i in range(n)}
+    ),
+    ("logit_bias", "each number"): lambda value: bare(logit_bias={"5": value}),
+    ("top_logprobs", "integer (chats)"): lambda value: chat(logprobs=True, top_logprobs=value),
+    ("max_completion_tokens", "integer"): lambda value: chat(max_completion_tokens=value),
+}  # fmt: skip
+
+
+def line_with(field, what, value):
+    make = MAKE.get((field, what))
+    if make is not None:
+        return make(value)
+    if what.startswith("characters"):
+        return bare(**{field: ["x" * value] if field == "bad_words" else "x" * value})
+    if what == "ids":
+        return bare(**{field: [1] * value})
+    if what.startswith("each id"):
+        return bare(**{field: [value]})
+    assert re.match("integer|number", what), what
+    return bare(**{field: value})
+
+
+def refusal(raw):
+    with pytest.raises(LineError) as error:
+        parse_line(raw, {})
+    return error.value
+
+
+@pytest.mark.parametrize("field, what, low, high", ROWS)
+def test_bounds(field, what, low, high):
+    field, low, high = field.strip("`"), json.loads(low), json.loads(high)
+    parse_line(line_with(field, what, high), {})
+    if field == "a line":
+        assert refusal(line_with(field, what, high + 1)).code in ("line_too_long", "invalid_json")
+        return
+    parse_line(line_with(field, what, low), {})
+    number = "number" in what.split(";")[0].split()[:2]
+    step = 1e-6 if number else 1
+    for value in (low - step, high + step):
+        if value >= 0 or number or what.startswith(("integer", "each")):
+            error = refusal(line_with(field, what, value))
+            assert error.field.split("[")[0] == field and error.code == "invalid_request"
+
+
+def test_every_sampling_parameter_has_its_bounds():
+    fields = {field.strip("`") for field, *_ in ROWS}
+    assert fields | set(BOOLEANS) >= set(SamplingParams.__dataclass_fields__)
+    assert all(f"`{name}`" in TEXT for name in BOOLEANS)
+    assert len(ROWS) == len(set(ROWS)) == 35
+
+
+def test_what_is_ignored_and_refused():
+    found = re.findall(r"^(?:Ignored|Refused).*?: (`.*?`)\.", TEXT, re.MULTILINE)
+    assert [re.findall("`([a-z_]+)`", names) for names in found] == [list(IGNORED), list(REFUSED)]
+
+
+def test_the_codes_of_lines():
+    assert set(re.findall(r"^\| `([a-z_]+)` \| [^|]+ \|$", TEXT, re.MULTILINE)) > CODES
+
+
+def shape(value):
+    """Which keys an object has, and those inside it."""
+    if isinstance(value, dict):
+        return {key: shape(inside) for key, inside in value.items()}
+    return [shape(value[0])] if isinstance(value, list) and value else None
+
+
+def test_the_examples():
+    lines, records = [], []
+    for example in EXAMPLES:
+        is_record = not example.keys().isdisjoint(("text", "error", "response"))
+        (records if is_record else lines).append(example)
+    assert len(lines) == 6 and len(records) == 4
+    parsed = {line.custom_id: line for line in (parse_line(json.dumps(one).encode(), {}) for one in lines)}
+    for record in records:
+        line = parsed.get(None if record["custom_id"] == "line-1" else record["custom_id"])
+        if record.get("error"):
+            form = "bare" if "id" not in record else None
+            again = error_record(form, record["custom_id"], record["error"]["line"], "", "")
+            assert record["error"]["code"] in CODES
+        else:
+            again = result_record(line, record["custom_id"], made_up_output(line.params))
+        assert shape(record) == shape(again) and record.get("id") == again.get("id")

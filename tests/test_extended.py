@@ -1,0 +1,280 @@
+"""EXTENDED steps on the tiny model: what they count on the device, and engines that choose among programs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jbatch.errors import RequestError
+from jbatch.plan import Chunk, RowSetup, StepPlan, TableUpdate, pack
+from jbatch.runner import Program
+from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.scheduler import StepLimits
+from tests.helpers.tiny_engine import (
+    DECODE,
+    NUM_ROWS,
+    PAGE_SIZE,
+    PREFILL,
+    drain,
+    extended_runner,
+    generate_alone,
+    make_engine,
+    make_runner,
+    make_scheduler,
+    tiny_config,
+)
+
+VOCAB = 96
+GREEDY = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
+ALL = {**GREEDY, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.25,
+       "logit_bias": {3: 2.0, 60: -5}, "logprobs": 2, "prompt_logprobs": 1}  # fmt: skip
+
+
+@pytest.fixture
+def runner():
+    """On a state of zeros, with ones where rows must be cleared."""
+    runner = extended_runner()
+    runner._state = runner.shape.zeros(tiny_config(), runner.device)
+    zeros = runner.shape.extra_zeros(tiny_config(), runner.device)
+    runner._extra = zeros._replace(in_prompt=zeros.in_prompt | True, counts=zeros.counts + 1)
+    return runner
+
+
+def run(runner, plan):
+    return runner.collect(runner.submit(pack(plan, NUM_ROWS, PAGE_SIZE, Sampler.EXTENDED)))[0]
+
+
+def prefill(token_ids, *, row=1, start=0, prompt_len=5, setup=None, targets=()):
+    updates = (TableUpdate(row, 0, 3 + row),) if start == 0 else ()
+    chunk = Chunk(tuple(token_ids), start, 0, setup, prompt_len, targets)
+    return StepPlan(0, PREFILL, (0,), (row,), updates, chunks=(chunk,))
+
+
+def counted(runner, row):
+    """The prompt's tokens, and how often the output has each."""
+    counts = np.asarray(runner._extra.counts[row])
+    return np.flatnonzero(runner._extra.in_prompt[row]).tolist(), {
+        int(token): int(counts[token]) for token in np.flatnonzero(counts)
+    }
+
+
+def test_the_first_chunk_clears_a_row_and_all_of_them_count(runner):
+    run(runner, prefill([7, 8, 7]))
+    assert counted(runner, 1) == ([7, 8], {})
+    run(runner, prefill([9], start=3))
+    assert counted(runner, 1) == ([7, 8, 9], {})
+    assert counted(runner, 0)[1] == dict.fromkeys(range(VOCAB), 1), "others' rows stay"
+
+
+def test_a_preempted_sequence_counts_its_output_again(runner):
+    """Prompt [7, 8], output [9, 7, 9]: in chunks that end inside either of them."""
+    run(runner, prefill([7], prompt_len=2))
+    run(runner, prefill([8, 9, 7], start=1, prompt_len=2))
+    output = run(runner, prefill([9], start=4, prompt_len=2, setup=RowSetup(length=5, budget=9)))
+    expected = {9: 2, 7: 1}
+    drawn = int(output.tokens[0, 0])
+    expected[drawn] = expected.get(drawn, 0) + 1
+    assert counted(runner, 1) == ([7, 8], expected)
+
+
+def test_what_is_drawn_counts_until_the_row_has_ended(runner):
+    output = run(runner, prefill([7, 8], prompt_len=2, setup=RowSetup(length=2, budget=3)))
+    expected = {int(output.tokens[0, 0]): 1}
+    for _ in range(4):
+        output = run(runner, StepPlan(1, DECODE, (0,), (1,), ()))
+        if output.num_tokens[0]:
+            token = int(output.tokens[0, 0])
+            expected[token] = expected.get(token, 0) + 1
+    assert sum(expected.values()) == 3 and counted(runner, 1) == ([7, 8], expected)
+
+
+def test_alias_bytes_are_both_states():
+    runner = extended_runner()
+    both = sum(leaf.nbytes for leaf in jax.tree.leaves((runner._state, runner._extra)))
+    assert both == sum(leaf.nbytes for leaf in runner._state.kv_pages) + sum(
+        leaf.nbytes for leaf in (runner._state.rows, runner._state.block_tables)
+    ) + runner.shape.extra_bytes(tiny_config())
+    for program in runner._programs.values():
+        assert program.memory_analysis().alias_size_in_bytes == both
+    extra = sum(leaf.nbytes for leaf in runner._extra)
+    assert runner._set_row.memory_analysis().alias_size_in_bytes == extra
+
+
+# Programs are chosen.
+
+
+def test_prepare_compiles_what_is_missing_and_the_rest_stays():
+    runner = make_runner(Sampler.GREEDY)
+    assert runner.samplers == (Sampler.GREEDY,) and runner._extra is None
+    assert set(runner._programs) == {Program(PREFILL, Sampler.FILTERED), Program(DECODE, Sampler.GREEDY)}
+    compiled = dict(runner._programs)
+    done = []
+    runner.prepare([Sampler.PLAIN, Sampler.EXTENDED], done.append)
+    assert done == [1, 2, 3] and runner.num_programs == 5
+    assert runner.samplers == (Sampler.GREEDY, Sampler.PLAIN, Sampler.EXTENDED)
+    assert all(runner._programs[program] is compiled[program] for program in compiled)
+    assert runner.compilations_after_warmup == 0
+    runner.prepare([Sampler.PLAIN], done.append)
+    assert len(done) == 3
+    jax.jit(lambda x: x + 3)(jnp.zeros(7)).block_until_ready()
+    assert runner.compilations_after_warmup > 0, "what others compile counts"
+    runner.close()
+    assert runner._extra is None
+
+
+def test_requests_that_need_less_run_on_what_is_compiled():
+    """Same tokens as on their own programs."""
+    params = [
+        SamplingParams(temperature=0, max_tokens=9, ignore_eos=True),
+        SamplingParams(temperature=0.9, max_tokens=9, seed=3, ignore_eos=True),
+        SamplingParams(temperature=0.9, max_tokens=9, seed=3, top_k=5, top_p=0.8, ignore_eos=True),
+    ]
+    engine = make_engine(runner=extended_runner())
+    for idx, one in enumerate(params):
+        engine.add_request(str(idx), [5, 6, 7], one)
+    outputs = drain(engine)
+    for idx, one in enumerate(params):
+        assert outputs[str(idx)].outputs == generate_alone([5, 6, 7], one).outputs
+
+
+def test_a_request_whose_programs_are_missing_is_refused():
+    engine = make_engine()
+    with pytest.raises(RequestError, match="not compiled"):
+        engine.add_request("r", [1], SamplingParams(logprobs=1))
+    assert not engine.has_unfinished
+
+
+@functools.cache
+def runner_of_all():
+    return make_runner(*Sampler)
+
+
+def generate(prompts, params, *, chunk=64, num_pages=64, overlap=True):
+    scheduler = make_scheduler(num_pages=num_pages, limits=lambda view: StepLimits(chunk, NUM_ROWS))
+    engine = make_engine(scheduler, runner_of_all(), overlap=overlap)
+    for idx, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
+        engine.add_request(str(idx), prompt, one)
+    outputs = drain(engine)
+    return [outputs[str(idx)] for idx in range(len(prompts))], engine.summary
+
+
+def prompts_of(num):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, VOCAB, length).tolist() for length in rng.integers(1, 40, num)]
+
+
+def test_neighbours_that_ask_for_more_change_nothing():
+    """Greedy and sampled requests, some of whose steps are EXTENDED and some are not."""
+    prompts = prompts_of(12)
+    plain = [SamplingParams(**{**GREEDY, "temperature": idx % 2, "seed": idx}) for idx in range(12)]
+    alone, _ = generate(prompts, plain)
+    mixed = [SamplingParams(**ALL) if idx % 4 == 3 else one for idx, one in enumerate(plain)]
+    among, _ = generate(prompts, mixed)
+    for idx in range(12):
+        if idx % 4 != 3:
+            assert among[idx].outputs == alone[idx].outputs
+    assert {output.outputs[0].logprobs is None for output in among[3::4]} == {False}
+
+
+@pytest.mark.parametrize("chunk, num_pages", [(8, 64), (64, 9), (16, 9)])
+def test_chunks_and_preemption_change_nothing(chunk, num_pages):
+    """Tokens are the same, and log-probabilities but for rounding; nothing is missing or there twice."""
+    prompts = prompts_of(10)
+    params = [SamplingParams(**{**ALL, "max_tokens": 30, "n": 1 + idx % 2}) for idx in range(10)]
+    expected, _ = generate(prompts, params)
+    found, summary = generate(prompts, params, chunk=chunk, num_pages=num_pages)
+    assert (summary.num_preempted > 0) == (num_pages == 9)
+    for output, other in zip(found, expected, strict=True):
+        assert len(output.prompt_logprobs) == len(output.prompt_token_ids)
+        assert_same(output.prompt_logprobs[1:], other.prompt_logprobs[1:])
+        for one, same in zip(output.outputs, other.outputs, strict=True):
+            assert one.token_ids == same.token_ids
+            assert_same(one.logprobs, same.logprobs)
+
+
+def assert_same(entries, others):
+    for entry, other in zip(entries, others, strict=True):
+        assert list(entry) == list(other)
+        values = [[x.logprob for x in one.values()] for one in (entry, other)]
+        np.testing.assert_allclose(*values, atol=1e-5)
+
+
+def test_a_prompt_alone_is_scored():
+    """With max_tokens=0: as many samples as are asked for, none of which has a token, beside others."""
+    prompt = prompts_of(1)[0]
+    (scored, other), summary = generate(
+        [prompt, [5, 6]], [SamplingParams(max_tokens=0, prompt_logprobs=2, n=2), SamplingParams(**GREEDY)]
+    )
+    (expected,), _ = generate([prompt], [SamplingParams(**GREEDY, prompt_logprobs=2)])
+    assert_same(scored.prompt_logprobs[1:], expected.prompt_logprobs[1:])
+    assert [(one.token_ids, one.finish_reason) for one in scored.outputs] == [([], "length")] * 2
+    assert summary.output_tokens == len(other.outputs[0].token_ids) == 12
+    (empty,), summary = generate([prompt], [SamplingParams(max_tokens=0, logprobs=1)])
+    assert empty.outputs[0].token_ids == [] and not summary.decode_steps
+
+
+def test_nothing_left_to_draw_ends_one_request_alone():
+    params = [
+        SamplingParams(**GREEDY, allowed_token_ids=[7], stop_token_ids=[7], min_tokens=1),
+        SamplingParams(**GREEDY, allowed_token_ids=[7]),
+    ]
+    (bad, good), _ = generate([[5, 6], [5, 6]], params)
+    assert bad.outputs[0].finish_reason == "error" and bad.outputs[0].token_ids == []
+    assert "no token is left to draw at position 2" in bad.error
+    assert good.outputs[0].token_ids == [7] * 12 and good.error is None
+
+
+def test_a_logits_fn_is_in_every_step():
+    """It forbids a token after itself, and its NaN ends one request."""
+
+    def function(logits, state):
+        slots = jnp.arange(logits.shape[0])
+        logits = logits.at[slots, state.last_token].set(-jnp.inf)
+        logits = jnp.where((state.length % 2 == 0)[:, None], logits.at[:, 11].add(100.0), logits)
+        return jnp.where((state.prompt_len == 3)[:, None], jnp.nan, logits)
+
+    runner = make_runner(Sampler.EXTENDED, logits_fn=function)
+    engine = make_engine(runner=runner)
+    for request_id, prompt in {"even": [4, 5], "odd": [11], "nan": [1, 2, 3]}.items():
+        engine.add_request(request_id, prompt, SamplingParams(**GREEDY))
+    outputs = drain(engine)
+    for request_id in ("even", "odd"):
+        token_ids = outputs[request_id].prompt_token_ids + outputs[request_id].outputs[0].token_ids
+        drawn = range(len(outputs[request_id].prompt_token_ids), len(token_ids))
+        assert len(drawn) == 12
+        assert all(token_ids[at] != token_ids[at - 1] for at in drawn)
+        assert all(token_ids[at] == 11 for at in drawn if at % 2 == 0 and token_ids[at - 1] != 11)
+    assert "not finite at position 3" in outputs["nan"].error
+    runner.close()
+
+
+def test_a_nan_in_the_cache_ends_one_row_alone():
+    """Its prompt log-probabilities are there as far as they are numbers."""
+    runner = runner_of_all()
+    good, _ = generate([[5, 6]], [SamplingParams(**ALL)])
+    engine = make_engine(make_scheduler(limits=lambda view: StepLimits(16, NUM_ROWS)), runner)
+    engine.add_request("bad", list(range(20, 45)), SamplingParams(**ALL))
+    engine.add_request("good", [5, 6], SamplingParams(**ALL))
+    engine.step()
+    page = engine.scheduler.running[0].pages[0]
+    state = runner._state
+    runner._state = state._replace(
+        kv_pages=tuple(pages.at[page, :, :, 3].set(jnp.nan) for pages in state.kv_pages)
+    )
+    outputs = drain(engine)
+    runner._state = runner._state._replace(
+        kv_pages=tuple(jnp.nan_to_num(pages) for pages in runner._state.kv_pages)
+    )
+    assert outputs["bad"].outputs[0].finish_reason == "error" and "not finite" in outputs["bad"].error
+    assert outputs["good"].outputs[0].token_ids == good[0].outputs[0].token_ids
+
+
+def test_ordinary_steps_stay_one_dispatch(monkeypatch):
+    """A row's data goes up once, before the step that draws first, and only where a request has some."""
+    runner, calls = runner_of_all(), []
+    set_row = runner._set_row
+    monkeypatch.setattr(runner, "_set_row", lambda *args: calls.append(args) or set_row(*args))
+    generate([[5] * 40, [6]], [SamplingParams(**ALL), SamplingParams(**GREEDY, logprobs=1)], chunk=8)
+    assert len(calls) == 1

@@ -1,0 +1,216 @@
+"""The loop of a job, inside this process."""
+
+import functools
+import io
+import itertools
+import json
+
+import pytest
+
+from jbatch.engine import Engine, derive_seed
+from jbatch.errors import ConfigError, JobError, RequestError
+from jbatch.fake_runner import FakeRunner
+from jbatch.job import WINDOW, Job, JobParts
+from jbatch.job_eta import TokensLeft
+from jbatch.job_input import read_lines
+from jbatch.job_summary import JobSummary
+from jbatch.request_line import parse_line
+from jbatch.scheduler import Scheduler
+from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
+from tests.helpers.tokenizers import numbered, wrapped
+
+
+class Kept:
+    """An output in memory."""
+
+    def __init__(self, fail_at: int = -1):
+        self.records, self.num_syncs, self._fail_at = [], 0, fail_at
+
+    def write(self, record: bytes) -> int:
+        if len(self.records) == self._fail_at:
+            raise OSError(28, "full")
+        self.records.append(json.loads(record))
+        return len(self.records) - 1
+
+    def sync(self, *, now: bool = False) -> None:
+        self.num_syncs += 1
+
+
+def make_engine(tokenizer=None) -> Engine:
+    config = scheduler_config()
+    runner = FakeRunner(config.num_rows, config.num_pages, config.page_size, 8, VOCAB_SIZE)
+    return Engine(
+        Scheduler(config), runner, vocab_size=VOCAB_SIZE, tokenizer=tokenizer or wrapped(numbered()), seed=5
+    )
+
+
+def no_template(messages):
+    raise RequestError("messages", messages, "no chat template", code="no_chat_template")
+
+
+def answer(
+    *lines, engine=None, output=None, encode_chat=no_template, stop=lambda: False, on_step=lambda: None
+):
+    """Run a job over some lines, each JSON or bytes; its end, and what it wrote."""
+    engine, output = engine or make_engine(), output or Kept()
+    data = b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines)
+    parse = functools.partial(parse_line, defaults={"temperature": 0, "max_tokens": 3})
+    parts = JobParts(engine, output, parse, encode_chat, JobSummary(), TokensLeft(3, len(lines)))
+    try:
+        ended = Job(parts).run(read_lines(io.BytesIO(data)), stop, on_step)
+    finally:
+        assert not engine.has_unfinished and engine.scheduler.pool.num_used == 0, "something is left behind"
+    return ended, output.records, parts
+
+
+def error_code(record):
+    return (record.get("error") or {}).get("code")
+
+
+def test_lines_are_answered_and_counted():
+    ended, records, parts = answer({"prompt": "01.02.", "custom_id": "a"}, b"{\n", {"prompt": "03."})
+    assert ended and [(r["custom_id"], r.get("text"), error_code(r)) for r in records] == [
+        ("line-2", None, "invalid_json"),
+        ("a", "05.11.23.", None),
+        ("line-3", "04.09.19.", None),
+    ]
+    assert parts.summary.finish_reasons == {"length": 2} and parts.summary.errors == {"invalid_json": 1}
+    assert parts.tokens_left.left == 0 and parts.output.num_syncs > 2
+
+
+def test_a_seed_comes_from_the_line_number(monkeypatch):
+    """As from the place in the list of prompts of LLM.generate, whatever ran before."""
+    engine, seeds = make_engine(), []
+    add = engine.scheduler.add
+    monkeypatch.setattr(
+        engine.scheduler, "add", lambda request: (seeds.append(request.seed), add(request))[1]
+    )
+    answer(b"\n", {"prompt": "01."}, b"{}\n", {"prompt": "01."}, {"prompt": "01.", "seed": 7}, engine=engine)
+    assert seeds == [derive_seed(5, 1), derive_seed(5, 3), 7]
+
+
+def test_only_a_window_of_lines_is_read(monkeypatch):
+    engine = make_engine()
+    most, num_rows = [0], engine.scheduler.config.num_rows
+
+    def count():
+        most[0] = max(most[0], engine.num_unfinished)
+
+    ended, records, _ = answer(*[{"prompt": "01."}] * 90, engine=engine, on_step=count)
+    assert ended and len(records) == 90 and num_rows < most[0] <= WINDOW * num_rows
+    assert engine.summary.slot_use > 0.9, "the window starves the engine"
+
+
+def test_wrong_lines_do_not_hold_up_the_others():
+    """A million wrong lines between two requests: steps go on meanwhile."""
+    steps = []
+    wrong = [b"{\n"] * 500
+    _, records, _ = answer(
+        {"prompt": "01."},
+        *wrong,
+        {"prompt": "01."},
+        on_step=lambda: steps.append(len(output.records)),
+        output=(output := Kept()),
+    )
+    assert len(records) == 502 and max(b - a for a, b in itertools.pairwise(steps)) <= 17
+
+
+def test_chats_are_encoded_by_the_model():
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+
+    def encode(messages):
+        assert messages[0]["content"] == "hi"
+        return [1, 2]
+
+    _, records, _ = answer(chat, encode_chat=encode)
+    assert records[0]["text"] == "05.11.23."
+    assert error_code(answer(chat)[1][0]) == "no_chat_template"
+
+
+def test_what_is_missing_here_stops_the_job_and_is_no_record():
+    def encode(messages):
+        raise ConfigError("chat_template", "...", "needs transformers")
+
+    output = Kept()
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    with pytest.raises(JobError, match="needs transformers"):
+        answer({"prompt": "01."}, chat, output=output, encode_chat=encode)
+    assert output.records == []
+
+
+def fail_on(word):
+    def fail(messages):
+        raise ZeroDivisionError(word)
+
+    return fail
+
+
+def test_what_nobody_expected_of_one_request_is_its_record(monkeypatch):
+    tokenizer = wrapped(numbered())
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text: encode(text) if text != "66." else 1 // 0)
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    _, records, _ = answer(
+        {"prompt": "66."},
+        chat,
+        {"prompt": "01."},
+        engine=make_engine(tokenizer),
+        encode_chat=fail_on("template"),
+    )
+    messages = [(r.get("error") or {}).get("message") for r in records]
+    assert messages == [
+        "ZeroDivisionError: integer division or modulo by zero",
+        "ZeroDivisionError: template",
+        None,
+    ]
+    assert [error_code(r) for r in records] == ["internal_error", "internal_error", None]
+
+
+def test_an_answer_that_makes_no_record_is_an_error_record(monkeypatch):
+    from jbatch import job
+
+    real = job.result_record
+
+    def strange(line, custom_id, output):
+        return {**real(line, custom_id, output), "x": float("nan") if custom_id == "bad" else 0}
+
+    monkeypatch.setattr(job, "result_record", strange)
+    _, records, _ = answer({"prompt": "01.", "custom_id": "bad"}, {"prompt": "01.", "custom_id": "good"})
+    assert {r["custom_id"]: error_code(r) for r in records} == {"bad": "internal_error", "good": None}
+
+
+def test_a_text_that_cannot_be_decoded_is_an_error_record(monkeypatch):
+    tokenizer = wrapped(numbered())
+    decode = tokenizer.decode
+
+    def fail(token_ids, **options):
+        if token_ids[0] == 2:
+            raise RequestError("token_ids", token_ids, "cannot be decoded")
+        return decode(token_ids, **options)
+
+    monkeypatch.setattr(tokenizer, "decode", fail)
+    _, records, _ = answer({"prompt": "01."}, {"prompt": "02."}, engine=make_engine(tokenizer))
+    assert {r["custom_id"]: error_code(r) for r in records} == {"line-1": "generation_failed", "line-2": None}
+
+
+def test_a_stop_leaves_nothing_running():
+    steps = []
+    stop = lambda: len(steps) >= 4  # noqa: E731
+    ended, records, _ = answer(*[{"prompt": "01."}] * 50, stop=stop, on_step=lambda: steps.append(1))
+    assert not ended and len(records) < 50
+
+
+def test_a_full_disk_leaves_nothing_running():
+    with pytest.raises(OSError, match="full"):
+        answer(*[{"prompt": "01."}] * 50, output=Kept(fail_at=3))
+
+
+def test_a_failed_step_is_no_record(monkeypatch):
+    engine, output = make_engine(), Kept()
+    submit = engine.runner.submit
+    monkeypatch.setattr(
+        engine.runner, "submit", lambda step: submit(step) if engine.runner.num_steps < 5 else 1 // 0
+    )
+    with pytest.raises(JobError, match="a step failed: ZeroDivisionError"):
+        answer(*[{"prompt": "01."}] * 50, engine=engine, output=output)
+    assert all(record.get("error") is None for record in output.records)

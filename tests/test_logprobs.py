@@ -1,0 +1,122 @@
+"""Log-probabilities as users read them, from made-up steps."""
+
+import numpy as np
+import pytest
+
+from jbatch.errors import RequestError
+from jbatch.logprobs import logprob_list, take_in, token_decoder
+from jbatch.outputs import Logprob
+from jbatch.plan import Bucket, Chunk, Logprobs, StepOutput, StepPlan
+from jbatch.request import Request
+from jbatch.sampling_params import MAX_LOGPROB_TOKEN_IDS, MAX_LOGPROBS, SamplingParams
+from tests.helpers.tokenizers import numbered, wrapped
+
+
+def no_text(token_id):
+    return None
+
+
+def found_at(num, token_rank=3, num_top=MAX_LOGPROBS):
+    """Position i: its token has -i - 0.5; the likeliest are 10, 11, ... with -0, -1, ... and so on."""
+    place = np.arange(MAX_LOGPROBS)
+    ids = np.where(place < num_top, 10 + place, -1)
+    return Logprobs(
+        logprob=np.float32(-np.arange(num) - 0.5),
+        rank=np.full(num, token_rank, np.int32),
+        top_ids=np.tile(ids, (num, 1)).astype(np.int32),
+        top_logprobs=np.tile(-place, (num, 1)).astype(np.float32),
+        by_id=np.tile(-100 - np.arange(MAX_LOGPROB_TOKEN_IDS), (num, 1)).astype(np.float32),
+    )
+
+
+def listed(prompt=(5, 6, 7), sample_idx=0, **params):
+    return logprob_list(Request("r", prompt, SamplingParams(**params), 10, (), 0, sample_idx=sample_idx))
+
+
+def test_who_asks_for_none_has_none():
+    assert listed() is None and listed(presence_penalty=1) is None
+    assert listed(prompt_logprobs=0).output(0, no_text) == (None, None)
+    assert listed(logprobs=0).prompt(no_text) is None
+    assert listed(prompt_logprobs=1, sample_idx=1).prompt(no_text) is None, "sample 0 has the request's"
+
+
+@pytest.mark.parametrize(
+    ("num_top", "entry"),
+    [
+        (0, {11: (-1.5, 3)}),
+        (1, {11: (-1.5, 3), 10: (0, 1)}),
+        (3, {11: (-1.5, 3), 10: (0, 1), 12: (-2, 3)}),
+    ],
+)
+def test_a_token_comes_first_and_the_likeliest_follow(num_top, entry):
+    one = listed(logprobs=num_top)
+    one.add_token(11, found_at(2), 1)
+    entries, total = one.output(1, no_text)
+    assert entries == [{token: Logprob(*pair) for token, pair in entry.items()}] and total == -1.5
+    assert list(entries[0]) == list(entry)
+
+
+def test_ids_that_are_named_follow_with_a_rank_where_one_is_known():
+    one = listed(logprob_token_ids=[3, 12, 11])
+    one.add_token(11, found_at(1), 0)
+    (entry,), _ = one.output(1, no_text)
+    assert entry == {11: Logprob(-0.5, 3), 3: Logprob(-100, None), 12: Logprob(-101, 3)}
+
+
+def test_a_vocabulary_smaller_than_what_is_asked_for():
+    one = listed(logprobs=20)
+    one.add_token(11, found_at(1, num_top=2), 0)
+    assert set(one.output(1, no_text)[0][0]) == {10, 11}
+
+
+def test_tokens_that_the_output_does_not_have_are_left_out():
+    one = listed(logprobs=0)
+    for slot in range(3):
+        one.add_token(30 + slot, found_at(3), slot)
+    entries, total = one.output(2, no_text)
+    assert [list(entry) for entry in entries] == [[30], [31]] and total == -2.0
+
+
+def test_steps_of_several_chunks():
+    """Chunks begin at multiples of 8 of the token axis; each target goes to the position behind its own."""
+    plan = StepPlan(
+        0, Bucket("prefill", 3, 32), (7, 8, 9), (0, 1, 2), (),
+        chunks=(Chunk((1, 2, 3), 0, 0, None, 9, (2, 3, 4)), Chunk((5,), 4, 0, None),
+                Chunk((6, 7, 8), 1, 0, None, 3, (-1, 8))),
+    )  # fmt: skip
+    output = StepOutput(
+        np.array([[40], [41], [42]]), np.array([0, 0, 1]), np.zeros(3), found_at(3), found_at(32)
+    )
+    lists = {
+        7: listed(tuple(range(1, 10)), prompt_logprobs=0),
+        9: listed((5, 6, 7, 8), prompt_logprobs=0, logprobs=0),
+    }
+    take_in(plan, output, lists.get)
+    first, second = lists[7].prompt(no_text), lists[9].prompt(no_text)
+    assert first == [None, *[{2 + i: Logprob(-i - 0.5, 3)} for i in range(3)], *[None] * 5]
+    assert second == [None, None, None, {8: Logprob(-17.5, 3)}]
+    assert lists[9].output(1, no_text) == ([{42: Logprob(-2.5, 3)}], -2.5)
+
+
+def test_a_step_without_logprobs_is_nobodys():
+    plan = StepPlan(0, Bucket("decode", 1, 1), (7,), (0,), ())
+    take_in(plan, StepOutput(np.zeros((1, 1)), np.ones(1), np.zeros(1)), {}.__getitem__)
+
+
+def test_texts():
+    decode = token_decoder(wrapped(numbered()))
+    one = listed(logprobs=1, prompt_logprobs=1)
+    one.add_token(11, found_at(1), 0)
+    one.add_targets((6,), 0, found_at(1), 0)
+    (entry,), _ = one.output(1, decode)
+    assert [logprob.decoded_token for logprob in entry.values()] == ["11.", "10."]
+    assert one.prompt(decode)[1][6].decoded_token == "06."
+    assert token_decoder(None)(3) is None
+
+
+def test_a_decoder_that_fails_leaves_the_texts_out():
+    class Broken:
+        def decode(self, token_ids, *, skip_special_tokens):
+            raise RequestError("token_ids", token_ids, "cannot be decoded")
+
+    assert token_decoder(Broken())(3) is None

@@ -1,0 +1,182 @@
+"""Parameters of a request: what is accepted, and the error that names what is not."""
+
+import dataclasses
+import math
+
+import pytest
+
+from jbatch.errors import RequestError
+from jbatch.sampling_params import Sampler, SamplingParams
+
+VALUES = {
+    "null": None,
+    "-1": -1,
+    "0": 0,
+    "1": 1,
+    "1.5": 1.5,
+    "2**31": 2**31,
+    "2**63": 2**63,
+    "1e308": 1e308,
+    "10**400": 10**400,  # math.isfinite raises OverflowError
+    "10**5000": 10**5000,  # repr raises ValueError
+    "nan": math.nan,
+    "-inf": -math.inf,
+    "text": "1",
+    "true": True,
+    "[]": [],
+    "{}": {},
+}
+ACCEPTED = {
+    "n": "1",
+    "presence_penalty": "-1 0 1 1.5",
+    "frequency_penalty": "-1 0 1 1.5",
+    "repetition_penalty": "1 1.5",
+    "temperature": "0 1 1.5",
+    "top_p": "1",
+    "top_k": "-1 0 1",
+    "min_p": "0 1",
+    "seed": "null 0 1 2**31",
+    "stop": "null text []",
+    "stop_token_ids": "null []",
+    "ignore_eos": "true",
+    "max_tokens": "null 0 1",
+    "min_tokens": "0 1",
+    "logprobs": "null 0 1",
+    "prompt_logprobs": "null 0 1",
+    "logprob_token_ids": "null []",
+    "detokenize": "true",
+    "skip_special_tokens": "true",
+    "include_stop_str_in_output": "true",
+    "logit_bias": "null {}",
+    "allowed_token_ids": "null",
+    "bad_words": "null []",
+}
+EDGES = [  # the last value accepted, the first refused
+    ("temperature", 100, 100.1),
+    ("temperature", 0.0, -1e-9),
+    ("top_p", 1e-9, 0),
+    ("top_p", 1, 1.001),
+    ("top_k", 2**31 - 1, 2**31),
+    ("top_k", -1, -2),
+    ("min_p", 1.0, 1.001),
+    ("seed", 2**32 - 1, 2**32),
+    ("max_tokens", 2**31 - 1, 2**31),
+    ("min_tokens", 2**31 - 1, 2**31),
+    ("stop", ["x"] * 16, ["x"] * 17),
+    ("stop", "x" * 256, "x" * 257),
+    ("stop", "x", ""),
+    ("stop", ["x", "y"], ["x", None]),
+    ("n", 128, 129),
+    ("presence_penalty", -2, -2.01),
+    ("frequency_penalty", 2, 2.01),
+    ("repetition_penalty", 0.01, 0.009),
+    ("repetition_penalty", 100, 100.1),
+    ("logprobs", 20, 21),
+    ("prompt_logprobs", 20, -1),
+    ("logprob_token_ids", [0] * 32, [0] * 33),
+    ("logprob_token_ids", [1], [1.0]),
+    ("logit_bias", {5: 100}, {5: 100.1}),
+    ("logit_bias", {5: -100.0}, {-5: 1.0}),
+    ("logit_bias", dict.fromkeys(range(1024), 1), dict.fromkeys(range(1025), 1)),
+    ("logit_bias", {5: 1}, {"5": 1}),
+    ("logit_bias", {5: 1}, [5]),
+    ("allowed_token_ids", [2**31 - 1], [2**31]),
+    ("allowed_token_ids", [5], 5),
+    ("bad_words", ["x"] * 16, ["x"] * 17),
+    ("bad_words", ["x"], "x"),
+    ("bad_words", ["x"], [""]),
+    ("stop_token_ids", [0] * 16, [0] * 17),
+    ("stop_token_ids", [2**31 - 1], [2**31]),
+    ("stop_token_ids", [0], [-1]),
+    ("stop_token_ids", (3, 4), [3, True]),
+    ("stop_token_ids", (3, 4), "34"),
+]
+
+
+def test_the_table_names_every_parameter():
+    assert list(ACCEPTED) == list(SamplingParams.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("field", ACCEPTED)
+def test_any_value_is_accepted_or_refused_by_name(field, value):
+    if value in ACCEPTED[field].split():
+        SamplingParams(**{field: VALUES[value]})
+        return
+    with pytest.raises(RequestError, match=f"^{field}=") as error:
+        SamplingParams(**{field: VALUES[value]})
+    assert error.value.field == field and error.value.code == "invalid_request"
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("field, accepted, refused", EDGES)
+def test_edges(field, accepted, refused):
+    SamplingParams(**{field: accepted})
+    with pytest.raises(RequestError, match=f"^{field}="):
+        SamplingParams(**{field: refused})
+
+
+def test_the_message_states_field_value_and_limit():
+    with pytest.raises(RequestError, match=r"^temperature=101: must be a number from 0 to 100$"):
+        SamplingParams(temperature=101)
+    with pytest.raises(RequestError, match=r"^min_tokens=6: must be an integer from 0 to 5$"):
+        SamplingParams(min_tokens=6, max_tokens=5)
+
+
+def test_unknown_options_suggest_the_known_one():
+    with pytest.raises(TypeError, match="no option 'max_new_tokens'; did you mean 'max_tokens'"):
+        SamplingParams(max_new_tokens=5)
+    with pytest.raises(TypeError, match="no option 'temprature'; did you mean 'temperature'"):
+        SamplingParams(temprature=0.5)
+    with pytest.raises(TypeError, match="no option 'zzz'; known: allowed_token_ids, bad_words, detokenize, "):
+        SamplingParams(zzz=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"stop": "end", "logit_bias": {1: 2}, "allowed_token_ids": [3]}])
+def test_checked_parameters_may_be_changed(options):
+    params = SamplingParams(**options)
+    assert dataclasses.replace(params, seed=3) == SamplingParams(**options, seed=3)
+
+
+def test_stop_becomes_a_tuple():
+    assert SamplingParams().stop == SamplingParams(stop=[]).stop == ()
+    assert SamplingParams(stop="end").stop == ("end",)
+    assert SamplingParams(stop=["a", "b"], stop_token_ids=[1]).stop_token_ids == (1,)
+
+
+@pytest.mark.parametrize("temperature, greedy", [(0, True), (9e-6, True), (1e-5, False), (1, False)])
+def test_a_tiny_temperature_is_greedy(temperature, greedy):
+    assert SamplingParams(temperature=temperature).greedy is greedy
+
+
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [
+        ({"temperature": 0}, Sampler.GREEDY),
+        ({"temperature": 0, "top_k": 5}, Sampler.GREEDY),
+        ({}, Sampler.PLAIN),
+        ({"top_k": 5}, Sampler.FILTERED),
+        ({"top_p": 0.5}, Sampler.FILTERED),
+        ({"min_p": 0.1}, Sampler.FILTERED),
+        ({"temperature": 0, "logprobs": 0}, Sampler.EXTENDED),
+        ({"prompt_logprobs": 0}, Sampler.EXTENDED),
+        ({"logprob_token_ids": [0]}, Sampler.EXTENDED),
+        ({"presence_penalty": 0.1}, Sampler.EXTENDED),
+        ({"frequency_penalty": -0.1}, Sampler.EXTENDED),
+        ({"repetition_penalty": 1.1}, Sampler.EXTENDED),
+        ({"logit_bias": {0: 0}}, Sampler.EXTENDED),
+        ({"allowed_token_ids": [0]}, Sampler.EXTENDED),
+        ({"bad_words": ["x"]}, Sampler.EXTENDED),
+        ({"bad_words": [], "logit_bias": {}, "n": 3, "logprob_token_ids": []}, Sampler.PLAIN),
+    ],
+)
+def test_the_least_that_serves_a_request(options, least):
+    assert SamplingParams(**options).sampler == least
+
+
+def test_the_least_that_is_compiled_is_chosen():
+    greedy, plain, filtered, extended = Sampler
+    assert plain.choose([greedy, filtered, extended]) == filtered
+    assert greedy.choose([extended]) == extended
+    assert filtered.choose([filtered]) == filtered
+    assert extended.choose([greedy, plain, filtered]) is None and greedy.choose([]) is None

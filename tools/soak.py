@@ -1,0 +1,187 @@
+"""What takes too long for the tests: jobs that are killed 200 times, and one of 20,000 requests.
+
+    python tools/soak.py kill [POINTS]      on a fake device, at random moments and at every kind of write
+    python tools/soak.py demo [REQUESTS]    the demo model with few pages: memory and open files stay flat
+
+It needs the `test-core` extra, and says what is wrong with exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a checkout
+
+from jbatch import cli, job_cli
+from tests.helpers import fake_job
+from tests.helpers.fake_job import BOUNDARIES, Faults
+from weights.demo import tasks
+
+DEMO = Path(tasks.__file__).parent
+NUM_LINES = 120  # of a job that is killed
+NUM_SAMPLES = 20  # of memory
+MAX_GROWTH = 0.02  # of memory, from a quarter of the run to its end
+
+
+def random_fault(rng: random.Random) -> Faults:
+    """A kill at a random step, or around a random change of the disk."""
+    if rng.random() < 0.3:
+        return Faults(kill_at_step=rng.randint(1, 60))
+    name = rng.choice(BOUNDARIES)
+    whens = ("before", "torn", "after") if name == "write" else ("before", "after")
+    most = NUM_LINES // 3 if name == "write" else 5
+    return Faults(kill=(name, rng.randint(1, most), rng.choice(whens)))
+
+
+def kill(num_points: int) -> None:
+    """Jobs, each killed again and again until it is through; some sort, some run errors again."""
+    rng, num_killed, num_jobs = random.Random(0), 0, 0
+    begin = time.monotonic()
+    while num_killed < num_points:
+        num_jobs += 1
+        extra = (("--ordered",), ("--retry-errors",), ())[num_jobs % 3]
+        with tempfile.TemporaryDirectory() as directory:
+            num_killed += kill_one_job(fake_job.make_directory(Path(directory)), rng, extra)
+    print(f"{num_killed} kills in {num_jobs} jobs of {NUM_LINES} lines, {time.monotonic() - begin:.0f} s")
+    print("no record lost or doubled, every text as its definition says")
+
+
+def kill_one_job(place: Path, rng: random.Random, extra: tuple[str, ...]) -> int:
+    """How many times it was killed before it came to its end."""
+    fake_job.write_input(place, NUM_LINES)
+    job = ("-i", "in.jsonl", "-o", "out.jsonl", *extra)
+    answered: set[str] = set()
+    for num_killed in range(10_000):
+        ended = fake_job.run(place, *job, faults=random_fault(rng))
+        now = answers(place / "out.jsonl")
+        if not answered <= now.keys():
+            raise SystemExit(f"lost: {sorted(answered - now.keys())} after {ended}")
+        answered = set(now)
+        if ended.code != -9:
+            if ended.code != 1:
+                raise SystemExit(f"ended with {ended}")
+            fake_job.check_whole(place / "out.jsonl", range(1, NUM_LINES + 1))
+            return num_killed
+    raise SystemExit("it does not come to its end")
+
+
+def answers(path: Path) -> dict[str, dict]:
+    """Whole records that are no errors; a job may remove errors, to run them again."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    records = [json.loads(line) for line in lines]
+    return {record["custom_id"]: record for record in records if "error" not in record}
+
+
+# The long run.
+
+
+class Sampler(threading.Thread):
+    """Memory and open files of this process, each time so many more records are there."""
+
+    def __init__(self, output: Path, num_requests: int):
+        super().__init__(daemon=True)
+        self._output, self._every, self.samples = output, num_requests // NUM_SAMPLES, []
+
+    def run(self) -> None:
+        wanted, num_records, at = self._every, 0, 0
+        while True:
+            time.sleep(0.05)
+            if not self._output.exists():
+                continue
+            with self._output.open("rb") as file:
+                file.seek(at)
+                new = file.read()
+            at, num_records = at + len(new), num_records + new.count(b"\n")
+            if num_records >= wanted:
+                wanted += self._every
+                self.samples.append((num_records, rss_mib(), len(os.listdir("/proc/self/fd"))))
+                print(
+                    f"{num_records:8} records {rss_mib():8.1f} MiB {self.samples[-1][2]:4} open files",
+                    flush=True,
+                )
+
+
+def rss_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def demo(num_requests: int) -> None:
+    """Short requests on few pages, so that sequences are preempted."""
+    with tempfile.TemporaryDirectory() as directory:
+        source, output = Path(directory) / "in.jsonl", Path(directory) / "out.jsonl"
+        write_requests(source, num_requests)
+        sampler = Sampler(output, num_requests)
+        engines = watch_engines()
+        sampler.start()
+        options = ["--max-num-seqs", "16", "--max-model-len", "64", "--page-size", "16", "--num-pages", "13"]
+        options += ["--max-num-batched-tokens", "128", "--device", "cpu"]
+        try:
+            cli.main(["generate", str(DEMO), "-i", str(source), "-o", str(output), *options])
+        except SystemExit as ended:
+            if ended.code:
+                raise
+        check_records(output, num_requests)
+    (engine,) = engines
+    if engine.scheduler.pool.num_used or engine.has_unfinished:
+        raise SystemExit(f"{engine.scheduler.pool.num_used} pages are still in use")
+    print(f"pool empty; peak {engine.summary.peak_pages_used} of {engine.scheduler.pool.num_usable} pages")
+    check_flat(sampler.samples)
+
+
+def write_requests(path: Path, num: int) -> None:
+    """Greedy ones, of a few tokens; one in four draws at random."""
+    rng = random.Random(0)
+    with path.open("w") as file:
+        for number in range(num):
+            task = rng.choice(("add", "reverse", "sort"))
+            line = {"prompt": tasks.draw(task, 3, rng).prompt, "max_tokens": rng.randint(1, 6)}
+            file.write(json.dumps(line | {"temperature": float(number % 4 == 0)}) + "\n")
+
+
+def watch_engines() -> list:
+    """The engines that jobs will use, as they are made."""
+    engines, real = [], job_cli._load
+
+    @contextmanager
+    def load(*args: object) -> Iterator[job_cli.Model]:
+        with real(*args) as model:
+            engines.append(model.engine)
+            yield model
+
+    job_cli._load = load
+    return engines
+
+
+def check_records(output: Path, num_requests: int) -> None:
+    with output.open("rb") as file:
+        ids = {json.loads(line)["custom_id"] for line in file}
+    if ids != {f"line-{number}" for number in range(1, num_requests + 1)}:
+        raise SystemExit(f"{len(ids)} of {num_requests} records")
+
+
+def check_flat(samples: list[tuple[int, float, int]]) -> None:
+    """From a quarter of the run on nothing grows."""
+    _, before_mib, files_before = samples[len(samples) // 4]
+    _, after_mib, files_after = samples[-1]
+    growth = after_mib / before_mib - 1
+    print(f"from a quarter to the end: memory {growth:+.2%}, open files {files_after - files_before:+}")
+    if growth > MAX_GROWTH or files_after > files_before:
+        raise SystemExit("it grows")
+
+
+if __name__ == "__main__":
+    parts = {"kill": (kill, 200), "demo": (demo, 20_000)}
+    if len(sys.argv) not in (2, 3) or sys.argv[1] not in parts:
+        raise SystemExit(__doc__)
+    part, size = parts[sys.argv[1]]
+    part(int(sys.argv[2]) if len(sys.argv) == 3 else size)
