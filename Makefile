@@ -12,7 +12,7 @@ PYTHON311 ?= $(call find_python,3.11)
 PYTHON312 ?= $(call find_python,3.12)
 AOT_VENVS = $(or $(strip $(if $(PYTHON312),.venv-aot-312) $(if $(PYTHON311),.venv-aot-311)),.venv-aot)
 
-.PHONY: demo test test-core test-312 lint gate clean
+.PHONY: demo test test-core test-312 test-lm-eval lint gate clean
 
 demo: $(VENV)/.core
 	$(VENV)/bin/jbatch demo
@@ -27,6 +27,11 @@ test-core: $(VENV)/.test-core
 # The same on a second Python and another jax, where one is found.
 test-312:
 	$(if $(PYTHON312),$(MAKE) test-core PYTHON=$(PYTHON312) VENV=.venv-312,@echo "no Python 3.12 found")
+
+# jbatch in the lm-evaluation-harness against the harness's own model; in an environment of its own, for the
+# harness brings many packages along.
+test-lm-eval: .venv-lm-eval/.ready
+	.venv-lm-eval/bin/python -m pytest tests/lm_eval
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -53,6 +58,12 @@ $(VENV)/.test: $(VENV)/.core
 
 $(VENV)/.test-core: $(VENV)/.core
 	$(PIP_INSTALL) --editable ".[test-core]"
+	touch $@
+
+.venv-lm-eval/.ready: pyproject.toml
+	.venv-lm-eval/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-lm-eval
+	.venv-lm-eval/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-lm-eval/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test,lm-eval]" "lm-eval[hf]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core

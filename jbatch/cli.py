@@ -1,7 +1,8 @@
-"""The command line: generate, demo, doctor, convert, bench."""
+"""The command line: generate, demo, doctor, plan, convert, bench."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from bench.cli import app as bench_app
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError, JBatchError
 from jbatch.job_options import JOB_HELP, JobOptions
-from jbatch.options import ENGINE, SAMPLING, with_options
+from jbatch.options import ENGINE, ENGINE_HELP, SAMPLING, with_options
 from weights.errors import WeightsError
 
 JOB = (JobOptions, JOB_HELP)
@@ -121,6 +122,29 @@ def doctor(
 
     if not examine(model):
         raise typer.Exit(1)
+
+
+@app.command(short_help="Show what a model would take of a GPU's memory, and whether it fits.")
+@with_options((EngineConfig, ENGINE_HELP | {"max_num_seqs": "Sequences that run at once."}))
+def plan(
+    engine_options: dict[str, Any],
+    model: Annotated[Path, typer.Argument(help="A model directory; config.json is all that is read.")],
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Of the GPU to plan for, e.g. 80GiB. [default: this device's]"),
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Show weights, KV cache, temporaries, buckets and programs, before any weight is loaded.
+
+    What cannot fit is refused with exit code 2, saying which option to change, and to what.
+    """
+    from jbatch.memory_plan import parse_bytes
+    from jbatch.plan_report import plan_model
+
+    config = EngineConfig(**engine_options)
+    report = plan_model(model, config, None if gpu_memory is None else parse_bytes(gpu_memory))
+    typer.echo(json.dumps(report.as_json(), indent=1) if json_output else report.describe())
 
 
 @app.command(short_help="Convert weights once, for faster and checked loading.")

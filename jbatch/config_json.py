@@ -207,11 +207,13 @@ def _check_keys(raw: Mapping[str, Any]) -> None:
             if not any(_same(value, neutral) for neutral in _NEUTRAL[key]):
                 _refuse(key, value, f"not implemented; jbatch supports {_or(_NEUTRAL[key])}")
         elif value and any(word in key.lower() for word in _SUSPECT):
-            _refuse(key, value, "unknown to jbatch, and by its name it may change what the model computes")
+            _refuse(
+                _short(key), value, "unknown to jbatch, and by its name it may change what the model computes"
+            )
         else:
             unknown.append(key)
     if unknown:
-        names = ", ".join(key[:40] for key in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        names = ", ".join(_short(key) for key in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
         warnings.warn(f"config.json: ignored {len(unknown)} unknown keys: {names}", stacklevel=3)
 
 
@@ -310,9 +312,9 @@ def _rope_dict(raw: Mapping[str, Any]) -> dict[str, Any]:
             _refuse(name, given, "must be an object or null")
         for key, value in given.items():
             if isinstance(value, dict | list):
-                _refuse(f"{name}.{key[:40]}", value, "lists, and settings per layer, are not implemented")
+                _refuse(f"{name}.{_short(key)}", value, "lists, and settings per layer, are not implemented")
             if key not in _ROPE_KEYS and value is not None:
-                _refuse(f"{name}.{key[:40]}", value, "unknown to jbatch, so it may change the mathematics")
+                _refuse(f"{name}.{_short(key)}", value, "unknown to jbatch, so it may change the mathematics")
             found[key] = _agreed(key, found.get(key), value)
     if not any(_same(found.get("partial_rotary_factor"), neutral) for neutral in (None, 1, 1.0)):
         _refuse("partial_rotary_factor", found["partial_rotary_factor"], "not implemented; jbatch supports 1")
@@ -414,7 +416,7 @@ def _agreed(name: str, first: Any, second: Any) -> Any:
     """The one value of a setting that may be spelled in two places; None where neither has it."""
     both = first is not None and second is not None
     if both and (isinstance(first, dict | list) or not _same(first, second)):
-        _refuse(name, first, f"given twice, the other time as {_brief(second)}")
+        _refuse(name, first, f"given twice, the other time as {_brief(second)!r}")
     return second if first is None else first
 
 
@@ -428,6 +430,11 @@ def _or(values: tuple[Any, ...]) -> str:
 
 def _refuse(name: str, value: Any, reason: str) -> NoReturn:
     raise ConfigError(name, _brief(value), reason)
+
+
+def _short(key: str) -> str:
+    """A key in one short line, whatever the file calls it."""
+    return (key if key.isprintable() else repr(key)[1:-1])[:40]
 
 
 def _brief(value: Any) -> Any:

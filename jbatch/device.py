@@ -1,4 +1,4 @@
-"""Finding the device to run on, and how many pages of cache it holds."""
+"""Finding the device to run on, and what memory it has."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from pathlib import Path
 
 import jax
 
-from jbatch.config import EngineConfig, ModelConfig
+from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError
-
-CPU_CACHE_BYTES = 2**30  # of the KV cache on a CPU, at most, where nothing else is asked for
-MARGIN = 0.02  # of a GPU's memory: what the runtime takes for itself
-UNKNOWN_BYTES = 2**62
+from jbatch.memory_plan import Memory
 
 NO_GPU = "no NVIDIA GPU found: jbatch runs on the CPU"
 INSTALL_HINT = "install the CUDA plugin: pip install 'jbatch[cuda13]' (or [cuda12]), with an NVIDIA driver"
@@ -71,51 +68,12 @@ def _cpu() -> jax.Device:
         raise ConfigError("JAX_PLATFORMS", platforms, reason) from None
 
 
-def choose_num_pages(
-    config: EngineConfig, model: ModelConfig, max_model_len: int, device: jax.Device, step_bytes: int
-) -> int:
-    """Pages of the pool, the null page included: as asked for, or what the memory holds.
-
-    Args:
-      step_bytes: temporary memory of the largest step.
-
-    Raises:
-      ConfigError: where not even one page fits, or not what was asked for, saying how much memory there is.
-    """
-    page_bytes = model.kv_bytes_per_token * config.page_size
-    memory = _memory_bytes(device)
-    if config.num_pages is not None:
-        if config.num_pages * page_bytes > memory:
-            reason = f"pages of {page_bytes} bytes: at most {memory // page_bytes} fit into the memory"
-            raise ConfigError("num_pages", config.num_pages, reason)
-        return config.num_pages
-    if config.kv_cache_memory_bytes is not None:
-        field, available = "kv_cache_memory_bytes", config.kv_cache_memory_bytes
-    elif device.platform == "cpu":
-        field, available = "kv_cache_memory_bytes", CPU_CACHE_BYTES
-    else:
-        field, available = "gpu_memory_utilization", _free_gpu_bytes(device, config) - step_bytes
-    useful = 1 + config.max_num_seqs * -(-max_model_len // config.page_size)
-    num_pages = min(useful, min(available, memory) // page_bytes)
-    if num_pages < 2:
-        reason = f"{max(0, available)} bytes are left for the KV cache, and a page takes {page_bytes}"
-        raise ConfigError(field, getattr(config, field), f"{reason}: two are needed at least")
-    return num_pages
-
-
-def _memory_bytes(device: jax.Device) -> int:
-    """All the memory there is, used or not."""
+def memory_of(device: jax.Device) -> Memory:
+    """What the device says of its memory: on a GPU the share that JAX may use, and how much of it is used."""
     if device.platform != "cpu":
-        return int((device.memory_stats() or {}).get("bytes_limit", UNKNOWN_BYTES))
+        stats = device.memory_stats() or {}
+        return Memory(True, stats.get("bytes_limit"), stats.get("bytes_in_use", 0))
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return Memory(False, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):  # not everywhere
-        return UNKNOWN_BYTES
-
-
-def _free_gpu_bytes(device: jax.Device, config: EngineConfig) -> int:
-    stats = device.memory_stats() or {}
-    if "bytes_limit" not in stats:
-        reason = "this device does not say how much memory it has: set num_pages or kv_cache_memory_bytes"
-        raise ConfigError("gpu_memory_utilization", config.gpu_memory_utilization, reason)
-    return int(stats["bytes_limit"] * (1 - MARGIN)) - stats["bytes_in_use"]
+        return Memory(False, None)

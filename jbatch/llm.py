@@ -15,18 +15,19 @@ import weights
 from jbatch.attention import choose_attention
 from jbatch.chat import ChatEncoder, Conversation, list_conversations
 from jbatch.config import EngineConfig, ModelConfig, ModeName, PolicyName
-from jbatch.config_json import load_bos_token_id, load_config, load_eos_token_ids
-from jbatch.device import choose_num_pages, find_device, prepare_jax
+from jbatch.config_json import load_bos_token_id, load_eos_token_ids
+from jbatch.device import find_device, memory_of, prepare_jax
 from jbatch.engine import Engine
 from jbatch.errors import ConfigError, RequestError, check_option_names
 from jbatch.logits import LogitsFn, check_logits_fn
+from jbatch.memory_plan import choose_num_pages
 from jbatch.model import abstract_params
 from jbatch.outputs import RequestOutput
-from jbatch.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.policy import MODES, POLICIES, Policy
 from jbatch.progress import progress_bar
 from jbatch.prompts import Asked, Prompt, check_idle, list_requests
-from jbatch.runner import Program, Runner, Variants, compile_step, programs_for
+from jbatch.resolve import resolve_buckets, resolve_max_model_len, resolve_model
+from jbatch.runner import Runner, Variants, largest_programs, programs_for, temp_bytes
 from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.scheduler import Limits, Scheduler, SchedulerConfig, StepLimits
 from jbatch.scoring import SCORE_PARAMS, Score, score_of
@@ -63,11 +64,8 @@ class LLM:
         check_option_names(options, EngineConfig.__dataclass_fields__, "LLM")
         self.config = EngineConfig(**options)
         model_dir = Path(model)
-        if not model_dir.is_dir():
-            raise ConfigError("model", str(model), "is no directory; jbatch downloads nothing")
-        self.model_config = _model_config(model_dir, self.config.dtype)
-        self.max_model_len = self.config.max_model_len or self.model_config.context_len
-        _check_context(self.model_config, self.max_model_len)
+        self.model_config = resolve_model(model_dir, self.config)
+        self.max_model_len = resolve_max_model_len(self.config, self.model_config)
         tokenizer_dir = Path(tokenizer or model_dir)
         self._tokenizer = load_tokenizer(tokenizer_dir, load_bos_token_id(model_dir))
         self._chat = ChatEncoder(tokenizer_dir, self._tokenizer)
@@ -232,7 +230,7 @@ class LLM:
         """
         config = dataclasses.replace(self.config, mode=mode or self.config.mode)
         key = policy or config.policy
-        prefill, decode = _buckets(config, self.max_model_len)
+        prefill, decode = resolve_buckets(config, self.max_model_len)
         scheduler = Scheduler(
             SchedulerConfig(
                 num_rows=config.max_num_seqs,
@@ -272,23 +270,6 @@ class LLM:
         self.close()
 
 
-def _model_config(model_dir: Path, dtype: str) -> ModelConfig:
-    config = load_config(model_dir)
-    return config if dtype == "auto" else dataclasses.replace(config, dtype=dtype)
-
-
-def _check_context(config: ModelConfig, max_model_len: int) -> None:
-    longest = config.max_context_len
-    if max_model_len > longest:
-        raise ConfigError("max_model_len", max_model_len, f"must be at most {longest}, the model's context")
-    config.check_context(max_model_len)
-
-
-def _buckets(config: EngineConfig, max_model_len: int) -> tuple[tuple[Bucket, ...], tuple[Bucket, ...]]:
-    prefill = tuple(prefill_bucket(n, config.max_num_seqs) for n in config.token_sizes(max_model_len))
-    return prefill, tuple(decode_bucket(n) for n in config.decode_sizes())
-
-
 def _variants(
     config: EngineConfig, model: ModelConfig, max_model_len: int, logits_fn: LogitsFn | None
 ) -> Variants:
@@ -296,7 +277,9 @@ def _variants(
     if logits_fn is not None:
         if config.samplers not in (None, ("extended",)):
             raise ConfigError("samplers", config.samplers, "with logits_fn, every step is 'extended'")
-        for slots in sorted({bucket.slots for kind in _buckets(config, max_model_len) for bucket in kind}):
+        for slots in sorted(
+            {bucket.slots for kind in resolve_buckets(config, max_model_len) for bucket in kind}
+        ):
             check_logits_fn(logits_fn, slots, model.vocab_size)
         return Variants((Sampler.EXTENDED,), logits_fn)
     if config.samplers is None:
@@ -314,20 +297,18 @@ def _runner(
         params = weights.random(like, config.seed, shardings=shardings)
     else:
         params = weights.load(model_dir, like, shardings)
-    prefill, decode = _buckets(config, max_model_len)
+    prefill, decode = resolve_buckets(config, max_model_len)
     pages_per_seq = -(-max_model_len // config.page_size)
     shape = StateShape(config.max_num_seqs, 2, config.page_size, pages_per_seq)
     buckets = prefill + decode
     attention = choose_attention(config.attention_backend, model, shape, buckets, device)
     step_bytes = 0
     if device.platform != "cpu":  # temporaries do not grow with the pool: measure them with a small one
-        for bucket in (prefill[-1], decode[-1]):
-            largest = Program(bucket, Sampler.EXTENDED)
-            compiled = compile_step(model, shape, largest, device, attention, variants.logits_fn)
-            analysis: Any = compiled.memory_analysis()
-            step_bytes = max(step_bytes, analysis.temp_size_in_bytes)
+        for program in largest_programs(buckets):
+            found = temp_bytes(model, shape, program, device, attention, variants.logits_fn)
+            step_bytes = max(step_bytes, found)
         step_bytes += shape.extra_bytes(model)  # which may be needed later
-    num_pages = choose_num_pages(config, model, max_model_len, device, step_bytes)
+    num_pages = choose_num_pages(config, model, max_model_len, memory_of(device)._replace(step=step_bytes))
     num_programs = len(programs_for(buckets, variants.samplers))
     with progress_bar("compiling", num_programs, enabled=config.show_progress) as update:
         try:

@@ -53,6 +53,12 @@ def programs_for(
     ]
 
 
+def largest_programs(buckets: Iterable[Bucket]) -> list[Program]:
+    """Of each kind, the program whose temporaries are the largest."""
+    largest = {bucket.kind: bucket for bucket in sorted(buckets, key=lambda bucket: bucket.tokens)}
+    return [Program(bucket, Sampler.EXTENDED) for bucket in largest.values()]
+
+
 def _program_sampler(bucket: Bucket, sampler: Sampler) -> Sampler:
     return sampler if bucket.kind == "decode" else max(sampler, Sampler.FILTERED)
 
@@ -209,6 +215,20 @@ def compile_step(
 ) -> jax.stages.Compiled:
     """One program, ahead of time, for shapes alone: no memory is taken."""
     return lower_step(config, shape, program, device, attention, logits_fn).compile()
+
+
+def temp_bytes(
+    config: ModelConfig,
+    shape: StateShape,
+    program: Program,
+    device: jax.Device | Any,
+    attention: Attention = PLAIN,
+    logits_fn: LogitsFn | None = None,
+) -> int:
+    """Temporary memory of a program, as its compiler says. It does not grow with the pool."""
+    compiled = compile_step(config, shape, program, device, attention, logits_fn)
+    analysis: Any = compiled.memory_analysis()
+    return analysis.temp_size_in_bytes
 
 
 def lower_step(

@@ -9,8 +9,11 @@ from pathlib import Path
 import tokenizers
 
 from jbatch.errors import ConfigError, RequestError
+from jbatch.tokenizer_probe import load, refusal
 
 FILE_NAME = "tokenizer.json"
+MAX_FILE_BYTES = 2**28
+MAX_CONFIG_BYTES = 2**24  # of tokenizer_config.json
 REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character, or not yet
 MAX_PENDING = 32  # tokens without the end of a character: then they are no text. A character has at most 4
 
@@ -35,11 +38,13 @@ class Tokenizer:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids. Raises RequestError for text that is no valid Unicode."""
+        """Token ids. Raises RequestError for text that is no valid Unicode, and where the tokenizer fails."""
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate
             raise RequestError("prompt", text, "must be text without lone surrogates") from error
+        except BaseException as error:
+            raise _as_request_error(error, "prompt", text, "cannot be encoded") from error
         if len(ids) > 1 and ids[0] == ids[1] == self.bos_token_id:
             return ids[1:]  # the prompt named it, and the post-processor added it
         return ids
@@ -61,8 +66,8 @@ class Tokenizer:
         """As the library decodes all tokens at once. Raises RequestError where its decoder fails."""
         try:
             return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
-        except Exception as error:  # the library raises nothing narrower
-            raise RequestError("token_ids", list(token_ids), f"cannot be decoded: {error}") from error
+        except BaseException as error:
+            raise _as_request_error(error, "token_ids", list(token_ids), "cannot be decoded") from error
 
     def is_silent(self, token_id: int, *, skip_special_tokens: bool = True) -> bool:
         """Whether a token never has a text: it is unknown, or special and skipped."""
@@ -154,6 +159,13 @@ class Detokenizer:
         return self._tokenizer.decode_once(token_ids, skip_special_tokens=self._skip_special_tokens)
 
 
+def _as_request_error(error: BaseException, field: str, value: object, what: str) -> BaseException:
+    """What the library raises: an Exception, nothing narrower, or a panic of Rust's, which is none."""
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        return RequestError(field, value, f"{what}: {' '.join(str(error).split())[:300]}")
+    return error
+
+
 def load_tokenizer(model_dir: str | Path, bos_token_id: int | None = None) -> Tokenizer | None:
     """The tokenizer of a model directory, or None where it has none (token-id prompts still work).
 
@@ -166,25 +178,39 @@ def load_tokenizer(model_dir: str | Path, bos_token_id: int | None = None) -> To
     path = Path(model_dir) / FILE_NAME
     if not path.exists():
         return None
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ConfigError(FILE_NAME, str(path), f"cannot be read: {error}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = _load(path)
     special = load_special_tokens(model_dir)
     bos, eos = (tokenizer.token_to_id(special.get(name, "")) for name in ("bos_token", "eos_token"))
     return Tokenizer(tokenizer, bos_token_id if bos is None else bos, eos)
 
 
+def _load(path: Path) -> tokenizers.Tokenizer:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(FILE_NAME, str(path), f"cannot be read: {error.strerror or error}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(FILE_NAME, str(path), f"larger than {MAX_FILE_BYTES} bytes")
+    if (reason := refusal(data)) is not None:
+        raise ConfigError(FILE_NAME, str(path), f"cannot be read: {reason}")
+    return load(data)
+
+
 def load_special_tokens(model_dir: str | Path) -> dict[str, str]:
     """The texts of bos_token, eos_token and the like that tokenizer_config.json names, if there is any."""
     try:
-        raw = json.loads((Path(model_dir) / "tokenizer_config.json").read_text(encoding="utf-8"))
+        with (Path(model_dir) / "tokenizer_config.json").open("rb") as file:
+            raw = json.loads(file.read(MAX_CONFIG_BYTES).decode())
         named = {name: raw[name] for name in raw if name.endswith("_token")}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}  # optional: config.json and generation_config.json name the ids too
     for name, text in named.items():
         if isinstance(text, dict):  # an AddedToken, written out
             named[name] = text.get("content")
-    return {name: text for name, text in named.items() if isinstance(text, str)}
+    return {name: text for name, text in named.items() if isinstance(text, str) and _is_text(text)}
+
+
+def _is_text(text: str) -> bool:
+    """Whether it has no lone surrogates, which JSON may spell."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)

@@ -38,10 +38,10 @@ def start(*args, **options) -> subprocess.Popen:
 def test_help(args, capsys):
     ended = run(capsys, *args)
     assert ended.code == 0 and not ended.err
-    assert all(f"  {command} " in ended.out for command in ("generate", "demo", "doctor", "convert"))
+    assert all(f"  {command} " in ended.out for command in ("generate", "demo", "doctor", "plan", "convert"))
 
 
-@pytest.mark.parametrize("command", ["generate", "demo", "doctor", "convert"])
+@pytest.mark.parametrize("command", ["generate", "demo", "doctor", "plan", "convert"])
 def test_help_of_a_command_fits_80_columns(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     ended = run(capsys, command, "--help")

@@ -456,3 +456,18 @@ def test_several_fields_at_once():
             if target[key] is REMOVED:
                 del target[key]
         only_config_errors(raw)
+
+
+@pytest.mark.parametrize("key", ["rope" + "x" * 10_000, "rope\nkey", "rope\u2028", "rope\ud800"])
+def test_errors_stay_one_short_line_whatever_a_key_is_called(key):
+    for raw in (config(**{key: 1}), config(rope_scaling={"rope_type": "linear", "factor": 2.0, key: 1})):
+        with pytest.raises(ConfigError) as refused:
+            parse_config(raw)
+        message = str(refused.value)
+        assert len(message) < 300 and len(message.splitlines()) == 1 and "rope" in message
+
+
+def test_errors_stay_one_line_whatever_a_value_is():
+    with pytest.raises(ConfigError) as refused:
+        parse_config(config(rope_theta=1e4, rope_parameters={"rope_theta": "\u2028\n"}))
+    assert str(refused.value) == r"rope_theta=10000.0: given twice, the other time as '\u2028\n'"

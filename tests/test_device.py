@@ -1,4 +1,4 @@
-"""Finding a device, and how many pages it holds."""
+"""Finding a device, and its memory."""
 
 import dataclasses
 import os
@@ -10,12 +10,9 @@ import jax
 import pytest
 
 from jbatch import device
-from jbatch.config import EngineConfig, ModelConfig
+from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError
-
-MODEL = ModelConfig(96, 32, 48, 2, 4, 2, 8, 256, dtype="float32")
-PAGE = 16 * MODEL.kv_bytes_per_token
-CPU = types.SimpleNamespace(platform="cpu")
+from jbatch.memory_plan import Memory
 
 
 @dataclasses.dataclass
@@ -29,56 +26,16 @@ class Gpu:
         return self.stats
 
 
-def gpu(limit: int, used: int = 0) -> Gpu:
-    return Gpu({"bytes_limit": limit, "bytes_in_use": used})
+def test_the_memory_of_a_gpu():
+    gpu: Any = Gpu({"bytes_limit": 1000, "bytes_in_use": 30})
+    assert device.memory_of(gpu) == Memory(True, 1000, 30)
+    silent: Any = Gpu(None)
+    assert device.memory_of(silent) == Memory(True, None)
 
 
-def num_pages(on: Any, step_bytes: int = 0, max_model_len: int = 64, **options: Any) -> int:
-    config = EngineConfig(page_size=16, **{"max_num_seqs": 4, **options})
-    return device.choose_num_pages(config, MODEL, max_model_len, on, step_bytes)
-
-
-def test_as_many_as_can_be_used():
-    assert num_pages(CPU) == num_pages(gpu(2**34)) == 1 + 4 * 4
-    assert num_pages(CPU, max_model_len=65) == 1 + 4 * 5
-
-
-def test_as_asked_for():
-    assert num_pages(CPU, num_pages=3) == num_pages(gpu(2**30), num_pages=3) == 3
-    assert num_pages(CPU, num_pages=1000) == 1000  # more than can be used
-    assert num_pages(CPU, kv_cache_memory_bytes=5 * PAGE - 1) == 4
-    assert num_pages(gpu(2**30), kv_cache_memory_bytes=5 * PAGE) == 5
-
-
-def test_what_the_memory_holds():
-    limit = 100 * PAGE
-    assert num_pages(gpu(limit), max_num_seqs=64) == 98  # MARGIN
-    assert num_pages(gpu(limit, used=20 * PAGE), step_bytes=8 * PAGE, max_num_seqs=64) == 70
-    assert num_pages(CPU, max_num_seqs=4096, max_model_len=2**20) == device.CPU_CACHE_BYTES // PAGE
-
-
-@pytest.mark.parametrize(
-    "on, options, message",
-    [
-        (
-            CPU,
-            dict(kv_cache_memory_bytes=PAGE),
-            f"kv_cache_memory_bytes={PAGE}: {PAGE} bytes are left .* {PAGE}",
-        ),
-        (gpu(4 * PAGE, 3 * PAGE), {}, "gpu_memory_utilization=0.9: .* bytes are left"),
-        (gpu(4 * PAGE), dict(step_bytes=5 * PAGE), "gpu_memory_utilization=0.9: 0 bytes are left"),
-        (gpu(4 * PAGE), dict(num_pages=5), "num_pages=5: .* at most 4 fit"),
-        (CPU, dict(num_pages=2**50), f"num_pages={2**50}: .* fit into the memory"),
-        (Gpu(None), {}, "gpu_memory_utilization=0.9: .* set num_pages or kv_cache_memory_bytes"),
-    ],
-)
-def test_what_does_not_fit(on, options, message):
-    with pytest.raises(ConfigError, match=f"^{message}"):
-        num_pages(on, **options)
-
-
-def test_a_gpu_that_says_nothing_does_what_it_is_told():
-    assert num_pages(Gpu(None), num_pages=7) == 7
+def test_the_memory_of_a_cpu():
+    cpu: Any = types.SimpleNamespace(platform="cpu")
+    assert device.memory_of(cpu).limit > 2**27 and not device.memory_of(cpu).on_gpu
 
 
 no_gpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="there is a GPU")

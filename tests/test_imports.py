@@ -23,7 +23,7 @@ HOST_MODULES = (
         "plan",
         "metrics",
     ),
-    *("scheduler", "fake_runner", "plan_file", "replay"),
+    *("scheduler", "fake_runner", "plan_file", "replay", "memory_plan", "resolve"),
     *("check_params", "logprobs", "row_data"),
     *("job", "job_cli", "job_eta", "job_files", "job_input", "job_options", "job_output", "job_resume"),
     *("live", "prompts", "stream", "chat", "renderer", "scoring"),

@@ -98,14 +98,19 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _inside(model_dir: Path, file: str) -> Path:
     """The file, refused where a link leads out of the directory; a hub cache's own blobs are allowed."""
-    home, target = model_dir.resolve(), (model_dir / file).resolve()
+    try:
+        home, target = model_dir.resolve(), (model_dir / file).resolve()
+        is_file = target.is_file()
+    except (OSError, RuntimeError) as error:  # a name too long; links in a circle
+        reason = error.strerror if isinstance(error, OSError) else "links in a circle"
+        raise WeightsError(f"{file[:80]}: cannot be read: {reason}") from None
     allowed = [home]
     if home.parent.name == "snapshots":  # models--NAME/snapshots/REVISION/FILE -> ../../blobs/HASH
         allowed.append(home.parent.parent / "blobs")
     if not any(target.is_relative_to(folder) for folder in allowed):
-        raise WeightsError(f"{file}: a link that leaves the directory {model_dir}")
-    if not target.is_file():
-        raise WeightsError(f"{file}: missing from {model_dir}")
+        raise WeightsError(f"{file[:80]}: a link that leaves the directory {model_dir}")
+    if not is_file:
+        raise WeightsError(f"{file[:80]}: missing from {model_dir}")
     return model_dir / file
 
 

@@ -12,6 +12,9 @@ from typing import Any
 # not: anything but an answer or its own error. It names the input in its message.
 SURFACES = {
     "jsonl": "tests.helpers.jsonl_fuzz:check_seed",
+    "config": "tests.helpers.file_fuzz:check_config",
+    "safetensors": "tests.helpers.file_fuzz:check_safetensors",
+    "tokenizer": "tests.helpers.file_fuzz:check_tokenizer",
 }
 LIMIT_S = 5.0  # of CPU time per input
 

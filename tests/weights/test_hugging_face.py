@@ -470,3 +470,13 @@ def test_the_host_holds_little_more_than_the_model(tmp_path, stored):
     peak, model, largest = map(int, done.stdout.split())
     assert model > 8 * largest
     assert peak < model + largest + 8 * 1024, (peak, model, largest)  # KiB
+
+
+@pytest.mark.parametrize("file, reason", [("x" * 300, "name too long"), ("loop", "cannot be read|missing")])
+def test_names_that_no_file_can_have(file, reason, tmp_path):
+    """A shard's name in the index is anything."""
+    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
+    index = {"weight_map": {"norm.weight": f"{file}.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(weights.WeightsError, match=reason):
+        weights.check(tmp_path, {})

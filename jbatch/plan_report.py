@@ -1,0 +1,173 @@
+"""`jbatch plan`: what an engine would take of a GPU, from config.json alone. No weight is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jbatch.attention import choose_attention
+from jbatch.config import EngineConfig, ModelConfig
+from jbatch.device import find_device, memory_of, prepare_jax
+from jbatch.memory_plan import Memory, MemoryPlan, describe_bytes, estimate_step_bytes, plan_memory
+from jbatch.model import abstract_params
+from jbatch.plan import Bucket
+from jbatch.resolve import resolve_buckets, resolve_max_model_len, resolve_model
+from jbatch.runner import largest_programs, programs_for, temp_bytes
+from jbatch.state import StateShape
+
+ESTIMATE = "estimated: there is no GPU here to compile for"
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanReport:
+    """A memory plan, and the programs that go with it."""
+
+    model: str
+    device: str
+    num_params: int
+    dtype: str
+    memory: MemoryPlan
+    step_source: str  # where step_bytes comes from
+    prefill_tokens: tuple[int, ...]  # of the buckets
+    decode_slots: tuple[int, ...]
+    num_programs: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Every figure by name; bytes, tokens, counts."""
+        memory = self.memory
+        derived = ("page_bytes", "cache_bytes", "cache_tokens", "longest_request", "full_length_seqs")
+        figures = dataclasses.asdict(memory) | {name: getattr(memory, name) for name in derived}
+        own = dataclasses.asdict(self)
+        del own["memory"]
+        return {"schema": 1} | own | figures
+
+    def describe(self) -> str:
+        """The figures as a table of a few lines."""
+        memory = self.memory
+        kv = describe_bytes(memory.kv_bytes_per_token)
+        pages = f"{memory.num_pages} pages of {memory.page_size} tokens"
+        rows = [
+            ("weights", memory.weight_bytes, f"{_count(self.num_params)} parameters in {self.dtype}"),
+            (
+                "KV cache",
+                memory.cache_bytes,
+                f"{pages}: {memory.cache_tokens} tokens of {kv}",
+            ),
+            ("largest step", memory.step_bytes, self.step_source),
+        ]
+        lines = [f"{self.model} on {self.device}"]
+        lines += [f"  {name:<13}{describe_bytes(size):>12}   {text}" for name, size, text in rows]
+        if memory.limit_bytes is not None:
+            free = memory.limit_bytes - memory.weight_bytes - memory.cache_bytes - memory.step_bytes
+            lines.append(
+                f"  {'left':<13}{describe_bytes(free):>12}   of {describe_bytes(memory.limit_bytes)}"
+            )
+        at_once = f"{memory.full_length_seqs} of that length run at once, {memory.max_num_seqs} if shorter"
+        prefill, decode = (", ".join(map(str, sizes)) for sizes in (self.prefill_tokens, self.decode_slots))
+        lines += [
+            f"  requests      of up to {memory.longest_request} tokens; {at_once}",
+            f"  programs      {self.num_programs}: prefill of {prefill} tokens, decode of {decode} slots",
+        ]
+        if memory.longest_request < memory.max_model_len:
+            what = f"the model's {memory.max_model_len} tokens do not fit into the cache"
+            lines.append(f"  note          {what}: longer requests are refused")
+        return "\n".join(lines)
+
+
+def plan_model(model_dir: str | Path, config: EngineConfig, gpu_memory: int | None = None) -> PlanReport:
+    """The plan for a model directory, of which only config.json is read.
+
+    Args:
+      gpu_memory: bytes of the GPU to plan for; None: the device at hand.
+
+    Raises:
+      ConfigError: for a model or an option that jbatch refuses, and for what cannot fit, saying which option
+        to change, and to what.
+    """
+    model = resolve_model(model_dir, config)
+    max_model_len = resolve_max_model_len(config, model)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a plan takes no device memory
+    prepare_jax(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if gpu_memory is not None else "default")
+        device = find_device(config.device)
+    if device.platform == "cpu" and gpu_memory is not None:
+
+        def estimate(config: EngineConfig) -> int:
+            return estimate_step_bytes(
+                model, config.token_sizes(max_model_len)[-1], config.decode_sizes()[-1]
+            )
+
+        where = f"a GPU with {describe_bytes(gpu_memory)}"
+        return make_report(model_dir, config, model, gpu_share(gpu_memory, config), estimate, where, ESTIMATE)
+    memory = memory_of(device) if gpu_memory is None else gpu_share(gpu_memory, config)
+    where = (
+        device.device_kind
+        if gpu_memory is None
+        else f"{device.device_kind} with {describe_bytes(gpu_memory)}"
+    )
+    source = f"temporaries of the program compiled for this {'CPU' if device.platform == 'cpu' else 'GPU'}"
+    measure = step_bytes_on(device, model, max_model_len)
+    return make_report(model_dir, config, model, memory, measure, where, source)
+
+
+def make_report(
+    model_dir: str | Path,
+    config: EngineConfig,
+    model: ModelConfig,
+    memory: Memory,
+    step_bytes: Callable[[EngineConfig], int],
+    device: str,
+    step_source: str,
+) -> PlanReport:
+    """The plan for a model on a memory that is yet to take its weights. Raises ConfigError as plan_memory."""
+    max_model_len = resolve_max_model_len(config, model)
+    params = abstract_params(model).values()
+    memory = memory._replace(in_use=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in params))
+    prefill, decode = resolve_buckets(config, max_model_len)
+    return PlanReport(
+        model=str(model_dir),
+        device=device,
+        num_params=sum(math.prod(leaf.shape) for leaf in params),
+        dtype=model.dtype,
+        memory=plan_memory(config, model, max_model_len, memory, step_bytes),
+        step_source=step_source,
+        prefill_tokens=tuple(bucket.tokens for bucket in prefill),
+        decode_slots=tuple(bucket.slots for bucket in decode),
+        num_programs=len(programs_for(prefill + decode)),
+    )
+
+
+def gpu_share(gpu_memory: int, config: EngineConfig) -> Memory:
+    """What JAX may take of a GPU."""
+    return Memory(True, int(gpu_memory * config.gpu_memory_utilization))
+
+
+def step_bytes_on(device: Any, model: ModelConfig, max_model_len: int) -> Callable[[EngineConfig], int]:
+    """Asks the compiler for `device` what the largest step of an engine takes; it may be a device that can
+    only be compiled for."""
+
+    def measure(config: EngineConfig) -> int:
+        prefill, decode = resolve_buckets(config, max_model_len)
+        buckets: tuple[Bucket, ...] = prefill + decode
+        shape = _shape(config, max_model_len)
+        attention = choose_attention(config.attention_backend, model, shape, buckets, device)
+        programs = largest_programs(buckets)
+        largest = max(temp_bytes(model, shape, program, device, attention) for program in programs)
+        return largest + (0 if device.platform == "cpu" else shape.extra_bytes(model))
+
+    return measure
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
+
+
+def _shape(config: EngineConfig, max_model_len: int) -> StateShape:
+    """Of an engine whose pool is small: nothing that is asked of it grows with the pool."""
+    return StateShape(config.max_num_seqs, 2, config.page_size, -(-max_model_len // config.page_size))

@@ -1,0 +1,41 @@
+"""What an engine's options mean for a model: its dtype, its context, its buckets."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from jbatch.config import EngineConfig, ModelConfig
+from jbatch.config_json import load_config
+from jbatch.errors import ConfigError
+from jbatch.plan import Bucket, decode_bucket, prefill_bucket
+
+
+def resolve_model(model: str | Path, config: EngineConfig) -> ModelConfig:
+    """The model of a directory, in the dtype that was asked for.
+
+    Raises:
+      ConfigError: for what is no directory, and for a config.json that jbatch refuses.
+    """
+    if not Path(model).is_dir():
+        raise ConfigError("model", str(model), "is no directory; jbatch downloads nothing")
+    found = load_config(model)
+    return found if config.dtype == "auto" else dataclasses.replace(found, dtype=config.dtype)
+
+
+def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    """Tokens of prompt and output. Raises ConfigError where they are more than the model can serve."""
+    max_model_len = config.max_model_len or model.context_len
+    longest = model.max_context_len
+    if max_model_len > longest:
+        raise ConfigError("max_model_len", max_model_len, f"must be at most {longest}, the model's context")
+    model.check_context(max_model_len)
+    return max_model_len
+
+
+def resolve_buckets(
+    config: EngineConfig, max_model_len: int
+) -> tuple[tuple[Bucket, ...], tuple[Bucket, ...]]:
+    """The shapes of prefill steps and of decode steps, ascending."""
+    prefill = tuple(prefill_bucket(n, config.max_num_seqs) for n in config.token_sizes(max_model_len))
+    return prefill, tuple(decode_bucket(n) for n in config.decode_sizes())

@@ -1,0 +1,203 @@
+"""How many pages a memory holds, and what a plan says of it."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from jbatch import memory_plan
+from jbatch.config import EngineConfig, ModelConfig
+from jbatch.errors import ConfigError
+from jbatch.memory_plan import CPU_CACHE_BYTES, Memory, MemoryPlan
+
+MODEL = ModelConfig(96, 32, 48, 2, 4, 2, 8, 256, dtype="float32")
+PAGE = 16 * MODEL.kv_bytes_per_token
+CPU = Memory(False, 2**36)
+
+
+def gpu(limit: int, used: int = 0, step: int = 0) -> Memory:
+    return Memory(True, limit, used, step)
+
+
+def num_pages(memory: Memory, max_model_len: int = 64, **options: Any) -> int:
+    config = EngineConfig(page_size=16, **{"max_num_seqs": 4, **options})
+    return memory_plan.choose_num_pages(config, MODEL, max_model_len, memory)
+
+
+def test_as_many_as_can_be_used():
+    assert num_pages(CPU) == num_pages(gpu(2**34)) == 1 + 4 * 4
+    assert num_pages(CPU, max_model_len=65) == 1 + 4 * 5
+
+
+def test_as_asked_for():
+    assert num_pages(CPU, num_pages=3) == num_pages(gpu(2**30), num_pages=3) == 3
+    assert num_pages(CPU, num_pages=1000) == 1000  # more than can be used
+    assert num_pages(CPU, kv_cache_memory_bytes=5 * PAGE - 1) == 4
+    assert num_pages(gpu(2**30), kv_cache_memory_bytes=5 * PAGE) == 5
+    assert num_pages(gpu(20 * PAGE), kv_cache_memory_bytes=2**40) == 17, "more than can be used"
+
+
+def test_what_the_memory_holds():
+    limit = 100 * PAGE
+    assert num_pages(gpu(limit), max_num_seqs=64) == 98  # MARGIN
+    assert num_pages(gpu(limit, used=20 * PAGE, step=8 * PAGE), max_num_seqs=64) == 70
+    assert num_pages(CPU, max_num_seqs=4096, max_model_len=2**20) == CPU_CACHE_BYTES // PAGE
+
+
+@pytest.mark.parametrize(
+    "memory, options, message",
+    [
+        (
+            CPU,
+            dict(kv_cache_memory_bytes=PAGE),
+            f"kv_cache_memory_bytes={PAGE}: {PAGE} bytes are left .* {PAGE}",
+        ),
+        (gpu(4 * PAGE, 3 * PAGE), {}, "gpu_memory_utilization=0.9: .* bytes are left"),
+        (gpu(4 * PAGE, step=5 * PAGE), {}, "gpu_memory_utilization=0.9: 0 bytes are left"),
+        (gpu(4 * PAGE), dict(num_pages=5), "num_pages=5: .* at most 4 fit"),
+        (gpu(9 * PAGE, 3 * PAGE, 2 * PAGE), dict(num_pages=5), "num_pages=5: .* at most 4 fit"),
+        (
+            gpu(9 * PAGE, 3 * PAGE),
+            dict(kv_cache_memory_bytes=8 * PAGE),
+            f"kv_cache_memory_bytes={8 * PAGE}: at most {6 * PAGE} bytes",
+        ),
+        (CPU, dict(num_pages=2**50), f"num_pages={2**50}: .* fit into the memory"),
+        (Memory(True, None), {}, "gpu_memory_utilization=0.9: .* set num_pages or kv_cache_memory_bytes"),
+    ],
+)
+def test_what_does_not_fit(memory, options, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        num_pages(memory, **options)
+
+
+def test_a_gpu_that_says_nothing_does_what_it_is_told():
+    assert num_pages(Memory(True, None), num_pages=7) == 7
+
+
+# ---- plans ----
+
+
+def plan(memory: Memory, step: Any = 0, context: int = 64, **options: Any) -> MemoryPlan:
+    config = EngineConfig(page_size=16, **{"max_num_seqs": 4, **options})
+    step_bytes = step if callable(step) else lambda config: step
+    return memory_plan.plan_memory(config, MODEL, config.max_model_len or context, memory, step_bytes)
+
+
+def test_a_plan_by_hand():
+    """Limit 100 pages: 20 of weights, 8 of a step, 2 of margin; a sequence of 64 tokens takes 4 pages."""
+    found = plan(gpu(100 * PAGE, 20 * PAGE), 8 * PAGE, max_num_seqs=64)
+    assert (found.num_pages, found.cache_bytes, found.cache_tokens) == (70, 70 * PAGE, 69 * 16)
+    assert (found.longest_request, found.full_length_seqs) == (64, 17)
+
+
+def test_a_pool_smaller_than_the_context():
+    found = plan(gpu(10 * PAGE), 0, num_pages=3)
+    assert (found.longest_request, found.full_length_seqs) == (32, 1)
+
+
+def step_of(config: EngineConfig) -> int:
+    """A page for each 64 tokens of prefill, or for each sequence."""
+    return PAGE * max(config.max_num_batched_tokens // 64, config.max_num_seqs)
+
+
+@pytest.mark.parametrize(
+    "memory, options, words",
+    [
+        # 2,048 tokens take 32 of the 30 pages
+        (gpu(30 * PAGE), dict(max_model_len=16), ["max_num_batched_tokens=1024 would do"]),
+        (gpu(30 * PAGE), dict(max_num_seqs=64, max_num_batched_tokens=64), ["max_num_seqs=16 would do"]),
+        (gpu(30 * PAGE, 29 * PAGE), dict(max_num_batched_tokens=64), ["dtype=bfloat16 would do"]),
+        (
+            gpu(8 * PAGE),
+            dict(max_num_batched_tokens=64, num_pages=7),
+            ["num_pages=7", "at most 4 fit", "of GPU memory would do"],
+        ),
+        (
+            gpu(8 * PAGE),
+            dict(max_num_batched_tokens=64, max_model_len=64),
+            ["max_model_len=64", "holds 32 tokens", "; 32 would do"],
+        ),
+        (Memory(False, 3 * PAGE), {}, ["kv_cache_memory_bytes", "of memory would do"]),
+    ],
+)
+def test_what_would_do_instead(memory, options, words):
+    with pytest.raises(ConfigError) as refused:
+        plan(memory, step_of, **options)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_every_suggestion_would_do():
+    memory = gpu(30 * PAGE)
+    assert plan(memory, step_of, max_num_batched_tokens=1024).num_pages >= 2
+    assert plan(memory, step_of, max_num_seqs=16, max_num_batched_tokens=64).num_pages >= 2
+    with pytest.raises(ConfigError):
+        plan(memory, step_of, max_num_seqs=32, max_num_batched_tokens=64)
+
+
+@pytest.mark.parametrize("used", [0, 10**9 + 1, 2**35])
+def test_the_smallest_gpu_would_do(used):
+    """A page that holds a MiB less would not."""
+    need = used + 2048 * PAGE  # 8 MiB
+    config = EngineConfig()
+    gpu_bytes = memory_plan.gpu_bytes(need, config)
+    options = dict(max_num_seqs=4096, max_num_batched_tokens=64)
+    assert plan(gpu(int(gpu_bytes * 0.9), used), 0, 16, **options).num_pages >= 2048
+    assert plan(gpu(int((gpu_bytes - 2**21) * 0.9), used), 0, 16, **options).num_pages < 2048
+
+
+# ---- PERFORMANCE figures of public shapes ----
+
+LLAMA_2_7B = ModelConfig(32000, 4096, 11008, 32, 32, 32, 128, 4096, dtype="float16")
+LLAMA_3_8B = ModelConfig(128256, 4096, 14336, 32, 32, 8, 128, 8192)
+
+
+@pytest.mark.parametrize(
+    "model, prefill, decode, megabytes",
+    [  # of programs that XLA compiled for an H200, in 2**20 bytes: `python tools/plan_for.py h200 ...`
+        (LLAMA_3_8B, 8, 8, 11.9),
+        (LLAMA_3_8B, 8, 64, 94.9),
+        (LLAMA_3_8B, 8, 256, 379.7),
+        (LLAMA_3_8B, 512, 1, 54.3),
+        (LLAMA_3_8B, 2048, 64, 217.1),
+        (LLAMA_2_7B, 8, 64, 23.9),
+        (LLAMA_2_7B, 2048, 64, 178.0),
+    ],
+)
+def test_the_estimate_of_a_step(model, prefill, decode, megabytes):
+    assert memory_plan.estimate_step_bytes(model, prefill, decode) / 2**20 == pytest.approx(
+        megabytes, rel=0.03
+    )
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [
+        ("80GiB", 80 * 2**30),
+        ("141 GB", 141 * 10**9),
+        ("1.5e9", 15 * 10**8),
+        ("80g", 80 * 2**30),
+        ("12MB", 12e6),
+    ],
+)
+def test_sizes(text, size):
+    assert memory_plan.parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GB", "0", "80XB", "8..0GB", "nan", "1e999", "9" * 5000])
+def test_what_is_no_size(text):
+    with pytest.raises(ConfigError, match=r"^gpu_memory="):
+        memory_plan.parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    "size, text", [(0, "0 B"), (1023, "1023 B"), (2**30, "1.00 GiB"), (2**30 + 1, "1.01 GiB")]
+)
+def test_bytes_in_words(size, text):
+    assert memory_plan.describe_bytes(size) == text
+
+
+def test_a_plan_is_frozen():
+    found = plan(gpu(100 * PAGE))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.num_pages = 3  # type: ignore[misc]

@@ -1,0 +1,162 @@
+"""`jbatch plan`: what an engine would take, from config.json alone."""
+
+import json
+from typing import Any
+
+import pytest
+
+import jbatch.plan_report
+from jbatch import LLM
+from jbatch.config import EngineConfig
+from tests.helpers.command import run, write_model
+from tests.helpers.hf_checkpoint import tiny
+
+LLAMA_3_8B: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "torch_dtype": "bfloat16",
+}
+LLAMA_2_7B = LLAMA_3_8B | {
+    "vocab_size": 32000,
+    "intermediate_size": 11008,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+}
+
+
+def write_config(model_dir, config):
+    """A directory that holds config.json and nothing else."""
+    model_dir.mkdir()
+    (model_dir / "config.json").write_text(json.dumps(config))
+    return model_dir
+
+
+@pytest.fixture
+def eight_b(tmp_path):
+    return write_config(tmp_path / "8b", LLAMA_3_8B)
+
+
+@pytest.fixture
+def no_compiling(monkeypatch):
+    monkeypatch.setattr(jbatch.plan_report, "temp_bytes", lambda *_: pytest.fail("compiled"))
+
+
+@pytest.mark.parametrize(
+    "config, gpu, kv_bytes, weights, tokens",
+    [  # tokens that fit beside the weights into 0.9 of the GPU, before temporaries and the runtime's margin
+        (LLAMA_3_8B, "80GB", 128 * 2**10, 8_030_261_248 * 2, 427_000),
+        (LLAMA_3_8B, "141GB", 128 * 2**10, 8_030_261_248 * 2, 846_000),
+        (LLAMA_2_7B, "80GB", 512 * 2**10, 6_738_415_616 * 2, 112_000),
+        (LLAMA_2_7B, "141GB", 512 * 2**10, 6_738_415_616 * 2, 216_000),
+    ],
+)
+def test_known_models(config, gpu, kv_bytes, weights, tokens, no_compiling, tmp_path, capsys):
+    model = write_config(tmp_path / "m", config)
+    ended = run(capsys, "plan", model, "--gpu-memory", gpu, "--max-num-seqs", "4096", "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert (found["kv_bytes_per_token"], found["weight_bytes"]) == (kv_bytes, weights)
+    taken = found["step_bytes"] + 0.02 * found["limit_bytes"]
+    assert found["cache_tokens"] + taken / kv_bytes == pytest.approx(tokens, rel=0.005)
+
+
+def test_in_words(eight_b, no_compiling, capsys):
+    ended = run(capsys, "plan", eight_b, "--gpu-memory", "80GiB", "--max-model-len", "4096")
+    assert (ended.code, ended.err) == (0, "")
+    for words in (
+        "on a GPU with 80.00 GiB",
+        "14.96 GiB   8.03 B parameters in bfloat16",
+        "4097 pages of 64 tokens: 262144 tokens of 128.00 KiB",
+        "216.00 MiB   estimated: there is no GPU here to compile for",
+        "of up to 4096 tokens; 64 of that length run at once",
+        "42: prefill of 64, 128, 256, 512, 1024, 2048 tokens, decode of 1, 2, 4, 8, 16, 24, 32, 48, 64 slots",
+    ):
+        assert words in ended.out, words
+    assert max(map(len, ended.out.splitlines())) < 130
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--gpu-memory 16GB", "gpu_memory_utilization=0.9: 0 bytes are left for the KV cache"),
+        ("--gpu-memory 80GiB --num-pages 10000", "num_pages=10000: pages of 8388608 bytes: at most 7274 fit"),
+        ("--gpu-memory 18GiB --max-model-len 8192", "max_model_len=8192: the KV cache holds 5"),
+        ("--gpu-memory 18.4GiB --max-num-seqs 4096", "max_num_seqs=512 would do"),
+        ("--gpu-memory 24GB --dtype float32", "dtype=bfloat16 would do"),
+        ("--gpu-memory 80XB", "gpu_memory='80XB': must be a size"),
+        ("--gpu-memory 80GB --page-size 17", "page_size=17: must be one of 16"),
+        ("--gpu-memory 80GB --max-model-len 9000", "max_model_len=9000: must be at most 8192"),
+    ],
+)
+def test_what_cannot_fit(eight_b, flags, message, no_compiling, capsys):
+    ended = run(capsys, "plan", eight_b, *flags.split())
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert message in ended.err
+
+
+def test_the_memory_that_would_do_does(eight_b, no_compiling, capsys):
+    ended = run(capsys, "plan", eight_b, "--gpu-memory", "16GB")
+    size = ended.err.split(" of GPU memory would do")[0].split("; or ")[-1]
+    ended = run(capsys, "plan", eight_b, "--gpu-memory", size)
+    assert ended.code == 0 and "of up to 8192 tokens; 1 of that length" in ended.out
+
+
+def test_no_model(tmp_path, capsys):
+    assert "is no directory" in run(capsys, "plan", tmp_path / "no", "--gpu-memory", "1GB").err
+    assert "config.json" in run(capsys, "plan", tmp_path, "--gpu-memory", "1GB").err
+
+
+def test_the_plan_is_what_an_engine_does(tmp_path, monkeypatch, capsys):
+    """Pages, buckets and programs; the temporaries are those of compiled programs, of which there are two."""
+    options = dict(max_num_seqs=1, max_model_len=32, page_size=16, device="cpu")
+    compiled = []
+    measure = jbatch.plan_report.temp_bytes
+    monkeypatch.setattr(
+        jbatch.plan_report, "temp_bytes", lambda *args: compiled.append(args[2]) or measure(*args)
+    )
+    model = write_model(tmp_path / "model")
+    (model / "model.safetensors").rename(tmp_path / "aside")
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    found = json.loads(run(capsys, "plan", model, *flags, "--json").out)
+    assert [(program.bucket.kind, program.bucket.tokens) for program in compiled] == [
+        ("decode", 1),
+        ("prefill", 32),
+    ]
+    assert found["step_source"].endswith("compiled for this CPU") and found["step_bytes"] > 1000
+
+    (tmp_path / "aside").rename(model / "model.safetensors")
+    with LLM(model, **options) as llm:
+        assert llm.runner.shape.num_pages == found["num_pages"]
+        assert llm.runner.num_programs == found["num_programs"]
+        assert sum(leaf.nbytes for leaf in llm.runner._params) == found["weight_bytes"]
+        kinds = {name: set() for name in ("prefill", "decode")}
+        for program in llm.runner._programs:
+            kinds[program.bucket.kind].add(program.bucket.tokens)
+    assert sorted(kinds["prefill"]) == found["prefill_tokens"]
+    assert sorted(kinds["decode"]) == found["decode_slots"]
+
+
+def test_a_gpu_at_hand_is_asked(tmp_path, monkeypatch):
+    """Its share of its memory, and programs compiled for it."""
+
+    class Gpu:
+        platform, device_kind = "gpu", "NVIDIA Test"
+
+        def memory_stats(self):
+            return {"bytes_limit": 10**6, "bytes_in_use": 123}
+
+    monkeypatch.setattr(jbatch.plan_report, "find_device", lambda _: Gpu())
+    monkeypatch.setattr(jbatch.plan_report, "choose_attention", lambda *_: None)
+    monkeypatch.setattr(jbatch.plan_report, "temp_bytes", lambda *_: 5000)
+    model = write_config(tmp_path / "m", tiny())
+    report = jbatch.plan_report.plan_model(model, EngineConfig(max_num_seqs=2))
+    assert report.device == "NVIDIA Test" and report.step_source.endswith("compiled for this GPU")
+    assert (report.memory.limit_bytes, report.memory.step_bytes) == (10**6, 5000)
+    report = jbatch.plan_report.plan_model(model, EngineConfig(max_num_seqs=2), 2 * 10**6)
+    assert report.memory.limit_bytes == 1_800_000 and report.memory.step_bytes == 5000

@@ -1,0 +1,79 @@
+"""`jbatch plan` for a GPU that is not here, whose steps are compiled, not estimated.
+
+    python tools/plan_for.py h200 MODEL [--gpu-memory 141GB] [--max-num-seqs 256] ...
+
+Needs the extra `aot`, and no driver. Options are those of EngineConfig, as `jbatch plan` spells them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script from a checkout
+
+from tools import gpu_target  # noqa: E402
+
+
+def device_memory(target: str) -> int:
+    """Bytes, as the target's description says."""
+    text = (gpu_target.DESCRIPTIONS / f"{target}.txtpb").read_text()
+    found = re.search(r"device_memory_size: (\d+)", text)
+    assert found is not None, f"{target}.txtpb names no device_memory_size"
+    return int(found[1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("target", choices=gpu_target.NAMES)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--gpu-memory", metavar="SIZE", help="[default: the target's]")
+    for name in ("max-num-seqs", "max-model-len", "max-num-batched-tokens", "page-size", "num-pages"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--gpu-memory-utilization", type=float)
+    parser.add_argument("--dtype")
+    parser.add_argument("--attention-backend")
+    args = vars(parser.parse_args())
+    with tempfile.TemporaryDirectory(prefix="jbatch-plan-") as dump:
+        target = gpu_target.set_up(args.pop("target"), Path(dump))
+        return plan_for(target, args.pop("model"), args.pop("gpu_memory"), args)
+
+
+def plan_for(
+    target: gpu_target.Target, model_dir: Path, memory: str | None, options: dict[str, object]
+) -> int:
+    """Print the plan. The exit code is 2 where it does not fit."""
+    from jbatch.config import EngineConfig
+    from jbatch.errors import ConfigError
+    from jbatch.memory_plan import parse_bytes
+    from jbatch.plan_report import gpu_share, make_report, step_bytes_on
+    from jbatch.resolve import resolve_max_model_len, resolve_model
+
+    try:
+        config = EngineConfig(**{name: value for name, value in options.items() if value is not None})
+        model = resolve_model(model_dir, config)
+        gpu_bytes = device_memory(target.name) if memory is None else parse_bytes(memory)
+        measure = step_bytes_on(target.device, model, resolve_max_model_len(config, model))
+
+        def compiled(config: EngineConfig) -> int:
+            with gpu_target.compiling(target):
+                return measure(config)
+
+        source = f"temporaries of the program compiled for an {target.name.upper()}"
+        share = gpu_share(gpu_bytes, config)
+        report = make_report(model_dir, config, model, share, compiled, target.name.upper(), source)
+    except ConfigError as error:
+        print(f"plan_for: {error}", file=sys.stderr)
+        return 2
+    print(report.describe())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
