@@ -226,30 +226,6 @@ def test_nothing_left_to_draw_ends_one_request_alone():
     assert good.outputs[0].token_ids == [7] * 12 and good.error is None
 
 
-def test_a_logits_fn_is_in_every_step():
-    """It forbids a token after itself, and its NaN ends one request."""
-
-    def function(logits, state):
-        slots = jnp.arange(logits.shape[0])
-        logits = logits.at[slots, state.last_token].set(-jnp.inf)
-        logits = jnp.where((state.length % 2 == 0)[:, None], logits.at[:, 11].add(100.0), logits)
-        return jnp.where((state.prompt_len == 3)[:, None], jnp.nan, logits)
-
-    runner = make_runner(Sampler.EXTENDED, logits_fn=function)
-    engine = make_engine(runner=runner)
-    for request_id, prompt in {"even": [4, 5], "odd": [11], "nan": [1, 2, 3]}.items():
-        engine.add_request(request_id, prompt, SamplingParams(**GREEDY))
-    outputs = drain(engine)
-    for request_id in ("even", "odd"):
-        token_ids = outputs[request_id].prompt_token_ids + outputs[request_id].outputs[0].token_ids
-        drawn = range(len(outputs[request_id].prompt_token_ids), len(token_ids))
-        assert len(drawn) == 12
-        assert all(token_ids[at] != token_ids[at - 1] for at in drawn)
-        assert all(token_ids[at] == 11 for at in drawn if at % 2 == 0 and token_ids[at - 1] != 11)
-    assert "not finite at position 3" in outputs["nan"].error
-    runner.close()
-
-
 def test_a_nan_in_the_cache_ends_one_row_alone():
     """Its prompt log-probabilities are there as far as they are numbers."""
     runner = runner_of_all()

@@ -275,14 +275,19 @@ def test_what_does_not_fit_the_model_ends_alone(llm, options):
 
 
 def test_a_function_of_the_users(model_dir):
+    """It is in every step: no token comes twice, and what it makes a NaN of ends alone."""
+
     def no_repeats(logits, state):
-        return jax.numpy.where(state.in_prompt | (state.counts > 0), -jax.numpy.inf, logits)
+        logits = jax.numpy.where(state.in_prompt | (state.counts > 0), -jax.numpy.inf, logits)
+        return jax.numpy.where((state.prompt_len == 3)[:, None], jax.numpy.nan, logits)
 
     with LLM(model_dir, logits_fn=no_repeats, **SMALL) as llm:
         assert llm.runner.num_programs == 2
         for params in (GREEDY, SamplingParams(max_tokens=40, seed=1, ignore_eos=True)):
-            (ids,) = ids_of(llm.generate([[5, 6]], params))
+            broken, good = llm.generate([[1, 2, 3], [5, 6]], params)
+            ids = good.outputs[0].token_ids
             assert len({5, 6, *ids}) == 2 + len(ids) == 2 + params.max_tokens
+            assert "not finite at position 3" in broken.error and not broken.outputs[0].token_ids
 
 
 def test_a_function_that_cannot_be_compiled(model_dir):

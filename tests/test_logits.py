@@ -9,7 +9,7 @@ import pytest
 
 from jbatch.errors import ConfigError
 from jbatch.logits import LogitsState, check_logits_fn, largest, process, report, report_targets
-from jbatch.plan import RowSetup
+from jbatch.plan import RowSetup, Status, row_columns
 from jbatch.row_data import RULED_OUT
 from jbatch.sampling_params import (
     MAX_BAD_WORD_IDS,
@@ -19,7 +19,7 @@ from jbatch.sampling_params import (
     MAX_STOP_IDS,
     Sampler,
 )
-from jbatch.state import ExtraState
+from jbatch.state import ExtraState, read_rows
 from jbatch.step import sample
 
 SLOTS, VOCAB = 4, 11
@@ -53,11 +53,12 @@ def extra_of(slots=SLOTS, vocab=VOCAB, **fields):
     return ExtraState(**{**empty, **{name: jnp.asarray(value) for name, value in fields.items()}})
 
 
-def processed(logits, rows=None, extra=None, logits_fn=None):
+_process = jax.jit(process, static_argnums=4)
+
+
+def processed(logits, rows=None, extra=None, logits_fn=None, run=_process):
     lengths = jnp.arange(logits.shape[0])
-    return np.asarray(
-        process(jnp.asarray(logits), rows or rows_of(), lengths, extra or extra_of(), logits_fn)
-    )
+    return np.asarray(run(jnp.asarray(logits), rows or rows_of(), lengths, extra or extra_of(), logits_fn))
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_the_users_function_sees_its_rows(logits):
         seen.append((x, state))
         return x.at[:, 2].set(-jnp.inf).at[jnp.arange(SLOTS), state.last_token].add(10.0)
 
-    found = processed(logits, rows, extra_of(counts=counts, in_prompt=in_prompt), function)
+    found = processed(logits, rows, extra_of(counts=counts, in_prompt=in_prompt), function, process)
     ((x, state),) = seen
     np.testing.assert_array_equal(x, logits)
     expected = LogitsState(
@@ -167,9 +168,6 @@ def test_the_users_function_sees_its_rows(logits):
 
 def test_ends_that_only_extended_steps_know(logits):
     """Nothing left, a NaN of the model's, one of the function's, and a row that goes on."""
-    from jbatch.plan import Status, row_columns
-    from jbatch.state import read_rows
-
     logits[1, 5] = np.nan
     columns = jnp.asarray([row_columns(RowSetup(budget=5, has_bias=slot == 0)) for slot in range(SLOTS)])
     bias = np.full((SLOTS, VOCAB), RULED_OUT, np.float32)
