@@ -29,6 +29,7 @@ from jbatch.prompts import Asked, Prompt, check_idle, list_requests
 from jbatch.runner import Program, Runner, Variants, compile_step, programs_for
 from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.scheduler import Limits, Scheduler, SchedulerConfig, StepLimits
+from jbatch.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.state import StateShape
 from jbatch.stream import AsyncStream, TextDelta, flatten, stream_steps
 from jbatch.tokenizer import Tokenizer, load_tokenizer
@@ -113,6 +114,13 @@ class LLM:
                 self.engine.abort(one.request_id)
             raise
         return [outputs[one.request_id] for one in asked]
+
+    def score(self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True) -> list[Score]:
+        """The log-probability and the rank of each prompt's tokens; nothing is generated.
+
+        As `generate`: a prompt that cannot be served has its reason in `error`, and the others go on.
+        """
+        return [score_of(output) for output in self.generate(prompts, SCORE_PARAMS, use_tqdm=use_tqdm)]
 
     def chat(
         self,

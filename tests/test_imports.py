@@ -25,6 +25,7 @@ HOST_MODULES = (
     ),
     *("scheduler", "fake_runner", "plan_file", "replay"),
     *("job", "job_cli", "job_eta", "job_files", "job_input", "job_options", "job_output", "job_resume"),
+    *("live", "prompts", "stream", "chat", "renderer", "scoring"),
     *("job_signals", "job_state", "job_summary", "cli"),
 )
 MODULES = ["jbatch", "pallas_kernels", "weights", *[f"jbatch.{name}" for name in HOST_MODULES]]

@@ -265,7 +265,9 @@ def test_leaving_early_aborts_and_leaves_the_engine_clean(after):
     for _ in range(after):
         next(steps)
     assert (engine.num_unfinished > 0) == (after > 0)
+    num_steps = engine.runner.num_steps
     steps.close()
+    assert engine.runner.num_steps == num_steps  # nothing was computed to the end
     assert is_clean(engine) and len(generate(engine, asked)) == 5
 
     for delta in flatten(stream_steps(engine, asked)):
