@@ -73,9 +73,9 @@ def test_in_words(eight_b, no_compiling, capsys):
         "on a GPU with 80.00 GiB",
         "14.96 GiB   8.03 B parameters in bfloat16",
         "4097 pages of 64 tokens: 262144 tokens of 128.00 KiB",
-        "216.00 MiB   estimated: there is no GPU here to compile for",
+        "286.53 MiB   temporaries, and state of penalties; estimated: there is no GPU here to compile for",
         "of up to 4096 tokens; 64 of that length run at once",
-        "42: prefill of 64, 128, 256, 512, 1024, 2048 tokens, decode of 1, 2, 4, 8, 16, 24, 32, 48, 64 slots",
+        "33: prefill of 64, 128, 256, 512, 1024, 2048 tokens, decode of 1, 2, 4, 8, 16, 24, 32, 48, 64 slots",
     ):
         assert words in ended.out, words
     assert max(map(len, ended.out.splitlines())) < 130
@@ -85,9 +85,9 @@ def test_in_words(eight_b, no_compiling, capsys):
     "flags, message",
     [
         ("--gpu-memory 16GB", "gpu_memory_utilization=0.9: 0 bytes are left for the KV cache"),
-        ("--gpu-memory 80GiB --num-pages 10000", "num_pages=10000: pages of 8388608 bytes: at most 7274 fit"),
+        ("--gpu-memory 80GiB --num-pages 10000", "num_pages=10000: pages of 8388608 bytes: at most 72"),
         ("--gpu-memory 18GiB --max-model-len 8192", "max_model_len=8192: the KV cache holds 5"),
-        ("--gpu-memory 18.4GiB --max-num-seqs 4096", "max_num_seqs=512 would do"),
+        ("--gpu-memory 18.4GiB --max-num-seqs 4096", "max_num_seqs=256 would do"),
         ("--gpu-memory 24GB --dtype float32", "dtype=bfloat16 would do"),
         ("--gpu-memory 80XB", "gpu_memory='80XB': must be a size"),
         ("--gpu-memory 80GB --page-size 17", "page_size=17: must be one of 16"),
