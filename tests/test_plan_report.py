@@ -8,6 +8,8 @@ import pytest
 import jbatch.plan_report
 from jbatch import LLM
 from jbatch.config import EngineConfig
+from jbatch.config_json import parse_config
+from jbatch.state import StateShape
 from tests.helpers.command import run, write_model
 from tests.helpers.hf_checkpoint import tiny
 
@@ -157,6 +159,7 @@ def test_a_gpu_at_hand_is_asked(tmp_path, monkeypatch):
     model = write_config(tmp_path / "m", tiny())
     report = jbatch.plan_report.plan_model(model, EngineConfig(max_num_seqs=2))
     assert report.device == "NVIDIA Test" and report.step_source.endswith("compiled for this GPU")
-    assert (report.memory.limit_bytes, report.memory.step_bytes) == (10**6, 5000)
+    extra = StateShape(2, 2, 64, 4).extra_bytes(parse_config(tiny()))
+    assert (report.memory.limit_bytes, report.memory.step_bytes) == (10**6, 5000 + extra)
     report = jbatch.plan_report.plan_model(model, EngineConfig(max_num_seqs=2), 2 * 10**6)
-    assert report.memory.limit_bytes == 1_800_000 and report.memory.step_bytes == 5000
+    assert report.memory.limit_bytes == 1_800_000 and report.memory.step_bytes == 5000 + extra
