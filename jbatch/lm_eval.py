@@ -3,8 +3,8 @@
     python -m jbatch.lm_eval run --model jbatch --model_args pretrained=DIR --tasks arc_easy
 
 is the harness's own command line with "jbatch" registered; in Python, `import jbatch.lm_eval` does that,
-before `lm_eval.simple_evaluate(model="jbatch", ...)`. All requests of a task go through one engine together: the
-harness's batch size does not matter.
+before `lm_eval.simple_evaluate(model="jbatch", ...)`. All requests of a task go through one engine together:
+the harness's batch size does not matter.
 """
 
 from __future__ import annotations

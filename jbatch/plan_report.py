@@ -17,10 +17,11 @@ from jbatch.memory_plan import Memory, MemoryPlan, describe_bytes, estimate_step
 from jbatch.model import abstract_params
 from jbatch.plan import Bucket
 from jbatch.resolve import resolve_buckets, resolve_max_model_len, resolve_model
-from jbatch.runner import largest_programs, programs_for, temp_bytes
+from jbatch.runner import Variants, largest_programs, programs_for, temp_bytes
+from jbatch.sampling_params import Sampler
 from jbatch.state import StateShape
 
-ESTIMATE = "estimated: there is no GPU here to compile for"
+ESTIMATE = "temporaries, and state of penalties; estimated: there is no GPU here to compile for"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +100,8 @@ def plan_model(model_dir: str | Path, config: EngineConfig, gpu_memory: int | No
     if device.platform == "cpu" and gpu_memory is not None:
 
         def estimate(config: EngineConfig) -> int:
-            return estimate_step_bytes(
-                model, config.token_sizes(max_model_len)[-1], config.decode_sizes()[-1]
-            )
+            sizes = config.token_sizes(max_model_len)[-1], config.decode_sizes()[-1]
+            return estimate_step_bytes(model, *sizes) + _shape(config, max_model_len).extra_bytes(model)
 
         where = f"a GPU with {describe_bytes(gpu_memory)}"
         return make_report(model_dir, config, model, gpu_share(gpu_memory, config), estimate, where, ESTIMATE)
@@ -130,6 +130,9 @@ def make_report(
     params = abstract_params(model).values()
     memory = memory._replace(in_use=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in params))
     prefill, decode = resolve_buckets(config, max_model_len)
+    samplers = Variants().samplers
+    if config.samplers is not None:
+        samplers = tuple(Sampler[name.upper()] for name in config.samplers)
     return PlanReport(
         model=str(model_dir),
         device=device,
@@ -139,7 +142,7 @@ def make_report(
         step_source=step_source,
         prefill_tokens=tuple(bucket.tokens for bucket in prefill),
         decode_slots=tuple(bucket.slots for bucket in decode),
-        num_programs=len(programs_for(prefill + decode)),
+        num_programs=len(programs_for(prefill + decode, samplers)),
     )
 
 

@@ -8,6 +8,8 @@ import pytest
 import jbatch.plan_report
 from jbatch import LLM
 from jbatch.config import EngineConfig
+from jbatch.config_json import parse_config
+from jbatch.state import StateShape
 from tests.helpers.command import run, write_model
 from tests.helpers.hf_checkpoint import tiny
 
@@ -73,9 +75,9 @@ def test_in_words(eight_b, no_compiling, capsys):
         "on a GPU with 80.00 GiB",
         "14.96 GiB   8.03 B parameters in bfloat16",
         "4097 pages of 64 tokens: 262144 tokens of 128.00 KiB",
-        "216.00 MiB   estimated: there is no GPU here to compile for",
+        "286.53 MiB   temporaries, and state of penalties; estimated: there is no GPU here to compile for",
         "of up to 4096 tokens; 64 of that length run at once",
-        "42: prefill of 64, 128, 256, 512, 1024, 2048 tokens, decode of 1, 2, 4, 8, 16, 24, 32, 48, 64 slots",
+        "33: prefill of 64, 128, 256, 512, 1024, 2048 tokens, decode of 1, 2, 4, 8, 16, 24, 32, 48, 64 slots",
     ):
         assert words in ended.out, words
     assert max(map(len, ended.out.splitlines())) < 130
@@ -85,9 +87,9 @@ def test_in_words(eight_b, no_compiling, capsys):
     "flags, message",
     [
         ("--gpu-memory 16GB", "gpu_memory_utilization=0.9: 0 bytes are left for the KV cache"),
-        ("--gpu-memory 80GiB --num-pages 10000", "num_pages=10000: pages of 8388608 bytes: at most 7274 fit"),
+        ("--gpu-memory 80GiB --num-pages 10000", "num_pages=10000: pages of 8388608 bytes: at most 72"),
         ("--gpu-memory 18GiB --max-model-len 8192", "max_model_len=8192: the KV cache holds 5"),
-        ("--gpu-memory 18.4GiB --max-num-seqs 4096", "max_num_seqs=512 would do"),
+        ("--gpu-memory 18.4GiB --max-num-seqs 4096", "max_num_seqs=256 would do"),
         ("--gpu-memory 24GB --dtype float32", "dtype=bfloat16 would do"),
         ("--gpu-memory 80XB", "gpu_memory='80XB': must be a size"),
         ("--gpu-memory 80GB --page-size 17", "page_size=17: must be one of 16"),
@@ -157,6 +159,7 @@ def test_a_gpu_at_hand_is_asked(tmp_path, monkeypatch):
     model = write_config(tmp_path / "m", tiny())
     report = jbatch.plan_report.plan_model(model, EngineConfig(max_num_seqs=2))
     assert report.device == "NVIDIA Test" and report.step_source.endswith("compiled for this GPU")
-    assert (report.memory.limit_bytes, report.memory.step_bytes) == (10**6, 5000)
+    extra = StateShape(2, 2, 64, 4).extra_bytes(parse_config(tiny()))
+    assert (report.memory.limit_bytes, report.memory.step_bytes) == (10**6, 5000 + extra)
     report = jbatch.plan_report.plan_model(model, EngineConfig(max_num_seqs=2), 2 * 10**6)
-    assert report.memory.limit_bytes == 1_800_000 and report.memory.step_bytes == 5000
+    assert report.memory.limit_bytes == 1_800_000 and report.memory.step_bytes == 5000 + extra
