@@ -54,7 +54,7 @@ def _kernels(name: str, ops: tuple[str, ...], limit_s: float, *more: str) -> Par
 
 def _steps(kind: str, limit_s: float) -> Part:
     """Steps of whole models; their own limit leaves time to write what was measured."""
-    command = ("-m", "bench.steps", kind, "--ceilings", "OUT/ceilings.json")
+    command: tuple[str, ...] = ("-m", "bench.steps", kind, "--ceilings", "OUT/ceilings.json")
     command += ("--json", f"OUT/{kind}-steps.json", "--seconds", str(limit_s - 10))
     return Part(f"{kind}-steps", command, limit_s, ("--tiny",), result=f"{kind}-steps.json")
 
@@ -69,7 +69,7 @@ def _sanitizer(tool: str, limit_s: float) -> Part:
 
 def _torch(name: str, limit_s: float, *arms: str, tiny: bool) -> Part:
     """Arms of `jbatch bench compare`."""
-    command = ("-m", "bench.suite_torch", "--json", f"OUT/compare-{name}.json")
+    command: tuple[str, ...] = ("-m", "bench.suite_torch", "--json", f"OUT/compare-{name}.json")
     command += ("--steps", "OUT/decode-steps.json", "--arms", *arms)
     result = f"compare-{name}.json"
     env = {"OMP_NUM_THREADS": "1"}  # PyTorch's host threads would wait for each other in a spin

@@ -37,13 +37,13 @@ class Rung:
     arm: Arm
     max_num_seqs: int
     passes: list[Pass] = dataclasses.field(default_factory=list)
-    not_run: str | None = None
+    failed: str | None = None
 
     def result(self) -> ArmResult:
-        """Of the repeat of median output throughput."""
+        """Of the repeat of median output throughput, of those that ended."""
         label = f"{self.arm.name}, {self.max_num_seqs} at once"
-        if self.not_run is not None:
-            return ArmResult(label, self.arm.definition, not_run=self.not_run)
+        if not self.passes:
+            return ArmResult(label, self.arm.definition, not_run=self.failed or "its turn did not come")
         found = [one.rates.output_throughput for one in self.passes]
         middle = sorted(self.passes, key=lambda one: one.rates.output_throughput)[(len(found) - 1) // 2]
         return ArmResult(
@@ -56,7 +56,10 @@ class Rung:
             repeats=tuple(found),
             steps=tuple(_thinned(middle.steps)),
             requests=tuple(measures.request_rows(middle.run)),
-            extra={"least_prompt_tokens": min(one.counts.useful_prefill_tokens for one in self.passes)},
+            extra={
+                "least_prompt_tokens": min(one.counts.useful_prefill_tokens for one in self.passes),
+                "failed": self.failed,
+            },
         )
 
 
@@ -70,7 +73,8 @@ def climb(
 ) -> dict[str, ArmResult]:
     """Run each arm once per repeat, in turn, so that a slow spell of the machine hits all of them.
 
-    An arm that fails is a row "not run: why", is not tried again, and takes nobody along.
+    An arm that fails is not tried again and takes nobody along: where no repeat of it had ended, it is a row
+    "not run: why".
 
     Args:
       sizes: batch size by arm; by default the subject's, and 1 for "unbatched".
@@ -79,7 +83,7 @@ def climb(
     rungs = [Rung(arm, (sizes or {}).get(arm.name, _size(arm, subject))) for arm in arms]
     for repeat in range(setting.repeats):
         for rung in rungs:
-            if rung.not_run is None:
+            if rung.failed is None:
                 _attempt(subject, rung, workload, setting, repeat)
         on_round({rung.arm.name: rung.result() for rung in rungs})
     return {rung.arm.name: rung.result() for rung in rungs}
@@ -153,8 +157,11 @@ def _attempt(subject: Subject, rung: Rung, workload: Workload, setting: Setting,
     try:
         rung.passes.append(run_once(subject, rung.arm, rung.max_num_seqs, workload, setting))
     except Exception as error:  # of whatever kind: the other arms' results matter more
-        rung.not_run = f"repeat {repeat + 1}: {type(error).__name__}: {error}"
-        subject.rebuild()
+        rung.failed = f"repeat {repeat + 1}: {type(error).__name__}: {error}"
+        try:
+            subject.rebuild()
+        except Exception as again:  # then the other arms fail too, but what they have given stays
+            rung.failed += f"; building anew: {type(again).__name__}: {again}"
 
 
 def _thinned(steps: Sequence[StepRow]) -> list[StepRow]:

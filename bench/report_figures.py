@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 WIDTH = 7.2  # inches; text stays legible where a phone shows the picture at half its size
 DPI = 150
 MAX_POINTS = 1500
@@ -39,7 +40,7 @@ ARM_COLOURS = {
     "continuous": BLUE,
 }
 OTHER_COLOURS = (GREEN, "#000000", "#8c6d1f", "#5b3fa0", ORANGE, SKY, PINK)
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",

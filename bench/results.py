@@ -14,9 +14,10 @@
 
 An ARM that ran holds the fields of Counts, Rates and Latencies in one flat object (names as `vllm bench`),
 and label, definition, max_num_seqs, repeats (each repeat's output_throughput, tokens/s), spread ((most -
-least) / median of them), steps and requests. All figures but `repeats` are of one repeat: the one of median
-output_throughput, the lower of the two where their number is even. An arm that did not run holds
-{"label", "definition", "not_run": why} and nothing else. What does not apply is null.
+least) / median of them), steps and requests; `failed` says why it stopped before its last repeat, or null.
+All figures but `repeats` are of one repeat: the one of median output_throughput, the lower of the two where
+their number is even. An arm that did not run holds {"label", "definition", "not_run": why} and nothing else.
+What does not apply is null.
 
 Throughputs are per second of `duration_s - idle_s`: time in which nothing was unfinished is skipped, not
 waited for. Closed runs have none. Files are strict JSON: no NaN, no Infinity.
@@ -37,6 +38,7 @@ from bench.workloads import Workload
 from jbatch.errors import ConfigError
 
 SCHEMA = 1
+DIGITS = 9
 Kind = Literal["batching", "throughput", "latency", "compare"]
 
 
@@ -209,22 +211,22 @@ def describe(workload: Workload) -> dict[str, Any]:
     }
 
 
+def claim_file(path: Path) -> None:
+    """Create a results file, empty, before any work. Raises ConfigError where it exists."""
+    with _refusing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("x").close()
+
+
 @contextlib.contextmanager
 def claimed(file: Path | None = None, folder: Path | None = None) -> Iterator[None]:
     """Create a results file or folder before any work; what is still empty when the work ends, as it does
-    after an error, is removed.
-
-    Raises:
-      ConfigError: where it exists.
-    """
-    try:
-        if folder is not None:
+    after an error, is removed. Raises ConfigError where it exists."""
+    if folder is not None:
+        with _refusing(folder):
             folder.mkdir(parents=True)
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.open("x").close()
-    except FileExistsError:
-        raise ConfigError("output", str(folder or file), "exists; results are never overwritten") from None
+    if file is not None:
+        claim_file(file)
     try:
         yield
     finally:
@@ -232,6 +234,14 @@ def claimed(file: Path | None = None, folder: Path | None = None) -> Iterator[No
             file.unlink()
         if folder is not None and not any(folder.iterdir()):
             folder.rmdir()
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise ConfigError("output", str(path), "exists; results are never overwritten") from None
 
 
 def write(path: Path, results: Results) -> None:
@@ -254,11 +264,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _strict(value: Any) -> Any:
-    """Without numbers that JSON does not know: infinite ones as text, NaN as null."""
+    """Without numbers that JSON does not know: infinite ones as text, NaN as null. Others keep as many digits
+    as a measurement has: most of a file are steps."""
     if isinstance(value, dict):
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
-    return value
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

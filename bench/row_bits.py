@@ -63,7 +63,9 @@ def tokens_of(members: Sequence[Member | None], bucket: Bucket, tables: np.ndarr
             starts[slot], q_lens[slot], kv_lens[slot] = begin, length, member.cached + length
             block_tables[slot] = tables[member.row]
             begin += align(length)
-    return Tokens(ids, positions, live, slots, block_tables, RaggedMetadata(starts, q_lens, kv_lens))
+    metadata = RaggedMetadata(*map(jnp.asarray, (starts, q_lens, kv_lens)))
+    fields = (ids, positions, live, slots, block_tables)
+    return Tokens(*map(jnp.asarray, fields), metadata)  # type: ignore[call-arg]
 
 
 class Forward:
@@ -95,7 +97,7 @@ class Forward:
         return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(result)]
 
     def _tokens(self, members: Sequence[Member | None]) -> Tokens:
-        return jax.tree.map(jnp.asarray, tokens_of(members, self.bucket, self.tables))
+        return tokens_of(members, self.bucket, self.tables)
 
 
 def cases(kind: str, bucket: Bucket, model: Model) -> dict[str, list[Member | None]]:

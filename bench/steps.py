@@ -38,11 +38,17 @@ from jbatch.plan import (
 
 ROUNDS = 5
 CONTEXTS = {"llama3-8b": 1024, "llama2-7b": 512, "llama3.2-1b": 1024}  # of decode; KV of 7B: four times 8B's
-SLOTS = (64, 1, 256, 8, 128, 32)  # the most telling first
-PROMPTS = ((1, 2048), (8, 256), (1, 512), (1, 8192))  # how many, and their length
+SLOTS: tuple[int, ...] = (64, 1, 256, 8, 128, 32)  # the most telling first
+PROMPTS: tuple[tuple[int, int], ...] = (
+    (1, 2048),
+    (8, 256),
+    (1, 512),
+    (1, 8192),
+)  # how many, and their length
 PREFILL_MODELS = ("llama3-8b", "llama2-7b")
 TINY = Size("tiny", ModelConfig(96, 64, 96, 2, 4, 2, 64, 256, dtype="float32"), context=40, page_size=16)
-TINY_SLOTS, TINY_PROMPTS = (4, 1), ((1, 32), (2, 16))
+TINY_SLOTS: tuple[int, ...] = (4, 1)
+TINY_PROMPTS: tuple[tuple[int, int], ...] = ((1, 32), (2, 16))
 
 
 class Case(NamedTuple):
@@ -89,9 +95,9 @@ def _fill(fields: PrefillInput, case: Case, vocab_size: int) -> None:
 def plan(kind: str, tiny: bool) -> list[tuple[Size, list[Case]]]:
     """What to measure of each model."""
     if kind == "decode":
-        contexts = {} if tiny else CONTEXTS
-        todo = [(_size(name, context), SLOTS) for name, context in contexts.items()] or [(TINY, TINY_SLOTS)]
-        return [(size, [Case(kind, slots, size.context) for slots in numbers]) for size, numbers in todo]
+        sizes = [TINY] if tiny else [_size(name, context) for name, context in CONTEXTS.items()]
+        slots = TINY_SLOTS if tiny else SLOTS
+        return [(size, [Case(kind, number, size.context) for number in slots]) for size in sizes]
     longest = max(length for _, length in PROMPTS)
     sizes = [TINY] if tiny else [_size(name, longest) for name in PREFILL_MODELS]
     prompts = TINY_PROMPTS if tiny else PROMPTS

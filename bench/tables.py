@@ -35,6 +35,8 @@ def print_ladder(out: Console, results: Results) -> None:
     for name, arm in results.arms.items():
         if arm.not_run is not None:
             out.print(f"{name}: not run: {arm.not_run}")
+        elif arm.extra.get("failed"):
+            out.print(f"{name}: stopped early: {arm.extra['failed']}")
     if results.sweep:
         print_sweep(out, results.sweep)
 

@@ -18,6 +18,8 @@ _EXPORTS = {
     "RequestError": "jbatch.errors",
     "RequestOutput": "jbatch.outputs",
     "SamplingParams": "jbatch.sampling_params",
+    "Score": "jbatch.scoring",
+    "TextDelta": "jbatch.stream",
 }
 
 __all__ = sorted(_EXPORTS)

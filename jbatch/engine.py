@@ -13,16 +13,17 @@ import numpy as np
 
 from jbatch.check_params import bad_word_ids, check_params
 from jbatch.errors import RequestError
+from jbatch.live import Live, empty_output, sample_output
 from jbatch.logprobs import Decode, LogprobList, logprob_list, take_in, token_decoder
 from jbatch.metrics import StepRecord, Summary
-from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput, merge_samples
+from jbatch.outputs import CompletionOutput, FinishReason, RequestOutput, merge_samples
 from jbatch.plan import StepInput, StepOutput, StepPlan, pack
 from jbatch.request import Request
 from jbatch.request import Sequence as RunningSequence
 from jbatch.row_data import row_data
 from jbatch.sampling_params import MAX_STOP_IDS, Sampler, SamplingParams
 from jbatch.scheduler import Scheduler
-from jbatch.tokenizer import StopFinder, Tokenizer
+from jbatch.tokenizer import Detokenizer, Tokenizer
 
 
 class RunnerLike(Protocol):
@@ -43,6 +44,7 @@ class Progress(NamedTuple):
     request_id: str
     sample_idx: int  # 0 to n - 1
     token_ids: list[int]
+    completion: CompletionOutput | None = None  # where it has ended with these
 
 
 class EngineStep(NamedTuple):
@@ -52,19 +54,6 @@ class EngineStep(NamedTuple):
     record: StepRecord | None  # of the step whose result came in; with overlap, the one before
     progress: list[Progress]
     outputs: list[RequestOutput]  # requests that ended
-
-
-@dataclasses.dataclass(slots=True)
-class _Live:
-    """A sample that has not ended, as the engine follows it."""
-
-    sequence: RunningSequence
-    stop_finder: StopFinder | None
-    logprobs: LogprobList | None
-    error: str | None = None  # its text cannot be made
-    scheduled_ts: float | None = None
-    first_token_ts: float | None = None
-    last_token_ts: float | None = None
 
 
 class _Samples(NamedTuple):
@@ -102,7 +91,7 @@ class Engine:
         self._eos_token_ids = tuple(sorted(eos_token_ids))
         self._depth = 1 if overlap else 0
         self._in_flight: deque[_InFlight] = deque()
-        self._live: dict[int, _Live] = {}  # by seq_id
+        self._live: dict[int, Live] = {}  # by seq_id
         self._requests: dict[str, _Samples] = {}  # by request_id
         self._ended: list[RequestOutput] = []  # not handed out yet
         self._request_idx = itertools.count()
@@ -156,12 +145,12 @@ class Engine:
         )
         if params.max_tokens == 0 and params.prompt_logprobs is None:
             self.scheduler.check(request)
-            self._ended.append(_empty_output(request, self._clock()))
+            self._ended.append(empty_output(request, self._clock()))
             return
         stop_finders = [self._stop_finder(params) for _ in range(params.n)]
         sequences = self._add_samples(request)
         for sequence, stop_finder in zip(sequences, stop_finders, strict=True):
-            self._live[sequence.seq_id] = _Live(sequence, stop_finder, logprob_list(sequence.request))
+            self._live[sequence.seq_id] = Live(sequence, stop_finder, logprob_list(sequence.request))
         self._requests[request_id] = _Samples([sequence.seq_id for sequence in sequences], [])
 
     def _add_samples(self, request: Request) -> list[RunningSequence]:
@@ -259,19 +248,19 @@ class Engine:
         progress = []
         for sequence, token_ids in sequences:
             live = self._live[sequence.seq_id]
-            progress.append(Progress(sequence.request.request_id, sequence.request.sample_idx, token_ids))
             if token_ids:
                 live.last_token_ts = begin
                 if live.first_token_ts is None:
                     live.first_token_ts = begin
             if live.stop_finder is not None:
                 self._find_stop(live, token_ids)
-            if sequence.finished:
-                self._finish(live)
+            completion = self._finish(live) if sequence.finished else None
+            request = sequence.request
+            progress.append(Progress(request.request_id, request.sample_idx, token_ids, completion))
         host_s = step.host_s + self._clock() - begin
         return dataclasses.replace(record, host_s=host_s, device_s=device_s), progress
 
-    def _find_stop(self, live: _Live, token_ids: list[int]) -> None:
+    def _find_stop(self, live: Live, token_ids: list[int]) -> None:
         """End a sequence whose text now holds a stop string, also where it has just ended by its length."""
         sequence, finder = live.sequence, live.stop_finder
         if sequence.finish_reason in (FinishReason.STOP, FinishReason.ERROR) or finder is None:
@@ -286,7 +275,7 @@ class Engine:
             live.error = str(error)
             self.scheduler.finish(sequence, FinishReason.ERROR)
 
-    def _finish(self, live: _Live) -> None:
+    def _finish(self, live: Live) -> CompletionOutput:
         try:
             text = self._text(live)
         except RequestError as error:  # this request's text alone
@@ -294,16 +283,18 @@ class Engine:
         request_id, seq_id = live.sequence.request.request_id, live.sequence.seq_id
         samples = self._requests[request_id]
         samples.live.remove(seq_id)
-        samples.ended.append(_output(live, text, self._clock(), self._decoder(live)))
+        output = sample_output(live, text, self._clock(), self._decoder(live))
+        samples.ended.append(output)
         del self._live[seq_id]
         if not samples.live:
             del self._requests[request_id]
             self._ended.append(merge_samples(samples.ended))
+        return output.outputs[0]
 
-    def _decoder(self, live: _Live) -> Decode:
+    def _decoder(self, live: Live) -> Decode:
         return self._decode if live.sequence.request.params.detokenize else lambda token_id: None
 
-    def _text(self, live: _Live) -> str:
+    def _text(self, live: Live) -> str:
         sequence, params = live.sequence, live.sequence.request.params
         if live.stop_finder is not None and live.stop_finder.found is not None:
             return live.stop_finder.text(include_stop=params.include_stop_str_in_output)
@@ -350,62 +341,14 @@ class Engine:
             )
         return stop_ids
 
-    def _stop_finder(self, params: SamplingParams) -> StopFinder | None:
+    def _stop_finder(self, params: SamplingParams) -> Detokenizer | None:
         if not params.stop:
             return None
         if self.tokenizer is None:
             raise RequestError("stop", list(params.stop), "this model has no tokenizer: use stop_token_ids")
-        return self.tokenizer.stop_finder(params.stop, skip_special_tokens=params.skip_special_tokens)
+        return self.tokenizer.detokenizer(params.stop, skip_special_tokens=params.skip_special_tokens)
 
 
 def derive_seed(engine_seed: int, index: int) -> int:
     """The seed of request `index`, uint32: never of its arrival, so that a resumed job draws the same."""
     return int(np.random.SeedSequence([engine_seed, index]).generate_state(1)[0])
-
-
-def _output(live: _Live, text: str, now: float, decode: Decode) -> RequestOutput:
-    """Of one sample."""
-    sequence, request = live.sequence, live.sequence.request
-    logprobs, cumulative, prompt_logprobs = None, None, None
-    if live.logprobs is not None:
-        logprobs, cumulative = live.logprobs.output(len(sequence.output_token_ids), decode)
-        prompt_logprobs = live.logprobs.prompt(decode)
-    assert sequence.finish_reason is not None, "an output of a request that goes on"
-    found = live.stop_finder.found if live.stop_finder is not None else None
-    reason = FinishReason.STOP if found else sequence.finish_reason  # also where both came with one token
-    completion = CompletionOutput(
-        index=request.sample_idx,
-        text=text,
-        token_ids=sequence.output_token_ids,
-        finish_reason=FinishReason.ERROR if live.error else reason,
-        stop_reason=found or sequence.stop_reason,
-        logprobs=logprobs,
-        cumulative_logprob=cumulative,
-    )
-    metrics = RequestMetrics(
-        arrival_time=request.arrival,
-        scheduled_ts=live.scheduled_ts,
-        first_token_ts=live.first_token_ts,
-        last_token_ts=live.last_token_ts,
-        finished_ts=now,
-        num_generation_tokens=len(completion.token_ids),
-        num_preemptions=sequence.num_preemptions,
-    )
-    return RequestOutput(
-        request_id=request.request_id,
-        prompt=request.prompt,
-        prompt_token_ids=list(request.prompt_token_ids),
-        outputs=[completion],
-        metrics=metrics,
-        error=live.error or sequence.error,
-        prompt_logprobs=prompt_logprobs,
-    )
-
-
-def _empty_output(request: Request, now: float) -> RequestOutput:
-    """Of a request for no tokens."""
-    metrics = RequestMetrics(request.arrival, None, None, None, now, 0, 0)
-    completions = [CompletionOutput(idx, "", [], FinishReason.LENGTH) for idx in range(request.params.n)]
-    return RequestOutput(
-        request.request_id, request.prompt, list(request.prompt_token_ids), completions, metrics=metrics
-    )

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from jbatch.engine import Engine
-from jbatch.errors import JobError, RequestError
+from jbatch.errors import ConfigError, JobError, RequestError
 from jbatch.job_eta import TokensLeft
 from jbatch.job_input import InputLine, Parse, id_of
 from jbatch.job_output import Output
@@ -62,7 +62,8 @@ class Job:
         A line that cannot be served gets an error record, whatever is wrong with it; the others go on.
 
         Raises:
-          JobError: where a step fails on the device. Finished records are kept.
+          JobError: where a step fails on the device, or something is missing on this machine. Finished
+            records are kept.
           OSError: where a record cannot be written.
         """
         more = True
@@ -112,6 +113,8 @@ class Job:
         except RequestError as error:
             parts.tokens_left.skip()
             self._write_error(request.form, line.line_no, custom_id, error.code, str(error))
+        except ConfigError as error:  # something is missing here, and the line is right
+            raise JobError(str(error)) from error
         except Exception as error:  # a tokenizer's or a template's, of this line alone
             parts.tokens_left.skip()
             message = f"{type(error).__name__}: {error}"

@@ -14,10 +14,10 @@ from typing import Any, BinaryIO, NamedTuple
 from jbatch.config import EngineConfig
 from jbatch.config_json import load_config
 from jbatch.engine import Engine
-from jbatch.errors import ConfigError, JobError, RequestError
+from jbatch.errors import ConfigError, JobError
 from jbatch.job import EncodeChat, Job, JobParts
 from jbatch.job_eta import TokensLeft
-from jbatch.job_files import locked, replacing
+from jbatch.job_files import locked, remove_leftover, replacing
 from jbatch.job_input import InputLine, Scan, open_input, read_lines, scan
 from jbatch.job_options import JobOptions
 from jbatch.job_output import Output, OutputFile, OutputStream, remove_torn
@@ -27,7 +27,7 @@ from jbatch.job_state import JobState, check_state, fingerprint, save_state
 from jbatch.job_summary import MIN_FOR_EARLY_WARNING, JobSummary, describe
 from jbatch.metrics import Summary
 from jbatch.progress import progress_bar
-from jbatch.request_line import parse_line
+from jbatch.request_line import RequestLine, parse_line
 from jbatch.sampling_params import SamplingParams
 
 ALL_ANSWERED, SOME_ERRORS, STOPPED = 0, 1, 3  # exit codes, besides 2 (refused) and 128 + signal
@@ -54,6 +54,10 @@ class JobCommand(NamedTuple):
     defaults: dict[str, Any]  # sampling parameters of lines that do not set them
     load: Callable[[Scan], Any]  # a context manager of a Model
     say: Say
+
+    def parse(self, raw: bytes) -> RequestLine:
+        """A line of the input. Raises LineError."""
+        return parse_line(raw, self.defaults)
 
 
 def run_generate(
@@ -102,11 +106,7 @@ def _load(model: Path, engine_options: dict[str, Any], found: Scan) -> Iterator[
     options.setdefault("max_num_seqs", min(max(found.num_requests, 1), EngineConfig.max_num_seqs))
     options["samplers"] = [sampler.name.lower() for sampler in found.samplers] or ["greedy"]
     with LLM(model, **options) as llm:
-        yield Model(llm.engine, _encode_chat, lambda: llm.runner.compilations_after_warmup)
-
-
-def _encode_chat(messages: Any) -> Any:
-    raise RequestError("messages", messages, "this model has no chat template", code="no_chat_template")
+        yield Model(llm.engine, llm.chat_token_ids, lambda: llm.runner.compilations_after_warmup)
 
 
 def run_command(command: JobCommand) -> int:
@@ -126,13 +126,13 @@ def run_command(command: JobCommand) -> int:
         run = _Run(source, before, found, output, done, stop)
         try:
             return _run(command, run)
-        except _Failed as error:
-            say(f"{error}. {_advice(options)}")
+        except _Stopped as error:
+            say(str(error))
             return STOPPED
 
 
-class _Failed(Exception):
-    """What ends a job that has begun."""
+class _Stopped(Exception):
+    """What ends a job that has begun: a failure, and what to do about it."""
 
 
 class _Run(NamedTuple):
@@ -148,10 +148,8 @@ class _Run(NamedTuple):
 
 def _scan(command: JobCommand, source: BinaryIO) -> Scan:
     size = os.fstat(source.fileno()).st_size
-    parse = functools.partial(parse_line, defaults=command.defaults)
     with progress_bar("checking", size) as update:
-        found = scan(source, parse, command.options.parsed_shard, lambda at: update(at, "bytes"))
-    return found
+        return scan(source, command.parse, command.options.parsed_shard, lambda at: update(at, "bytes"))
 
 
 def _describe_input(options: JobOptions, found: Scan) -> str:
@@ -174,6 +172,7 @@ def _open_output(command: JobCommand, found: Scan, stack: ExitStack) -> tuple[Ou
     if os.path.exists(path) and os.path.getsize(path) and not options.force:
         check_state(path, state)
     done = Done(found.last_line_no)
+    remove_leftover(path)
     if os.path.exists(path):
         if options.retry_errors and (dropped := drop_errors(path)):
             say(f"removed {dropped} error records: their lines run again")
@@ -191,37 +190,43 @@ def _open_output(command: JobCommand, found: Scan, stack: ExitStack) -> tuple[Ou
 
 
 def _run(command: JobCommand, run: _Run) -> int:
-    """Answer what is left, say what was done, and sort; the exit code. Raises _Failed."""
-    options, done, say, stop = command.options, run.done, command.say, run.stop
-    summary = JobSummary()
-    if done.num_done == run.found.num_requests:
-        say("nothing is left to do")
-        complete, figures = True, summary.figures(Summary(), 0.0, 0)
-    else:
-        with command.load(run.found) as model:
-            begin = time.monotonic()
-            try:
-                complete = _answer(command, run, model, summary)
-            except (JobError, OSError) as error:
-                raise _Failed(str(error)) from error
-            finally:  # what was done is worth knowing in any case
-                elapsed_s = time.monotonic() - begin
-                figures = summary.figures(model.engine.summary, elapsed_s, model.compilations())
-                for line in describe(figures):
-                    say(line)
-        if summary.finish_reasons.total() < MIN_FOR_EARLY_WARNING:
-            _warn_of_length(summary, say)
+    """Answer what is left, say what was done, and sort; the exit code. Raises _Stopped."""
+    options, done = command.options, run.done
     try:
-        if options.summary is not None:
-            with replacing(options.summary) as file:
-                file.write(json.dumps(figures, indent=1, allow_nan=False).encode() + b"\n")
-        if complete and options.ordered:
+        if done.num_done < run.found.num_requests:
+            with command.load(run.found) as model:
+                complete = _answer_and_report(command, run, model)
+            if not complete:
+                return run.stop.exit_code
+        else:
+            command.say("nothing is left to do")
+            _write_figures(options, JobSummary().figures(Summary(), 0.0, 0))
+        if options.ordered:
             sort_by_line(options.output_path, done)
-    except OSError as error:
-        raise _Failed(str(error)) from error
-    if not complete:
-        return stop.exit_code
+    except (JobError, OSError) as error:
+        raise _Stopped(f"{error}. {_advice(options)}") from error
     return SOME_ERRORS if done.num_errors else ALL_ANSWERED
+
+
+def _answer_and_report(command: JobCommand, run: _Run, model: Model) -> bool:
+    """Run the loop, and say what was done, also where it fails; whether it came to its end."""
+    summary, begin = JobSummary(), time.monotonic()
+    try:
+        complete = _answer(command, run, model, summary)
+    finally:
+        figures = summary.figures(model.engine.summary, time.monotonic() - begin, model.compilations())
+        for line in describe(figures):
+            command.say(line)
+        if summary.finish_reasons.total() < MIN_FOR_EARLY_WARNING:
+            _warn_of_length(summary, command.say)
+        _write_figures(command.options, figures)
+    return complete
+
+
+def _write_figures(options: JobOptions, figures: dict[str, Any]) -> None:
+    if options.summary is not None:
+        with replacing(options.summary) as file:
+            file.write(json.dumps(figures, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def _answer(command: JobCommand, run: _Run, model: Model, summary: JobSummary) -> bool:
@@ -233,7 +238,7 @@ def _answer(command: JobCommand, run: _Run, model: Model, summary: JobSummary) -
     parts = JobParts(
         engine=model.engine,
         output=run.output,
-        parse=functools.partial(parse_line, defaults=command.defaults),
+        parse=command.parse,
         encode_chat=model.encode_chat,
         summary=summary,
         tokens_left=tokens_left,
@@ -257,6 +262,7 @@ def _answer(command: JobCommand, run: _Run, model: Model, summary: JobSummary) -
             ended = Job(parts).run(_left(run, shard.holds), stop.stopped, on_step)
             run.output.sync(now=True)
             _check_unchanged(run)
+            update(done.num_done, tokens_left.note(time.monotonic() - begin))
         finally:
             stop.graceful = False
     return ended
@@ -273,9 +279,9 @@ def _left(run: _Run, in_shard: Callable[[int], bool]) -> Iterator[InputLine]:
 
 
 def _check_unchanged(run: _Run) -> None:
-    """Raise JobError where the input was written to while it was read: records may be of other lines."""
+    """Raise _Stopped where the input was written to while it was read."""
     if _identity(run.source) != run.source_before:
-        raise JobError("the input changed while the job ran")
+        raise _Stopped("the input changed while the job ran, so records may be of other lines: start anew")
 
 
 def _identity(file: BinaryIO) -> tuple[int, ...]:

@@ -10,11 +10,13 @@ from typing import BinaryIO
 
 from jbatch.errors import ConfigError
 
+TEMPORARY = ".jbatch-tmp"
+
 
 @contextmanager
 def replacing(path: str) -> Iterator[BinaryIO]:
     """Write a file that takes `path`'s place at the end; before that, and where it fails, nothing changes."""
-    temporary = f"{path}.tmp"
+    temporary = f"{path}{TEMPORARY}"
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -26,6 +28,12 @@ def replacing(path: str) -> Iterator[BinaryIO]:
             os.unlink(temporary)
         raise
     sync_directory(path)
+
+
+def remove_leftover(path: str) -> None:
+    """Remove what was written to replace `path` and, after a kill, did not."""
+    with suppress(FileNotFoundError):
+        os.unlink(f"{path}{TEMPORARY}")
 
 
 def sync_directory(path: str) -> None:

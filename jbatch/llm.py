@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import numbers
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,26 @@ import jax
 
 import weights
 from jbatch.attention import choose_attention
+from jbatch.chat import ChatEncoder, Conversation, list_conversations
 from jbatch.config import EngineConfig, ModelConfig, ModeName, PolicyName
 from jbatch.config_json import load_bos_token_id, load_config, load_eos_token_ids
 from jbatch.device import choose_num_pages, find_device, prepare_jax
 from jbatch.engine import Engine
-from jbatch.errors import ConfigError, JBatchError, RequestError, check_option_names
+from jbatch.errors import ConfigError, RequestError, check_option_names
 from jbatch.logits import LogitsFn, check_logits_fn
 from jbatch.model import abstract_params
-from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
+from jbatch.outputs import RequestOutput
 from jbatch.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.policy import MODES, POLICIES, Policy
 from jbatch.progress import progress_bar
+from jbatch.prompts import Asked, Prompt, check_idle, list_requests
 from jbatch.runner import Program, Runner, Variants, compile_step, programs_for
 from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.scheduler import Limits, Scheduler, SchedulerConfig, StepLimits
+from jbatch.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.state import StateShape
+from jbatch.stream import AsyncStream, TextDelta, flatten, stream_steps
 from jbatch.tokenizer import Tokenizer, load_tokenizer
-
-Prompt = str | Sequence[int] | dict[str, Any]  # text, token ids, {"prompt": ...} or {"prompt_token_ids": ...}
 
 
 class LLM:
@@ -67,7 +68,9 @@ class LLM:
         self.model_config = _model_config(model_dir, self.config.dtype)
         self.max_model_len = self.config.max_model_len or self.model_config.context_len
         _check_context(self.model_config, self.max_model_len)
-        self._tokenizer = load_tokenizer(tokenizer or model_dir, load_bos_token_id(model_dir))
+        tokenizer_dir = Path(tokenizer or model_dir)
+        self._tokenizer = load_tokenizer(tokenizer_dir, load_bos_token_id(model_dir))
+        self._chat = ChatEncoder(tokenizer_dir, self._tokenizer)
         prepare_jax(self.config)
         variants = _variants(self.config, self.model_config, self.max_model_len, logits_fn)
         self.runner = _runner(self.config, self.model_config, self.max_model_len, model_dir, variants)
@@ -99,29 +102,98 @@ class LLM:
           TypeError: for sampling_params that are none.
           JBatchError: while `self.engine` has unfinished requests that were added by hand.
         """
-        if self.engine.num_unfinished:
-            raise JBatchError(
-                f"the engine has {self.engine.num_unfinished} unfinished requests: step it first"
-            )
-        listed = _as_list(prompts)
-        params = _params_of_each(sampling_params, len(listed))
-        self.prepare(params)
-        priorities = [0] * len(listed) if priority is None else list(priority)
+        asked = self._ask(prompts, sampling_params, priority)
         outputs: dict[str, RequestOutput] = {}
-        request_ids = [str(next(self._request_ids)) for _ in listed]
         try:
-            for request_id, prompt, one, rank in zip(request_ids, listed, params, priorities, strict=True):
-                try:
-                    content = _content(prompt)
-                    self.engine.add_request(request_id, content, one, priority=rank)
-                except RequestError as error:
-                    outputs[request_id] = _refused(request_id, prompt, error)
-            self._run(outputs, set(request_ids), use_tqdm)
+            for one in asked:
+                if (refused := one.add_to(self.engine)) is not None:
+                    outputs[one.request_id] = refused
+            self._run(outputs, {one.request_id for one in asked}, use_tqdm)
         except BaseException:  # an interrupt included: the engine must be clean for the next call
-            for request_id in request_ids:
-                self.engine.abort(request_id)
+            for one in asked:
+                self.engine.abort(one.request_id)
             raise
-        return [outputs[request_id] for request_id in request_ids]
+        return [outputs[one.request_id] for one in asked]
+
+    def score(self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True) -> list[Score]:
+        """The log-probability and the rank of each prompt's tokens; nothing is generated.
+
+        As `generate`: a prompt that cannot be served has its reason in `error`, and the others go on.
+        """
+        return [score_of(output) for output in self.generate(prompts, SCORE_PARAMS, use_tqdm=use_tqdm)]
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer conversations, each a list of messages, with the model's chat template.
+
+        As `generate`: one that the template refuses ends with its error, and the others go on. `prompt` of an
+        output is the rendered text.
+
+        Args:
+          messages: one conversation, or a list of them. A message has a role (system, user or assistant) and
+            a content: text, or a list of text parts. Tools are not supported.
+
+        Raises:
+          ConfigError: where transformers or jinja2 is not installed.
+        """
+        rendered = [self._chat.encode_or_error(one) for one in list_conversations(messages)]
+        prompts: list[Any] = [
+            one if isinstance(one, RequestError) else list(one.token_ids) for one in rendered
+        ]
+        outputs = self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return [
+            output if isinstance(one, RequestError) else dataclasses.replace(output, prompt=one.text)
+            for one, output in zip(rendered, outputs, strict=True)
+        ]
+
+    def chat_token_ids(self, messages: Conversation) -> tuple[int, ...]:
+        """The prompt of one conversation: at most one BOS, all messages, the beginning of the answer.
+
+        Raises RequestError for messages that are refused, and for a model without chat template.
+        """
+        return self._chat.encode(messages).token_ids
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: Sequence[int] | None = None,
+    ) -> Iterator[TextDelta]:
+        """Complete each prompt, as `generate` does, and give the texts piece by piece while they grow.
+
+        The pieces of one sample, joined, are its text in `generate`. None breaks a character, or shows the
+        beginning of what turns out to be a stop string. The request's output comes with its last piece.
+        Who leaves the iteration early (or closes the iterator) aborts what has not ended.
+        """
+        return flatten(stream_steps(self.engine, self._ask(prompts, sampling_params, priority)))
+
+    def astream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: Sequence[int] | None = None,
+    ) -> AsyncStream:
+        """`stream` for `async for`: the engine's steps run in a thread, and the event loop goes on."""
+        return AsyncStream(stream_steps(self.engine, self._ask(prompts, sampling_params, priority)))
+
+    def _ask(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: Sequence[int] | None,
+    ) -> list[Asked]:
+        """Raises what `generate` raises for its arguments."""
+        check_idle(self.engine)
+        asked = list_requests(prompts, sampling_params, priority, self._request_ids)
+        self.prepare(one.params for one in asked)
+        return asked
 
     def prepare(self, params: Iterable[SamplingParams]) -> None:
         """Compile what requests with these parameters need, as far as it is missing. `generate` does so by
@@ -191,6 +263,7 @@ class LLM:
     def close(self) -> None:
         """Free the device's memory. The LLM cannot be used afterwards."""
         self.runner.close()
+        self._chat.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -285,48 +358,3 @@ def _eos_token_ids(model_dir: Path, tokenizer: Tokenizer | None) -> frozenset[in
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         eos |= {tokenizer.eos_token_id}
     return eos
-
-
-def _as_list(prompts: Any) -> list[Prompt]:
-    """A list of prompts, also of a single one: a string, a dictionary, or a list of integers."""
-    if isinstance(prompts, (str, dict)):
-        return [prompts]
-    one = len(prompts) > 0 and all(isinstance(item, numbers.Integral) for item in prompts)
-    return [prompts] if one else list(prompts)
-
-
-def _content(prompt: Prompt) -> str | Sequence[int]:
-    if not isinstance(prompt, dict):
-        return prompt
-    if list(prompt) not in (["prompt"], ["prompt_token_ids"]):
-        raise RequestError("prompt", list(prompt), "a dictionary holds either prompt or prompt_token_ids")
-    return next(iter(prompt.values()))
-
-
-def _params_of_each(
-    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
-) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * num_prompts
-    if len(params) != num_prompts:
-        raise ValueError(
-            f"{len(params)} sampling_params for {num_prompts} prompts: give one, or one for each"
-        )
-    for one in params:
-        if not isinstance(one, SamplingParams):
-            raise TypeError(f"sampling_params holds {one!r}, which is no SamplingParams")
-    return list(params)
-
-
-def _refused(request_id: str, prompt: Prompt, error: RequestError) -> RequestOutput:
-    """The output of a request that never ran."""
-    content = prompt if not isinstance(prompt, dict) else prompt.get("prompt", prompt.get("prompt_token_ids"))
-    now = time.monotonic()
-    return RequestOutput(
-        request_id=request_id,
-        prompt=content if isinstance(content, str) else None,
-        prompt_token_ids=list(content) if isinstance(content, (list, tuple)) else [],
-        outputs=[CompletionOutput(0, "", [], FinishReason.ERROR)],
-        metrics=RequestMetrics(now, None, None, None, now, 0, 0),
-        error=str(error),
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+from jbatch.errors import RequestError
 from jbatch.outputs import Logprob
 from jbatch.plan import Logprobs, StepOutput, StepPlan, align
 from jbatch.request import Request
@@ -87,10 +88,16 @@ def take_in(plan: StepPlan, output: StepOutput, find: Callable[[int], LogprobLis
 
 
 def token_decoder(tokenizer: Tokenizer | None) -> Decode:
-    """Each token's text by itself, decoded once. Without a tokenizer there is none."""
-    if tokenizer is None:
-        return lambda token_id: None
-    return functools.cache(lambda token_id: tokenizer.decode([token_id], skip_special_tokens=False))
+    """Each token's text by itself, decoded once; None without a tokenizer, and where its decoder fails."""
+
+    @functools.cache
+    def decode(token_id: int) -> str | None:
+        try:
+            return tokenizer.decode([token_id], skip_special_tokens=False) if tokenizer else None
+        except RequestError:
+            return None
+
+    return decode
 
 
 def _entry(token_id: int, found: Logprobs, idx: int, num_top: int) -> Entry:

@@ -158,6 +158,9 @@ def _check_chunk(chunk: Chunk, shape: PlanShape) -> None:
     for token_id in chunk.token_ids:
         if not 0 <= token_id < shape.vocab_size:
             raise ValueError(f"token id {token_id}: must be from 0 to {shape.vocab_size - 1}")
+    most = shape.vocab_size - 1
+    if len(chunk.targets) > len(chunk.token_ids) or not all(-1 <= t <= most for t in chunk.targets):
+        raise ValueError(f"targets={chunk.targets}: must be at most one per token, from -1 to {most}")
     end = chunk.start + len(chunk.token_ids)
     if not 0 <= chunk.start < end <= shape.pages_per_seq * shape.page_size:
         raise ValueError(f"a chunk from {chunk.start} to {end}: no part of a block table")
@@ -192,8 +195,11 @@ def _encode(value: Any) -> Any:
     fields = _fields(cls)
     if fields is None:
         return [_encode(item) for item in value]
-    if _is_array(fields):
-        return [_encode(getattr(value, name)) for name in fields]
+    if _is_array(cls, fields):
+        items = [getattr(value, name) for name in fields]
+        while items[-1] == list(fields.values())[len(items) - 1].default:
+            items.pop()
+        return [_encode(item) for item in items]
     given = {name: getattr(value, name) for name in fields}
     return {name: _encode(item) for name, item in given.items() if item != fields[name].default}
 
@@ -223,10 +229,11 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
 
 
 def _decode_record(cls: Any, fields: dict[str, _Field], value: Any, where: str) -> Any:
-    if _is_array(fields):
-        if not isinstance(value, list) or len(value) != len(fields):
+    if _is_array(cls, fields):
+        least = sum(field.default is _REQUIRED for field in fields.values())
+        if not isinstance(value, list) or not least <= len(value) <= len(fields):
             raise ValueError(f"{where}={value!r}: must be an array of {', '.join(fields)}")
-        value = dict(zip(fields, value, strict=True))
+        value = dict(zip(fields, value, strict=False))
     if not isinstance(value, dict):
         raise ValueError(f"{where}={value!r}: must be an object")
     for name in value.keys() - fields.keys():
@@ -261,5 +268,6 @@ def _fields(cls: Any) -> dict[str, _Field] | None:
     return {name: _Field(hints[name], defaults.get(name, _REQUIRED)) for name in names}
 
 
-def _is_array(fields: dict[str, _Field]) -> bool:
-    return all(field.default is _REQUIRED for field in fields.values())
+def _is_array(cls: Any, fields: dict[str, _Field]) -> bool:
+    """A named tuple with fields that must be given; those behind them may be left out."""
+    return not dataclasses.is_dataclass(cls) and any(f.default is _REQUIRED for f in fields.values())

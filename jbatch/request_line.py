@@ -32,7 +32,7 @@ except ImportError as error:  # the engine does without it, and so may a GPU mac
 
 MAX_LINE_BYTES = 8 * 2**20
 MAX_CUSTOM_ID_CHARS = 512
-MAX_PROMPT_CHARS = 4 * 2**20  # of all messages together, too
+MAX_PROMPT_CHARS = 2**20  # of all messages together, too; a tokenizer takes seconds for that
 MAX_PROMPT_TOKENS = 2**20
 MAX_MESSAGES = 2048
 MAX_NAME_CHARS = 64  # of a field, in an error

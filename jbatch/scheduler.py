@@ -378,9 +378,7 @@ class Scheduler:
     def _claim(self, sequence: Sequence) -> int:
         """Pages that a waiting sequence must find free."""
         hold = self.config.admission.hold_finished  # then nothing may be preempted: the worst case
-        return self.pool.pages_for(
-            sequence.max_len if hold else min(sequence.max_len, sequence.num_known + 1)
-        )
+        return self.pool.pages_for(sequence.max_len if hold else sequence.next_len)
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.free(sequence.pages)

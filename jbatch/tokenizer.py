@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers.decoders import DecodeStream
 
 from jbatch.errors import ConfigError, RequestError
 
 FILE_NAME = "tokenizer.json"
+REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character, or not yet
+MAX_PENDING = 32  # tokens without the end of a character: then they are no text. A character has at most 4
 
 
 class Tokenizer:
@@ -25,6 +26,8 @@ class Tokenizer:
     ):
         self._tokenizer = tokenizer
         self.bos_token_id, self.eos_token_id = bos_token_id, eos_token_id
+        added = tokenizer.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
 
     @property
     def vocab_size(self) -> int:
@@ -42,27 +45,52 @@ class Tokenizer:
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of all tokens at once; ids that the tokenizer does not know give nothing.
+        """The text of all tokens; ids that the tokenizer does not know give nothing.
 
         Raises RequestError where the tokenizer's decoder fails.
         """
+        text = self.decode_once(token_ids, skip_special_tokens=skip_special_tokens)
+        if REPLACEMENT not in text:
+            return text
+        detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
+        for token_id in token_ids:  # where bytes are no text, it depends on when they are shown
+            detokenizer.push(token_id)
+        return detokenizer.full_text()
+
+    def decode_once(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """As the library decodes all tokens at once. Raises RequestError where its decoder fails."""
         try:
             return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         except Exception as error:  # the library raises nothing narrower
             raise RequestError("token_ids", list(token_ids), f"cannot be decoded: {error}") from error
 
-    def stop_finder(self, stop: Sequence[str], *, skip_special_tokens: bool = True) -> StopFinder:
-        """Watches one sequence's text for stop strings."""
-        return StopFinder(self._tokenizer, stop, skip_special_tokens)
+    def is_silent(self, token_id: int, *, skip_special_tokens: bool = True) -> bool:
+        """Whether a token never has a text: it is unknown, or special and skipped."""
+        if skip_special_tokens and token_id in self._special_ids:
+            return True
+        return self._tokenizer.id_to_token(token_id) is None
+
+    def detokenizer(self, stop: Sequence[str] = (), *, skip_special_tokens: bool = True) -> Detokenizer:
+        """Follows one sequence's text, and watches it for stop strings."""
+        return Detokenizer(self, stop, skip_special_tokens)
 
 
-class StopFinder:
-    """Decodes a sequence token by token, and finds the first stop string to be completed."""
+class Detokenizer:
+    """The text of one sequence, token by token, as `Tokenizer.decode` gives it; finds the first stop string
+    to be completed.
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, stop: Sequence[str], skip_special_tokens: bool):
-        self._tokenizer, self._stop = tokenizer, stop
-        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
+    A window of the latest tokens is decoded again with each new one, since a token's text depends on those
+    before it: they may share a character, or a space. (Decoders that rewrite earlier words, as WordPiece's,
+    are not LLaMA's: their text may differ from `decode`.)
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], skip_special_tokens: bool):
+        self._tokenizer, self._stop, self._skip_special_tokens = tokenizer, stop, skip_special_tokens
+        self._window: list[int] = []
+        self._num_read = 0  # tokens of the window whose text is known
+        self._read = ""  # the text of these alone
         self._text = ""
+        self._num_taken = 0  # characters that `take` has given
         self.found: str | None = None
 
     def push(self, token_id: int, *, search: bool = True) -> bool:
@@ -70,23 +98,60 @@ class StopFinder:
 
         Raises RequestError where the tokenizer cannot decode the sequence.
         """
-        try:
-            new = self._stream.step(self._tokenizer, token_id)  # None inside a character
-        except Exception as error:  # the library raises nothing narrower
-            raise RequestError("stop", list(self._stop), f"the output cannot be decoded: {error}") from error
-        if not new:
+        if self._tokenizer.is_silent(token_id, skip_special_tokens=self._skip_special_tokens):
             return False
-        before, self._text = len(self._text), self._text + new
-        found = [(self._text.find(stop, max(0, before - len(stop) + 1)), stop) for stop in self._stop]
-        hits = [(at, stop) for at, stop in found if at >= 0 and search]
-        if hits:
-            self._at, self.found = min(hits)
-        return bool(hits)
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        if text.endswith(REPLACEMENT) and len(self._window) - self._num_read < MAX_PENDING:
+            return False  # perhaps the beginning of a character
+        return self._append(self._next(text), search)
+
+    def take(self) -> str:
+        """The text that came since the last call, but for an end of it that may become a stop string."""
+        begin = self._num_taken
+        self._num_taken = max(begin, len(self._text) - self._num_held)
+        return self._text[begin : self._num_taken]
 
     def text(self, *, include_stop: bool) -> str:
         """The text up to the stop string that was found, or through it."""
         assert self.found is not None, "no stop string was found"
         return self._text[: self._at + len(self.found) * include_stop]
+
+    def full_text(self) -> str:
+        """All of it, also bytes at its end that are no character. Nothing may be pushed afterwards."""
+        return self._text + self._next(self._decode(self._window))
+
+    def _next(self, text: str) -> str:
+        """What the window's text adds to what is known; the window moves on."""
+        pending = self._window[self._num_read :]
+        if not pending:
+            return ""
+        # A decoder of byte tokens takes back a character where the bytes after it are none.
+        new = text[len(self._read) :] if text.startswith(self._read) else self._decode(pending)
+        self._window, self._num_read, self._read = pending, len(pending), self._decode(pending)
+        return new
+
+    def _append(self, new: str, search: bool) -> bool:
+        before, self._text = len(self._text), self._text + new
+        if not new or not search:
+            return False
+        found = [(self._text.find(stop, max(0, before - len(stop) + 1)), stop) for stop in self._stop]
+        hits = [(at, stop) for at, stop in found if at >= 0]
+        if hits:
+            self._at, self.found = min(hits)
+        return bool(hits)
+
+    @property
+    def _num_held(self) -> int:
+        """Characters of the longest end of the text that a stop string begins with."""
+        longest = min(max(map(len, self._stop), default=1) - 1, len(self._text))
+        for length in range(longest, 0, -1):
+            if any(len(stop) > length and self._text.endswith(stop[:length]) for stop in self._stop):
+                return length
+        return 0
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode_once(token_ids, skip_special_tokens=self._skip_special_tokens)
 
 
 def load_tokenizer(model_dir: str | Path, bos_token_id: int | None = None) -> Tokenizer | None:
@@ -107,21 +172,19 @@ def load_tokenizer(model_dir: str | Path, bos_token_id: int | None = None) -> To
         raise ConfigError(FILE_NAME, str(path), f"cannot be read: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    special = _special_tokens(Path(model_dir) / "tokenizer_config.json")
-    bos, eos = (tokenizer.token_to_id(special[name] or "") for name in _SPECIAL)
+    special = load_special_tokens(model_dir)
+    bos, eos = (tokenizer.token_to_id(special.get(name, "")) for name in ("bos_token", "eos_token"))
     return Tokenizer(tokenizer, bos_token_id if bos is None else bos, eos)
 
 
-_SPECIAL = ("bos_token", "eos_token")
-
-
-def _special_tokens(path: Path) -> dict[str, str | None]:
+def load_special_tokens(model_dir: str | Path) -> dict[str, str]:
+    """The texts of bos_token, eos_token and the like that tokenizer_config.json names, if there is any."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        texts = {name: raw.get(name) for name in _SPECIAL}
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return dict.fromkeys(_SPECIAL)  # optional: config.json and generation_config.json name the ids too
-    for name, text in texts.items():
+        raw = json.loads((Path(model_dir) / "tokenizer_config.json").read_text(encoding="utf-8"))
+        named = {name: raw[name] for name in raw if name.endswith("_token")}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}  # optional: config.json and generation_config.json name the ids too
+    for name, text in named.items():
         if isinstance(text, dict):  # an AddedToken, written out
-            texts[name] = text.get("content")
-    return {name: text if isinstance(text, str) else None for name, text in texts.items()}
+            named[name] = text.get("content")
+    return {name: text for name, text in named.items() if isinstance(text, str)}

@@ -172,7 +172,7 @@ def test_output_that_cannot_be_decoded_ends_its_request_alone(monkeypatch):
     def fail(self, token_id, search):
         raise RequestError("stop", ["x"], "the output cannot be decoded: boom")
 
-    monkeypatch.setattr("jbatch.tokenizer.StopFinder.push", fail)
+    monkeypatch.setattr("jbatch.tokenizer.Detokenizer.push", fail)
     outputs = drain(engine)
     assert outputs["bad"].outputs[0].finish_reason == "error" and "boom" in outputs["bad"].error
     assert outputs["good"].outputs[0].token_ids == TOKENS[:9]
@@ -253,8 +253,8 @@ def test_progress_adds_up_to_the_outputs():
     progress, outputs = {}, {}
     while engine.has_unfinished:
         step = engine.step()
-        for request_id, _, token_ids in step.progress:
-            progress.setdefault(request_id, []).extend(token_ids)
+        for new in step.progress:
+            progress.setdefault(new.request_id, []).extend(new.token_ids)
         outputs |= {output.request_id: output.outputs[0].token_ids for output in step.outputs}
     assert progress == outputs
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from jbatch.engine import Engine, derive_seed
-from jbatch.errors import JobError, RequestError
+from jbatch.errors import ConfigError, JobError, RequestError
 from jbatch.fake_runner import FakeRunner
 from jbatch.job import WINDOW, Job, JobParts
 from jbatch.job_eta import TokensLeft
@@ -125,6 +125,17 @@ def test_chats_are_encoded_by_the_model():
     _, records, _ = answer(chat, encode_chat=encode)
     assert records[0]["text"] == "05.11.23."
     assert error_code(answer(chat)[1][0]) == "no_chat_template"
+
+
+def test_what_is_missing_here_stops_the_job_and_is_no_record():
+    def encode(messages):
+        raise ConfigError("chat_template", "...", "needs transformers")
+
+    output = Kept()
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    with pytest.raises(JobError, match="needs transformers"):
+        answer({"prompt": "01."}, chat, output=output, encode_chat=encode)
+    assert output.records == []
 
 
 def fail_on(word):

@@ -243,8 +243,8 @@ def test_a_signal_before_the_job_has_begun_ends_at_once(place, signum, code):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_write_that_fails(place, code):
     write_input(place, 60)
-    ended = run(place, *JOB, faults=Faults(fail_write=(code, 12)))
-    assert ended.code == 3 and "Traceback" not in ended.err
+    ended = run(place, *JOB, "--summary", "figures.json", faults=Faults(fail_write=(code, 12)))
+    assert ended.code == 3 and "Traceback" not in ended.err and " answered (" in ended.err
     assert f"{os.strerror(code)}: '{place}/out.jsonl'. out.jsonl holds whole records: the same" in ended.err
     assert num_records(place / "out.jsonl") == 10 and (place / "out.jsonl").read_bytes().endswith(b"\n")
     assert run(place, *JOB).code == 1

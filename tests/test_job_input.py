@@ -81,7 +81,7 @@ def test_ids_find_their_lines():
 
 def test_memory_per_line():
     """At most 64 bytes for each line while a file is read, its ids are compared and lines are looked up."""
-    num_lines = 50_000
+    num_lines = 30_000
     lines = (
         b'{"prompt":"a","custom_id":"a long id that nobody wants to hold in memory %d"}\n' % i
         for i in range(num_lines)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jbatch.errors import RequestError
 from jbatch.logprobs import logprob_list, take_in, token_decoder
 from jbatch.outputs import Logprob
 from jbatch.plan import Bucket, Chunk, Logprobs, StepOutput, StepPlan
@@ -111,3 +112,11 @@ def test_texts():
     assert [logprob.decoded_token for logprob in entry.values()] == ["11.", "10."]
     assert one.prompt(decode)[1][6].decoded_token == "06."
     assert token_decoder(None)(3) is None
+
+
+def test_a_decoder_that_fails_leaves_the_texts_out():
+    class Broken:
+        def decode(self, token_ids, *, skip_special_tokens):
+            raise RequestError("token_ids", token_ids, "cannot be decoded")
+
+    assert token_decoder(Broken())(3) is None

@@ -66,11 +66,14 @@ def test_each_sample_has_its_own_tokens_in_the_order_of_their_indices(mode, over
 def test_progress_names_the_sample():
     engine = make_engine()
     engine.add_request("r", PROMPT, SamplingParams(n=3, max_tokens=4))
-    found = {}
+    found, ended = {}, []
     while engine.has_unfinished:
-        for request_id, sample_idx, token_ids in engine.step().progress:
-            found.setdefault((request_id, sample_idx), []).extend(token_ids)
-    assert found == {("r", idx): expected(PROMPT, 4, idx) for idx in range(3)}
+        for new in engine.step().progress:
+            found.setdefault((new.request_id, new.sample_idx), []).extend(new.token_ids)
+            if new.completion is not None:
+                assert new.completion.token_ids == found[new.request_id, new.sample_idx]
+                ended.append(new.completion.index)
+    assert found == {("r", idx): expected(PROMPT, 4, idx) for idx in range(3)} and sorted(ended) == [0, 1, 2]
 
 
 def test_the_output_comes_when_the_last_sample_has_ended():

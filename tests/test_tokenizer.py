@@ -3,8 +3,8 @@
 import pytest
 
 from jbatch.errors import ConfigError, RequestError
-from jbatch.tokenizer import load_tokenizer
-from tests.helpers.tokenizers import byte_level, numbered, save, wrapped
+from jbatch.tokenizer import MAX_PENDING, load_tokenizer
+from tests.helpers.tokenizers import byte_fallback, byte_level, numbered, save, wrapped
 
 TEXTS = ["a", "hello world", "  two  spaces ", "naïve café", "日本語", "👩‍👩‍👧", "\n\t", "\x00"]
 
@@ -64,7 +64,7 @@ def test_a_lone_surrogate_is_refused():
 )
 def test_a_stop_string_is_found_when_it_is_complete(stop, text, count, before, through):
     tokenizer = wrapped(byte_level())
-    finder = tokenizer.stop_finder(stop)
+    finder = tokenizer.detokenizer(stop)
     assert feed(finder, tokenizer, text) == count
     assert finder.found in stop
     assert (finder.text(include_stop=False), finder.text(include_stop=True)) == (before, through)
@@ -72,14 +72,14 @@ def test_a_stop_string_is_found_when_it_is_complete(stop, text, count, before, t
 
 def test_nothing_is_found_where_nothing_is():
     tokenizer = wrapped(byte_level())
-    finder = tokenizer.stop_finder(["xyz", "bca"])
+    finder = tokenizer.detokenizer(["xyz", "bca"])
     assert feed(finder, tokenizer, "abcxybcxyxy") is None and finder.found is None
 
 
 def test_a_special_token_is_a_stop_string_where_it_is_kept():
     tokenizer = wrapped(byte_level())
-    assert feed(tokenizer.stop_finder(["</s>"], skip_special_tokens=False), tokenizer, "ab</s>") == 3
-    assert feed(tokenizer.stop_finder(["</s>"]), tokenizer, "ab</s>") is None
+    assert feed(tokenizer.detokenizer(["</s>"], skip_special_tokens=False), tokenizer, "ab</s>") == 3
+    assert feed(tokenizer.detokenizer(["</s>"]), tokenizer, "ab</s>") is None
 
 
 # Loading.
@@ -132,3 +132,77 @@ def test_truncation_and_padding_of_the_file_are_switched_off(tmp_path):
     tokenizer.enable_padding(length=9)
     save(tokenizer, tmp_path)
     assert load_tokenizer(tmp_path).encode("01.02.03.04.") == [1, 2, 3, 4]
+
+
+# Token by token.
+
+CHARACTERS = ["naïve café", "日本語", "👩‍👩‍👧", "a\ufffdb", "x\ufffd"]
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+@pytest.mark.parametrize("text", CHARACTERS)
+def test_the_text_grows_by_whole_characters(make, text):
+    tokenizer = wrapped(make())
+    detokenizer, grown = tokenizer.detokenizer(), ""
+    for token_id in tokenizer.encode(text):
+        detokenizer.push(token_id)
+        grown += detokenizer.take()
+        assert text.startswith(grown)
+    assert grown == text.removesuffix("\ufffd")  # it may be the beginning of another character
+    assert detokenizer.full_text() == text == tokenizer.decode(tokenizer.encode(text))
+
+
+def test_bytes_that_are_no_character():
+    tokenizer = wrapped(byte_level())
+    a, e6, e97 = tokenizer.encode("a日")[:3]
+    assert tokenizer.decode([a, e6, e97]) == "a\ufffd" and tokenizer.decode([e97, e6, a]) == "\ufffd\ufffda"
+    tokenizer = wrapped(byte_fallback())
+    good, bad = tokenizer.encode("語")[1:], 3 + 0x80  # after the space that each text begins with
+    assert tokenizer.decode_once([*good, bad]) == "\ufffd" * 4  # the library takes the character back
+    assert (
+        tokenizer.decode([*good, bad]) == "語\ufffd" and tokenizer.decode([bad, *good, bad]) == "\ufffd" * 5
+    )
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+def test_endless_bytes_that_are_no_characters_are_shown_in_the_end_and_take_linear_time(make):
+    tokenizer, decoded = wrapped(make()), []
+    bad = tokenizer.encode("語")[-1]
+    real = tokenizer.decode_once
+    tokenizer.decode_once = lambda ids, **options: decoded.append(len(ids)) or real(ids, **options)
+    detokenizer, lengths = tokenizer.detokenizer(), []
+    for _ in range(1000):
+        detokenizer.push(bad)
+        lengths.append(len(detokenizer.take()))
+    assert sum(lengths) >= 1000 - MAX_PENDING and max(decoded) <= 2 * MAX_PENDING
+    assert tokenizer.decode([bad] * 1000) == "\ufffd" * 1000
+
+
+def test_tokens_without_text_within_a_character():
+    tokenizer = wrapped(byte_level())
+    first, *others = tokenizer.encode("日")
+    ids = [first, *[257, 9999] * 100, *others]
+    assert tokenizer.decode(ids) == "日"
+    detokenizer = tokenizer.detokenizer()
+    for token_id in ids:
+        detokenizer.push(token_id)
+    assert detokenizer.take() == "日"
+
+
+@pytest.mark.parametrize(
+    "stop, text, grown",
+    [
+        (["ab"], "xaaab", ["x", "", "a", "a", "ab"]),  # complete, and not searched for: it is shown
+        (["aab"], "aaac", ["", "", "a", "aac"]),
+        (["日本"], "日x", ["", "", "", "日x"]),
+        (["b", "abcd"], "abcx", ["", "", "", "abcx"]),
+        (["a"], "aa", ["a", "a"]),  # one character is all of it, never its beginning
+    ],
+)
+def test_what_may_become_a_stop_string_is_held_back(stop, text, grown):
+    tokenizer = wrapped(byte_level())
+    detokenizer, found = tokenizer.detokenizer(stop), []
+    for token_id in tokenizer.encode(text):
+        detokenizer.push(token_id, search=False)
+        found.append(detokenizer.take())
+    assert found == grown

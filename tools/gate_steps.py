@@ -21,6 +21,8 @@ THIN = 2  # layers of the programs that others are compared with, also over half
 PAGE_SIZE, MAX_MODEL_LEN = 64, 8192
 NUM_ROWS = 256  # of the engine's state
 ATTENTION = "paged_attention"  # the scope of the op in the step
+# Of the EXTENDED steps' own state, what only prefill steps and RowData write.
+ONLY_READ = ("extra_in_prompt", "extra_bias", "extra_bad_words", "extra_logprob_ids")
 CUBLAS = {"xla_gpu_enable_triton_gemm": False}
 
 
@@ -61,6 +63,7 @@ def cases(target: str, jax_version: tuple[int, ...]) -> list[Case]:
     found = [
         Case("llama3-8b", "decode", 64, greedy, best, num_layers=32, layer_kernels=True),
         Case("llama3-8b", "decode", 64, filtered, best),
+        Case("llama3-8b", "decode", 64, Sampler.EXTENDED, best),
         Case("llama3-8b", "decode", 256, greedy, best),
         Case("llama3-8b", "prefill", 2048, filtered, best),
         Case("llama2-7b", "decode", 64, greedy, best, num_layers=32),
@@ -227,8 +230,9 @@ def failures(row: dict[str, Any], case: Case) -> list[str]:
         found.append(
             f"the cache is not updated in place: {row['alias_bytes']} of {row['pool_bytes']} bytes alias"
         )
-    if row["unwritten_outputs"]:
-        found.append(f"returned as they came in: {', '.join(row['unwritten_outputs'])}")
+    unwritten = [name for name in row["unwritten_outputs"] if not name.startswith(ONLY_READ)]
+    if unwritten:
+        found.append(f"returned as they came in: {', '.join(unwritten)}")
     if row["temp_bytes_thin"] != row["temp_bytes_half_pool"]:
         sizes = f"{row['temp_bytes_half_pool']} and {row['temp_bytes_thin']}"
         found.append(f"temporaries depend on the pool: {sizes} bytes for half of it and for all")

@@ -146,6 +146,29 @@ def test_an_arm_that_fails_is_a_row_and_takes_nobody_along():
     assert "static was not run" in gains(results, mixed(16))["refused"]
 
 
+def test_repeats_that_ended_are_kept_when_a_later_one_fails():
+    """And when the model cannot be built again."""
+
+    class Dies(FakeSubject):
+        num_engines = 0
+
+        def new_engine(self, arm, max_num_seqs):
+            self.num_engines += 1
+            if self.num_engines > 2:
+                raise RuntimeError("device lost")
+            return super().new_engine(arm, max_num_seqs)
+
+        def rebuild(self):
+            raise MemoryError("no room")
+
+    results = climb(Dies(), choose_arms(["static", "continuous"]), mixed(8), Setting(repeats=3))
+    for arm in results.values():
+        assert arm.not_run is None and len(arm.repeats) == 1
+        assert (
+            arm.extra["failed"] == "repeat 2: RuntimeError: device lost; building anew: MemoryError: no room"
+        )
+
+
 def test_a_request_that_is_refused_fails_its_arm_clearly():
     result = climb(FakeSubject(max_model_len=64), [ARMS["continuous"]], mixed(), ONCE)["continuous"]
     assert "RequestError: prompt_token_ids + max_tokens" in result.not_run

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from jbatch import cli, job_cli
 from jbatch.engine import Engine
+from jbatch.errors import RequestError
 from jbatch.fake_runner import FakeRunner, continuation
 from jbatch.scheduler import Scheduler
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
@@ -231,6 +232,10 @@ def _pause(name: str, seconds: float) -> None:
     setattr(os, name, paused)
 
 
+def _encode_chat(messages):
+    raise RequestError("messages", messages, "this model has no chat template", code="no_chat_template")
+
+
 class _Runner(FakeRunner):
     faults = NONE
 
@@ -260,5 +265,5 @@ def _load(faults: Faults, engine_options: dict):
         tokenizer=wrapped(numbered()),
         seed=engine_options.get("seed", 0),
     )
-    yield job_cli.Model(engine, job_cli._encode_chat, lambda: 0)
+    yield job_cli.Model(engine, _encode_chat, lambda: 0)
     assert engine.scheduler.pool.num_used == 0 and not engine.has_unfinished, "pages are left behind"

@@ -97,7 +97,8 @@ def _check_claims(scheduler: Scheduler) -> None:
     claims = 0
     for s in scheduler.running:
         if hold or not s.decoding:
-            claims += pool.pages_for(s.max_len if hold else min(s.max_len, s.num_known + 1)) - len(s.pages)
+            most = s.max_len if hold else min(s.max_len, s.num_known + 1)
+            claims += pool.pages_for(most) - len(s.pages)
     assert claims <= pool.num_free, "more was admitted than the pool can take"
 
 

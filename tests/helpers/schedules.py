@@ -214,7 +214,7 @@ def random_config(rng: random.Random, mode: str, policy: str) -> SchedulerConfig
 
 
 def random_request(rng: random.Random, room: int) -> Request:
-    if rng.random() < 0.1:  # scores its prompt, and draws nothing
+    if rng.random() < 0.03:  # scores its prompt, and draws nothing
         prompt = rng.choices(range(VOCAB_SIZE), k=rng.randint(1, room))
         return request(prompt, 0, prompt_logprobs=0, arrival=float(rng.randrange(4)))
     prompt_len = rng.randint(1, max(1, int((room - 1) * rng.choice((0.1, 0.3, 1)))))

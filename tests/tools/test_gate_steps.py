@@ -87,6 +87,10 @@ def test_a_fusion_that_is_named_after_another_of_its_results_is_no_launch_of_a_l
     [
         ({"alias_bytes": 9}, "not updated in place"),
         ({"unwritten_outputs": ["state_kv_pages_0_.1"]}, "returned as they came in: state_kv_pages_0_.1"),
+        (
+            {"unwritten_outputs": ["extra_bias.1", "extra_counts.1"]},
+            "returned as they came in: extra_counts.1",
+        ),
         ({"temp_bytes_half_pool": 3}, "depend on the pool"),
         ({"temp_bytes": 65 * 2**20}, "65.0 MB of temporaries: at most 64"),
         ({"large_moves": [MOVE]}, "copy.1 moves 16 MB"),
@@ -112,6 +116,11 @@ def test_failures_are_named(changes, says):
 def test_plain_jax_attention_may_gather_in_loops(changes):
     assert not gate_steps.failures(row(**changes), PLAIN)
     assert gate_steps.failures(row(large_moves=[MOVE]), PLAIN), "but the rest of its step may not"
+
+
+def test_extended_decode_steps_do_not_write_what_a_request_brought():
+    case = DECODE._replace(sampler=Sampler.EXTENDED)
+    assert not gate_steps.failures(row(unwritten_outputs=["extra_bias.1", "extra_in_prompt.1"]), case)
 
 
 def test_a_loop_in_sampling_divides_the_graph():

@@ -1,0 +1,104 @@
+"""What a caller of LLM may give as prompts and parameters, as requests to add to an engine."""
+
+from __future__ import annotations
+
+import numbers
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jbatch.engine import Engine
+from jbatch.errors import JBatchError, RequestError
+from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
+from jbatch.sampling_params import SamplingParams
+
+Prompt = str | Sequence[int] | dict[str, Any]  # text, token ids, {"prompt": ...} or {"prompt_token_ids": ...}
+
+
+class Asked(NamedTuple):
+    """A request that an engine has not checked yet."""
+
+    request_id: str
+    prompt: Prompt | RequestError  # an error: it was refused before there was a prompt
+    params: SamplingParams
+    priority: int
+
+    def add_to(self, engine: Engine) -> RequestOutput | None:
+        """Queue it; its output, where it is refused."""
+        try:
+            engine.add_request(self.request_id, _content(self.prompt), self.params, priority=self.priority)
+        except RequestError as error:
+            return _refused(self.request_id, self.prompt, error)
+        return None
+
+
+def list_requests(
+    prompts: Any,
+    sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+    priority: Sequence[int] | None,
+    request_ids: Iterator[int],
+) -> list[Asked]:
+    """One for each prompt.
+
+    Raises:
+      ValueError: for lists of different lengths.
+      TypeError: for sampling_params that are none.
+    """
+    listed = _as_list(prompts)
+    params = _params_of_each(sampling_params, len(listed))
+    priorities = [0] * len(listed) if priority is None else list(priority)
+    both = zip(listed, params, priorities, strict=True)
+    return [Asked(str(next(request_ids)), *fields) for fields in both]
+
+
+def check_idle(engine: Engine) -> None:
+    """Raise JBatchError where an engine has requests that the caller did not add."""
+    if engine.num_unfinished:
+        raise JBatchError(f"the engine has {engine.num_unfinished} unfinished requests: step it first")
+
+
+def _as_list(prompts: Any) -> list[Prompt]:
+    """A list of prompts, also of a single one: a string, a dictionary, or a list of integers."""
+    if isinstance(prompts, (str, dict)):
+        return [prompts]
+    one = len(prompts) > 0 and all(isinstance(item, numbers.Integral) for item in prompts)
+    return [prompts] if one else list(prompts)
+
+
+def _content(prompt: Prompt | RequestError) -> str | Sequence[int]:
+    if isinstance(prompt, RequestError):
+        raise prompt
+    if not isinstance(prompt, dict):
+        return prompt
+    if list(prompt) not in (["prompt"], ["prompt_token_ids"]):
+        raise RequestError("prompt", list(prompt), "a dictionary holds either prompt or prompt_token_ids")
+    return next(iter(prompt.values()))
+
+
+def _params_of_each(
+    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * num_prompts
+    if len(params) != num_prompts:
+        raise ValueError(
+            f"{len(params)} sampling_params for {num_prompts} prompts: give one, or one for each"
+        )
+    for one in params:
+        if not isinstance(one, SamplingParams):
+            raise TypeError(f"sampling_params holds {one!r}, which is no SamplingParams")
+    return list(params)
+
+
+def _refused(request_id: str, prompt: Prompt | RequestError, error: RequestError) -> RequestOutput:
+    """The output of a request that never ran."""
+    content = prompt if not isinstance(prompt, dict) else prompt.get("prompt", prompt.get("prompt_token_ids"))
+    now = time.monotonic()
+    return RequestOutput(
+        request_id=request_id,
+        prompt=content if isinstance(content, str) else None,
+        prompt_token_ids=list(content) if isinstance(content, (list, tuple)) else [],
+        outputs=[CompletionOutput(0, "", [], FinishReason.ERROR)],
+        metrics=RequestMetrics(now, None, None, None, now, 0, 0),
+        error=str(error),
+    )

@@ -1,0 +1,63 @@
+"""A process that renders chat templates, and may be killed: the sandbox bounds neither time nor memory.
+
+Run as a script. One JSON value per line: in comes {"template", "special_tokens"}, and out {} when all is
+imported; then in comes {"messages"}, and out {"text"} or {"error"}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from typing import Any
+
+MEMORY = 2**30  # bytes that a template may take
+MAX_TEXT = 2**24  # characters
+
+
+def limit_memory() -> None:
+    """To what is taken now and MEMORY more, where the system can."""
+    import resource  # not on every system
+
+    with open("/proc/self/status") as status:
+        taken = next(int(line.split()[1]) for line in status if line.startswith("VmData:"))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (taken * 1024 + MEMORY, hard))
+
+
+def render(render_jinja_template: Any, setup: dict[str, Any], messages: list[dict[str, str]]) -> str:
+    texts, _ = render_jinja_template(
+        conversations=[messages],
+        chat_template=setup["template"],
+        add_generation_prompt=True,
+        **setup["special_tokens"],
+    )
+    if len(texts[0]) > MAX_TEXT:
+        raise ValueError(f"the text has {len(texts[0])} characters: at most {MAX_TEXT} are allowed")
+    return texts[0]
+
+
+def main() -> None:
+    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # whatever else is printed stays out of the replies
+    setup = json.loads(sys.stdin.readline())
+    try:
+        import jinja2  # noqa: F401 (transformers names it too late)
+        from transformers.utils.chat_template_utils import render_jinja_template
+    except ImportError as error:
+        print(json.dumps({"missing": str(error)}), file=replies, flush=True)
+        return
+    with contextlib.suppress(ImportError, OSError, StopIteration, ValueError):
+        limit_memory()
+    print("{}", file=replies, flush=True)
+    for line in sys.stdin:
+        try:
+            reply = {"text": render(render_jinja_template, setup, json.loads(line)["messages"])}
+        except Exception as error:  # whatever a template does
+            reply = {"error": f"{type(error).__name__}: {error}"[:1000]}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Rendering a chat template in a process of its own, within a time limit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from jbatch.errors import ConfigError, RequestError
+
+WORKER = Path(__file__).with_name("render_worker.py")
+START_LIMIT_S = 120.0  # to import transformers, from a cold disk too
+RENDER_LIMIT_S = 5.0
+MAX_KILLED = 3  # then a template is not run any more: each try costs its time
+
+
+class Renderer:
+    """Renders one template with transformers' sandboxed Jinja; safe to call from several threads.
+
+    The process starts with the first call, and again after it had to be killed.
+    """
+
+    def __init__(self, template: str, special_tokens: dict[str, str], limit_s: float = RENDER_LIMIT_S):
+        self._setup = {"template": template, "special_tokens": special_tokens}
+        self._limit_s = limit_s
+        self._process: subprocess.Popen[str] | None = None
+        self._num_killed = 0
+        self._lock = threading.Lock()
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """The text of a conversation, with the beginning of the answer.
+
+        Raises:
+          RequestError: where the template raises, or takes too long or too much memory.
+          ConfigError: where transformers or jinja2 is not installed.
+        """
+        with self._lock:
+            if self._num_killed >= MAX_KILLED:
+                raise RequestError(
+                    "messages",
+                    messages,
+                    f"the chat template failed {MAX_KILLED} times: it is not run any more",
+                )
+            process = self._started()
+            reply = self._ask(process, {"messages": messages}, self._limit_s)
+            if reply is None:
+                self._num_killed += 1
+                raise RequestError(
+                    "messages", messages, f"the chat template took more than {self._limit_s:g} s, or crashed"
+                )
+        if "error" in reply:
+            raise RequestError("messages", messages, f"the chat template fails: {reply['error']}")
+        return reply["text"]
+
+    def close(self) -> None:
+        """End the process. The next call starts another."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is not None:
+            return self._process
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(WORKER)],  # -P: or jbatch's modules would hide others of their names
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            process_group=0,  # a Ctrl-C is meant for this process alone
+        )
+        reply = self._ask(self._process, self._setup, START_LIMIT_S)
+        if reply is None or "missing" in reply:
+            self.close()
+            reason = reply["missing"] if reply else f"no answer within {START_LIMIT_S:g} s"
+            raise ConfigError(
+                "chat_template",
+                "...",
+                f"needs transformers and jinja2: pip install 'jbatch[chat]' ({reason})",
+            )
+        return self._process
+
+    def _ask(self, process: subprocess.Popen[str], question: dict[str, Any], limit_s: float) -> Any:
+        """The process's answer. None where none came in time: then the process is dead."""
+        assert process.stdin is not None and process.stdout is not None, "it has pipes"
+        timer = threading.Timer(limit_s, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except OSError:  # the pipe is broken
+            answer = ""
+        finally:
+            timer.cancel()
+        if not answer.endswith("\n"):
+            self.close()
+            return None
+        return json.loads(answer)

@@ -1,0 +1,35 @@
+"""How likely a model finds given tokens: Score, from a request for its prompt's log-probabilities alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jbatch.outputs import RequestOutput
+from jbatch.sampling_params import SamplingParams
+
+SCORE_PARAMS = SamplingParams(max_tokens=0, prompt_logprobs=0, detokenize=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Of each token of a prompt, given those before it. The lists are empty where there is an error."""
+
+    token_ids: list[int]
+    logprobs: list[float | None]  # natural logarithms; None for the first token
+    ranks: list[int | None]  # among all tokens; 1: what greedy sampling would have drawn
+    cumulative_logprob: float | None  # of all tokens but the first
+    error: str | None = None
+
+
+def score_of(output: RequestOutput) -> Score:
+    """From the output of a request with SCORE_PARAMS."""
+    if output.error is not None or output.prompt_logprobs is None:
+        return Score([], [], [], None, output.error or "there are no log-probabilities")
+    token_ids = output.prompt_token_ids
+    both = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
+    entries = [entry[token_id] for token_id, entry in both if entry is not None]
+    if len(entries) != len(token_ids) - 1:
+        return Score([], [], [], None, "the prompt was not computed to its end")
+    logprobs = [entry.logprob for entry in entries]
+    ranks = [entry.rank for entry in entries]
+    return Score(token_ids, [None, *logprobs], [None, *ranks], sum(logprobs))

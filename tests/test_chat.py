@@ -1,0 +1,173 @@
+"""Messages that are refused, templates that are found, and templates that do harm."""
+
+import importlib.util
+import os
+
+import pytest
+
+from jbatch import renderer
+from jbatch.chat import ChatEncoder, ChatTemplate, check_messages, list_conversations
+from jbatch.errors import ConfigError, RequestError
+from tests.helpers.tokenizers import byte_level, save, wrapped
+
+ASK = [{"role": "user", "content": "hi"}]
+PLAIN = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
+needs_jinja = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("transformers", "jinja2")), reason="the extra chat"
+)
+
+
+@pytest.mark.parametrize(
+    "messages, field",
+    [
+        (None, "messages"),
+        ([], "messages"),
+        ("hi", "messages"),
+        ({"role": "user", "content": "hi"}, "messages"),
+        (["hi"], "messages[0]"),
+        ([*ASK, {}], "messages[1].role"),
+        ([{"content": "hi"}], "messages[0].role"),
+        ([{"role": "tool", "content": "hi"}], "messages[0].role"),
+        ([{"role": ["user"], "content": "hi"}], "messages[0].role"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([*ASK, {"role": "assistant", "content": None}], "messages[1].content"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": "\ud800"}], "messages[0].content"),
+        ([{"role": "user", "content": ["hi"]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": ""}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "text", "text": 7}]}], "messages[0].content[0].text"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": "hi", "name": 3}], "messages[0].name"),
+        ([{"role": "assistant", "content": "", "tool_calls": []}], "messages[0].tool_calls"),
+        ([{"role": "user", "content": "hi", 5: 6}], "messages[0].5"),
+    ],
+)
+def test_messages_that_are_none_are_refused_by_name(messages, field):
+    with pytest.raises(RequestError) as error:
+        check_messages(messages)
+    assert error.value.field == field and str(error.value).startswith(f"{field}=")
+
+
+def test_text_parts_are_joined_by_line_breaks():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = ({"role": "system", "content": parts, "name": "x"}, {"role": "user", "content": []})
+    expected = [{"role": "system", "content": "a\nb", "name": "x"}, {"role": "user", "content": ""}]
+    assert check_messages(messages) == expected and messages[0]["content"] is parts
+
+
+def test_one_conversation_needs_no_list():
+    assert list_conversations(ASK) == [ASK] and list_conversations([ASK, ASK]) == [ASK, ASK]
+    assert list_conversations([]) == [] and list_conversations([[], ASK]) == [[], ASK]
+
+
+# Where a template comes from.
+
+
+@pytest.mark.parametrize(
+    "template, match",
+    [
+        (None, "no chat template"),
+        (5, "no chat template"),
+        ([], "no chat template"),
+        ([{"name": "a", "template": "x"}, {"name": "b", "template": "y"}], "named default, of .'a', 'b'"),
+        ([{"name": "default", "template": 7}, 7, {}], "no chat template: give"),
+    ],
+)
+def test_a_model_without_a_template_says_so(tmp_path, template, match):
+    save(byte_level(), tmp_path, chat_template=template)
+    with pytest.raises(RequestError, match=match) as error:
+        ChatTemplate.load(tmp_path)
+    assert error.value.field == "messages"
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "not JSON", "[" * 100_000, "\xff"])
+def test_a_broken_tokenizer_config_has_no_template(tmp_path, text):
+    (tmp_path / "tokenizer_config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(RequestError, match="no chat template") as error:
+        ChatTemplate.load(tmp_path)
+    assert error.value.code == "no_chat_template"
+
+
+def test_without_a_tokenizer(tmp_path):
+    with pytest.raises(RequestError, match="no tokenizer"):
+        ChatEncoder(tmp_path, None).encode(ASK)
+
+
+def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
+    """A package of that name that cannot be imported."""
+    for name in ("transformers", "jinja2"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('it is not there')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"pip install 'jbatch\[chat\]' \(it is not there\)"):
+        ChatTemplate(PLAIN, {}).render(ASK)
+
+
+# Rendering.
+
+
+@needs_jinja
+def test_a_prompt_has_at_most_one_bos(tmp_path):
+    save(byte_level(bos=True), tmp_path, bos_token="<s>", chat_template="{{ bos_token }}" + PLAIN)
+    chat = ChatEncoder(tmp_path, wrapped(byte_level(bos=True)))
+    prompt = chat.encode([{"role": "user", "content": "é</s>"}])
+    assert prompt.text == "<s><s>user:é</s>;"
+    assert prompt.token_ids.count(256) == 1 == prompt.token_ids.index(256) + 1
+    assert prompt.token_ids.count(257) == 1  # a special token in a message becomes the token
+    chat.close()
+
+
+HARMFUL = """\
+{% set what = messages[0].content %}
+{% if what == 'loop' %}{% for a in range(9999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}
+{% elif what == 'power' %}{{ (messages | length + 8) ** (9 ** 9) }}
+{% elif what == 'memory' %}{{ 'a' * 10 ** 12 }}
+{% elif what == 'long' %}{{ 'a' * (2 ** 24 + 1) }}
+{% elif what == 'escape' %}{{ messages.__class__.__mro__ }}
+{% elif what == 'refuse' %}{{ raise_exception('no such role\n') }}
+{% else %}{{ what }}{% endif %}"""
+
+
+@needs_jinja
+def test_templates_that_do_harm_end_with_an_error_in_bounded_time(monkeypatch):
+    monkeypatch.setattr(renderer, "MAX_KILLED", 2)
+    template = ChatTemplate(HARMFUL, {}, limit_s=3)
+
+    def ask(content):
+        return template.render([{"role": "user", "content": content}])
+
+    def refusal(content):
+        with pytest.raises(RequestError) as error:
+            ask(content)
+        return error.value.reason
+
+    assert "MemoryError" in refusal("memory")
+    assert "at most 16777216" in refusal("long")
+    assert "SecurityError" in refusal("escape")
+    assert "TemplateError: no such role" in refusal("refuse")
+    assert ask("hi").strip() == "hi"  # one that fails leaves the others alone
+    assert "more than 3 s" in refusal("loop")
+    assert ask("\u2028\n😀").strip() == "😀"
+    assert "more than 3 s" in refusal("power")
+    assert "failed 2 times" in refusal("hi")  # each try would cost as much
+    template.close()
+
+
+@needs_jinja
+def test_a_process_that_dies_is_replaced():
+    template = ChatTemplate(PLAIN, {"bos_token": "B"})
+    assert template.render(ASK) == "Buser:hi;"
+    process = template._renderer._process
+    assert os.getpgid(process.pid) != os.getpgid(0), "a Ctrl-C in a terminal would end it"
+    process.kill()
+    process.wait()
+    with pytest.raises(RequestError, match="or crashed"):
+        template.render(ASK)
+    assert template.render(ASK) == "Buser:hi;" and template._renderer._process is not process
+    template.close()
+    template.close()
+
+
+@needs_jinja
+def test_a_template_that_cannot_be_compiled():
+    with pytest.raises(RequestError, match="the chat template fails: "):
+        ChatTemplate("{% for %}", {}).render(ASK)

@@ -1,0 +1,408 @@
+"""Text deltas: joined they are the text of `generate`, whatever the tokens split; leaving early is clean."""
+
+import asyncio
+import contextlib
+import gc
+import random
+import threading
+
+import pytest
+
+from jbatch import fake_runner
+from jbatch.engine import Engine
+from jbatch.errors import JBatchError, RequestError
+from jbatch.fake_runner import FakeRunner
+from jbatch.prompts import Asked
+from jbatch.sampling_params import SamplingParams
+from jbatch.scheduler import Scheduler
+from jbatch.stream import AsyncStream, flatten, stream_steps
+from tests.helpers.schedules import buckets, scheduler_config
+from tests.helpers.tokenizers import byte_fallback, byte_level, merged, numbered, wrapped
+
+VOCAB_SIZE = 500
+
+
+def make_engine(tokenizer, num_rows=64, **options):
+    config = scheduler_config(
+        num_rows=num_rows,
+        num_pages=1 + 8 * num_rows,
+        decode_buckets=buckets("decode", (num_rows, num_rows)),
+        prefill_buckets=buckets("prefill", (num_rows, 16 * num_rows)),
+    )
+    runner = FakeRunner(num_rows, config.num_pages, 16, 8, VOCAB_SIZE)
+    options = {"vocab_size": VOCAB_SIZE, "tokenizer": tokenizer, **options}
+    return Engine(Scheduler(config), runner, **options)
+
+
+def ask(prompts, params):
+    return [Asked(str(idx), prompts[idx], params[idx], 0) for idx in range(len(prompts))]
+
+
+def is_clean(engine):
+    return not engine.has_unfinished and engine.num_unfinished == 0 and engine.scheduler.pool.num_used == 0
+
+
+def generate(engine, asked):
+    """The outputs by request id, as `LLM.generate` gets them."""
+    outputs = {}
+    for one in asked:
+        assert one.add_to(engine) is None
+    while engine.has_unfinished:
+        outputs |= {output.request_id: output for output in engine.step().outputs}
+    return outputs
+
+
+# A thousand texts.
+
+SCRIPTS = (
+    "日本語中文字符漢字",
+    "한국어조선말",
+    "👩‍👩‍👧👍🏽🇯🇵😀🚀❤️",
+    "abc def,.!?\n ",
+    "éüñßçą",
+    "مرحبا",
+    "हिन्दी",
+    "\ufffd\u2028\x00",
+)
+
+
+def random_text(rng):
+    pieces = []
+    for _ in range(rng.randint(1, 6)):
+        alphabet = rng.choice(SCRIPTS)
+        pieces.append("".join(rng.choices(alphabet, k=rng.randint(1, 5))))
+    return "".join(pieces)
+
+
+def random_params(rng, text, num_tokens):
+    """With stop strings that the text holds, at any place; that it nearly holds; that it does not."""
+    stop = []
+    for _ in range(rng.choice((0, 1, 1, 3))):
+        begin = rng.randrange(len(text))
+        piece = text[begin : begin + rng.randint(1, 6)]
+        stop.append(piece + rng.choice(("", "", "x", "語", "😀")))
+    return SamplingParams(
+        max_tokens=min(num_tokens, rng.choice((num_tokens, num_tokens, rng.randint(1, num_tokens)))),
+        stop=stop,
+        min_tokens=0 if rng.random() < 0.7 else 1,
+        include_stop_str_in_output=rng.random() < 0.3,
+        skip_special_tokens=rng.random() < 0.7,
+    )
+
+
+def follow_script(monkeypatch, scripts):
+    """The fake device generates `scripts[idx]` after the prompt [idx // 100, idx % 100], again and again."""
+
+    def next_token(token_ids, vocab_size, banned=(), sample_idx=0):
+        script = scripts[100 * token_ids[0] + token_ids[1]]
+        return script[(len(token_ids) - 2) % len(script)]
+
+    monkeypatch.setattr(fake_runner, "next_token", next_token)
+    return [[idx // 100, idx % 100] for idx in range(len(scripts))]
+
+
+def make_tokenizer(name):
+    rng = random.Random(1)
+    return wrapped(
+        {
+            "bytes": byte_level,
+            "merged bytes": lambda: merged([random_text(rng) for _ in range(300)]),
+            "byte fallback": byte_fallback,
+        }[name]()
+    )
+
+
+def random_tokens(rng, tokenizer, text):
+    """Of a text; or any at all, special and unknown ones among them, of which many are no characters."""
+    if rng.random() < 0.2:
+        return rng.choices(range(tokenizer.vocab_size + 2), k=rng.randint(1, 60))
+    ids = tokenizer.encode(text)
+    if rng.random() < 0.2:
+        ids.insert(rng.randrange(len(ids)), tokenizer.eos_token_id)  # also within a character
+    return ids[:100]
+
+
+@pytest.mark.parametrize("name, num", [("bytes", 400), ("merged bytes", 300), ("byte fallback", 300)])
+def test_deltas_joined_are_the_full_text(monkeypatch, name, num):
+    rng, tokenizer = random.Random(name), make_tokenizer(name)
+    texts = [random_text(rng) for _ in range(num)]
+    scripts = [random_tokens(rng, tokenizer, text) for text in texts]
+    prompts = follow_script(monkeypatch, scripts)
+    params = [random_params(rng, *pair) for pair in zip(texts, map(len, scripts), strict=True)]
+    engine, asked = make_engine(tokenizer), ask(prompts, params)
+    full = generate(engine, asked)
+
+    shown, token_ids, ends = [""] * num, [[] for _ in range(num)], {}
+    for delta in flatten(stream_steps(engine, asked)):
+        assert delta.prompt_idx not in ends
+        shown[delta.prompt_idx] += delta.text
+        token_ids[delta.prompt_idx] += delta.token_ids
+        if delta.output is not None:
+            ends[delta.prompt_idx] = delta
+    assert is_clean(engine) and len(ends) == num
+
+    stopped = wrong_bytes = 0
+    for idx in range(num):
+        completion, end = full[str(idx)].outputs[0], ends[idx]
+        assert shown[idx] == completion.text == end.output.outputs[0].text
+        assert token_ids[idx] == completion.token_ids and end.finish_reason == completion.finish_reason
+        plain = tokenizer.decode_once(
+            completion.token_ids, skip_special_tokens=params[idx].skip_special_tokens
+        )
+        wrong_bytes += "\ufffd" in plain
+        if isinstance(completion.stop_reason, str):
+            stopped += 1
+            assert plain.startswith(completion.text) or "\ufffd" in plain
+            included = params[idx].include_stop_str_in_output
+            assert completion.text.endswith(completion.stop_reason) or not included
+        elif "\ufffd" not in plain:
+            assert completion.text == plain
+    assert stopped > num / 6 and num / 10 < wrong_bytes < num / 2
+
+
+def test_text_is_shown_as_soon_as_it_is_certain(monkeypatch):
+    tokenizer = make_tokenizer("bytes")
+    prompts = follow_script(monkeypatch, [tokenizer.encode("a日😀abcab!")])
+    params = SamplingParams(max_tokens=14, stop=["abx", "bcd"])
+    deltas = [d.text for d in flatten(stream_steps(make_engine(tokenizer), ask(prompts, [params])))]
+    assert deltas == ["", "", "", "a日", "", "", "", "😀", "", "", "a", "bc", "", "ab!"]
+
+
+def test_a_stop_string_that_has_begun_is_shown_where_the_text_ends_before_it(monkeypatch):
+    tokenizer = make_tokenizer("bytes")
+    prompts = follow_script(monkeypatch, [tokenizer.encode("xyab")])
+    params = SamplingParams(max_tokens=4, stop=["abc"])
+    deltas = list(flatten(stream_steps(make_engine(tokenizer), ask(prompts, [params]))))
+    assert [d.text for d in deltas] == ["x", "y", "", "ab"] and deltas[-1].finish_reason == "length"
+
+
+def test_a_stop_token_is_not_shown(monkeypatch):
+    """An ordinary token, and of a sample that ends long before its request does."""
+    tokenizer = wrapped(numbered())
+    engine = make_engine(tokenizer)
+    params = SamplingParams(n=3, max_tokens=20, stop_token_ids=[11, 30])
+    deltas = list(flatten(stream_steps(engine, ask([[1, 2]], [params]))))
+    output = next(delta.output for delta in deltas if delta.output is not None)
+    assert deltas[-1].output is output and sum(delta.output is not None for delta in deltas) == 1
+    for idx in range(3):
+        mine = [delta for delta in deltas if delta.sample_idx == idx]
+        assert "".join(delta.text for delta in mine) == output.outputs[idx].text
+        assert [delta.finish_reason is None for delta in mine] == [True] * (len(mine) - 1) + [False]
+        assert [token for delta in mine for token in delta.token_ids] == output.outputs[idx].token_ids
+    assert len({len(completion.token_ids) for completion in output.outputs}) > 1
+    assert output.outputs[0].stop_reason == 11 and "11" not in output.outputs[0].text
+
+
+# Requests without text, and that end otherwise.
+
+
+def test_a_request_that_is_refused_is_one_delta():
+    engine = make_engine(wrapped(numbered()))
+    asked = ask([[1, 2], "", [1, 2], [1, 2]], [SamplingParams(max_tokens=k) for k in (2, 2, 999, 0)])
+    deltas = list(flatten(stream_steps(engine, asked)))
+    by_prompt = [[delta for delta in deltas if delta.prompt_idx == idx] for idx in range(4)]
+    assert [len(mine) for mine in by_prompt] == [2, 1, 1, 1]
+    assert [mine[-1].finish_reason for mine in by_prompt] == ["length", "error", "error", "length"]
+    assert "empty" in by_prompt[1][0].output.error and "999" in by_prompt[2][0].output.error
+    assert [mine[-1].output.request_id for mine in by_prompt] == list("0123") and is_clean(engine)
+
+
+@pytest.mark.parametrize("tokenizer, detokenize", [(True, False), (False, True)])
+def test_without_text_there_are_tokens(tokenizer, detokenize):
+    engine = make_engine(wrapped(numbered()) if tokenizer else None)
+    params = SamplingParams(max_tokens=3, detokenize=detokenize)
+    deltas = list(flatten(stream_steps(engine, ask([[1, 2]], [params]))))
+    assert [delta.text for delta in deltas] == ["", "", ""]
+    assert [delta.token_ids for delta in deltas] == [[5], [11], [23]]
+
+
+def test_an_abort_from_elsewhere_ends_its_deltas():
+    engine = make_engine(wrapped(numbered()))
+    deltas = []
+    for delta in flatten(stream_steps(engine, ask([[1, 2]], [SamplingParams(max_tokens=99)]))):
+        deltas.append(delta)
+        if len(deltas) == 3:
+            engine.abort("0")
+    assert deltas[-1].finish_reason == "abort" and deltas[-1].output.outputs[0].finish_reason == "abort"
+    assert "".join(delta.text for delta in deltas) == deltas[-1].output.outputs[0].text
+    assert is_clean(engine)
+
+
+def test_a_text_that_cannot_be_decoded_ends_with_its_error(monkeypatch):
+    tokenizer = wrapped(numbered())
+    real = tokenizer.decode_once
+
+    def decode_once(token_ids, **options):
+        if 23 in token_ids:
+            raise RequestError("token_ids", token_ids, "cannot be decoded")
+        return real(token_ids, **options)
+
+    monkeypatch.setattr(tokenizer, "decode_once", decode_once)
+    engine = make_engine(tokenizer)
+    deltas = list(flatten(stream_steps(engine, ask([[1, 2]], [SamplingParams(max_tokens=5)]))))
+    assert [delta.text for delta in deltas] == ["05.", "11.", "", "", ""]
+    assert deltas[-1].finish_reason == "error" and "cannot be decoded" in deltas[-1].output.error
+
+
+def test_requests_added_by_hand_are_not_shown():
+    engine = make_engine(wrapped(numbered()))
+    steps = flatten(stream_steps(engine, ask([[1, 2]], [SamplingParams(max_tokens=9)])))
+    first = next(steps)
+    engine.add_request("mine", [7], SamplingParams(max_tokens=2))
+    assert {delta.prompt_idx for delta in (first, *steps)} == {0} and is_clean(engine)
+
+
+# Leaving early.
+
+LONG = SamplingParams(max_tokens=100)
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 20])
+def test_leaving_early_aborts_and_leaves_the_engine_clean(after):
+    engine = make_engine(wrapped(numbered()), num_rows=2)
+    asked = ask([[1, 2]] * 5, [LONG] * 5)
+    steps = flatten(stream_steps(engine, asked))
+    for _ in range(after):
+        next(steps)
+    assert (engine.num_unfinished > 0) == (after > 0)
+    steps.close()
+    assert is_clean(engine) and len(generate(engine, asked)) == 5
+
+    for delta in flatten(stream_steps(engine, asked)):
+        if delta.token_ids:
+            break
+    assert is_clean(engine)
+
+
+def test_a_step_that_fails_raises_and_leaves_the_engine_clean():
+    engine = make_engine(wrapped(numbered()))
+    steps = flatten(stream_steps(engine, ask([[1, 2]] * 2, [LONG] * 2)))
+    next(steps)
+    runner, engine.runner = engine.runner, None
+    with pytest.raises(AttributeError):
+        list(steps)
+    engine.runner = runner
+    assert is_clean(engine)
+
+
+def test_one_stream_at_a_time():
+    engine = make_engine(wrapped(numbered()))
+    steps = flatten(stream_steps(engine, ask([[1, 2]], [LONG])))
+    next(steps)
+    with pytest.raises(JBatchError, match="1 unfinished"):
+        next(flatten(stream_steps(engine, ask([[1, 2]], [LONG]))))
+    assert len(list(steps)) == 99
+
+
+# Async.
+
+
+def async_stream(engine, num=3, params=LONG):
+    return AsyncStream(stream_steps(engine, ask([[1, 2]] * num, [params] * num)))
+
+
+def test_async_deltas_are_the_same_and_steps_run_in_a_thread():
+    engine, threads, ticks = make_engine(wrapped(numbered())), set(), 0
+    step = engine.step
+
+    def slow():
+        threads.add(threading.get_ident())
+        ran.set()
+        assert released.wait(60)  # until the loop has had its turn
+        released.clear()
+        return step()
+
+    ran, released = threading.Event(), threading.Event()
+    expected = list(flatten(stream_steps(engine, ask([[1, 2]] * 3, [SamplingParams(max_tokens=6)] * 3))))
+    engine.step = slow
+
+    async def tick():
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0)
+            if ran.is_set():
+                ran.clear()
+                ticks += 1
+                released.set()
+
+    async def main():
+        ticker = asyncio.create_task(tick())
+        deltas = [delta async for delta in async_stream(engine, params=SamplingParams(max_tokens=6))]
+        ticker.cancel()
+        return deltas
+
+    deltas = asyncio.run(asyncio.wait_for(main(), 120))
+
+    def plain(deltas):
+        return [(d.prompt_idx, d.sample_idx, d.text, d.token_ids, d.finish_reason) for d in deltas]
+
+    assert plain(deltas) == plain(expected) and ticks >= 6 and is_clean(engine)
+    assert threading.get_ident() not in threads and len(threads) == 1
+
+
+@pytest.mark.parametrize("how", ["break", "aclose", "error"])
+def test_leaving_an_async_stream_early_is_clean_at_once(how):
+    engine = make_engine(wrapped(numbered()), num_rows=2)
+
+    async def main():
+        if how == "break":
+            async for _ in async_stream(engine):
+                break
+        elif how == "aclose":
+            async with contextlib.aclosing(async_stream(engine)) as deltas:
+                assert await anext(deltas) and engine.num_unfinished == 3
+            with pytest.raises(StopAsyncIteration):
+                await anext(deltas)
+        else:
+            with contextlib.suppress(ZeroDivisionError):
+                async for _ in async_stream(engine):
+                    1 / 0
+        gc.collect()
+        return is_clean(engine)
+
+    assert asyncio.run(main())
+    for thread in threading.enumerate():
+        if thread.name.startswith("jbatch-stream"):
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_a_cancelled_task_aborts_after_the_step_that_runs():
+    engine = make_engine(wrapped(numbered()))
+    step, entered, go = engine.step, threading.Event(), threading.Event()
+
+    def blocked():
+        entered.set()
+        assert go.wait(60)
+        return step()
+
+    async def consume(deltas):
+        async for _ in deltas:
+            pass
+
+    async def main():
+        engine.step = blocked
+        task = asyncio.create_task(consume(async_stream(engine)))
+        while not entered.is_set():
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return is_clean(engine)
+
+    assert asyncio.run(asyncio.wait_for(main(), 120))
+
+
+def test_an_error_of_a_step_comes_out_of_the_async_stream():
+    engine = make_engine(wrapped(numbered()))
+    engine.runner.collect = lambda handle: 1 / 0
+
+    async def main():
+        with pytest.raises(ZeroDivisionError):
+            async for _ in async_stream(engine):
+                pass
+
+    asyncio.run(asyncio.wait_for(main(), 120))
+    assert is_clean(engine)
