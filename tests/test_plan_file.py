@@ -19,7 +19,7 @@ NUM_SCHEDULES = 40
 
 V1 = """\
 {"format":"jbatch-plans","version":1,"num_rows":2,"num_pages":5,"page_size":16,"pages_per_seq":2,"vocab_size":97}
-{"step_idx":0,"bucket":["prefill",1,64],"seq_ids":[0],"rows":[1],"table_updates":[[1,0,4]],"chunks":[{"token_ids":[5,6,7],"start":0,"num_recomputed":0,"setup":{"length":3,"budget":2,"seed":9,"stop_ids":[2]},"prompt_len":3}]}
+{"step_idx":0,"bucket":["prefill",1,64],"seq_ids":[0],"rows":[1],"table_updates":[[1,0,4]],"chunks":[[[5,6,7],0,0,{"length":3,"budget":2,"seed":9,"stop_ids":[2]},3]]}
 {"step_idx":1,"bucket":["decode",2,2],"seq_ids":[0],"rows":[1],"table_updates":[],"frozen":[false],"sampler":1,"preempted":[3]}
 {"num_plans":2}
 """
@@ -112,7 +112,7 @@ def edited(line, **changes):
 
 
 def chunk(token_ids=(5,), start=0, setup=None):
-    return [{"token_ids": list(token_ids), "start": start, "num_recomputed": 0, "setup": setup}]
+    return [[list(token_ids), start, 0, setup]]
 
 
 @pytest.mark.parametrize(
