@@ -175,9 +175,7 @@ def main() -> int:
     names = [part.name for part in PARTS]
     default = [part.name for part in PARTS if not part.only_named]
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty")
-    parser.add_argument(
-        "--budget", type=float, metavar="SECONDS", help=f"of all parts [default: {BUDGET_S:g}]"
-    )
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help=f"[default: {BUDGET_S:g}]")
     parser.add_argument("--only", nargs="+", choices=names, default=default, metavar="PART", help=str(names))
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, on a CPU; no measurement")
     args = parser.parse_args()
