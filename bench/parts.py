@@ -68,7 +68,8 @@ def run_part(part: Part, folder: Path, scratch: Path, tiny: bool, deadline: floa
         if left < LEAST_S and not tiny:
             break
         again = [*command, "--resume"] if attempt else command
-        ended = run_process(again, log, left, part.env)
+        quiet_s = left if tiny else QUIET_S  # a CPU that others use, too, may be quiet for long
+        ended = run_process(again, log, left, quiet_s, part.env)
         row |= {**ended._asdict(), "seconds": round(time.monotonic() - begin, 1), "tries": attempt + 1}
         if ended.status not in ("crashed", "timed out"):
             break
@@ -104,9 +105,9 @@ def full_command(part: Part, folder: Path, scratch: Path, tiny: bool) -> list[st
     return [*part.tool, sys.executable, *arguments]
 
 
-def run_process(command: list[str], log: Path, limit_s: float, env: dict[str, str]) -> Ended:
+def run_process(command: list[str], log: Path, limit_s: float, quiet_s: float, env: dict[str, str]) -> Ended:
     """Run a command, its output to the terminal and to the end of a log; stop it, and what it started, when
-    its time is over or nothing came from it for long."""
+    its time is over or nothing came from it for `quiet_s`."""
     begin = time.monotonic()
     process = subprocess.Popen(
         command,
@@ -123,7 +124,7 @@ def run_process(command: list[str], log: Path, limit_s: float, env: dict[str, st
     copier.start()
     code = None
     try:
-        while code is None and time.monotonic() < min(begin + limit_s, heard[0] + QUIET_S):
+        while code is None and time.monotonic() < min(begin + limit_s, heard[0] + quiet_s):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(0.5)
     finally:
