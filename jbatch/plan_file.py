@@ -2,7 +2,8 @@
 
 JSON lines: a header that names the format, its version and the sizes of the device state; a line per plan;
 and a last line that counts them, so that a file which was cut off is told from a whole one. A named tuple
-without defaults is an array; every other record is an object that leaves out what has its default value.
+with fields that must be given is an array, without what has its default at the end; every other record is an
+object without what has its default.
 """
 
 from __future__ import annotations
