@@ -111,7 +111,9 @@ def plan_model(model_dir: str | Path, config: EngineConfig, gpu_memory: int | No
         if gpu_memory is None
         else f"{device.device_kind} with {describe_bytes(gpu_memory)}"
     )
-    source = f"temporaries of the program compiled for this {'CPU' if device.platform == 'cpu' else 'GPU'}"
+    source = "temporaries of the program compiled for this CPU"
+    if device.platform != "cpu":
+        source = "temporaries, and state of penalties; of the program compiled for this GPU"
     measure = step_bytes_on(device, model, max_model_len)
     return make_report(model_dir, config, model, memory, measure, where, source)
 

@@ -65,7 +65,7 @@ def plan_for(
             with gpu_target.compiling(target):
                 return measure(config)
 
-        source = f"temporaries of the program compiled for an {target.name.upper()}"
+        source = f"temporaries, and state of penalties; of the program compiled for an {target.name.upper()}"
         share = gpu_share(gpu_bytes, config)
         report = make_report(model_dir, config, model, share, compiled, target.name.upper(), source)
     except ConfigError as error:

@@ -103,7 +103,7 @@ def _inside(model_dir: Path, file: str) -> Path:
         is_file = target.is_file()
     except (OSError, RuntimeError) as error:  # a name too long; links in a circle
         reason = error.strerror if isinstance(error, OSError) else "links in a circle"
-        raise WeightsError(f"{file[:80]}: cannot be read: {reason}") from None
+        raise WeightsError(f"{file[:80]}: cannot be read from {model_dir}: {reason}") from None
     allowed = [home]
     if home.parent.name == "snapshots":  # models--NAME/snapshots/REVISION/FILE -> ../../blobs/HASH
         allowed.append(home.parent.parent / "blobs")

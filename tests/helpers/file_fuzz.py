@@ -12,13 +12,9 @@ import functools
 import json
 import os
 import random
-import re
 import resource
 import signal
 import socket
-import sys
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,16 +24,15 @@ import numpy as np
 
 from jbatch import tokenizer, tokenizer_probe
 from jbatch.config_json import load_bos_token_id, load_config, load_eos_token_ids
-from jbatch.errors import JBatchError, RequestError
+from jbatch.errors import RequestError
 from jbatch.tokenizer import load_tokenizer
 from tests.helpers.hf_checkpoint import TINY
 from tests.helpers.jsonl_fuzz import DAMAGES
+from tests.helpers.loading_watch import check_loading, model_dir, watch
 from weights import demo
-from weights.errors import WeightsError
 from weights.hugging_face import check_hugging_face
 from weights.safetensors_file import DTYPES, read
 
-MAX_GROWTH = 2**30  # bytes of resident memory above the start
 VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1, 2, 3, 7, 0.5, -0.0, 2**16, 2**31, 2**48, 2**63, 2**64, 10**400, 1e308),
     *("", "x", "1", "../x", "\u2028\n", "\ud800", "x" * 10_000, [], {}, [0], [None], [[]], {"": 0}, [-1, 2]),
@@ -381,79 +376,3 @@ def _serve(connection: socket.socket) -> None:
 def _address_space() -> int:
     """Bytes of this process, as Linux counts them."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-
-
-# ---- watching ----
-
-
-@contextmanager
-def model_dir() -> Iterator[Path]:
-    """A directory for one input, in memory where the system has a place for it."""
-    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="jbatch-fuzz-", dir=parent) as name:
-        yield Path(name).resolve()
-
-
-def check_loading(load: Callable[[], None], folder: Path) -> None:
-    """`load` ends, or raises an error of jbatch of one line that names a file or a field; it touches nothing
-    but `folder`, and takes no memory to speak of."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    try:
-        with warnings.catch_warnings(), watch().on(folder):
-            warnings.simplefilter("ignore")
-            load()
-    except (JBatchError, WeightsError) as error:
-        check_message(str(error), folder)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    assert grown < MAX_GROWTH, f"{grown} bytes of memory"
-
-
-def check_message(message: str, folder: Path) -> None:
-    """One line of a readable length, which names a file, a field (name=value) or a tensor."""
-    assert len(message.splitlines()) == 1 and len(message) < 3000, repr(message[:3000])
-    names = [*(path.name for path in folder.iterdir()), str(folder), "tensor "]
-    assert re.match(r"[^=]{1,80}=", message) or any(name in message for name in names), message
-
-
-class Watch:
-    """What an audit hook sees (it can never be removed) while it is on: any file outside of a directory, any
-    import, any network. Raised where it happens, as a BaseException that no handler takes for its own."""
-
-    def __init__(self) -> None:
-        self._folder: Path | None = None
-        sys.addaudithook(self._hook)
-
-    @contextmanager
-    def on(self, folder: Path | None) -> Iterator[None]:
-        """None: not on."""
-        before, self._folder = self._folder, folder
-        try:
-            yield
-        finally:
-            self._folder = before
-
-    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
-        if self._folder is None:
-            return
-        if event in ("import", "exec", "compile", "os.system", "subprocess.Popen") or event.startswith(
-            "socket."
-        ):
-            self._refuse(event, args)
-        if event in ("open", "os.listdir", "os.scandir") and isinstance(args[0], str | bytes | os.PathLike):
-            path = Path(os.fsdecode(args[0]))
-            inside = path.resolve().is_relative_to(self._folder)
-            if not inside:
-                self._refuse(event, args)
-
-    def _refuse(self, event: str, args: tuple[Any, ...]) -> None:
-        self._folder = None
-        raise Escape(f"{event} {args[:1]}")
-
-
-class Escape(BaseException):
-    """Reading a model directory went outside of it."""
-
-
-@functools.cache
-def watch() -> Watch:
-    return Watch()
