@@ -23,13 +23,15 @@ from bench.suite_models import TINY_OPTIONS, fastest_attention
 SCENARIOS = ("mixed_length", "uniform_short", "bursty_traffic")  # the most telling first
 LENGTH_SCALE, TINY_SCALE = 0.25, 0.1
 TINY_ARMS = ("static", "static-padded", "continuous")
-SLOTS, REPEATS = 16, 2
+SLOTS, REPEATS = 16, 3
 OPTIONS: dict[str, Any] = {
     "max_num_seqs": SLOTS,
     "decode_buckets": (1, 2, 4, 8, 16),
     "max_num_batched_tokens": 512,
     "token_buckets": (64, 512),
     "num_pages": 1 + 16 * SLOTS,
+    "max_model_len": 192,  # of the longest scenario, so that all share their programs
+    "samplers": ("greedy",),
     "show_progress": False,
 }
 
