@@ -46,7 +46,7 @@ def draw(arms: Sequence[Arm]) -> Figure:
         total = len(arm.steps["kind"])
         shown = f"the first {num_steps:,} of {total:,} steps" if total > num_steps else f"{total:,} steps"
         use = arm.figures.get("slot_use")
-        text = f", {use:.0%} of all decode slots useful" if use is not None else ""
+        text = f", {use:.0%} of the rows computed were useful" if use is not None else ""
         axis.set_title(f"{arm.name}: {shown}{text}")
         axis.set_ylabel("slot")
         axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
