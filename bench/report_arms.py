@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from bench import report_figures as figures
 from bench import report_page as page
 from bench import slot_timeline
+from bench.arms import ARMS
 from bench.gains import BASELINES, CLAIMED_OVER_STATIC, CLAIMS, TRUSTED_RANGE, relative_range
 from bench.report_figures import Arm, to_png
 from bench.report_page import Picture, Section
@@ -171,6 +172,35 @@ def _range(found: Sequence[float]) -> str | None:
 
 def _ratio(value: Any) -> str:
     return f"none: {value['refused']}" if isinstance(value, Mapping) else f"{value:.2f} x"
+
+
+def over_unbatched(contents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Scenario x gain over unbatched, of the files in which gains are named; nothing of fewer than two."""
+    named = [c for c in contents if c["kind"] == "batching" and "refused" not in (c.get("gains") or {})]
+    rows = []
+    for content in named:
+        name, gains = content["workload"]["name"], content.get("gains") or {}
+        found = ((gains.get(ratio), _claimed(ratio, name)) for ratio in OVER_UNBATCHED)
+        cells = (None if gain is None else _ratio(gain) + _in_brackets(claim) for gain, claim in found)
+        rows.append((name, str(content["manifest"]["model"]), *cells))
+    if len(rows) < 2:
+        return []
+    text = (
+        "Of output tokens/s. In brackets: claimed by others, for LLaMA-7B on a GPU, at other sizes than here."
+    )
+    header = ("scenario", "model", *(ratio.partition(" / ")[0] for ratio in OVER_UNBATCHED))
+    return [
+        page.heading("Gains over unbatched, of all files"),
+        page.paragraph(text),
+        page.table(header, rows),
+    ]
+
+
+OVER_UNBATCHED = tuple(f"{name} / unbatched" for name in ARMS if name != "unbatched")
+
+
+def _in_brackets(claim: str | None) -> str:
+    return "" if claim is None else f" ({claim})"
 
 
 def _claimed(ratio: str, scenario: str) -> str | None:

@@ -71,6 +71,20 @@ def test_a_gain_stands_beside_the_definition_of_its_baseline(folder):
     assert [file.name for file in folder.glob("*.png")] == ["batching-mixed-throughput.png"]
 
 
+def test_scenarios_stand_side_by_side(folder):
+    ladder = {"static / unbatched": 1.25, "continuous / unbatched": 2.5}
+    (folder / "batching-mixed.json").write_text(json.dumps(bars_only(gains=ladder)))
+    heading = "Gains over unbatched, of all files"
+    assert heading not in report.write(folder).read_text()
+    bursty = bars_only(gains={"continuous / unbatched": 3.5})
+    bursty["workload"] |= {"name": "bursty_traffic"}
+    (folder / "batching-bursty.json").write_text(json.dumps(bursty))
+    page = report.write(folder).read_text()
+    rows = dict(re.findall(r'<tr><th scope="row">(\w+)</th>(.*?)</tr>', page[page.index(heading) :]))
+    assert "1.25 x (1.5 x)" in rows["mixed_length"] and "2.50 x (3.2 x)" in rows["mixed_length"]
+    assert "3.50 x (4.1 x)" in rows["bursty_traffic"] and "1.25" not in rows["bursty_traffic"]
+
+
 def test_what_cannot_be_read_is_a_row_and_the_rest_is_drawn(folder):
     (folder / "batching-mixed.json").write_text(json.dumps(bars_only()))
     (folder / "half.json").write_text('{"schema": 1, "kin')
