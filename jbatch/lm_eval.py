@@ -67,7 +67,7 @@ class JBatchLM(TemplateLM):
                 raise ConfigError("max_length", max_length, "set this or max_model_len, not both")
             options["max_model_len"] = max_length + 1
         self.llm = LLM(pretrained, device=(device or "auto").split(":")[0], **options)
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
             tokenizer or pretrained, local_files_only=True, trust_remote_code=False
         )
         self.max_length = self.llm.max_model_len - 1
@@ -125,7 +125,7 @@ class JBatchLM(TemplateLM):
         return [(None, *make_disjoint_window(window)) for window in windows]
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[Scored], disable_tqdm: bool = False, **_: Any
+        self, requests: Sequence[Scored], disable_tqdm: bool = False, **unused: Any
     ) -> list[tuple[float, bool]]:
         """Log-probability of each continuation, and whether greedy decoding would give it."""
         prompts = [

@@ -7,6 +7,7 @@ names the file or the field. Reading opens no file outside the directory, import
 from __future__ import annotations
 
 import copy
+import faulthandler
 import functools
 import json
 import os
@@ -362,6 +363,7 @@ def forked_probe() -> ForkedProbe:
 def _serve(connection: socket.socket) -> None:
     """Answer until the other side is gone, or a file ends this process."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where panics are told
+    faulthandler.disable()  # pytest's, which tells of aborts
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     limit = _address_space() + tokenizer_probe.memory_limit(0)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

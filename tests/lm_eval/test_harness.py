@@ -221,7 +221,7 @@ def test_what_cannot_be_served(model):
     with pytest.raises(ConfigError, match=f"max_gen_toks={MAX_LENGTH}: "):
         model.generate_until(requests("generate_until", ("1+1=", {"max_gen_toks": MAX_LENGTH})))
     with pytest.raises(TypeError, match="num_beams"):
-        model.generate_until(requests("generate_until", ("1+1=", {"num_beams": 4})))
+        model.generate_until(requests("generate_until", ("1+1=", {"num_beams": 4, "max_gen_toks": 8})))
     with pytest.raises(JBatchError, match="continuation of"):
         model.loglikelihood(requests("loglikelihood", ("1+1=", "2" * 200)))
     with pytest.raises(ConfigError, match="max_model_len=1025: must be at most 1024"):
