@@ -22,6 +22,7 @@ def print_comparison(results: Results, out: Console | None = None) -> None:
     out.print(f"{manifest['model']} on {manifest['device']}, at most {manifest['max_num_seqs']} at once\n")
     ran = {name: arm for name, arm in results.arms.items() if arm.not_run is None}
     table = Table(*HEADINGS, box=box.SIMPLE)
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for name, arm in ran.items():
@@ -40,7 +41,7 @@ def print_comparison(results: Results, out: Console | None = None) -> None:
 
 HEADINGS = (
     *("arm", "tokens/s", "spread", "requests/s", "warm-up s", "same tokens", "near-ties", "largest gap"),
-    "tokens compared",
+    "compared",
 )
 
 

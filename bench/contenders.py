@@ -246,8 +246,8 @@ class Entry(NamedTuple):
 
 
 SAME_SCHEDULER = (
-    "jbatch's scheduler, plans, buckets and cache layout, on a PyTorch executor; prefill is one SDPA call "
-    "per sequence and layer, uncompiled"
+    "jbatch's scheduler, plans, buckets and cache layout, on a PyTorch executor; prefill attention "
+    "is one SDPA call per sequence and layer, uncompiled"
 )
 REPLAY = "the steps of jbatch's recorded run, without a scheduler, on "
 ENTRIES = {

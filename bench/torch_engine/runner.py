@@ -32,7 +32,7 @@ from jbatch.plan import (
 from jbatch.sampling_params import Sampler
 
 SAMPLERS = (Sampler.GREEDY, Sampler.PLAIN)
-PREFILL = "; prefill: no graph, one uncompiled SDPA call per sequence and layer"
+PREFILL = "; prefill: no graph, attention by one uncompiled SDPA call per sequence and layer"
 WARM_UPS = 2  # runs before a capture: the first may compile, the second takes its memory from the pool
 
 

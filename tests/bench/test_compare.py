@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 import torch
 
 from bench import compare, contenders, results
+from bench import cross_check as cross_check_module
 from bench.compare import Asked
 from bench.contenders import ENTRIES, choose_entries
 from bench.cross_check import Disagreement, LogitGap, cross_check
@@ -192,7 +193,7 @@ def test_the_table_shows_each_arm_or_why_not(found, capsys):
     )
     shown = capsys.readouterr().out
     assert all(name in shown for name in ENTRIES) and shown.count("not run:") == 3
-    assert "10 of 10" in shown and "100%" in shown
+    assert "10 of 10" in shown and "100%" in shown and "compared" in shown
     assert "jbatch / hf-generate: no ratio: 10 requests" in shown
 
 
@@ -255,6 +256,18 @@ def test_logit_gaps_are_those_of_transformers(model_dir):
     for token in (int(logits.argmax()), 3, 95):
         assert gap(context, token) == pytest.approx(float(logits.max() - logits[token]), abs=1e-4)
     assert np.isfinite(logits).all()
+
+
+def test_one_program_and_one_pass_give_the_gaps_of_a_context(monkeypatch):
+    passes = []
+
+    def last_logits(config):
+        return lambda params, ids, length: passes.append((len(ids), length)) or np.arange(96.0)
+
+    monkeypatch.setattr(cross_check_module, "_last_logits", last_logits)
+    gap = LogitGap(tiny_config(), {}, longest=9)
+    assert [gap([5, 9], 95), gap([5, 9], 90), gap([5, 9, 4], 94)] == [0.0, 5.0, 1.0]
+    assert passes == [(9, 2), (9, 3)]
 
 
 def test_a_jbatch_that_fails_is_an_error_and_another_arm_is_not(monkeypatch):
