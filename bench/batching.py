@@ -46,7 +46,7 @@ def run_batching(
       ConfigError, WorkloadError, TraceError: before any work, for what was asked for wrongly.
     """
     arms = choose_arms(list(asked.arms))
-    options = {"max_num_seqs": 16, "seed": setting.seed} | engine_options
+    options = {"max_num_seqs": 16, "seed": setting.seed} | samplers(setting) | engine_options
     workloads = make_workloads(asked, setting, options, workload_options)
     paths = _paths(asked)
     with claimed(asked.output_json, asked.output_dir):
@@ -67,7 +67,7 @@ def _measure_all(
     paths: Sequence[Path | None],
 ) -> list[Results]:
     out, every = tables.console(), []
-    about = manifest.collect() | subject.about
+    about = manifest.collect() | subject.about | {"setting": dataclasses.asdict(setting)}
     for workload, path in zip(workloads, paths, strict=True):
         every.append(_measure(setting, subject, arms, workload, about, path, out))
         tables.print_ladder(out, every[-1])
@@ -98,6 +98,11 @@ def make_workloads(
         )
         workloads.append(workload)
     return workloads
+
+
+def samplers(setting: Setting) -> dict[str, Any]:
+    """What the engine compiles: nothing that greedy requests do not need."""
+    return {"samplers": ("greedy",)} if setting.temperature == 0 else {}
 
 
 def _paths(asked: Batching) -> list[Path | None]:
@@ -133,7 +138,8 @@ def _measure(
 
     def results(done: dict[str, ArmResult]) -> Results:
         seen = about | {"clocks_after": manifest.clocks()}
-        return Results("batching", seen, describe(workload), done, found, gains(done, workload))
+        named = gains(done, workload, setting.max_concurrency)
+        return Results("batching", seen, describe(workload), done, found, named)
 
     def save(done: dict[str, ArmResult]) -> None:
         if path is not None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.cli import LADDER_ENGINE
+from bench.compare_table import LEAST_COMPARED, compared_share, print_comparison
 from bench.contenders import (
     ENTRIES,
     GROUPS,
@@ -28,12 +29,15 @@ from bench.contenders import (
     choose_entries,
     versions,
 )
+from bench.gains import LEAST_BATCHES
 from bench.options import SETTING_HELP, WORKLOAD, Setting
 from bench.results import ArmResult, Rates, Results, claimed, describe, write
+from bench.workloads import Workload
 from jbatch.errors import ConfigError
 from jbatch.options import with_options
 
 LEAST_REPEATS = 3
+STATIC = ("hf-generate",)  # arms that run batch by batch
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -83,20 +87,20 @@ class Row:
 def compare(
     asked: Asked, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
 ) -> Results:
-    """Check, measure, print and write; the file is up to date after each repeat.
+    """Check, measure, print and write; the file is up to date after each arm that is built, and each repeat.
 
     Raises:
       ConfigError, WorkloadError, TraceError: before any work, for what was asked for wrongly.
       JBatchError, and what LLM raises: where jbatch itself cannot run, as there is nothing to compare with.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes what PyTorch needs
-    from bench.batching import Batching, make_workloads
+    from bench.batching import Batching, make_workloads, samplers
     from bench.subject import LLMSubject, find_model
 
     entries = choose_entries(list(asked.arms))
     if setting.repeats < LEAST_REPEATS:
         raise ConfigError("repeats", setting.repeats, f"must be at least {LEAST_REPEATS}")
-    options = {"max_num_seqs": 16, "seed": setting.seed} | engine_options
+    options = {"max_num_seqs": 16, "seed": setting.seed} | samplers(setting) | engine_options
     asked_for = Batching(asked.model, (asked.dataset_name,))
     (workload,) = make_workloads(asked_for, setting, options, workload_options | {"closed": True})
     options = _with_pages(asked.model, workload.longest, options)
@@ -122,18 +126,21 @@ def _compare(stage: Stage, rows: Sequence[Row], repeats: int, path: Path | None)
     def results() -> Results:
         arms = {row.entry.name: result(row, stage) for row in rows}
         seen = about | {"clocks_after": manifest.clocks()}
-        return Results("compare", seen, describe(stage.workload), arms, gains=ratios(arms))
+        return Results("compare", seen, describe(stage.workload), arms, gains=ratios(arms, stage.workload))
 
     measure(stage, rows, repeats, lambda: _save(path, results))
     return results()
 
 
-def measure(stage: Stage, rows: Sequence[Row], repeats: int, on_round: Callable[[], None]) -> None:
-    """Build and check each arm, and run those that agree in turn. Raises what jbatch's own arm raises."""
+def measure(stage: Stage, rows: Sequence[Row], repeats: int, on_news: Callable[[], None]) -> None:
+    """Build and check each arm, and run those that agree in turn. Raises what jbatch's own arm raises.
+
+    on_news: is called when an arm is built, or is not, and after each repeat.
+    """
     from bench.cross_check import NEAR_TIE, LogitGap, cross_check
 
     config, runner = stage.subject.llm.model_config, stage.subject.llm.runner
-    gap, tolerance = LogitGap(config, runner.params), NEAR_TIE[config.dtype]
+    gap, tolerance = LogitGap(config, runner.params, stage.workload.longest), NEAR_TIE[config.dtype]
     prompts = [item.prompt_token_ids for item in stage.workload.items]
     reference: list[list[int]] = []
 
@@ -160,10 +167,11 @@ def measure(stage: Stage, rows: Sequence[Row], repeats: int, on_round: Callable[
             prepare(row)  # without it nothing can be compared: its error is the command's
         else:
             row.attempt("not built, or not checked", lambda row=row: prepare(row))
+        on_news()
     for repeat in range(repeats):
         for row in rows:
             row.attempt(f"repeat {repeat + 1}", lambda row=row: run_again(row))
-        on_round()
+        on_news()
 
 
 def result(row: Row, stage: Stage) -> ArmResult:
@@ -173,7 +181,7 @@ def result(row: Row, stage: Stage) -> ArmResult:
 
     entry, max_num_seqs = row.entry, stage.subject.max_num_seqs
     if row.not_run is not None or not row.outcomes:
-        return ArmResult(entry.name, entry.definition, not_run=row.not_run or "the run was cut off")
+        return ArmResult(entry.name, entry.definition, not_run=row.not_run or _cut_off(row))
     middle = sorted(row.outcomes, key=lambda one: -one.duration_s)[(len(row.outcomes) - 1) // 2]
     steps, counts, latencies, requests = [], None, None, []
     if middle.run is None:
@@ -198,6 +206,17 @@ def result(row: Row, stage: Stage) -> ArmResult:
     )
 
 
+def _cut_off(row: Row) -> str:
+    """Why an arm that did not fail has no figures."""
+    if "check" not in row.about:
+        return "the run was cut off before it was built and checked"
+    check = row.about["check"]
+    return (
+        f"the run was cut off before it was timed; {check['equal']} of {check['requests']} requests had the "
+        f"same tokens, {check['near_ties']} parted at a near-tie"
+    )
+
+
 def _rates(stage: Stage, duration_s: float) -> Rates:
     workload = stage.workload
     return Rates(
@@ -212,15 +231,32 @@ def _rates(stage: Stage, duration_s: float) -> Rates:
     )
 
 
-def ratios(arms: dict[str, ArmResult]) -> dict[str, float]:
-    """jbatch's output throughput over each other's; a replay's over the other executor's."""
-    found = {}
+def ratios(arms: dict[str, ArmResult], workload: Workload) -> dict[str, Any]:
+    """jbatch's output throughput over each other's; a replay's over the other executor's; {"refused": why}
+    in the place of one that would mislead."""
+    found: dict[str, Any] = {}
     for name, arm in arms.items():
         base = "replay-jbatch" if name.startswith("replay") else REFERENCE
         over = arms.get(base)
         if name != base and over is not None and over.rates is not None and arm.rates is not None:
-            found[f"{base} / {name}"] = over.rates.output_throughput / arm.rates.output_throughput
+            reason = _refusal(base, over, workload) or _refusal(name, arm, workload)
+            ratio = over.rates.output_throughput / arm.rates.output_throughput
+            found[f"{base} / {name}"] = ratio if reason is None else {"refused": reason}
     return found
+
+
+def _refusal(name: str, arm: ArmResult, workload: Workload) -> str | None:
+    """Why an arm is in no ratio; None where it may be."""
+    share = compared_share(arm, workload.num_output_tokens)
+    if share < LEAST_COMPARED:
+        return f"{name} is not trusted: only {share:.0%} of its tokens could be compared"
+    most = arm.max_num_seqs or 1
+    if name in STATIC and len(workload.items) < LEAST_BATCHES * most:
+        return (
+            f"{len(workload.items)} requests are fewer than {LEAST_BATCHES} static batches of {most}: "
+            "the first and the last batch weigh too much"
+        )
+    return None
 
 
 def _with_pages(model: str, longest: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -278,7 +314,5 @@ def command(
     Greedy tokens are compared before any time is shown; an arm that cannot run, or that gives other tokens,
     is a line that says why.
     """
-    from bench.compare_table import print_comparison
-
     asked = Asked(model, dataset_name, tuple(arms or ()), output_json, record)
     print_comparison(compare(asked, Setting(**setting_options), engine_options, workload_options))

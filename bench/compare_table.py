@@ -11,6 +11,8 @@ from rich.table import Table
 from bench.results import ArmResult, Results
 from bench.tables import console, describe_workload
 
+LEAST_COMPARED = 0.2  # of an arm's tokens: with fewer, it is not trusted
+
 
 def print_comparison(results: Results, out: Console | None = None) -> None:
     """Figures, ratios, what each arm is, and why some were not run."""
@@ -20,13 +22,14 @@ def print_comparison(results: Results, out: Console | None = None) -> None:
     out.print(f"{manifest['model']} on {manifest['device']}, at most {manifest['max_num_seqs']} at once\n")
     ran = {name: arm for name, arm in results.arms.items() if arm.not_run is None}
     table = Table(*HEADINGS, box=box.SIMPLE)
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for name, arm in ran.items():
-        table.add_row(*_figures(name, arm))
+        table.add_row(*_figures(name, arm, results.workload["num_output_tokens"]))
     out.print(table)
     for name, ratio in results.gains.items():
-        out.print(f"{name}: {ratio:.2f}x")
+        out.print(f"{name}: {_ratio(ratio)}")
     out.print()
     for name, arm in results.arms.items():
         out.print(f"{name}: {arm.definition}")
@@ -36,10 +39,22 @@ def print_comparison(results: Results, out: Console | None = None) -> None:
             out.print(f"    attention {arm.extra['attention']}; {arm.extra['execution']}")
 
 
-HEADINGS = ("arm", "tokens/s", "spread", "requests/s", "warm-up s", "same tokens", "near-ties", "largest gap")
+HEADINGS = (
+    *("arm", "tokens/s", "spread", "requests/s", "warm-up s", "same tokens", "near-ties", "largest gap"),
+    "compared",
+)
 
 
-def _figures(name: str, arm: ArmResult) -> tuple[str, ...]:
+def compared_share(arm: ArmResult, num_output_tokens: int) -> float:
+    """Of an arm's tokens, those that were held against the reference's: not what lies behind a parting."""
+    return arm.extra["check"]["compared_tokens"] / num_output_tokens
+
+
+def _ratio(value: Any) -> str:
+    return f"no ratio: {value['refused']}" if isinstance(value, dict) else f"{value:.2f}x"
+
+
+def _figures(name: str, arm: ArmResult, num_output_tokens: int) -> tuple[str, ...]:
     assert arm.rates is not None
     check: dict[str, Any] = arm.extra["check"]
     return (
@@ -51,4 +66,5 @@ def _figures(name: str, arm: ArmResult) -> tuple[str, ...]:
         f"{check['equal']} of {check['requests']}",
         f"{check['near_ties']}",
         f"{check['largest_gap']:.1g}" if check["near_ties"] else "",
+        f"{compared_share(arm, num_output_tokens):.0%}",
     )

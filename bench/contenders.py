@@ -245,7 +245,10 @@ class Entry(NamedTuple):
     build: Callable[[Stage], Contender]
 
 
-SAME_SCHEDULER = "jbatch's scheduler, plans, buckets and cache layout, on a PyTorch executor"
+SAME_SCHEDULER = (
+    "jbatch's scheduler, plans, buckets and cache layout, on a PyTorch executor; prefill attention "
+    "is one SDPA call per sequence and layer, uncompiled"
+)
 REPLAY = "the steps of jbatch's recorded run, without a scheduler, on "
 ENTRIES = {
     entry.name: entry

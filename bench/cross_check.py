@@ -70,22 +70,31 @@ def cross_check(
 
 
 class LogitGap:
-    """How far a token's logit lies below the best, by a dense forward pass over jbatch's own parameters."""
+    """How far a token's logit lies below the best, by a dense forward pass over jbatch's own parameters.
 
-    def __init__(self, config: ModelConfig, params: Mapping[str, Any]):
-        self._config, self._params = config, tuple(params.values())
+    Args:
+      longest: tokens that a context may have; all are padded to it, so that one program is compiled.
+    """
+
+    def __init__(self, config: ModelConfig, params: Mapping[str, Any], longest: int):
+        self._config, self._params, self._longest = config, tuple(params.values()), longest
+        self._last: tuple[tuple[int, ...], Any] = (), None  # two tokens of a context are asked for in turn
 
     def __call__(self, context: Sequence[int], token: int) -> float:
+        if self._last[0] != tuple(context):
+            self._last = tuple(context), self._logits(context)
+        logits = self._last[1]
+        return float(logits.max() - logits[token])
+
+    def _logits(self, context: Sequence[int]) -> Any:
         import jax
         import numpy as np
 
-        width = max(16, 1 << (len(context) - 1).bit_length())  # few programs
-        ids = np.zeros(width, np.int32)
+        ids = np.zeros(self._longest, np.int32)
         ids[: len(context)] = context
         precision = "highest" if self._config.dtype == "float32" else None  # as the steps are compiled
         with jax.default_matmul_precision(precision):
-            logits = np.asarray(_last_logits(self._config)(self._params, ids, len(context)))
-        return float(logits.max() - logits[token])
+            return np.asarray(_last_logits(self._config)(self._params, ids, len(context)))
 
 
 @functools.lru_cache(maxsize=8)

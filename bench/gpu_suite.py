@@ -74,7 +74,8 @@ def _torch(name: str, limit_s: float, *arms: str, tiny: bool) -> Part:
     command += ("--steps", "OUT/decode-steps.json", "--arms", *arms)
     result = f"compare-{name}.json"
     env = {"OMP_NUM_THREADS": "1"}  # PyTorch's host threads would wait for each other in a spin
-    return Part(f"torch-{name}", command, limit_s, ("--tiny",) if tiny else None, result=result, env=env)
+    name = name if name.startswith("hf-") else f"torch-{name}"
+    return Part(name, command, limit_s, ("--tiny",) if tiny else None, result=result, env=env)
 
 
 PARTS = (
@@ -103,7 +104,7 @@ PARTS = (
         ("--tiny",),
         result="batching-mixed_length.json",
     ),
-    _torch("paged", 55, "torch-paged", "torch-paged-mosaic", "replay", tiny=True),
+    _torch("paged", 85, "torch-paged", "torch-paged-mosaic", "replay", tiny=True),
     Part(
         "row-bits",
         ("-m", "bench.row_bits", "--json", "OUT/row-bits.json"),
@@ -111,7 +112,8 @@ PARTS = (
         ("--tiny",),
         result="row-bits.json",
     ),
-    _torch("transformers", 90, "hf-continuous", "hf-generate", tiny=False),
+    _torch("hf-continuous", 60, "hf-continuous", tiny=False),
+    _torch("hf-generate", 90, "hf-generate", tiny=False),
     _kernels("kernels-prefill", ("prefill", "cache", "plan"), 60, "--resume"),
     _checks("triton", 40),
     Part(

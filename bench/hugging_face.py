@@ -152,8 +152,8 @@ class Continuous:
             ),
             continuous_batching_config=transformers.ContinuousBatchingConfig(**copy.copy(options)),
         )
-        if model.device.type == "cuda":
-            self._manager.warmup()
+        if model.device.type == "cuda" and (warm_up := getattr(self._manager, "warmup", None)):
+            warm_up()
         self._manager.start()
         self._round = 0
 

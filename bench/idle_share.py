@@ -33,6 +33,7 @@ OPTIONS: dict[str, Any] = {
     "max_num_batched_tokens": SLOTS * PROMPT_LEN,  # all prompts in one step, so that all lengths are equal
     "token_buckets": (SLOTS * PROMPT_LEN,),
     "max_model_len": MAX_MODEL_LEN,
+    "samplers": ("greedy",),
     "num_pages": 1 + SLOTS * (MAX_MODEL_LEN // EngineConfig.page_size),
     "show_progress": False,
 }

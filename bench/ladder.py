@@ -58,6 +58,7 @@ class Rung:
             requests=tuple(measures.request_rows(middle.run)),
             extra={
                 "least_prompt_tokens": min(one.counts.useful_prefill_tokens for one in self.passes),
+                "most_compilations": max(one.counts.compilations_after_warmup for one in self.passes),
                 "failed": self.failed,
             },
         )
@@ -134,7 +135,8 @@ def offered_load(
     factor = len(workload.items) / (load * capacity) / span
     scaled = workload.arriving([item.arrival * factor for item in workload.items])
     time_scale = scaled.scales["time_scale"] * factor
-    return scaled._replace(scales=scaled.scales | {"time_scale": time_scale}), capacity, factor
+    scales = scaled.scales | {"time_scale": time_scale, "load": load}
+    return scaled._replace(scales=scales), capacity, factor
 
 
 def run_once(subject: Subject, arm: Arm, size: int, workload: Workload, setting: Setting) -> Pass:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,8 +102,13 @@ def _result(part: Part, folder: Path) -> dict[str, Any]:
 def full_command(part: Part, folder: Path, scratch: Path, tiny: bool) -> list[str]:
     more = (part.tiny or ()) if tiny else part.full
     given = (*part.command, *more)
-    arguments = [arg.replace("OUT", str(folder), 1).replace("TMP", str(scratch), 1) for arg in given]
-    return [*part.tool, sys.executable, *arguments]
+    return [*part.tool, sys.executable, *(_placed(arg, {"OUT": folder, "TMP": scratch}) for arg in given)]
+
+
+def _placed(argument: str, folders: Mapping[str, Path]) -> str:
+    """With a folder in the place of its name at the beginning."""
+    head, slash, tail = argument.partition("/")
+    return f"{folders[head]}{slash}{tail}" if head in folders else argument
 
 
 def run_process(command: list[str], log: Path, limit_s: float, quiet_s: float, env: dict[str, str]) -> Ended:

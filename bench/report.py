@@ -39,10 +39,10 @@ def write(folder: Path, max_pictures: int | None = None) -> Path:
     files = sorted(folder.glob("*.json"))
     if not files:
         raise ConfigError("folder", str(folder), "holds no results: there is no JSON file in it")
-    sections, left = read(files)
+    sections, left, across = read(files)
     page = folder / PAGE
     title = f"jbatch: results in {folder.resolve().name}"
-    page.write_text(report_page.page(title, _body(sections, left)), encoding="utf-8")
+    page.write_text(report_page.page(title, _body(sections, left, across)), encoding="utf-8")
     pictures = sorted((p for s in sections for p in s.pictures), key=lambda picture: picture.rank)
     names = {picture.file for picture in pictures}
     others = sum(file.name not in names for file in folder.glob("*.png"))
@@ -52,20 +52,23 @@ def write(folder: Path, max_pictures: int | None = None) -> Path:
     return page
 
 
-def read(files: Sequence[Path]) -> tuple[list[Section], list[Left]]:
-    """A section for each file that holds a result, in the order of MAKERS, and the other files."""
+def read(files: Sequence[Path]) -> tuple[list[Section], list[Left], list[str]]:
+    """A section for each file that holds a result, in the order of MAKERS; the other files; and what can be
+    said of several files at once."""
     sections: list[tuple[int, Section]] = []
-    left = []
+    contents, left = [], []
     for file in files:
         try:
             content = _content(file)
             kind = content["kind"]
             sections.append((list(MAKERS).index(kind), MAKERS[kind](file, content)))
+            contents.append(content)
         except (OSError, ValueError, ConfigError) as error:
             left.append(Left(file.name, str(error)))
         except (KeyError, TypeError, IndexError, AttributeError) as error:  # a result of another make
             left.append(Left(file.name, f"is malformed: {type(error).__name__}: {error}"))
-    return [section for _, section in sorted(sections, key=lambda pair: pair[0])], left
+    ordered = [section for _, section in sorted(sections, key=lambda pair: pair[0])]
+    return ordered, left, report_arms.over_unbatched(contents)
 
 
 def _content(file: Path) -> dict[str, Any]:
@@ -81,11 +84,11 @@ def _content(file: Path) -> dict[str, Any]:
     return content
 
 
-def _body(sections: Sequence[Section], left: Sequence[Left]) -> list[str]:
+def _body(sections: Sequence[Section], left: Sequence[Left], across: Sequence[str]) -> list[str]:
     body = [report_page.contents((section.anchor, section.title) for section in sections)]
     if left:
         body += [report_page.heading("Files left out"), report_page.table(("file", "why"), left)]
-    return body + [section.html() for section in sections]
+    return [*body, *across, *(section.html() for section in sections)]
 
 
 def main(args: list[str]) -> int:

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from bench import report_figures as figures
 from bench import report_page as page
 from bench import slot_timeline
-from bench.gains import BASELINES, CLAIMED_OVER_STATIC, CLAIMS
+from bench.arms import ARMS
+from bench.gains import BASELINES, CLAIMED_OVER_STATIC, CLAIMS, TRUSTED_RANGE, relative_range
 from bench.report_figures import Arm, to_png
 from bench.report_page import Picture, Section
 
@@ -122,10 +123,84 @@ def _gains(content: Mapping[str, Any]) -> list[str | Picture]:
     if not names:
         return []
     scenario, arms = content["workload"]["name"], content["arms"]
-    rows = [(n, f"{gains[n]:.2f} x", _claimed(n, scenario), _baseline(n, arms)) for n in names]
-    header = ("ratio", "measured", "claimed by others", "the baseline, as defined here")
-    text = "Of output tokens/s, but where steps are named: those are counted. A slot-step is a row of one."
-    return [page.heading("Gains", 3), page.paragraph(text), page.table(header, rows)]
+    ranges = {name: repeat_ratios(name, arms) for name in names}
+    rows = [
+        (n, _ratio(gains[n]), _range(ranges[n]), _claimed(n, scenario), _baseline(n, arms)) for n in names
+    ]
+    parts: list[str | Picture] = [page.heading("Gains", 3), page.paragraph(GAINS_TEXT)]
+    worst = max((relative_range(found) or 0.0 for found in ranges.values()), default=0.0)
+    if worst > TRUSTED_RANGE:
+        parts.append(page.paragraph(DOUBT.format(worst), label=True))
+    return [*parts, page.table(GAINS_HEADER, rows)]
+
+
+GAINS_TEXT = (
+    "Of output tokens/s, but where steps are named: those are counted. A slot-step is a row of one. The "
+    "claimed figures are for LLaMA-7B on a GPU, at other sizes than here."
+)
+GAINS_HEADER = (
+    "ratio",
+    "measured",
+    "least to most of the repeats",
+    "claimed by others (LLaMA-7B on a GPU)",
+    "the baseline, as defined here",
+)
+DOUBT = (
+    "Between repeats timed gains differed by up to {:.0%}: too much for a timed gain to be trusted; what was "
+    "counted stands."
+)
+
+
+def repeat_ratios(name: str, arms: Mapping[str, Any]) -> list[float]:
+    """Of output tokens/s within each repeat, of a ratio such as "continuous / static"; none of what is
+    counted."""
+    over, _, under = name.partition(" / ")
+    if not {over, under} <= arms.keys():
+        return []
+    pairs = zip(arms[over].get("repeats", ()), arms[under].get("repeats", ()), strict=False)
+    return [a / b for a, b in pairs]
+
+
+def _range(found: Sequence[float]) -> str | None:
+    if not found:
+        return None
+    if len(found) == 1:
+        return "one repeat: no spread is known"
+    doubt = " (not trusted)" if (relative_range(found) or 0.0) > TRUSTED_RANGE else ""
+    return f"{min(found):.2f} to {max(found):.2f} x{doubt}"
+
+
+def _ratio(value: Any) -> str:
+    return f"none: {value['refused']}" if isinstance(value, Mapping) else f"{value:.2f} x"
+
+
+def over_unbatched(contents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Scenario x gain over unbatched, of the files in which gains are named; nothing of fewer than two."""
+    named = [c for c in contents if c["kind"] == "batching" and "refused" not in (c.get("gains") or {})]
+    rows = []
+    for content in named:
+        name, gains = content["workload"]["name"], content.get("gains") or {}
+        found = ((gains.get(ratio), _claimed(ratio, name)) for ratio in OVER_UNBATCHED)
+        cells = (None if gain is None else _ratio(gain) + _in_brackets(claim) for gain, claim in found)
+        rows.append((name, str(content["manifest"]["model"]), *cells))
+    if len(rows) < 2:
+        return []
+    text = (
+        "Of output tokens/s. In brackets: claimed by others, for LLaMA-7B on a GPU, at other sizes than here."
+    )
+    header = ("scenario", "model", *(ratio.partition(" / ")[0] for ratio in OVER_UNBATCHED))
+    return [
+        page.heading("Gains over unbatched, of all files"),
+        page.paragraph(text),
+        page.table(header, rows),
+    ]
+
+
+OVER_UNBATCHED = tuple(f"{name} / unbatched" for name in ARMS if name != "unbatched")
+
+
+def _in_brackets(claim: str | None) -> str:
+    return "" if claim is None else f" ({claim})"
 
 
 def _claimed(ratio: str, scenario: str) -> str | None:
@@ -165,9 +240,7 @@ def pictures(stem: str, content: Mapping[str, Any], arms: Sequence[Arm]) -> list
         drawn.append(("floor", FLOOR_CAPTION, 6, figures.step_times(stepped)))
     if any(content.get("sweep", {}).values()):
         curves = {name: points for name, points in content["sweep"].items() if points}
-        drawn.append(
-            ("sweep", "Each arm at several batch sizes; a ring is its best.", 7, figures.sweep(curves))
-        )
+        drawn.append(("sweep", SWEEP_CAPTION, 7, figures.sweep(curves)))
     return [
         Picture(f"{stem}-{name}.png", to_png(figure), caption, rank)
         for name, caption, rank, figure in drawn
@@ -184,13 +257,21 @@ TOKENS_CAPTION = "Output tokens over time. Where a line flattens, the batch has 
 PAGES_CAPTION = "Pages of the KV cache in use over time."
 FLOOR_CAPTION = (
     "Each step's time on the device over the least that its useful work can take, at the rates measured in "
-    "the same run: weights and cache over the read bandwidth, or products over the rate of matrix products."
+    "the same run: weights and cache over the read bandwidth, or products over the rate of matrix products. "
+    "A step's time begins when the result before it was taken in: where the host was late with that one, it "
+    "can fall below the floor."
 )
 SWEEP_CAPTION = "Each arm at several batch sizes; a ring is its best."
 
 
 def _definitions(arms: Mapping[str, Any]) -> str:
-    return page.definitions((name, str(arm["definition"])) for name, arm in arms.items())
+    return page.definitions((name, _definition(arm)) for name, arm in arms.items())
+
+
+def _definition(arm: Mapping[str, Any]) -> str:
+    """With what attends and how it is executed, where arms differ in that."""
+    made_of = [f"{part}: {arm[part]}" for part in ("attention", "execution") if part in arm]
+    return "; ".join((str(arm["definition"]), *made_of))
 
 
 def _every_metric(arms: Sequence[Arm]) -> str:

@@ -48,7 +48,7 @@ class StepRow(NamedTuple):
     kind: str  # prefill, decode
     slots: int  # of the bucket
     slots_used: int
-    pages_used: int  # of the KV cache, when the step was launched
+    pages_used: int  # of the KV cache, when its result was in and the next step, if any, was launched
     device_s: float  # from when the device could start it until the host had its result
     t: float  # seconds since the run's begin when its result was in
     floor_s: float | None  # what the step's useful work takes at least (bench.floor); None: not measured

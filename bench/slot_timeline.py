@@ -44,9 +44,9 @@ def draw(arms: Sequence[Arm]) -> Figure:
             pixels, aspect="auto", interpolation="nearest", extent=(0, num_steps, num_rows - 0.5, -0.5)
         )
         total = len(arm.steps["kind"])
-        shown = f"the first {num_steps:,} of {total:,} steps" if total > num_steps else f"{total:,} steps"
+        shown = f"first {num_steps:,} of {total:,} steps" if total > num_steps else f"{total:,} steps"
         use = arm.figures.get("slot_use")
-        text = f", {use:.0%} of all decode slots useful" if use is not None else ""
+        text = f", {use:.0%} of computed rows useful" if use is not None else ""
         axis.set_title(f"{arm.name}: {shown}{text}")
         axis.set_ylabel("slot")
         axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))

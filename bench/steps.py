@@ -124,11 +124,13 @@ class Run(NamedTuple):
 
 
 def measure(size: Size, cases: Sequence[Case], run: Run, deadline: float) -> None:
-    """A row for each case and each attention backend; after the deadline (of time.monotonic), why not."""
+    """A row for each case and each attention backend, or for why not; after the deadline (of time.monotonic)
+    too. Of decode steps, only the first case is measured with every backend, the others with the fastest."""
     device = jax.devices()[0]
     too_large = {case: step_model.why_too_large(size, case.number, device) for case in cases}
     most = max((case.number for case in cases if not too_large[case]), default=0)
     model: Model | None = None
+    known: list[str] = []  # backends that work, the fastest first
     for case in cases:
         late = "no time left" if time.monotonic() >= deadline else None
         lost = "a step before it failed" if model is not None and model.lost else None
@@ -136,9 +138,14 @@ def measure(size: Size, cases: Sequence[Case], run: Run, deadline: float) -> Non
             run.not_run(size, reason, case)
             continue
         model = model or Model(size, most, device)
-        for backend in BACKENDS:
-            if not model.lost:
-                run.add(size, case, backend, **_measure_one(model, case, backend, run))
+        ms: dict[str, float] = {}
+        for backend in known or BACKENDS:
+            if not model.lost and not (known and ms):
+                result = _measure_one(model, case, backend, run)
+                run.add(size, case, backend, **result)
+                ms |= {backend: result["ms"]} if result["status"] == "ok" else {}
+        if case.kind == "decode":
+            known = known or sorted(ms, key=lambda backend: ms[backend])
     if model is not None:
         model.close()
 

@@ -15,10 +15,13 @@ from typing import Any
 
 from bench.options import Setting
 from bench.parts import NOT_RUN
-from bench.suite_ladder import LENGTH_SCALE, OPTIONS, TINY_SCALE
+from bench.suite_ladder import LENGTH_SCALE, TINY_SCALE
+from bench.suite_ladder import OPTIONS as LADDER_OPTIONS
 from bench.suite_models import TINY_OPTIONS, fastest_attention
 
-NUM_PROMPTS, TINY_PROMPTS = 64, 4
+OPTIONS = LADDER_OPTIONS | {"decode_buckets": (8, 16), "token_buckets": (512,)}  # each is compiled twice
+NUM_PROMPTS, TINY_PROMPTS = 256, 4
+FEW_PROMPTS = 64  # of transformers' arms, which take longer than the suite has for more
 
 
 def main() -> int:
@@ -42,7 +45,8 @@ def main() -> int:
     if not args.tiny:
         options = OPTIONS | {"attention_backend": fastest_attention(args.steps)}
     asked = Asked("demo" if args.tiny else args.model, arms=tuple(args.arms), output_json=args.json)
-    setting = Setting(num_prompts=TINY_PROMPTS if args.tiny else NUM_PROMPTS)
+    many = FEW_PROMPTS if any(name.startswith("hf-") for name in args.arms) else NUM_PROMPTS
+    setting = Setting(num_prompts=TINY_PROMPTS if args.tiny else many)
     scale = {"length_scale": TINY_SCALE if args.tiny else LENGTH_SCALE}
     results = compare(asked, setting, options, scale)
     print_comparison(results)

@@ -10,12 +10,18 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.arms import STATIC
-from bench.gains import BASELINES, CLAIMED_OVER_STATIC, CLAIMS, LEAST_BATCHES, worst_range
+from bench.gains import (
+    BASELINES,
+    CLAIMED_OVER_STATIC,
+    CLAIMS,
+    LEAST_BATCHES,
+    TRUSTED_RANGE,
+    worst_range,
+)
 from bench.ladder import ran
 from bench.results import ArmResult, Results
 
 WIDTH = 110
-TRUSTED_RANGE = 0.2  # of a gain's median
 OVER_UNBATCHED = ("static", "static-padded", "static-sorted", "continuous")
 
 
@@ -153,16 +159,20 @@ def print_gains(out: Console, every: Sequence[Results]) -> None:
                 for name, found in named.items()
             ]
             out.print(_table((f"{field.replace('_', ' ')}, counted", *STATIC), rows))
-        _print_range(out, max(worst_range(r.arms) for r in every if "refused" not in r.gains))
+        _print_range(out, [worst_range(r.arms) for r in every if "refused" not in r.gains])
     for results in every:
         if "refused" in results.gains:
             out.print(f"{results.workload['name']}: no gain is named: {results.gains['refused']}")
     print_definitions(out, {name: arm for results in every for name, arm in results.arms.items()})
 
 
-def _print_range(out: Console, worst: float) -> None:
+def _print_range(out: Console, ranges: Sequence[float | None]) -> None:
     """Whether the timed gains mean something."""
-    doubt = ""
+    known = [one for one in ranges if one is not None]
+    if not known:
+        out.print("Timed gains are of one repeat: no spread is known.")
+        return
+    worst, doubt = max(known), ""
     if worst > TRUSTED_RANGE:
         doubt = ": too much for a timed gain to be trusted; what was counted stands"
     out.print(

@@ -11,7 +11,7 @@ import numpy as np
 
 from bench import manifest, tables
 from bench.arms import ARMS
-from bench.batching import Batching, make_workloads
+from bench.batching import Batching, make_workloads, samplers
 from bench.ladder import climb
 from bench.options import LatencySetting, Setting
 from bench.results import ArmResult, Results, claimed, describe, write
@@ -32,7 +32,8 @@ def run_throughput(
     asked: Batching, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
 ) -> Results:
     """One workload through one engine. Raises what `run_batching` raises, and ArmFailed."""
-    options = {"max_num_seqs": EngineConfig.max_num_seqs, "seed": setting.seed} | engine_options
+    options: dict[str, Any] = {"max_num_seqs": EngineConfig.max_num_seqs, "seed": setting.seed}
+    options |= samplers(setting) | engine_options
     (workload,) = make_workloads(asked, setting, options, workload_options)
     with claimed(asked.output_json):
         arm, about = _run(asked.model, options, workload, setting)
@@ -62,8 +63,8 @@ def run_throughput(
 
 def run_latency(asked: Batching, setting: LatencySetting, engine_options: dict[str, Any]) -> Results:
     """The time of one batch, again and again. Raises what `run_batching` raises, and ArmFailed."""
-    options = {"max_num_seqs": setting.batch_size, "seed": setting.seed} | engine_options
     passes = Setting(setting.batch_size, setting.seed, setting.num_iters)
+    options = {"max_num_seqs": setting.batch_size, "seed": setting.seed} | samplers(passes) | engine_options
     lengths = {"input_len": setting.input_len, "output_len": setting.output_len}
     (workload,) = make_workloads(asked, passes, options, lengths)
     with claimed(asked.output_json):
@@ -92,7 +93,8 @@ def _run(
             warm_up = dataclasses.replace(setting, repeats=num_warm_up)
             _checked(climb(subject, [CONTINUOUS], workload, warm_up))
         arm = _checked(climb(subject, [CONTINUOUS], workload, setting))
-        return arm, manifest.collect() | subject.about | {"clocks_after": manifest.clocks()}
+        about = {"setting": dataclasses.asdict(setting), "clocks_after": manifest.clocks()}
+        return arm, manifest.collect() | subject.about | about
     finally:
         subject.close()
 

@@ -32,6 +32,7 @@ from jbatch.plan import (
 from jbatch.sampling_params import Sampler
 
 SAMPLERS = (Sampler.GREEDY, Sampler.PLAIN)
+PREFILL = "; prefill: no graph, attention by one uncompiled SDPA call per sequence and layer"
 WARM_UPS = 2  # runs before a capture: the first may compile, the second takes its memory from the pool
 
 
@@ -161,7 +162,7 @@ class TorchRunner:
         graphs = "CUDA graph per decode bucket" if self.device.type == "cuda" else "eager"
         return {
             "attention": self.kernel,
-            "execution": graphs + (", torch.compile" if self.compiled else ""),
+            "execution": graphs + (", torch.compile" if self.compiled else "") + PREFILL,
             "device": str(self.device),
             "torch": torch.__version__,
         }

@@ -42,6 +42,7 @@ def test_batching_prints_and_writes_the_counts_of_any_runner(model, tmp_path, ca
     manifest = found["manifest"]
     assert manifest["max_num_seqs"] == 2 and manifest["compile_s"] > 0 and manifest["warm_up_s"] > 0
     assert manifest["ceilings"]["read_bytes_per_s"] > 0 and manifest["command"]
+    assert manifest["setting"]["repeats"] == 2 and manifest["engine"]["samplers"] == ["greedy"]
     workload = make_workload(
         "mixed_length", num_prompts=32, seed=0, vocab_size=264, max_model_len=256, length_scale=0.1
     )
@@ -81,6 +82,7 @@ def test_throughput_and_latency_have_vllms_keys(tmp_path, monkeypatch, capsys):
     assert ended.code == 0, ended.err
     found = json.loads(file.read_text())
     assert (found["kind"], found["num_requests"], found["total_num_tokens"]) == ("throughput", 6, 72)
+    assert found["manifest"]["setting"]["num_prompts"] == 6
     assert found["tokens_per_second"] == pytest.approx(72 / found["elapsed_time"])
     assert found["requests_per_second"] == pytest.approx(6 / found["elapsed_time"])
     assert f"Throughput: {found['requests_per_second']:.2f} requests/s, " in ended.out

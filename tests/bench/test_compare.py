@@ -14,10 +14,12 @@ pytest.importorskip("transformers")
 import torch
 
 from bench import compare, contenders, results
+from bench import cross_check as cross_check_module
 from bench.compare import Asked
 from bench.contenders import ENTRIES, choose_entries
 from bench.cross_check import Disagreement, LogitGap, cross_check
 from bench.options import Setting
+from bench.workloads import make_workload
 from jbatch.errors import ConfigError
 from jbatch.plan_file import read_plans
 from tests.helpers.hf_checkpoint import tiny, write_checkpoint
@@ -61,10 +63,17 @@ def found(model_dir, tmp_path_factory):
     """One comparison of all arms, in which FlashAttention's has a cache full of holes."""
     out = tmp_path_factory.mktemp("out")
     asked = Asked(str(model_dir), "random", (), out / "results.json", out / "plans.jsonl")
+    written = []
+
+    def write(path, content):
+        results.write(path, content)
+        written.append(json.loads(path.read_text())["arms"])
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "write", write)
         patch.setitem(ENTRIES, "torch-paged-flash-attn", broken_entry())
         compare.compare(asked, SETTING, ENGINE, WORKLOAD)
-    return results.read(out / "results.json"), out
+    return results.read(out / "results.json"), out, written
 
 
 def broken_entry():
@@ -107,9 +116,20 @@ def test_every_arm_that_can_run_here_agrees_and_is_timed(found):
         assert arm["output_throughput"] == pytest.approx(num_tokens / arm["duration_s"])
 
 
+def test_the_file_is_whole_after_each_arm_that_is_built_and_each_repeat(found):
+    written = found[2]
+    assert len(written) == len(ENTRIES) + 3
+    timed = [sum("repeats" in arm for arm in arms.values()) for arms in written]
+    assert timed == [0] * len(ENTRIES) + [len(RUN_HERE)] * 3
+    first = written[0]
+    assert "10 of 10 requests had the same tokens" in first["jbatch"]["not_run"]
+    assert first["torch-paged"]["not_run"] == "the run was cut off before it was built and checked"
+
+
 def test_the_arms_say_what_they_are_made_of(found):
     arms = found[0]["arms"]
-    assert arms["torch-paged"]["attention"] == "gather" and arms["torch-paged"]["execution"] == "eager"
+    assert arms["torch-paged"]["attention"] == "gather"
+    assert arms["torch-paged"]["execution"].startswith("eager; prefill: ")
     assert "packed keys of all sequences" in arms["hf-continuous"]["attention"]
     assert "static cache" in arms["hf-generate"]["execution"]
     assert arms["jbatch"]["attention"] == "xla (decode), xla (prefill)"
@@ -144,6 +164,23 @@ def test_ratios_are_of_like_with_like(found):
     assert gains["jbatch / torch-paged"] == pytest.approx(over)
     assert "replay-jbatch / replay-torch" in gains and "jbatch / replay-torch" not in gains
     assert "jbatch / torch-paged-mosaic" not in gains
+    assert "10 requests are fewer than 16 static batches of" in gains["jbatch / hf-generate"]["refused"]
+
+
+def test_an_arm_of_which_little_was_compared_is_not_trusted():
+    workload = make_workload("random", num_prompts=64, seed=0, vocab_size=99, max_model_len=256)
+    rates = results.Rates(1.0, 0.0, 1.0, 9.0, 1.0, None, None, None)
+
+    def arm(share):
+        check = {"compared_tokens": round(share * workload.num_output_tokens)}
+        return results.ArmResult("", "", max_num_seqs=4, rates=rates, extra={"check": check})
+
+    arms = {"jbatch": arm(1.0), "torch-paged": arm(0.19), "hf-generate": arm(0.3)}
+    found = compare.ratios(arms, workload)
+    assert found["jbatch / hf-generate"] == 1.0
+    assert found["jbatch / torch-paged"] == {
+        "refused": "torch-paged is not trusted: only 19% of its tokens could be compared"
+    }
 
 
 def test_the_table_shows_each_arm_or_why_not(found, capsys):
@@ -156,7 +193,8 @@ def test_the_table_shows_each_arm_or_why_not(found, capsys):
     )
     shown = capsys.readouterr().out
     assert all(name in shown for name in ENTRIES) and shown.count("not run:") == 3
-    assert "10 of 10" in shown
+    assert "10 of 10" in shown and "100%" in shown and "compared" in shown
+    assert "jbatch / hf-generate: no ratio: 10 requests" in shown
 
 
 def arm_result(arm):
@@ -214,10 +252,22 @@ def test_logit_gaps_are_those_of_transformers(model_dir):
     context = [5, 9, 60, 3, 3, 17]
     with torch.no_grad():
         logits = model(torch.tensor([context])).logits[0, -1].numpy()
-    gap = LogitGap(tiny_config(), tiny_params())
+    gap = LogitGap(tiny_config(), tiny_params(), longest=9)
     for token in (int(logits.argmax()), 3, 95):
         assert gap(context, token) == pytest.approx(float(logits.max() - logits[token]), abs=1e-4)
     assert np.isfinite(logits).all()
+
+
+def test_one_program_and_one_pass_give_the_gaps_of_a_context(monkeypatch):
+    passes = []
+
+    def last_logits(config):
+        return lambda params, ids, length: passes.append((len(ids), length)) or np.arange(96.0)
+
+    monkeypatch.setattr(cross_check_module, "_last_logits", last_logits)
+    gap = LogitGap(tiny_config(), {}, longest=9)
+    assert [gap([5, 9], 95), gap([5, 9], 90), gap([5, 9, 4], 94)] == [0.0, 5.0, 1.0]
+    assert passes == [(9, 2), (9, 3)]
 
 
 def test_a_jbatch_that_fails_is_an_error_and_another_arm_is_not(monkeypatch):

@@ -4,15 +4,16 @@ import dataclasses
 
 import pytest
 
-from bench.gains import CLAIMS, gains, worst_range
+from bench import tables
+from bench.gains import CLAIMS, gains, open_loop, worst_range
 from bench.lengths import SCENARIOS
-from bench.results import ArmResult, Counts, Rates
+from bench.results import ArmResult, Counts, Rates, Results
 from bench.workloads import make_workload
 
 WORKLOAD = make_workload("random", num_prompts=64, seed=0, vocab_size=99, max_model_len=256)
 
 
-def arm(*speeds, slot_steps=100, size=4, prompt_tokens=WORKLOAD.num_prompt_tokens):
+def arm(*speeds, slot_steps=100, size=4, prompt_tokens=WORKLOAD.num_prompt_tokens, compiled=0):
     counts = dict.fromkeys((field.name for field in dataclasses.fields(Counts)), 0)
     rates = dict.fromkeys((field.name for field in dataclasses.fields(Rates)), 0.0)
     return ArmResult(
@@ -22,7 +23,7 @@ def arm(*speeds, slot_steps=100, size=4, prompt_tokens=WORKLOAD.num_prompt_token
         counts=Counts(**counts | {"slot_steps": slot_steps, "decode_steps": slot_steps // 4}),
         rates=Rates(**rates | {"output_throughput": speeds[0]}),
         repeats=speeds,
-        extra={"least_prompt_tokens": prompt_tokens},
+        extra={"least_prompt_tokens": prompt_tokens, "most_compilations": compiled},
     )
 
 
@@ -63,6 +64,7 @@ def test_every_scenario_has_its_claim():
             {"static": arm(25.0, prompt_tokens=WORKLOAD.num_prompt_tokens - 7)},
             "static computed 7 prompt tokens too",
         ),
+        ({"continuous": arm(50.0, compiled=2)}, "continuous compiled 2 programs in a repeat"),
     ],
 )
 def test_refusals_say_why(changed, message):
@@ -80,5 +82,32 @@ def test_no_gain_in_an_open_loop():
     changed = WORKLOAD._replace(scales={"request_rate": 5.0})
     assert "in an open loop throughput follows the arrivals" in gains(arms(), changed)["refused"]
     assert "in an open loop" in gains(arms(), WORKLOAD._replace(name="trace"))["refused"]
-    closed = WORKLOAD._replace(name="trace", scales={"closed": True})
-    assert "refused" not in gains(arms(), closed)
+
+
+@pytest.mark.parametrize(
+    "name, scales, is_open",
+    [
+        ("random", {"request_rate": 5.0}, True),
+        ("random", {"request_rate": 5.0, "closed": True}, False),  # --closed wins
+        ("trace", {}, True),
+        ("trace", {"closed": True}, False),
+        ("bursty_traffic", {"time_scale": 1.0}, False),  # bursts are far apart
+        ("bursty_traffic", {"time_scale": 0.001}, True),
+        ("bursty_traffic", {"time_scale": 1.0, "load": 1.5}, True),
+        ("mixed_length", {"time_scale": 2.0}, False),
+    ],
+)
+def test_which_loops_are_open(name, scales, is_open):
+    assert open_loop(WORKLOAD._replace(name=name, scales=scales)) == is_open
+
+
+def test_no_gain_where_batches_are_not_filled():
+    assert "max_concurrency=3 does not fill batches of 4" in gains(arms(), WORKLOAD, 3)["refused"]
+    assert "refused" not in gains(arms(), WORKLOAD, 4)
+
+
+def test_one_repeat_has_no_spread(capsys):
+    assert worst_range(arms()) is None
+    found = Results("batching", {}, {"name": "random"}, arms(), gains=gains(arms(), WORKLOAD))
+    tables.print_gains(tables.console(), [found])
+    assert "one repeat: no spread is known" in capsys.readouterr().out

@@ -215,7 +215,7 @@ def test_an_offered_load_rescales_arrivals_to_capacity():
     scaled, capacity, factor = offered_load(FakeSubject(), workload, ARMS["continuous"], 1.5)
     span = scaled.items[-1].arrival - scaled.items[0].arrival
     assert span == pytest.approx(32 / (1.5 * capacity))
-    assert scaled.scales["time_scale"] == pytest.approx(2.0 * factor)
+    assert scaled.scales["time_scale"] == pytest.approx(2.0 * factor) and scaled.scales["load"] == 1.5
     assert [item[:2] for item in scaled.items] == [item[:2] for item in workload.items]
 
 

@@ -45,6 +45,13 @@ def test_a_part_is_stopped_with_its_children(tmp_path):
     assert not alive.exists()
 
 
+def test_only_a_name_at_the_beginning_stands_for_a_folder(tmp_path):
+    given = ("OUT", "OUT/a.json", "TMP", "--OUTPUT=OUT", "a/OUT", "OUTSIDE")
+    command = parts.full_command(Part("test", given, 1, ()), tmp_path / "TMP", tmp_path / "x", tiny=False)
+    placed = [str(tmp_path / "TMP"), str(tmp_path / "TMP" / "a.json"), str(tmp_path / "x")]
+    assert command[1:] == [*placed, *given[3:]]
+
+
 def test_silence_is_a_hang(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "QUIET_S", 3.0)
     row = run(part("import time; time.sleep(30)"), tmp_path, tiny=False)

@@ -1,9 +1,11 @@
 """What whole models' steps are compared with, and which attention they recommend."""
 
 import json
+import types
 
 import pytest
 
+from bench import step_model, steps
 from bench.step_model import Rates, own_pages, state_shape
 from bench.steps import CONTEXTS, PROMPTS, TINY, Case, plan
 from bench.suite_models import fastest_attention
@@ -31,6 +33,38 @@ def test_what_is_planned():
     for size, cases in prefill:
         assert {(case.number, case.length) for case in cases} == set(PROMPTS)
         assert all(case.length <= size.context for case in cases)
+
+
+def test_after_the_first_decode_step_only_the_fastest_attention_is_measured(monkeypatch):
+    class Model:
+        lost = False
+
+        def __init__(self, *args):
+            pass
+
+        def close(self):
+            pass
+
+    def measure_one(model, case, backend, run):
+        if backend == "mosaic" or (backend, case.number) == ("xla", 2):
+            return {"status": "failed", "reason": "no"}
+        return {"status": "ok", "ms": {"triton": 3.0, "xla": 2.0}[backend]}
+
+    def measured(kind, numbers):
+        found = []
+        run = types.SimpleNamespace(
+            add=lambda size, case, backend, **row: found.append((case.number, backend))
+        )
+        cases = [Case(kind, number, 16) for number in numbers]
+        steps.measure(TINY, cases, run, deadline=float("inf"))
+        return found
+
+    monkeypatch.setattr(steps, "Model", Model)
+    monkeypatch.setattr(step_model, "why_too_large", lambda *args: None)
+    monkeypatch.setattr(steps, "_measure_one", measure_one)
+    first = [(8, "mosaic"), (8, "triton"), (8, "xla")]
+    assert measured("decode", (8, 1, 2)) == [*first, (1, "xla"), (2, "xla"), (2, "triton")]
+    assert len(measured("prefill", (8, 1))) == 6
 
 
 def test_no_page_is_owned_twice():
