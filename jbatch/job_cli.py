@@ -112,8 +112,8 @@ def _load(model: Path, engine_options: dict[str, Any], found: Scan) -> Iterator[
 def run_command(command: JobCommand) -> int:
     """Run a job with everything around it; the exit code (see `run_generate`)."""
     options, say = command.options, command.say
-    if options.summary is not None:
-        open(options.summary, "a").close()  # now, rather than after the work
+    if options.summary_path is not None:
+        open(options.summary_path, "a").close()  # now, rather than after the work
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals(say, _exit_at_once))
         if not options.streams:
@@ -224,8 +224,8 @@ def _answer_and_report(command: JobCommand, run: _Run, model: Model) -> bool:
 
 
 def _write_figures(options: JobOptions, figures: dict[str, Any]) -> None:
-    if options.summary is not None:
-        with replacing(options.summary) as file:
+    if options.summary_path is not None:
+        with replacing(options.summary_path) as file:
             file.write(json.dumps(figures, indent=1, allow_nan=False).encode() + b"\n")
 
 

@@ -46,6 +46,15 @@ def test_a_job_without_errors_ends_with_0(place):
     assert json.loads((place / "figures.json").read_text())["completed"] == 0
 
 
+def test_a_summary_goes_where_a_link_points(place):
+    write_input(place, 9)
+    (place / "deep").mkdir()
+    os.symlink("deep/figures.json", place / "link.json")
+    assert run(place, *JOB, "--summary", "link.json").code == 0
+    assert os.readlink(place / "link.json") == "deep/figures.json"
+    assert json.loads((place / "deep/figures.json").read_text())["completed"] == 9
+
+
 def test_an_empty_input(place):
     (place / "in.jsonl").write_bytes(b"\n\n")
     assert run(place, *JOB).code == 0 and (place / "out.jsonl").read_bytes() == b""
@@ -105,7 +114,10 @@ def refuse(place, *args, **options) -> str:
         (("-i", "in.jsonl", "-o", "no/out.jsonl"), "[Errno 2] No such file or directory"),
         (("-i", "model", "-o", "out.jsonl"), "[Errno 21] Is a directory"),
         (("-i", "in.jsonl", "-o", "model"), "[Errno 21] Is a directory"),
-        ((*JOB, "--summary", "no/figures.json"), "[Errno 2] No such file or directory: 'no/figures.json'"),
+        ((*JOB, "--summary", "no/figures.json"), "[Errno 2] No such file or directory: '"),
+        ((*JOB, "--summary", "-"), "summary='-': must be a file"),
+        ((*JOB, "--summary", "model"), "summary='model': must be a file"),
+        ((*JOB, "--summary", "/dev/null"), "summary='/dev/null': must be a file"),
         (("-i", "in.jsonl", "-o", "in.jsonl"), "is the same file as input=in.jsonl"),
         (("-i", "in.jsonl", "-o", "hard.jsonl"), "is the same file as input=in.jsonl"),
         (("-i", "in.jsonl", "-o", "soft.jsonl"), "is the same file as input=in.jsonl"),
