@@ -25,7 +25,6 @@ from jbatch.job_resume import Done, drop_errors, find_done, sort_by_line
 from jbatch.job_signals import StopSignals
 from jbatch.job_state import JobState, check_state, fingerprint, save_state
 from jbatch.job_summary import MIN_FOR_EARLY_WARNING, JobSummary, describe
-from jbatch.metrics import Summary
 from jbatch.progress import progress_bar
 from jbatch.request_line import RequestLine, parse_line
 from jbatch.sampling_params import SamplingParams
@@ -113,7 +112,7 @@ def run_command(command: JobCommand) -> int:
     """Run a job with everything around it; the exit code (see `run_generate`)."""
     options, say = command.options, command.say
     if options.summary_path is not None:
-        open(options.summary_path, "a").close()  # now, rather than after the work
+        _check_writable(options.summary_path)  # now, rather than after the work
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals(say, _exit_at_once))
         if not options.streams:
@@ -129,6 +128,14 @@ def run_command(command: JobCommand) -> int:
         except _Stopped as error:
             say(str(error))
             return STOPPED
+
+
+def _check_writable(path: str) -> None:
+    """Raise OSError where a file cannot be written; nothing is changed, and nothing is left behind."""
+    is_new = not os.path.exists(path)
+    open(path, "a").close()
+    if is_new:
+        os.unlink(path)
 
 
 class _Stopped(Exception):
@@ -200,7 +207,6 @@ def _run(command: JobCommand, run: _Run) -> int:
                 return run.stop.exit_code
         else:
             command.say("nothing is left to do")
-            _write_figures(options, JobSummary().figures(Summary(), 0.0, 0))
         if options.ordered:
             sort_by_line(options.output_path, done)
     except (JobError, OSError) as error:

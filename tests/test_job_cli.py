@@ -40,10 +40,12 @@ def test_a_job(place):
 
 def test_a_job_without_errors_ends_with_0(place):
     write_input(place, 9)
-    assert run(place, *JOB).code == 0
-    ended = run(place, *JOB, "--summary", "figures.json")
-    assert ended.code == 0 and "nothing is left to do" in ended.err
-    assert json.loads((place / "figures.json").read_text())["completed"] == 0
+    assert run(place, *JOB, "--summary", "figures.json").code == 0
+    for name in ("figures.json", "none.json"):
+        ended = run(place, *JOB, "--summary", name)
+        assert ended.code == 0 and "nothing is left to do" in ended.err
+    assert json.loads((place / "figures.json").read_text())["completed"] == 9, "overwritten"
+    assert not (place / "none.json").exists()
 
 
 def test_a_summary_goes_where_a_link_points(place):
