@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -23,11 +24,12 @@ from jbatch.job_options import JobOptions
 from jbatch.job_output import Output, OutputFile, OutputStream, remove_torn
 from jbatch.job_resume import Done, drop_errors, find_done, sort_by_line
 from jbatch.job_signals import StopSignals
-from jbatch.job_state import JobState, check_state, fingerprint, save_state
+from jbatch.job_state import JobState, check_state, fingerprint, keep_room, known_room, save_state
 from jbatch.job_summary import MIN_FOR_EARLY_WARNING, JobSummary, describe
 from jbatch.progress import progress_bar
 from jbatch.request_line import RequestLine, parse_line
 from jbatch.sampling_params import SamplingParams
+from jbatch.scheduler import Scheduler
 
 ALL_ANSWERED, SOME_ERRORS, STOPPED = 0, 1, 3  # exit codes, besides 2 (refused) and 128 + signal
 REPORT_EVERY_S = 0.1
@@ -178,6 +180,7 @@ def _open_output(command: JobCommand, found: Scan, stack: ExitStack) -> tuple[Ou
     state = command.state_of(found.sha256)
     if os.path.exists(path) and os.path.getsize(path) and not options.force:
         check_state(path, state)
+        state = dataclasses.replace(state, room=known_room(path))
     done = Done(found.last_line_no)
     remove_leftover(path)
     if os.path.exists(path):
@@ -202,6 +205,8 @@ def _run(command: JobCommand, run: _Run) -> int:
     try:
         if done.num_done < run.found.num_requests:
             with command.load(run.found) as model:
+                if run.found.num_unbounded:
+                    _check_room(command, run.found, model.engine.scheduler)
                 complete = _answer_and_report(command, run, model)
             if not complete:
                 return run.stop.exit_code
@@ -212,6 +217,18 @@ def _run(command: JobCommand, run: _Run) -> int:
     except (JobError, OSError) as error:
         raise _Stopped(f"{error}. {_advice(options)}") from error
     return SOME_ERRORS if done.num_errors else ALL_ANSWERED
+
+
+def _check_room(command: JobCommand, found: Scan, scheduler: Scheduler) -> None:
+    """For lines without max_tokens: where they end is a part of what the records depend on."""
+    room = scheduler.max_seq_len
+    if room < scheduler.config.max_model_len:
+        command.say(
+            f"warning: {found.num_unbounded} outputs without max_tokens are cut at {room} tokens, prompt "
+            "included: what the cache holds"
+        )
+    if not command.options.streams:
+        keep_room(command.options.output_path, command.state_of(found.sha256), room)
 
 
 def _answer_and_report(command: JobCommand, run: _Run, model: Model) -> bool:

@@ -180,6 +180,27 @@ def test_another_job_does_not_go_on_with_an_output(place, change, args, message)
     assert ended.code == 0 and num_records(place / "out.jsonl") >= 9 // (1 + ("1/2" in args))
 
 
+def test_lines_without_max_tokens_need_the_same_room(place):
+    """Five pages hold less than the context; eight hold it, and more make no difference."""
+    lines = [{"prompt": f"{n:02}.", "custom_id": f"request {n}"} for n in range(3, 9)]
+    (place / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ended = run(place, *JOB, "--num-pages", "6", faults=Faults(kill_at_step=30))
+    assert ended.code == -9 and num_records(place / "out.jsonl") == 0
+    ended = run(place, *JOB, "--num-pages", "5", faults=Faults(kill_at_step=90))
+    assert ended.code == -9 and num_records(place / "out.jsonl") > 0
+    assert "warning: 6 outputs without max_tokens are cut at 64 tokens" in ended.err
+    before = (place / "out.jsonl").read_bytes()
+    message = refuse(place, *JOB)
+    assert "had room for 64 tokens, prompt included; now the cache and max_model_len have 128" in message
+    assert (place / "out.jsonl").read_bytes() == before
+    ended = run(place, *JOB, "--force")
+    assert ended.code == 0 and "warning: 6" not in ended.err
+    (place / "out.jsonl").unlink()
+    assert run(place, *JOB, "--num-pages", "9").code == 0
+    (place / "out.jsonl").write_bytes(b"".join((place / "out.jsonl").read_bytes().splitlines(True)[:3]))
+    assert run(place, *JOB, "--num-pages", "20").code == 0
+
+
 def test_force_does_not_touch_what_is_no_output(place):
     write_input(place, 9)
     (place / "out.jsonl").write_text("Dear diary,\ntoday I")

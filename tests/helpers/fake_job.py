@@ -253,7 +253,7 @@ class _Runner(FakeRunner):
 @contextmanager
 def _load(faults: Faults, engine_options: dict):
     """In place of a real model."""
-    config = scheduler_config()
+    config = scheduler_config(num_pages=engine_options.get("num_pages", 17))
     sizes = config.num_rows, config.num_pages, config.page_size, config.max_model_len // config.page_size
     runner = _Runner(*sizes, VOCAB_SIZE)
     runner.faults = faults
