@@ -93,10 +93,14 @@ class Ids:
         self._digests = digests
         self._line_nos = np.frombuffer(self._line_nos, np.int64)[order]
 
-    def duplicates(self) -> list[tuple[int, int]]:
-        """Line numbers of each two neighbours with one id."""
+    def duplicates(self) -> tuple[int, list[tuple[int, int]]]:
+        """How many lines have the id of an earlier one, and the first NUM_SHOWN of them, each behind the line
+        before it with that id."""
         at = np.flatnonzero(self._digests[1:] == self._digests[:-1])
-        return sorted(zip(self._line_nos[at].tolist(), self._line_nos[at + 1].tolist(), strict=True))
+        seconds = self._line_nos[at + 1]
+        shown = np.argsort(seconds)[:NUM_SHOWN]
+        firsts = self._line_nos[at[shown]]
+        return len(at), list(zip(firsts.tolist(), seconds[shown].tolist(), strict=True))
 
     def line_nos(self, custom_ids: Iterable[str]) -> list[int]:
         """The line number of each id, 0 for one that is not there."""
@@ -179,8 +183,8 @@ def scan(
 def _check_unique(ids: Ids) -> None:
     """Sort them; raise ConfigError where two lines have one id."""
     ids.sort()
-    twice = ids.duplicates()
-    if twice:
-        lines = ", ".join(f"{first} and {second}" for first, second in twice[:NUM_SHOWN])
-        more = f" and {len(twice) - NUM_SHOWN} more" if len(twice) > NUM_SHOWN else ""
+    num_twice, shown = ids.duplicates()
+    if num_twice:
+        lines = ", ".join(f"{first} and {second}" for first, second in shown)
+        more = f" and {num_twice - len(shown)} more" if num_twice > len(shown) else ""
         raise ConfigError("custom_id", f"lines {lines}{more}", "the same id twice: every line needs its own")
