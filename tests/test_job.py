@@ -193,6 +193,16 @@ def test_a_text_that_cannot_be_decoded_is_an_error_record(monkeypatch):
     assert {r["custom_id"]: error_code(r) for r in records} == {"line-1": "generation_failed", "line-2": None}
 
 
+def test_few_long_lines_are_pending(monkeypatch):
+    from jbatch import job
+
+    monkeypatch.setattr(job, "MAX_BYTES_PENDING", 100)
+    engine, most = make_engine(), []
+    lines = [{"prompt": "01.", "max_tokens": 9, "custom_id": f"{n:040}"} for n in range(20)]
+    ended, records, _ = answer(*lines, engine=engine, on_step=lambda: most.append(engine.num_unfinished))
+    assert ended and len(records) == 20 and max(most) == 2
+
+
 def test_a_stop_leaves_nothing_running():
     steps = []
     stop = lambda: len(steps) >= 4  # noqa: E731
