@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from jbatch.config import EngineConfig
-from jbatch.config_json import load_config
 from jbatch.engine import Engine
-from jbatch.errors import ConfigError, JobError
+from jbatch.errors import JobError
 from jbatch.job import EncodeChat, Job, JobParts
 from jbatch.job_eta import TokensLeft
 from jbatch.job_files import locked, remove_leftover, replacing
@@ -28,6 +27,7 @@ from jbatch.job_state import JobState, check_state, fingerprint, keep_room, know
 from jbatch.job_summary import MIN_FOR_EARLY_WARNING, JobSummary, describe
 from jbatch.progress import progress_bar
 from jbatch.request_line import RequestLine, parse_line
+from jbatch.resolve import resolve_max_model_len, resolve_model
 from jbatch.sampling_params import SamplingParams
 from jbatch.scheduler import Scheduler
 
@@ -79,9 +79,7 @@ def run_generate(
     options = JobOptions(**job_options)
     config = EngineConfig(**engine_options)
     params = SamplingParams(**sampling_options)
-    if not model.is_dir():
-        raise ConfigError("model", str(model), "is no directory; jbatch downloads nothing")
-    load_config(model)  # raises for what LLM would refuse, before the input is read
+    resolve_max_model_len(config, resolve_model(model, config))  # what LLM would refuse, before the input
     default = SamplingParams()
     changed = {
         name: getattr(params, name)

@@ -109,6 +109,8 @@ def refuse(place, *args, **options) -> str:
         ((*JOB, "-p", "x"), "-p takes none of the options of -i"),
         ((), "give prompts (-p), or an input and an output file (-i and -o)"),
         ((*JOB, "--shard", "3/2"), "shard='3/2': must be i/n, with i from 1 to n"),
+        ((*JOB, "--max-model-len", "129"), "max_model_len=129: must be at most 128, the model's context"),
+        (("-i", "none.jsonl", "-o", "out.jsonl", "--max-model-len", "129"), "max_model_len=129: must be at"),
         ((*JOB, "--temperature", "-1"), "temperature=-1.0: must be a number from 0 to 100"),
         (("-i", "in.jsonl", "-o", "-", "--ordered"), "ordered=True: needs an output file, and -o is none"),
         (("-i", "in.jsonl", "-o", "/dev/null", "--retry-errors"), "retry_errors=True: needs an output file"),
