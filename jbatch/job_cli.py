@@ -102,7 +102,7 @@ def _load(model: Path, engine_options: dict[str, Any], found: Scan) -> Iterator[
     from jbatch.llm import LLM  # loads jax
 
     options = dict(engine_options)
-    options.setdefault("max_num_seqs", min(max(found.num_requests, 1), EngineConfig.max_num_seqs))
+    options.setdefault("max_num_seqs", min(max(found.num_samples, 1), EngineConfig.max_num_seqs))
     options["samplers"] = [sampler.name.lower() for sampler in found.samplers] or ["greedy"]
     with LLM(model, **options) as llm:
         yield Model(llm.engine, llm.chat_token_ids, lambda: llm.runner.compilations_after_warmup)

@@ -123,6 +123,7 @@ class Scan(NamedTuple):
     num_lines: int  # not blank
     num_requests: int  # lines of the shard, wrong ones included
     num_wrong: int
+    num_samples: int  # that the others ask for: n each
     ids: Ids  # of the shard
     samplers: tuple[Sampler, ...]  # ascending: what the lines need to draw their tokens
     max_tokens: int  # of all lines that name it, their sum over all samples
@@ -141,7 +142,7 @@ def scan(
       ConfigError: for a custom_id that appears twice, in whichever shard, naming the lines.
     """
     sha256, everywhere, ids = hashlib.sha256(), Ids(), Ids()
-    num_wrong = max_tokens = num_unbounded = line_no = 0
+    num_wrong = num_samples = max_tokens = num_unbounded = line_no = 0
     samplers: set[Sampler] = set()
     for line_no, raw in read_lines(file, sha256.update):
         custom_id, params = None, None
@@ -161,6 +162,7 @@ def scan(
             num_wrong += 1
             continue
         samplers.add(params.sampler)
+        num_samples += params.n
         max_tokens += (params.max_tokens or 0) * params.n
         num_unbounded += params.n * (params.max_tokens is None)
     _check_unique(everywhere)
@@ -173,6 +175,7 @@ def scan(
         num_lines=len(everywhere),
         num_requests=len(own),
         num_wrong=num_wrong,
+        num_samples=num_samples,
         ids=own,
         samplers=tuple(sorted(samplers)),
         max_tokens=max_tokens,

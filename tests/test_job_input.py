@@ -155,6 +155,7 @@ def test_what_a_pass_finds():
     found = scan(file, parse, WHOLE)
     assert found.sha256 == hashlib.sha256(file.getvalue()).hexdigest()
     assert (found.last_line_no, found.num_lines, found.num_requests, found.num_wrong) == (6, 5, 5, 2)
+    assert found.num_samples == 1 + 2 + 1
     assert found.samplers == (Sampler.GREEDY, Sampler.PLAIN)
     assert (found.max_tokens, found.num_unbounded) == (9 + 10 + 9, 0)
     assert found.ids.line_nos(["x", "line-3", "line-5", "y", "line-6"]) == [1, 3, 5, 6, 0]
