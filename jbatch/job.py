@@ -151,7 +151,7 @@ class Job:
         self._bytes_pending -= pending.num_bytes
         self._parts.tokens_left.end(pending.bound, pending.num_tokens)
         form, line_no, custom_id = pending.line.form, pending.line_no, pending.custom_id
-        if output.error is not None:
+        if output.error is not None and all(one.error is not None for one in output.outputs):
             self._write_error(form, line_no, custom_id, "generation_failed", output.error)
             return
         try:
