@@ -25,6 +25,11 @@ def num_records(path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def num_tokens_in(record) -> int:
+    answer = record["response"]["body"] if record.get("response") else record
+    return answer.get("usage", {"completion_tokens": 0})["completion_tokens"]
+
+
 def test_a_job(place):
     write_input(place, 60)
     ended = run(place, *JOB, "--summary", "figures.json")
@@ -34,7 +39,7 @@ def test_a_job(place):
     records = check_whole(place / "out.jsonl", range(1, 61))
     figures = json.loads((place / "figures.json").read_text())
     assert (figures["completed"], figures["failed"], figures["errors"]) == (54, 6, {"invalid_request": 6})
-    assert figures["total_output_tokens"] == sum(len(record.get("token_ids", ())) for record in records)
+    assert figures["total_output_tokens"] == sum(num_tokens_in(record) for record in records)
     assert sorted(path.name for path in place.glob("out.jsonl*")) == ["out.jsonl", "out.jsonl.job.json"]
 
 
@@ -71,7 +76,7 @@ def test_answers_around_what_is_no_request(place):
         b'{"prompt":"05.","max_tokens":' + b"9" * 5000 + b"}",
         '{"prompt":"05.\u2028","max_tokens":1}'.encode(),
         b'{"prompt":"\\ud800","max_tokens":1}',
-        b'{"messages":[{"role":"user","content":"05."}],"max_tokens":1}',
+        b'{"messages":[{"role":"tool","content":"05."}],"max_tokens":1}',
         b'{"prompt":[96,97],"max_tokens":1}',
         b'{"prompt":"05.","max_tokens":127}',
         b'{"prompt":"05.","max_tokens":128}',
@@ -83,7 +88,7 @@ def test_answers_around_what_is_no_request(place):
     records = [json.loads(line) for line in (place / "out.jsonl").read_bytes().splitlines()]
     assert ended.code == 1 and [r["custom_id"] for r in records] == [f"line-{n}" for n in range(1, 14)]
     codes = [(r.get("error") or {}).get("code") for r in records]
-    json_error, chat, context = "invalid_json", "no_chat_template", "context_length"
+    json_error, chat, context = "invalid_json", "invalid_request", "context_length"
     assert codes == [
         *(None, json_error, json_error, json_error, json_error, None, json_error, chat),
         *("invalid_request", None, context, None, None),
