@@ -18,6 +18,7 @@ from jbatch.records import dump, error_record, result_record
 from jbatch.request_line import Form, LineError, RequestLine
 
 MAX_BYTES_AT_ONCE = 2**22
+MAX_BYTES_PENDING = 2**26  # of lines that the engine has
 WINDOW = 4  # times the sequences that run at once: enough that none waits for the next line
 
 EncodeChat = Callable[[Sequence[dict[str, Any]]], Sequence[int]]  # messages to token ids; raises RequestError
@@ -31,6 +32,7 @@ class _Pending:
     custom_id: str
     line: RequestLine
     bound: int  # tokens at most
+    num_bytes: int  # of the line
     num_tokens: int = 0
 
 
@@ -48,12 +50,13 @@ class JobParts:
 
 
 class Job:
-    """Answers lines. Only a window of them is in memory."""
+    """Answers lines. Only a window of them is in memory, and of long ones fewer."""
 
     def __init__(self, parts: JobParts):
         self._parts, self._engine = parts, parts.engine
         self._window = WINDOW * parts.engine.scheduler.config.num_rows
         self._pending: dict[str, _Pending] = {}  # by request id, the line's number
+        self._bytes_pending = 0
 
     def run(self, lines: Iterator[InputLine], stop: Callable[[], bool], on_step: Callable[[], None]) -> bool:
         """Answer all lines; False where `stop` said to end before. Then what has finished is written, and
@@ -85,6 +88,8 @@ class Job:
         their time: neither may keep the device waiting, so what is read at once is bounded, too."""
         num_bytes = 0
         for _ in range(self._window - len(self._pending)):
+            if self._bytes_pending > MAX_BYTES_PENDING:
+                break
             line = next(lines, None)
             if line is None:
                 return False
@@ -123,7 +128,9 @@ class Job:
             room = self._engine.scheduler.max_seq_len
             params = request.params
             bound = params.n * (room if params.max_tokens is None else params.max_tokens)
-            self._pending[str(line.line_no)] = _Pending(line.line_no, custom_id, request, bound)
+            num_bytes = len(line.raw)
+            self._pending[str(line.line_no)] = _Pending(line.line_no, custom_id, request, bound, num_bytes)
+            self._bytes_pending += num_bytes
             parts.tokens_left.begin(bound)
 
     def _step(self) -> None:
@@ -141,9 +148,10 @@ class Job:
 
     def _answer(self, output: RequestOutput) -> None:
         pending = self._pending.pop(output.request_id)
+        self._bytes_pending -= pending.num_bytes
         self._parts.tokens_left.end(pending.bound, pending.num_tokens)
         form, line_no, custom_id = pending.line.form, pending.line_no, pending.custom_id
-        if output.error is not None:
+        if output.error is not None and all(one.error is not None for one in output.outputs):
             self._write_error(form, line_no, custom_id, "generation_failed", output.error)
             return
         try:
@@ -169,6 +177,7 @@ class Job:
         for request_id in self._pending:
             self._engine.abort(request_id)
         self._pending.clear()
+        self._bytes_pending = 0
         with suppress(Exception):  # where a step failed before, and nobody waits for these
             while self._engine.has_unfinished:
                 self._engine.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -12,9 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from jbatch.config import EngineConfig
-from jbatch.config_json import load_config
 from jbatch.engine import Engine
-from jbatch.errors import ConfigError, JobError
+from jbatch.errors import JobError
 from jbatch.job import EncodeChat, Job, JobParts
 from jbatch.job_eta import TokensLeft
 from jbatch.job_files import locked, remove_leftover, replacing
@@ -23,12 +23,13 @@ from jbatch.job_options import JobOptions
 from jbatch.job_output import Output, OutputFile, OutputStream, remove_torn
 from jbatch.job_resume import Done, drop_errors, find_done, sort_by_line
 from jbatch.job_signals import StopSignals
-from jbatch.job_state import JobState, check_state, fingerprint, save_state
+from jbatch.job_state import JobState, check_state, fingerprint, keep_room, known_room, save_state
 from jbatch.job_summary import MIN_FOR_EARLY_WARNING, JobSummary, describe
-from jbatch.metrics import Summary
 from jbatch.progress import progress_bar
 from jbatch.request_line import RequestLine, parse_line
+from jbatch.resolve import resolve_max_model_len, resolve_model
 from jbatch.sampling_params import SamplingParams
+from jbatch.scheduler import Scheduler
 
 ALL_ANSWERED, SOME_ERRORS, STOPPED = 0, 1, 3  # exit codes, besides 2 (refused) and 128 + signal
 REPORT_EVERY_S = 0.1
@@ -78,9 +79,7 @@ def run_generate(
     options = JobOptions(**job_options)
     config = EngineConfig(**engine_options)
     params = SamplingParams(**sampling_options)
-    if not model.is_dir():
-        raise ConfigError("model", str(model), "is no directory; jbatch downloads nothing")
-    load_config(model)  # raises for what LLM would refuse, before the input is read
+    resolve_max_model_len(config, resolve_model(model, config))  # what LLM would refuse, before the input
     default = SamplingParams()
     changed = {
         name: getattr(params, name)
@@ -103,7 +102,7 @@ def _load(model: Path, engine_options: dict[str, Any], found: Scan) -> Iterator[
     from jbatch.llm import LLM  # loads jax
 
     options = dict(engine_options)
-    options.setdefault("max_num_seqs", min(max(found.num_requests, 1), EngineConfig.max_num_seqs))
+    options.setdefault("max_num_seqs", min(max(found.num_samples, 1), EngineConfig.max_num_seqs))
     options["samplers"] = [sampler.name.lower() for sampler in found.samplers] or ["greedy"]
     with LLM(model, **options) as llm:
         yield Model(llm.engine, llm.chat_token_ids, lambda: llm.runner.compilations_after_warmup)
@@ -112,8 +111,8 @@ def _load(model: Path, engine_options: dict[str, Any], found: Scan) -> Iterator[
 def run_command(command: JobCommand) -> int:
     """Run a job with everything around it; the exit code (see `run_generate`)."""
     options, say = command.options, command.say
-    if options.summary is not None:
-        open(options.summary, "a").close()  # now, rather than after the work
+    if options.summary_path is not None:
+        _check_writable(options.summary_path)  # now, rather than after the work
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals(say, _exit_at_once))
         if not options.streams:
@@ -129,6 +128,14 @@ def run_command(command: JobCommand) -> int:
         except _Stopped as error:
             say(str(error))
             return STOPPED
+
+
+def _check_writable(path: str) -> None:
+    """Raise OSError where a file cannot be written; nothing is changed, and nothing is left behind."""
+    is_new = not os.path.exists(path)
+    open(path, "a").close()
+    if is_new:
+        os.unlink(path)
 
 
 class _Stopped(Exception):
@@ -171,6 +178,7 @@ def _open_output(command: JobCommand, found: Scan, stack: ExitStack) -> tuple[Ou
     state = command.state_of(found.sha256)
     if os.path.exists(path) and os.path.getsize(path) and not options.force:
         check_state(path, state)
+        state = dataclasses.replace(state, room=known_room(path))
     done = Done(found.last_line_no)
     remove_leftover(path)
     if os.path.exists(path):
@@ -195,17 +203,30 @@ def _run(command: JobCommand, run: _Run) -> int:
     try:
         if done.num_done < run.found.num_requests:
             with command.load(run.found) as model:
+                if run.found.num_unbounded:
+                    _check_room(command, run.found, model.engine.scheduler)
                 complete = _answer_and_report(command, run, model)
             if not complete:
                 return run.stop.exit_code
         else:
             command.say("nothing is left to do")
-            _write_figures(options, JobSummary().figures(Summary(), 0.0, 0))
         if options.ordered:
             sort_by_line(options.output_path, done)
     except (JobError, OSError) as error:
         raise _Stopped(f"{error}. {_advice(options)}") from error
     return SOME_ERRORS if done.num_errors else ALL_ANSWERED
+
+
+def _check_room(command: JobCommand, found: Scan, scheduler: Scheduler) -> None:
+    """For lines without max_tokens: where they end is a part of what the records depend on."""
+    room = scheduler.max_seq_len
+    if room < scheduler.config.max_model_len:
+        command.say(
+            f"warning: {found.num_unbounded} outputs without max_tokens are cut at {room} tokens, prompt "
+            "included: what the cache holds"
+        )
+    if not command.options.streams:
+        keep_room(command.options.output_path, command.state_of(found.sha256), room)
 
 
 def _answer_and_report(command: JobCommand, run: _Run, model: Model) -> bool:
@@ -224,8 +245,8 @@ def _answer_and_report(command: JobCommand, run: _Run, model: Model) -> bool:
 
 
 def _write_figures(options: JobOptions, figures: dict[str, Any]) -> None:
-    if options.summary is not None:
-        with replacing(options.summary) as file:
+    if options.summary_path is not None:
+        with replacing(options.summary_path) as file:
             file.write(json.dumps(figures, indent=1, allow_nan=False).encode() + b"\n")
 
 

@@ -93,10 +93,14 @@ class Ids:
         self._digests = digests
         self._line_nos = np.frombuffer(self._line_nos, np.int64)[order]
 
-    def duplicates(self) -> list[tuple[int, int]]:
-        """Line numbers of each two neighbours with one id."""
+    def duplicates(self) -> tuple[int, list[tuple[int, int]]]:
+        """How many lines have the id of an earlier one, and the first NUM_SHOWN of them, each behind the line
+        before it with that id."""
         at = np.flatnonzero(self._digests[1:] == self._digests[:-1])
-        return sorted(zip(self._line_nos[at].tolist(), self._line_nos[at + 1].tolist(), strict=True))
+        seconds = self._line_nos[at + 1]
+        shown = np.argsort(seconds)[:NUM_SHOWN]
+        firsts = self._line_nos[at[shown]]
+        return len(at), list(zip(firsts.tolist(), seconds[shown].tolist(), strict=True))
 
     def line_nos(self, custom_ids: Iterable[str]) -> list[int]:
         """The line number of each id, 0 for one that is not there."""
@@ -119,6 +123,7 @@ class Scan(NamedTuple):
     num_lines: int  # not blank
     num_requests: int  # lines of the shard, wrong ones included
     num_wrong: int
+    num_samples: int  # that the others ask for: n each
     ids: Ids  # of the shard
     samplers: tuple[Sampler, ...]  # ascending: what the lines need to draw their tokens
     max_tokens: int  # of all lines that name it, their sum over all samples
@@ -137,7 +142,7 @@ def scan(
       ConfigError: for a custom_id that appears twice, in whichever shard, naming the lines.
     """
     sha256, everywhere, ids = hashlib.sha256(), Ids(), Ids()
-    num_wrong = max_tokens = num_unbounded = line_no = 0
+    num_wrong = num_samples = max_tokens = num_unbounded = line_no = 0
     samplers: set[Sampler] = set()
     for line_no, raw in read_lines(file, sha256.update):
         custom_id, params = None, None
@@ -157,6 +162,7 @@ def scan(
             num_wrong += 1
             continue
         samplers.add(params.sampler)
+        num_samples += params.n
         max_tokens += (params.max_tokens or 0) * params.n
         num_unbounded += params.n * (params.max_tokens is None)
     _check_unique(everywhere)
@@ -169,6 +175,7 @@ def scan(
         num_lines=len(everywhere),
         num_requests=len(own),
         num_wrong=num_wrong,
+        num_samples=num_samples,
         ids=own,
         samplers=tuple(sorted(samplers)),
         max_tokens=max_tokens,
@@ -179,8 +186,8 @@ def scan(
 def _check_unique(ids: Ids) -> None:
     """Sort them; raise ConfigError where two lines have one id."""
     ids.sort()
-    twice = ids.duplicates()
-    if twice:
-        lines = ", ".join(f"{first} and {second}" for first, second in twice[:NUM_SHOWN])
-        more = f" and {len(twice) - NUM_SHOWN} more" if len(twice) > NUM_SHOWN else ""
+    num_twice, shown = ids.duplicates()
+    if num_twice:
+        lines = ", ".join(f"{first} and {second}" for first, second in shown)
+        more = f" and {num_twice - len(shown)} more" if num_twice > len(shown) else ""
         raise ConfigError("custom_id", f"lines {lines}{more}", "the same id twice: every line needs its own")

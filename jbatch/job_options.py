@@ -66,11 +66,20 @@ class JobOptions:
             for name in ("ordered", "retry_errors", "force"):
                 if getattr(self, name):
                     raise ConfigError(name, True, "needs an output file, and -o is none")
+        self._check_summary()
         self._check_paths()
+
+    def _check_summary(self) -> None:
+        """It is replaced as a whole, which must not happen to a device or a pipe."""
+        path = self.summary_path
+        if path is None:
+            return
+        if self.summary == "-" or (os.path.exists(path) and not os.path.isfile(path)):
+            raise ConfigError("summary", self.summary, "must be a file")
 
     def _check_paths(self) -> None:
         """Nothing that is written may be the input, or another output; through links neither."""
-        written = {"summary": self.summary}
+        written = {"summary": self.summary_path}
         if not self.streams:
             output = self.output_path
             written |= {"output": output, "job": state_path(output), "lock": f"{output}.lock"}
@@ -99,6 +108,11 @@ class JobOptions:
             return not stat.S_ISREG(os.stat(self.output_file or "").st_mode)
         except OSError:
             return False
+
+    @property
+    def summary_path(self) -> str | None:
+        """The summary's file itself, where a link is named: it is replaced."""
+        return None if self.summary is None else os.path.realpath(self.summary)
 
     @property
     def output_path(self) -> str:

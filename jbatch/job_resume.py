@@ -14,7 +14,7 @@ from jbatch.errors import ConfigError
 from jbatch.job_files import replacing
 from jbatch.job_input import Ids
 
-BLOCK = 4096  # records that are looked up at once
+BLOCK = 4096  # records that are looked up, or copied, at once
 
 
 class Record(NamedTuple):
@@ -104,7 +104,8 @@ def sort_by_line(path: str, done: Done) -> None:
     if np.all(order[1:] > order[:-1]) and not done.foreign:
         return
     with open(path, "rb") as source, replacing(path) as target:
-        _copy(source, target, order.tolist())
+        for begin in range(0, len(order), BLOCK):  # in blocks: Python's integers take 36 bytes each
+            _copy(source, target, order[begin : begin + BLOCK].tolist())
         _copy(source, target, done.foreign)
 
 

@@ -28,6 +28,7 @@ class JobState:
     model: dict[str, str]  # file name -> size and digest
     engine: dict[str, Any]  # seed, dtype, max_model_len, load_format
     sampling: dict[str, Any]  # defaults of the lines, where they are not jbatch's own
+    room: int | None = None  # tokens of a line without max_tokens, prompt included; known with the model
 
 
 def fingerprint(model_dir: str | Path) -> dict[str, str]:
@@ -72,6 +73,7 @@ def check_state(output_path: str, state: JobState) -> None:
             "take another output, or --force",
         )
     now = json.loads(json.dumps(dataclasses.asdict(state)))  # as it is read back
+    del now["room"]  # see keep_room
     changes = [
         text for field in now for text in _changes(field, before.get(field), now[field])
     ]  # of all fields
@@ -81,6 +83,26 @@ def check_state(output_path: str, state: JobState) -> None:
             output_path,
             f"was begun with another {'; another '.join(changes)}. Take another output, or --force to go on",
         )
+
+
+def known_room(output_path: str) -> int | None:
+    """The room that the state beside an output names, if any."""
+    return (_load_state(output_path) or {}).get("room")
+
+
+def keep_room(output_path: str, state: JobState, room: int) -> None:
+    """Write the room into the state beside an output. Raises ConfigError where another is there: then records
+    of lines without max_tokens end elsewhere."""
+    before = known_room(output_path)
+    if before not in (None, room):
+        raise ConfigError(
+            "output",
+            output_path,
+            f"was begun where lines without max_tokens had room for {before} tokens, prompt included; now "
+            f"the cache and max_model_len have {room}. Take another output, or --force to go on",
+        )
+    if before is None:
+        save_state(output_path, dataclasses.replace(state, room=room))
 
 
 def _load_state(output_path: str) -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ def sample_output(live: Live, text: str, now: float, decode: Decode) -> RequestO
     assert sequence.finish_reason is not None, "an output of a request that goes on"
     found = live.stop_finder.found if live.stop_finder is not None else None
     reason = FinishReason.STOP if found else sequence.finish_reason  # also where both came with one token
+    error = live.error or sequence.error
     completion = CompletionOutput(
         index=request.sample_idx,
         text=text,
@@ -41,6 +42,7 @@ def sample_output(live: Live, text: str, now: float, decode: Decode) -> RequestO
         stop_reason=found or sequence.stop_reason,
         logprobs=logprobs,
         cumulative_logprob=cumulative,
+        error=error,
     )
     metrics = RequestMetrics(
         arrival_time=request.arrival,
@@ -57,7 +59,7 @@ def sample_output(live: Live, text: str, now: float, decode: Decode) -> RequestO
         prompt_token_ids=list(request.prompt_token_ids),
         outputs=[completion],
         metrics=metrics,
-        error=live.error or sequence.error,
+        error=error,
         prompt_logprobs=prompt_logprobs,
     )
 

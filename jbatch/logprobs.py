@@ -2,44 +2,77 @@
 
 from __future__ import annotations
 
+import array
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from jbatch.errors import RequestError
 from jbatch.outputs import Logprob
 from jbatch.plan import Logprobs, StepOutput, StepPlan, align
 from jbatch.request import Request
+from jbatch.sampling_params import MAX_LOGPROBS
 from jbatch.tokenizer import Tokenizer
 
 Decode = Callable[[int], str | None]  # a token's text, where texts are asked for
 Entry = dict[int, Logprob]
 
 
+class _Positions:
+    """What is known at some positions, in bare arrays: 12 bytes each and 8 for each likely token, where a
+    dictionary of 20 tokens takes 3,000. At 32,000 positions of a few hundred sequences that matters."""
+
+    def __init__(self, num_top: int, token_ids: tuple[int, ...] = ()):
+        self._num_top, self._token_ids = num_top, token_ids
+        self._num_kept = MAX_LOGPROBS if token_ids else num_top  # the others tell the ranks of `token_ids`
+        self._chosen, self._ranks, self._top_ids = (array.array("i") for _ in range(3))
+        self._logprobs, self._top_logprobs, self._by_id = (array.array("f") for _ in range(3))
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def add(self, token_id: int, found: Logprobs, idx: int) -> None:
+        self._chosen.append(token_id)
+        self._ranks.append(int(found.rank[idx]))
+        self._logprobs.append(float(found.logprob[idx]))
+        self._top_ids.extend(found.top_ids[idx, : self._num_kept].tolist())
+        self._top_logprobs.extend(found.top_logprobs[idx, : self._num_top].tolist())
+        if self._token_ids:
+            self._by_id.extend(found.by_id[idx, : len(self._token_ids)].tolist())
+
+    def entry(self, at: int, decode: Decode) -> Entry:
+        """A token, and the likeliest ones: the token comes first, as in vLLM; named ids come last."""
+        top = self._top_ids[at * self._num_kept : (at + 1) * self._num_kept]
+        values = self._top_logprobs[at * self._num_top : (at + 1) * self._num_top]
+        found: dict[int, tuple[float, int | None]] = {}
+        found[self._chosen[at]] = self._logprobs[at], self._ranks[at]
+        for rank, (token, value) in enumerate(zip(top, values, strict=False), start=1):
+            if token >= 0:
+                found.setdefault(token, (value, rank))
+        ranks = {token: rank for rank, token in enumerate(top, start=1)} if self._token_ids else {}
+        begin = at * len(self._token_ids)
+        for idx, token in enumerate(self._token_ids, start=begin):
+            found.setdefault(token, (self._by_id[idx], ranks.get(token)))
+        return _with_texts(found, decode)
+
+
 class LogprobList:
-    """Those of one sequence, as its steps come in; texts follow at the end."""
+    """Those of one sequence, as its steps come in; dictionaries and texts follow at the end."""
 
     def __init__(self, request: Request):
         params = request.params
-        self._num_top = params.logprobs or 0
-        self._token_ids = params.logprob_token_ids or ()
-        self._output: list[Entry] | None = None
-        if params.logprobs is not None or self._token_ids:
-            self._output = []
-        self._num_prompt_top = params.prompt_logprobs or 0
-        self._prompt: list[Entry | None] | None = None
+        token_ids = tuple(params.logprob_token_ids or ())
+        self._output: _Positions | None = None
+        if params.logprobs is not None or token_ids:
+            self._output = _Positions(params.logprobs or 0, token_ids)
+        self._prompt: _Positions | None = None
         if params.prompt_logprobs is not None and request.sample_idx == 0:
-            self._prompt = [None] * len(request.prompt_token_ids)
+            self._prompt = _Positions(params.prompt_logprobs)
+            self._prompt_at = array.array("i", [-1]) * len(request.prompt_token_ids)  # where each is in it
 
     def add_token(self, token_id: int, found: Logprobs, slot: int) -> None:
         """A token that was drawn."""
-        if self._output is None:
-            return
-        entry = _entry(token_id, found, slot, self._num_top)
-        if self._token_ids:
-            ranks = _top_ranks(found, slot)
-            for idx, token in enumerate(self._token_ids):
-                entry.setdefault(token, Logprob(float(found.by_id[slot, idx]), ranks.get(token)))
-        self._output.append(entry)
+        if self._output is not None:
+            self._output.add(token_id, found, slot)
 
     def add_targets(self, targets: tuple[int, ...], start: int, found: Logprobs, begin: int) -> None:
         """The next prompt tokens of positions from `start`, which a step has at place `begin`; -1: none."""
@@ -47,21 +80,22 @@ class LogprobList:
             return
         for idx, target in enumerate(targets):
             if target >= 0:
-                entry = _entry(target, found, begin + idx, self._num_prompt_top)
-                self._prompt[start + idx + 1] = entry
+                self._prompt_at[start + idx + 1] = len(self._prompt)
+                self._prompt.add(target, found, begin + idx)
 
     def output(self, num_tokens: int, decode: Decode) -> tuple[list[Entry] | None, float | None]:
         """Of the first `num_tokens` tokens, and their sum over the tokens themselves."""
         if self._output is None:
             return None, None
-        entries = [_with_text(entry, decode) for entry in self._output[:num_tokens]]
+        num_known = min(num_tokens, len(self._output))
+        entries = [self._output.entry(at, decode) for at in range(num_known)]
         return entries, sum(next(iter(entry.values())).logprob for entry in entries)
 
     def prompt(self, decode: Decode) -> list[Entry | None] | None:
         """Of the prompt's tokens; None for the first, and for those that were not reached."""
         if self._prompt is None:
             return None
-        return [entry and _with_text(entry, decode) for entry in self._prompt]
+        return [None if at < 0 else self._prompt.entry(at, decode) for at in self._prompt_at]
 
 
 def logprob_list(request: Request) -> LogprobList | None:
@@ -100,19 +134,5 @@ def token_decoder(tokenizer: Tokenizer | None) -> Decode:
     return decode
 
 
-def _entry(token_id: int, found: Logprobs, idx: int, num_top: int) -> Entry:
-    """A token, and the likeliest ones: the token comes first, as in vLLM."""
-    entry = {token_id: Logprob(float(found.logprob[idx]), int(found.rank[idx]))}
-    ids, values = found.top_ids[idx, :num_top].tolist(), found.top_logprobs[idx, :num_top].tolist()
-    for rank, (token, value) in enumerate(zip(ids, values, strict=True), start=1):
-        if token >= 0:
-            entry.setdefault(token, Logprob(value, rank))
-    return entry
-
-
-def _top_ranks(found: Logprobs, idx: int) -> dict[int, int]:
-    return {token: rank for rank, token in enumerate(found.top_ids[idx].tolist(), start=1)}
-
-
-def _with_text(entry: Entry, decode: Decode) -> Entry:
-    return {token: logprob._replace(decoded_token=decode(token)) for token, logprob in entry.items()}
+def _with_texts(found: Mapping[int, tuple[float, int | None]], decode: Decode) -> Entry:
+    return {token: Logprob(logprob, rank, decode(token)) for token, (logprob, rank) in found.items()}

@@ -57,6 +57,7 @@ class CompletionOutput:
     stop_reason: str | int | None = None  # the stop string or token id; None for end-of-sequence
     logprobs: list[dict[int, Logprob]] | None = None  # per token: it and the likeliest ones, by token id
     cumulative_logprob: float | None = None  # of all tokens, where log-probabilities were asked for
+    error: str | None = None  # why, where finish_reason is "error"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ OBJECTS = {"completions": ("text_completion", "cmpl"), "chat": ("chat.completion
 
 
 def result_record(line: RequestLine, custom_id: str, output: RequestOutput) -> dict[str, Any]:
-    """The record of a request that was answered."""
+    """The record of a request that was answered, by some of its samples at least."""
     if line.form == "bare":
         return {"custom_id": custom_id, **_bare_answer(output), "usage": _usage(output)}
     name, prefix = OBJECTS[line.form]
@@ -99,7 +99,12 @@ def _bare_output(one: CompletionOutput) -> dict[str, Any]:
         answer["logprobs"] = _by_token_id(one.logprobs)
     if one.cumulative_logprob is not None:
         answer["cumulative_logprob"] = _finite(one.cumulative_logprob)
-    return answer
+    return _with_error(answer, one)
+
+
+def _with_error(answer: dict[str, Any], one: CompletionOutput) -> dict[str, Any]:
+    """Where this sample failed, and others did not."""
+    return answer if one.error is None else {**answer, "error": one.error}
 
 
 def _by_token_id(positions: Iterable[dict[int, Logprob] | None]) -> list[dict[str, Any] | None]:
@@ -124,7 +129,7 @@ def _completions_choice(one: CompletionOutput) -> dict[str, Any]:
     }
     if one.logprobs is not None:
         choice["logprobs"] = _completions_logprobs(one.token_ids, one.logprobs)
-    return choice
+    return _with_error(choice, one)
 
 
 def _chat_choice(one: CompletionOutput, params: SamplingParams) -> dict[str, Any]:
@@ -138,7 +143,7 @@ def _chat_choice(one: CompletionOutput, params: SamplingParams) -> dict[str, Any
     if one.logprobs is not None:
         content = [_chat_logprobs(*pair, params) for pair in zip(one.token_ids, one.logprobs, strict=True)]
         choice["logprobs"] = {"content": content}
-    return choice
+    return _with_error(choice, one)
 
 
 def _completions_logprobs(

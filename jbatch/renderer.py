@@ -15,13 +15,13 @@ from jbatch.errors import ConfigError, RequestError
 WORKER = Path(__file__).with_name("render_worker.py")
 START_LIMIT_S = 120.0  # to import transformers, from a cold disk too
 RENDER_LIMIT_S = 5.0
-MAX_KILLED = 3  # then a template is not run any more: each try costs its time
+MAX_KILLED = 3  # in a row; then a template is not run any more: each try costs its time
 
 
 class Renderer:
     """Renders one template with transformers' sandboxed Jinja; safe to call from several threads.
 
-    The process starts with the first call, and again after it had to be killed.
+    The process starts with the first call, and again after it had to be killed or died by itself.
     """
 
     def __init__(self, template: str, special_tokens: dict[str, str], limit_s: float = RENDER_LIMIT_S):
@@ -43,7 +43,7 @@ class Renderer:
                 raise RequestError(
                     "messages",
                     messages,
-                    f"the chat template failed {MAX_KILLED} times: it is not run any more",
+                    f"the chat template failed {MAX_KILLED} times in a row: it is not run any more",
                 )
             process = self._started()
             reply = self._ask(process, {"messages": messages}, self._limit_s)
@@ -52,6 +52,7 @@ class Renderer:
                 raise RequestError(
                     "messages", messages, f"the chat template took more than {self._limit_s:g} s, or crashed"
                 )
+            self._num_killed = 0
         if "error" in reply:
             raise RequestError("messages", messages, f"the chat template fails: {reply['error']}")
         return reply["text"]
@@ -71,8 +72,9 @@ class Renderer:
         self.close()
 
     def _started(self) -> subprocess.Popen[str]:
-        if self._process is not None:
+        if self._process is not None and self._process.poll() is None:
             return self._process
+        self.close()  # one that died between two calls
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(WORKER)],  # -P: or jbatch's modules would hide others of their names
             stdin=subprocess.PIPE,

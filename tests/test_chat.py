@@ -130,7 +130,7 @@ HARMFUL = """\
 @needs_jinja
 def test_templates_that_do_harm_end_with_an_error_in_bounded_time(monkeypatch):
     monkeypatch.setattr(renderer, "MAX_KILLED", 2)
-    template = ChatTemplate(HARMFUL, {}, limit_s=3)
+    template = ChatTemplate(HARMFUL, {}, limit_s=2)
 
     def ask(content):
         return template.render([{"role": "user", "content": content}])
@@ -145,10 +145,13 @@ def test_templates_that_do_harm_end_with_an_error_in_bounded_time(monkeypatch):
     assert "SecurityError" in refusal("escape")
     assert "TemplateError: no such role" in refusal("refuse")
     assert ask("hi").strip() == "hi"  # one that fails leaves the others alone
-    assert "more than 3 s" in refusal("loop")
+    assert "more than 2 s" in refusal("loop")
     assert ask("\u2028\n😀").strip() == "😀"
-    assert "more than 3 s" in refusal("power")
-    assert "failed 2 times" in refusal("hi")  # each try would cost as much
+    assert "more than 2 s" in refusal("power")
+    assert ask("hi").strip() == "hi"  # the two were not in a row
+    assert "more than 2 s" in refusal("loop")
+    assert "more than 2 s" in refusal("power")
+    assert "failed 2 times in a row" in refusal("hi")  # each try would cost as much
     template.close()
 
 
@@ -160,8 +163,6 @@ def test_a_process_that_dies_is_replaced():
     assert os.getpgid(process.pid) != os.getpgid(0), "a Ctrl-C in a terminal would end it"
     process.kill()
     process.wait()
-    with pytest.raises(RequestError, match="or crashed"):
-        template.render(ASK)
     assert template.render(ASK) == "Buser:hi;" and template._renderer._process is not process
     template.close()
     template.close()

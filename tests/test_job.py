@@ -193,6 +193,37 @@ def test_a_text_that_cannot_be_decoded_is_an_error_record(monkeypatch):
     assert {r["custom_id"]: error_code(r) for r in records} == {"line-1": "generation_failed", "line-2": None}
 
 
+@pytest.mark.parametrize("num_failed, code", [(1, None), (2, "generation_failed")])
+def test_samples_that_fail(monkeypatch, num_failed, code):
+    """A line is an error where all of its samples are."""
+    tokenizer, calls = wrapped(numbered()), []
+    decode = tokenizer.decode
+
+    def fail(token_ids, **options):
+        calls.append(token_ids)
+        if len(calls) <= num_failed:
+            raise RequestError("token_ids", token_ids, "cannot be decoded")
+        return decode(token_ids, **options)
+
+    monkeypatch.setattr(tokenizer, "decode", fail)
+    _, (record,), parts = answer({"prompt": "01.", "n": 2, "temperature": 1}, engine=make_engine(tokenizer))
+    assert error_code(record) == code
+    if code is None:
+        assert [bool(one.get("error")) for one in record["outputs"]] == [True, False]
+        assert record["outputs"][0]["finish_reason"] == "error" and record["outputs"][1]["text"]
+        assert parts.summary.finish_reasons == {"error": 1, "length": 1}
+
+
+def test_few_long_lines_are_pending(monkeypatch):
+    from jbatch import job
+
+    monkeypatch.setattr(job, "MAX_BYTES_PENDING", 100)
+    engine, most = make_engine(), []
+    lines = [{"prompt": "01.", "max_tokens": 9, "custom_id": f"{n:040}"} for n in range(20)]
+    ended, records, _ = answer(*lines, engine=engine, on_step=lambda: most.append(engine.num_unfinished))
+    assert ended and len(records) == 20 and max(most) == 2
+
+
 def test_a_stop_leaves_nothing_running():
     steps = []
     stop = lambda: len(steps) >= 4  # noqa: E731

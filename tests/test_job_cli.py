@@ -25,6 +25,11 @@ def num_records(path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def num_tokens_in(record) -> int:
+    answer = record["response"]["body"] if record.get("response") else record
+    return answer.get("usage", {"completion_tokens": 0})["completion_tokens"]
+
+
 def test_a_job(place):
     write_input(place, 60)
     ended = run(place, *JOB, "--summary", "figures.json")
@@ -34,16 +39,27 @@ def test_a_job(place):
     records = check_whole(place / "out.jsonl", range(1, 61))
     figures = json.loads((place / "figures.json").read_text())
     assert (figures["completed"], figures["failed"], figures["errors"]) == (54, 6, {"invalid_request": 6})
-    assert figures["total_output_tokens"] == sum(len(record.get("token_ids", ())) for record in records)
+    assert figures["total_output_tokens"] == sum(num_tokens_in(record) for record in records)
     assert sorted(path.name for path in place.glob("out.jsonl*")) == ["out.jsonl", "out.jsonl.job.json"]
 
 
 def test_a_job_without_errors_ends_with_0(place):
     write_input(place, 9)
-    assert run(place, *JOB).code == 0
-    ended = run(place, *JOB, "--summary", "figures.json")
-    assert ended.code == 0 and "nothing is left to do" in ended.err
-    assert json.loads((place / "figures.json").read_text())["completed"] == 0
+    assert run(place, *JOB, "--summary", "figures.json").code == 0
+    for name in ("figures.json", "none.json"):
+        ended = run(place, *JOB, "--summary", name)
+        assert ended.code == 0 and "nothing is left to do" in ended.err
+    assert json.loads((place / "figures.json").read_text())["completed"] == 9, "overwritten"
+    assert not (place / "none.json").exists()
+
+
+def test_a_summary_goes_where_a_link_points(place):
+    write_input(place, 9)
+    (place / "deep").mkdir()
+    os.symlink("deep/figures.json", place / "link.json")
+    assert run(place, *JOB, "--summary", "link.json").code == 0
+    assert os.readlink(place / "link.json") == "deep/figures.json"
+    assert json.loads((place / "deep/figures.json").read_text())["completed"] == 9
 
 
 def test_an_empty_input(place):
@@ -60,7 +76,7 @@ def test_answers_around_what_is_no_request(place):
         b'{"prompt":"05.","max_tokens":' + b"9" * 5000 + b"}",
         '{"prompt":"05.\u2028","max_tokens":1}'.encode(),
         b'{"prompt":"\\ud800","max_tokens":1}',
-        b'{"messages":[{"role":"user","content":"05."}],"max_tokens":1}',
+        b'{"messages":[{"role":"tool","content":"05."}],"max_tokens":1}',
         b'{"prompt":[96,97],"max_tokens":1}',
         b'{"prompt":"05.","max_tokens":127}',
         b'{"prompt":"05.","max_tokens":128}',
@@ -72,7 +88,7 @@ def test_answers_around_what_is_no_request(place):
     records = [json.loads(line) for line in (place / "out.jsonl").read_bytes().splitlines()]
     assert ended.code == 1 and [r["custom_id"] for r in records] == [f"line-{n}" for n in range(1, 14)]
     codes = [(r.get("error") or {}).get("code") for r in records]
-    json_error, chat, context = "invalid_json", "no_chat_template", "context_length"
+    json_error, chat, context = "invalid_json", "invalid_request", "context_length"
     assert codes == [
         *(None, json_error, json_error, json_error, json_error, None, json_error, chat),
         *("invalid_request", None, context, None, None),
@@ -98,6 +114,8 @@ def refuse(place, *args, **options) -> str:
         ((*JOB, "-p", "x"), "-p takes none of the options of -i"),
         ((), "give prompts (-p), or an input and an output file (-i and -o)"),
         ((*JOB, "--shard", "3/2"), "shard='3/2': must be i/n, with i from 1 to n"),
+        ((*JOB, "--max-model-len", "129"), "max_model_len=129: must be at most 128, the model's context"),
+        (("-i", "none.jsonl", "-o", "out.jsonl", "--max-model-len", "129"), "max_model_len=129: must be at"),
         ((*JOB, "--temperature", "-1"), "temperature=-1.0: must be a number from 0 to 100"),
         (("-i", "in.jsonl", "-o", "-", "--ordered"), "ordered=True: needs an output file, and -o is none"),
         (("-i", "in.jsonl", "-o", "/dev/null", "--retry-errors"), "retry_errors=True: needs an output file"),
@@ -105,7 +123,10 @@ def refuse(place, *args, **options) -> str:
         (("-i", "in.jsonl", "-o", "no/out.jsonl"), "[Errno 2] No such file or directory"),
         (("-i", "model", "-o", "out.jsonl"), "[Errno 21] Is a directory"),
         (("-i", "in.jsonl", "-o", "model"), "[Errno 21] Is a directory"),
-        ((*JOB, "--summary", "no/figures.json"), "[Errno 2] No such file or directory: 'no/figures.json'"),
+        ((*JOB, "--summary", "no/figures.json"), "[Errno 2] No such file or directory: '"),
+        ((*JOB, "--summary", "-"), "summary='-': must be a file"),
+        ((*JOB, "--summary", "model"), "summary='model': must be a file"),
+        ((*JOB, "--summary", "/dev/null"), "summary='/dev/null': must be a file"),
         (("-i", "in.jsonl", "-o", "in.jsonl"), "is the same file as input=in.jsonl"),
         (("-i", "in.jsonl", "-o", "hard.jsonl"), "is the same file as input=in.jsonl"),
         (("-i", "in.jsonl", "-o", "soft.jsonl"), "is the same file as input=in.jsonl"),
@@ -164,6 +185,27 @@ def test_another_job_does_not_go_on_with_an_output(place, change, args, message)
     assert message in refuse(place, *JOB, *args) and (place / "out.jsonl").read_bytes() == before
     ended = run(place, *JOB, *args, "--force")
     assert ended.code == 0 and num_records(place / "out.jsonl") >= 9 // (1 + ("1/2" in args))
+
+
+def test_lines_without_max_tokens_need_the_same_room(place):
+    """Five pages hold less than the context; eight hold it, and more make no difference."""
+    lines = [{"prompt": f"{n:02}.", "custom_id": f"request {n}"} for n in range(3, 9)]
+    (place / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ended = run(place, *JOB, "--num-pages", "6", faults=Faults(kill_at_step=30))
+    assert ended.code == -9 and num_records(place / "out.jsonl") == 0
+    ended = run(place, *JOB, "--num-pages", "5", faults=Faults(kill_at_step=90))
+    assert ended.code == -9 and num_records(place / "out.jsonl") > 0
+    assert "warning: 6 outputs without max_tokens are cut at 64 tokens" in ended.err
+    before = (place / "out.jsonl").read_bytes()
+    message = refuse(place, *JOB)
+    assert "had room for 64 tokens, prompt included; now the cache and max_model_len have 128" in message
+    assert (place / "out.jsonl").read_bytes() == before
+    ended = run(place, *JOB, "--force")
+    assert ended.code == 0 and "warning: 6" not in ended.err
+    (place / "out.jsonl").unlink()
+    assert run(place, *JOB, "--num-pages", "9").code == 0
+    (place / "out.jsonl").write_bytes(b"".join((place / "out.jsonl").read_bytes().splitlines(True)[:3]))
+    assert run(place, *JOB, "--num-pages", "20").code == 0
 
 
 def test_force_does_not_touch_what_is_no_output(place):

@@ -72,11 +72,11 @@ def test_ids_find_their_lines():
     for line_no in range(1, 200):
         ids.add(f"id {line_no}", line_no)
     ids.sort()
-    assert ids.duplicates() == []
+    assert ids.duplicates() == (0, [])
     assert ids.line_nos(["id 7", "nobody", "id 199", "\ud800"]) == [7, 0, 199, 0]
     empty = Ids()
     empty.sort()
-    assert (empty.duplicates(), empty.line_nos(["a"]), empty.line_nos([])) == ([], [0], [])
+    assert (empty.duplicates(), empty.line_nos(["a"]), empty.line_nos([])) == ((0, []), [0], [])
 
 
 def test_memory_per_line():
@@ -92,6 +92,19 @@ def test_memory_per_line():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert 24 < peak / num_lines <= 64
+
+
+def test_memory_of_duplicates():
+    """Where every line has the same id, too: a message names a few of them."""
+    ids = Ids()
+    for line_no in range(1, 30_001):
+        ids.add("x", line_no)
+    ids.sort()
+    tracemalloc.start()
+    assert ids.duplicates() == (29_999, [(n, n + 1) for n in range(1, 6)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak / 30_000 <= 40
 
 
 class Endless:
@@ -142,6 +155,7 @@ def test_what_a_pass_finds():
     found = scan(file, parse, WHOLE)
     assert found.sha256 == hashlib.sha256(file.getvalue()).hexdigest()
     assert (found.last_line_no, found.num_lines, found.num_requests, found.num_wrong) == (6, 5, 5, 2)
+    assert found.num_samples == 1 + 2 + 1
     assert found.samplers == (Sampler.GREEDY, Sampler.PLAIN)
     assert (found.max_tokens, found.num_unbounded) == (9 + 10 + 9, 0)
     assert found.ids.line_nos(["x", "line-3", "line-5", "y", "line-6"]) == [1, 3, 5, 6, 0]

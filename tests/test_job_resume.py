@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from jbatch import job_resume
 from jbatch.errors import ConfigError
 from jbatch.job_input import Ids
 from jbatch.job_resume import drop_errors, find_done, read_records, sort_by_line
@@ -169,6 +170,13 @@ def test_a_torn_end_is_no_record(tmp_path):
         file.write('{"custom_id":"c"')
     assert [r.custom_id for r in read_records(path)] == ["a", "b"]
     assert (drop_errors(path), [r.custom_id for r in read_records(path)]) == (1, ["b"])
+
+
+def test_blocks_of_a_sort_join(tmp_path, monkeypatch):
+    monkeypatch.setattr(job_resume, "BLOCK", 2)
+    path = write_records(tmp_path / "o", *(record(name) for name in "edcba"))
+    sort_by_line(path, find_done(path, ids_of(*"abcde"), 5))
+    assert [r.custom_id for r in read_records(path)] == list("abcde")
 
 
 def test_what_is_sorted_is_left_alone(tmp_path):

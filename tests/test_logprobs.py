@@ -1,5 +1,7 @@
 """Log-probabilities as users read them, from made-up steps."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -101,6 +103,19 @@ def test_steps_of_several_chunks():
 def test_a_step_without_logprobs_is_nobodys():
     plan = StepPlan(0, Bucket("decode", 1, 1), (7,), (0,), ())
     take_in(plan, StepOutput(np.zeros((1, 1)), np.ones(1), np.zeros(1)), {}.__getitem__)
+
+
+def test_memory_per_position():
+    one, found = listed(prompt=(5,) * 1000, logprobs=20, prompt_logprobs=20), found_at(1)
+    tracemalloc.start()
+    for position in range(999):
+        one.add_token(11, found, 0)
+        one.add_targets((6,), position, found, 0)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held / 1998 < 220
+    assert [len(entry) for entry in one.output(999, no_text)[0]] == [20] * 999
+    assert one.prompt(no_text)[999][6] == Logprob(-0.5, 3)
 
 
 def test_texts():

@@ -79,6 +79,16 @@ def test_several_bare_answers_are_a_list():
     }
 
 
+@pytest.mark.parametrize("form", ["bare", "completions", "chat"])
+def test_a_sample_that_failed_beside_one_that_did_not(form):
+    failed = CompletionOutput(1, "He", [5], FinishReason.ERROR, error="logits are not finite")
+    record = written(result_record(line(form, n=2), "a", output(completion(0), failed)))
+    answers = record["outputs"] if form == "bare" else record["response"]["body"]["choices"]
+    assert [answer.get("error") for answer in answers] == [None, "logits are not finite"]
+    assert [answer["finish_reason"] for answer in answers] == ["length", "error"]
+    assert record.get("error") is None
+
+
 def test_a_completions_answer():
     record = written(
         result_record(line("completions"), "a", output(completion(0), completion(1), prompt_logprobs=[None]))

@@ -78,7 +78,7 @@ def answers(path: Path) -> dict[str, dict]:
     """Whole records that are no errors; a job may remove errors, to run them again."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     records = [json.loads(line) for line in lines]
-    return {record["custom_id"]: record for record in records if "error" not in record}
+    return {record["custom_id"]: record for record in records if record.get("error") is None}
 
 
 # The long run.

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jbatch import cli, job_cli
+from jbatch.chat import check_messages
 from jbatch.engine import Engine
-from jbatch.errors import RequestError
 from jbatch.fake_runner import FakeRunner, continuation
 from jbatch.scheduler import Scheduler
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
@@ -27,6 +27,7 @@ from tests.helpers.tokenizers import numbered, wrapped
 
 CONFIG = dict(model_type="llama", vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=48, eos_token_id=2)
 CONFIG |= dict(num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=128, torch_dtype="float32")
+USER, ASSISTANT = 94, 95  # tokens of roles
 TIMEOUT_S = 60
 BOUNDARIES = ("write", "fsync", "replace", "ftruncate", "unlink")  # of what reaches the disk
 
@@ -118,30 +119,62 @@ def tokens_of(number: int) -> int:
 
 
 def write_input(directory: Path, num_lines: int, name: str = "in.jsonl") -> Path:
-    """A job's input: lines 10, 20, ... are wrong, every fourth names no custom_id, every third is a chat."""
-    lines = []
-    for number in range(1, num_lines + 1):
-        text = "".join(f"{token:02}." for token in prompt_of(number))
-        fields: dict[str, Any] = {"prompt": text, "max_tokens": tokens_of(number), "temperature": 0}
-        if number % 10 == 0:
-            fields["max_tokens"] = "many"
-        if number % 4:
-            fields["custom_id"] = f"request {number}"
-        lines.append(json.dumps(fields))
+    """A job's input, of all forms: lines 10, 20, ... are wrong, every seventh asks for two samples, and every
+    fourth names no custom_id where its form lets it."""
     path = directory / name
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("".join(json.dumps(line_of(number)) + "\n" for number in range(1, num_lines + 1)))
     return path
 
 
+def line_of(number: int) -> dict[str, Any]:
+    text = "".join(f"{token:02}." for token in prompt_of(number))
+    fields: dict[str, Any] = {"max_tokens": tokens_of(number), "temperature": 0.7 * (number % 11 == 0)}
+    if number % 10 == 0:
+        fields["max_tokens"] = "many"
+    if samples_of(number) > 1:
+        fields |= {"n": samples_of(number), "temperature": 1}
+    form = form_of(number)
+    named = {} if id_of(number).startswith("line-") else {"custom_id": id_of(number)}
+    if form == "bare":
+        return {"prompt": text, **fields, **named}
+    asked = {"messages": [{"role": "user", "content": text}]} if form == "chat" else {"prompt": text}
+    url = "/v1/chat/completions" if form == "chat" else "/v1/completions"
+    return {**named, "method": "POST", "url": url, "body": {"model": "m", **asked, **fields}}
+
+
+def form_of(number: int) -> str:
+    """Every third line is a completion, and some of the others are chats."""
+    return "completions" if number % 3 == 0 else "chat" if number % 5 == 1 else "bare"
+
+
+def samples_of(number: int) -> int:
+    return 1 if number % 7 else 2
+
+
 def id_of(number: int) -> str:
-    return f"request {number}" if number % 4 else f"line-{number}"
+    return f"line-{number}" if number % 4 == 0 and form_of(number) == "bare" else f"request {number}"
 
 
-def text_of(number: int) -> str:
-    """What line `number` is answered, by the definition."""
+def text_of(number: int, *, chat: bool = False, sample_idx: int = 0) -> str:
+    """What the prompt of line `number` is answered, by the definition."""
     stop = [CONFIG["eos_token_id"]]
-    tokens = continuation(prompt_of(number), tokens_of(number), VOCAB_SIZE, stop)
+    prompt = [USER, *prompt_of(number), ASSISTANT] if chat else prompt_of(number)
+    tokens = continuation(prompt, tokens_of(number), VOCAB_SIZE, stop, sample_idx=sample_idx)
     return "".join(f"{token:02}." for token in tokens if token not in stop)
+
+
+def texts_of(number: int) -> list[str]:
+    """Of all samples of line `number`."""
+    chat = form_of(number) == "chat"
+    return [text_of(number, chat=chat, sample_idx=idx) for idx in range(samples_of(number))]
+
+
+def texts_in(record: dict[str, Any]) -> list[str]:
+    """Of all samples of a record, in whichever form."""
+    if "response" not in record:
+        return [one["text"] for one in record.get("outputs", [record])]
+    choices = record["response"]["body"]["choices"]
+    return [one["message"]["content"] if "message" in one else one["text"] for one in choices]
 
 
 def check_whole(path: Path, line_numbers) -> list[dict]:
@@ -157,7 +190,7 @@ def check_whole(path: Path, line_numbers) -> list[dict]:
         if number % 10 == 0:
             assert record["error"]["line"] == number
         else:
-            assert record["text"] == text_of(number)
+            assert record.get("error") is None and texts_in(record) == texts_of(number)
     return records
 
 
@@ -233,7 +266,12 @@ def _pause(name: str, seconds: float) -> None:
 
 
 def _encode_chat(messages):
-    raise RequestError("messages", messages, "this model has no chat template", code="no_chat_template")
+    """A template: a token for each role, then the text, and the role of the answer."""
+    token_ids = []
+    for message in check_messages(messages):
+        role = USER if message["role"] == "user" else ASSISTANT
+        token_ids += [role, *wrapped(numbered()).encode(message["content"])]
+    return [*token_ids, ASSISTANT]
 
 
 class _Runner(FakeRunner):
@@ -253,7 +291,7 @@ class _Runner(FakeRunner):
 @contextmanager
 def _load(faults: Faults, engine_options: dict):
     """In place of a real model."""
-    config = scheduler_config()
+    config = scheduler_config(num_pages=engine_options.get("num_pages", 17))
     sizes = config.num_rows, config.num_pages, config.page_size, config.max_model_len // config.page_size
     runner = _Runner(*sizes, VOCAB_SIZE)
     runner.faults = faults
