@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+# Two processes: most tests keep one core busy. A file stays in one, for what its tests share is compiled once.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 # Parity is tested on the CPU. Where pip finds no CPU-only build of this version it installs the one with
 # CUDA libraries, several GB; another can be named: make test TORCH="torch --index-url ..."
 TORCH ?= torch==2.13.0
@@ -18,11 +20,11 @@ demo: $(VENV)/.core
 	$(VENV)/bin/jbatch demo
 
 test: $(VENV)/.test
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 # The tests of the model, the steps and the kernels: all that need no torch.
 test-core: $(VENV)/.test-core
-	$(VENV)/bin/python -m pytest tests/pallas_kernels tests/weights tests/test_*.py tests/property/test_real_model.py
+	$(PYTEST) tests/pallas_kernels tests/weights tests/test_*.py tests/property/test_real_model.py
 
 # The same on a second Python and another jax, where one is found.
 test-312:
