@@ -218,5 +218,6 @@ def test_idle_buckets_change_nothing(torch_runner):
 
 def test_options_are_told(torch_runner):
     told = torch_runner.describe()
-    assert told["attention"] == "gather" and told["execution"] == "eager" and not Options().compile
+    assert told["attention"] == "gather" and told["execution"].startswith("eager; prefill: ")
+    assert not Options().compile
     assert isinstance(PREFILL, Bucket)
