@@ -16,8 +16,10 @@ from jbatch.job_summary import JobSummary
 from jbatch.outputs import RequestOutput
 from jbatch.records import dump, error_record, result_record
 from jbatch.request_line import Form, LineError, RequestLine
+from jbatch.scheduler import NON_FINITE
 
 MAX_BYTES_AT_ONCE = 2**22
+MAX_NON_FINITE = 100  # requests: where all of so many fail, the others would, too
 MAX_BYTES_PENDING = 2**26  # of lines that the engine has
 WINDOW = 4  # times the sequences that run at once: enough that none waits for the next line
 
@@ -57,6 +59,7 @@ class Job:
         self._window = WINDOW * parts.engine.scheduler.config.num_rows
         self._pending: dict[str, _Pending] = {}  # by request id, the line's number
         self._bytes_pending = 0
+        self._num_non_finite: int | None = 0  # requests; None once one did not end so
 
     def run(self, lines: Iterator[InputLine], stop: Callable[[], bool], on_step: Callable[[], None]) -> bool:
         """Answer all lines; False where `stop` said to end before. Then what has finished is written, and
@@ -153,7 +156,9 @@ class Job:
         form, line_no, custom_id = pending.line.form, pending.line_no, pending.custom_id
         if output.error is not None and all(one.error is not None for one in output.outputs):
             self._write_error(form, line_no, custom_id, "generation_failed", output.error)
+            self._count_non_finite(output)
             return
+        self._num_non_finite = None
         try:
             record = dump(result_record(pending.line, custom_id, output))
         except Exception as error:  # of this text alone
@@ -162,6 +167,20 @@ class Job:
             return
         self._write(line_no, record, is_error=False)
         self._parts.summary.add(output)
+
+    def _count_non_finite(self, output: RequestOutput) -> None:
+        """Raise JobError where a model gives nothing else: it has overflowed, or its weights are broken."""
+        if self._num_non_finite is None:
+            return
+        if not all(NON_FINITE in (one.error or "") for one in output.outputs):
+            self._num_non_finite = None
+            return
+        self._num_non_finite += 1
+        if self._num_non_finite == MAX_NON_FINITE:
+            raise JobError(
+                f"all of the first {MAX_NON_FINITE} requests ended with logits that are not finite. A "
+                "float16 model may overflow: try --dtype bfloat16, with --force --retry-errors"
+            )
 
     def _write_error(self, form: Form | None, line_no: int, custom_id: str, code: str, message: str) -> None:
         record = dump(error_record(form, custom_id, line_no, code, message))

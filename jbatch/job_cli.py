@@ -18,15 +18,17 @@ from jbatch.errors import JobError
 from jbatch.job import EncodeChat, Job, JobParts
 from jbatch.job_eta import TokensLeft
 from jbatch.job_files import locked, remove_leftover, replacing
-from jbatch.job_input import InputLine, Scan, open_input, read_lines, scan
+from jbatch.job_input import InputLine, Scan, id_of, open_input, read_lines, scan
 from jbatch.job_options import JobOptions
 from jbatch.job_output import Output, OutputFile, OutputStream, remove_torn
 from jbatch.job_resume import Done, drop_errors, find_done, sort_by_line
 from jbatch.job_signals import StopSignals
 from jbatch.job_state import JobState, check_state, fingerprint, keep_room, known_room, save_state
 from jbatch.job_summary import MIN_FOR_EARLY_WARNING, JobSummary, describe
+from jbatch.metrics import Summary
 from jbatch.progress import progress_bar
-from jbatch.request_line import RequestLine, parse_line
+from jbatch.records import dump, error_record
+from jbatch.request_line import LineError, RequestLine, parse_line
 from jbatch.resolve import resolve_max_model_len, resolve_model
 from jbatch.sampling_params import SamplingParams
 from jbatch.scheduler import Scheduler
@@ -201,20 +203,41 @@ def _run(command: JobCommand, run: _Run) -> int:
     """Answer what is left, say what was done, and sort; the exit code. Raises _Stopped."""
     options, done = command.options, run.done
     try:
-        if done.num_done < run.found.num_requests:
+        if done.num_done == run.found.num_requests:
+            command.say("nothing is left to do")
+        elif run.found.num_wrong == run.found.num_requests:
+            _refuse_all(command, run)
+        else:
             with command.load(run.found) as model:
                 if run.found.num_unbounded:
                     _check_room(command, run.found, model.engine.scheduler)
                 complete = _answer_and_report(command, run, model)
             if not complete:
                 return run.stop.exit_code
-        else:
-            command.say("nothing is left to do")
         if options.ordered:
             sort_by_line(options.output_path, done)
     except (JobError, OSError) as error:
         raise _Stopped(f"{error}. {_advice(options)}") from error
     return SOME_ERRORS if done.num_errors else ALL_ANSWERED
+
+
+def _refuse_all(command: JobCommand, run: _Run) -> None:
+    """Answer an input in which every line is wrong. No model is loaded for that."""
+    summary, begin = JobSummary(), time.monotonic()
+    for line in _left(run, command.options.parsed_shard.holds):
+        try:
+            command.parse(line.raw)
+        except LineError as error:
+            custom_id = id_of(line.line_no, error.custom_id)
+            record = error_record(error.form, custom_id, line.line_no, error.code, error.message)
+            run.done.add(line.line_no, run.output.write(dump(record)), is_error=True)
+            summary.add_error(error.code)
+    run.output.sync(now=True)
+    _check_unchanged(run)
+    figures = summary.figures(Summary(), time.monotonic() - begin, 0)
+    for text in describe(figures):
+        command.say(text)
+    _write_figures(command.options, figures)
 
 
 def _check_room(command: JobCommand, found: Scan, scheduler: Scheduler) -> None:

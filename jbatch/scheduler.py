@@ -54,8 +54,9 @@ class SchedulerConfig(NamedTuple):
     admission: Admission
 
 
+NON_FINITE = "logits are not finite"
 DEVICE_ERRORS = {
-    Status.NON_FINITE: "logits are not finite at position {position}; "
+    Status.NON_FINITE: NON_FINITE + " at position {position}; "
     "a float16 model may overflow: try dtype='bfloat16'",
     Status.NOTHING_LEFT: "no token is left to draw at position {position}: allowed_token_ids, bad_words, "
     "min_tokens and logits_fn rule out all",

@@ -78,10 +78,16 @@ def test_bounds(field, what, low, high):
     if field == "a line":
         assert refusal(line_with(field, what, high + 1)).code in ("line_too_long", "invalid_json")
         return
+    if what.endswith("not 0 itself"):
+        assert refusal(line_with(field, what, 0)).field == field
+        low = 5e-324
     parse_line(line_with(field, what, low), {})
     number = "number" in what.split(";")[0].split()[:2]
     step = 1e-6 if number else 1
     for value in (low - step, high + step):
+        if what.endswith("`empty_prompt`") and value == 0:
+            assert parse_line(line_with(field, what, 0), {}).prompt == ""  # the engine refuses it
+            continue
         if value >= 0 or number or what.startswith(("integer", "each")):
             error = refusal(line_with(field, what, value))
             assert error.field.split("[")[0] == field and error.code == "invalid_request"

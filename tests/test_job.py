@@ -14,6 +14,7 @@ from jbatch.job import WINDOW, Job, JobParts
 from jbatch.job_eta import TokensLeft
 from jbatch.job_input import read_lines
 from jbatch.job_summary import JobSummary
+from jbatch.plan import Status
 from jbatch.request_line import parse_line
 from jbatch.scheduler import Scheduler
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
@@ -212,6 +213,32 @@ def test_samples_that_fail(monkeypatch, num_failed, code):
         assert [bool(one.get("error")) for one in record["outputs"]] == [True, False]
         assert record["outputs"][0]["finish_reason"] == "error" and record["outputs"][1]["text"]
         assert parts.summary.finish_reasons == {"error": 1, "length": 1}
+
+
+@pytest.mark.parametrize("num_good_steps", [0, 20])
+def test_a_model_that_gives_nothing_finite_stops_the_job(monkeypatch, num_good_steps):
+    from jbatch import job
+
+    monkeypatch.setattr(job, "MAX_NON_FINITE", 5)
+    engine, output = make_engine(), Kept()
+    submit = engine.runner.submit
+
+    def overflow(step):
+        result = submit(step)
+        if engine.runner.num_steps > num_good_steps:
+            result.status[:], result.num_tokens[:] = Status.NON_FINITE, 0
+        return result
+
+    monkeypatch.setattr(engine.runner, "submit", overflow)
+    lines = [{"prompt": "01."}] * 30
+    if num_good_steps:
+        answer(*lines, engine=engine, output=output)
+        assert len(output.records) == 30
+        assert {error_code(record) for record in output.records} == {None, "generation_failed"}
+    else:
+        with pytest.raises(JobError, match=r"all of the first 5 .*--dtype bfloat16"):
+            answer(*lines, engine=engine, output=output)
+        assert [error_code(record) for record in output.records] == ["generation_failed"] * 5
 
 
 def test_few_long_lines_are_pending(monkeypatch):

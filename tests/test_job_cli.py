@@ -9,6 +9,9 @@ import subprocess
 
 import pytest
 
+from jbatch.job_cli import JobCommand, run_command
+from jbatch.job_options import JobOptions
+from jbatch.job_state import JobState
 from tests.helpers import fake_job
 from tests.helpers.fake_job import Faults, Run, check_whole, run, wait_for, write_input
 
@@ -65,6 +68,25 @@ def test_a_summary_goes_where_a_link_points(place):
 def test_an_empty_input(place):
     (place / "in.jsonl").write_bytes(b"\n\n")
     assert run(place, *JOB).code == 0 and (place / "out.jsonl").read_bytes() == b""
+
+
+def test_an_input_of_wrong_lines_needs_no_model(place):
+    lines = [{"prompt": "05.", "n": 0}, {"custom_id": "x", "body": {}}, {"prompt": "05.", "top_p": 3}]
+    (place / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    paths = {name: str(place / name) for name in ("in.jsonl", "out.jsonl", "figures.json")}
+    options = JobOptions(paths["in.jsonl"], paths["out.jsonl"], summary=paths["figures.json"])
+    said = []
+
+    def state_of(sha256):
+        return JobState(sha256, "1/1", {}, {}, {})
+
+    for expected in ("0 answered, 3 errors (3 invalid_request)", "nothing is left to do"):
+        command = JobCommand(options, state_of, {}, load=None, say=said.append)  # a call of None raises
+        assert run_command(command) == 1 and expected in said[-1]
+    records = [json.loads(line) for line in (place / "out.jsonl").read_bytes().splitlines()]
+    assert [record["custom_id"] for record in records] == ["line-1", "x", "line-3"]
+    assert [record["error"]["line"] for record in records] == [1, 2, 3]
+    assert json.loads((place / "figures.json").read_text())["failed"] == 3
 
 
 def test_answers_around_what_is_no_request(place):

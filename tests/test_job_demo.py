@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from tests.helpers.command import DEMO, run
 from weights.demo import tasks
 
@@ -16,13 +18,20 @@ OPTIONS += ("--max-num-batched-tokens", "64", "--num-pages", "20", "--max-tokens
 
 
 def write_input(path, num: int) -> list[tasks.Example]:
-    """Every third line draws at random, so that its text depends on its seed."""
+    """Every third line draws at random, so that its text depends on its seed; some of them are OpenAI's,
+    with log-probabilities, or have two samples."""
     examples = tasks.demo_prompts(num, seed=3)
     with path.open("w") as file:
         for number, example in enumerate(examples):
-            line = {"custom_id": f"{number}", "prompt": example.prompt}
-            line |= {"temperature": 2.0} if number % 3 == 0 else {}
-            file.write(json.dumps(line) + "\n")
+            asked = {"prompt": example.prompt}
+            asked |= {"temperature": 2.0} if number % 3 == 0 else {}
+            asked |= {"n": 2} if number % 6 == 0 else {}
+            if number % 12 == 0:
+                body = {**asked, "logprobs": 2}
+                line = {"method": "POST", "url": "/v1/completions", "body": body}
+            else:
+                line = asked
+            file.write(json.dumps({"custom_id": f"{number}", **line}) + "\n")
     return examples
 
 
@@ -30,6 +39,17 @@ def records_of(path) -> dict[str, dict]:
     records = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert len({record["custom_id"] for record in records}) == len(records)
     return {record["custom_id"]: record for record in records}
+
+
+def take_logprobs(records: dict[str, dict]) -> list[float]:
+    """Out of the records: those of tokens, whose last bits depend on what else was in their steps."""
+    numbers = []
+    for record in sorted(records.values(), key=lambda record: record["custom_id"]):
+        for choice in record["response"]["body"]["choices"] if "response" in record else ():
+            found = choice.pop("logprobs")
+            assert len(found["tokens"]) == len(found["top_logprobs"]) == len(found["token_logprobs"]) > 0
+            numbers += found["token_logprobs"]
+    return numbers
 
 
 def kill_at(job: tuple, out, num_records: int) -> None:
@@ -59,6 +79,7 @@ def test_a_job_killed_twice(tmp_path, capsys):
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["completed"] == NUM_LINES - there, "what had finished was computed again"
     expected, got = records_of(whole), records_of(killed)
+    assert take_logprobs(got) == pytest.approx(take_logprobs(expected), abs=1e-4)
     assert got == expected and list(got) == [str(number) for number in range(NUM_LINES)]
     greedy = [number for number in range(NUM_LINES) if number % 3]
     texts = [got[str(number)]["text"] for number in greedy]  # cut off after 24 tokens

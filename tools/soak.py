@@ -135,16 +135,22 @@ def demo(num_requests: int) -> None:
     if engine.scheduler.pool.num_used or engine.has_unfinished:
         raise SystemExit(f"{engine.scheduler.pool.num_used} pages are still in use")
     print(f"pool empty; peak {engine.summary.peak_pages_used} of {engine.scheduler.pool.num_usable} pages")
+    print(f"{engine.summary.num_preempted} preemptions")
+    if not engine.summary.num_preempted:
+        raise SystemExit("no sequence was preempted: there are too many pages")
     check_flat(sampler.samples)
 
 
 def write_requests(path: Path, num: int) -> None:
-    """Greedy ones, of a few tokens; one in four draws at random."""
+    """Greedy ones, of a few tokens; one in four draws at random, and one in eight is long: those that run are
+    more than the pages hold."""
     rng = random.Random(0)
     with path.open("w") as file:
         for number in range(num):
             task = rng.choice(("add", "reverse", "sort"))
             line = {"prompt": tasks.draw(task, 3, rng).prompt, "max_tokens": rng.randint(1, 6)}
+            if number % 8 == 1:
+                line |= {"max_tokens": 40, "ignore_eos": True}
             file.write(json.dumps(line | {"temperature": float(number % 4 == 0)}) + "\n")
 
 
