@@ -257,9 +257,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError("results", str(path), f"cannot be read: {error}") from None
+        raise ConfigError("results", path.name, f"cannot be read: {error}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or "arms" not in content:
-        raise ConfigError("results", str(path), f"is no results file of schema {SCHEMA}")
+        raise ConfigError("results", path.name, f"is no results file of schema {SCHEMA}")
     return content
 
 
