@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from jbatch.errors import RequestError
 from jbatch.sampling_params import MAX_BAD_WORD_LEN, Sampler, SamplingParams
-from jbatch.tokenizer import Tokenizer
+from jbatch.text.tokenizer import Tokenizer
 
 ID_FIELDS = ("stop_token_ids", "logprob_token_ids", "allowed_token_ids", "logit_bias")
 

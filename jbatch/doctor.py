@@ -16,7 +16,7 @@ from jbatch.config_json import load_config, load_eos_token_ids
 from jbatch.device import INSTALL_HINT, NO_GPU
 from jbatch.errors import JBatchError
 from jbatch.model import abstract_params
-from jbatch.tokenizer import load_tokenizer
+from jbatch.text.tokenizer import load_tokenizer
 
 PACKAGES = ("jbatch", "jax", "jaxlib", "flax", "numpy", "safetensors", "tokenizers", "orbax-checkpoint")
 CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")

@@ -23,7 +23,7 @@ from jbatch.request import Sequence as RunningSequence
 from jbatch.row_data import row_data
 from jbatch.sampling_params import MAX_STOP_IDS, Sampler, SamplingParams
 from jbatch.scheduler import Scheduler
-from jbatch.tokenizer import Detokenizer, Tokenizer
+from jbatch.text.tokenizer import Detokenizer, Tokenizer
 
 
 class RunnerLike(Protocol):

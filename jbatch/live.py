@@ -7,7 +7,7 @@ import dataclasses
 from jbatch.logprobs import Decode, LogprobList
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 from jbatch.request import Request, Sequence
-from jbatch.tokenizer import Detokenizer
+from jbatch.text.tokenizer import Detokenizer
 
 
 @dataclasses.dataclass(slots=True)

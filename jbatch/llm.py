@@ -13,7 +13,6 @@ import jax
 
 import weights
 from jbatch.attention import choose_attention
-from jbatch.chat import ChatEncoder, Conversation, list_conversations
 from jbatch.config import EngineConfig, ModelConfig, ModeName, PolicyName
 from jbatch.config_json import load_bos_token_id, load_eos_token_ids
 from jbatch.device import find_device, memory_of, prepare_jax
@@ -33,7 +32,8 @@ from jbatch.scheduler import Limits, Scheduler, SchedulerConfig, StepLimits
 from jbatch.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.state import StateShape
 from jbatch.stream import AsyncStream, TextDelta, flatten, stream_steps
-from jbatch.tokenizer import Tokenizer, load_tokenizer
+from jbatch.text.chat import ChatEncoder, Conversation, list_conversations
+from jbatch.text.tokenizer import Tokenizer, load_tokenizer
 
 
 class LLM:

@@ -11,7 +11,7 @@ from jbatch.outputs import Logprob
 from jbatch.plan import Logprobs, StepOutput, StepPlan, align
 from jbatch.request import Request
 from jbatch.sampling_params import MAX_LOGPROBS
-from jbatch.tokenizer import Tokenizer
+from jbatch.text.tokenizer import Tokenizer
 
 Decode = Callable[[int], str | None]  # a token's text, where texts are asked for
 Entry = dict[int, Logprob]

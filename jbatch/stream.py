@@ -14,7 +14,7 @@ from jbatch.errors import RequestError
 from jbatch.outputs import CompletionOutput, FinishReason, RequestOutput
 from jbatch.prompts import Asked, check_idle
 from jbatch.sampling_params import SamplingParams
-from jbatch.tokenizer import Detokenizer, Tokenizer
+from jbatch.text.tokenizer import Detokenizer, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,7 +172,7 @@ def test_output_that_cannot_be_decoded_ends_its_request_alone(monkeypatch):
     def fail(self, token_id, search):
         raise RequestError("stop", ["x"], "the output cannot be decoded: boom")
 
-    monkeypatch.setattr("jbatch.tokenizer.Detokenizer.push", fail)
+    monkeypatch.setattr("jbatch.text.tokenizer.Detokenizer.push", fail)
     outputs = drain(engine)
     assert outputs["bad"].outputs[0].finish_reason == "error" and "boom" in outputs["bad"].error
     assert outputs["good"].outputs[0].token_ids == TOKENS[:9]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from jbatch import LLM, SamplingParams
-from jbatch.chat import ChatTemplate, check_messages
 from jbatch.engine import Engine
 from jbatch.errors import ConfigError, JBatchError, RequestError
 from jbatch.policy import MODES
 from jbatch.scheduler import StepLimits
+from jbatch.text.chat import ChatTemplate, check_messages
 from tests.helpers.hf_checkpoint import tiny, write_checkpoint
 from tests.helpers.tokenizers import numbered, save
 from weights import WeightsError

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from jbatch import tokenizer, tokenizer_probe
 from jbatch.config_json import load_bos_token_id, load_config, load_eos_token_ids
 from jbatch.errors import RequestError
-from jbatch.tokenizer import load_tokenizer
+from jbatch.text import tokenizer, tokenizer_probe
+from jbatch.text.tokenizer import load_tokenizer
 from tests.helpers.hf_checkpoint import TINY
 from tests.helpers.jsonl_fuzz import DAMAGES
 from tests.helpers.loading_watch import check_loading, model_dir, watch
@@ -307,7 +307,7 @@ def probe_in(process: ForkedProbe) -> Iterator[None]:
 
 
 class ForkedProbe:
-    """A process that does what jbatch.tokenizer_probe does in its own, for one file after the other."""
+    """A process that does what jbatch.text.tokenizer_probe does in its own, for one file after the other."""
 
     def __init__(self) -> None:
         self._pid = 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from jbatch.tokenizer import Tokenizer
+from jbatch.text.tokenizer import Tokenizer
 
 
 def numbered(vocab_size: int = 97) -> tokenizers.Tokenizer:

@@ -3,8 +3,8 @@
 import pytest
 import transformers
 
-from jbatch.chat import ChatEncoder
-from jbatch.tokenizer import load_tokenizer
+from jbatch.text.chat import ChatEncoder
+from jbatch.text.tokenizer import load_tokenizer
 from tests.helpers.tokenizers import byte_fallback, byte_level, save
 
 # Written after the models' manuals, in the idioms that their own templates use. A template's spaces are text.

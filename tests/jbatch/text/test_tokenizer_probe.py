@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from jbatch import tokenizer_probe
 from jbatch.errors import ConfigError, RequestError
-from jbatch.tokenizer import load_tokenizer
+from jbatch.text import tokenizer_probe
+from jbatch.text.tokenizer import load_tokenizer
 from tests.helpers.file_fuzz import TOKENIZER, probe_in
 
 
@@ -51,7 +51,7 @@ def test_a_file_without_end(monkeypatch):
 def test_a_model_directory_that_would_end_the_process(tmp_path):
     """In a process of its own, and in one line."""
     (tmp_path / "tokenizer.json").write_bytes(file_of(normalizer=growing(1000, 1000, 1000)))
-    code = "import sys; from jbatch.tokenizer import load_tokenizer; load_tokenizer(sys.argv[1])"
+    code = "import sys; from jbatch.text.tokenizer import load_tokenizer; load_tokenizer(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("jbatch.errors.ConfigError: tokenizer.json=")
@@ -94,7 +94,7 @@ def test_special_tokens_that_are_no_text(bos, tmp_path):
 
 
 def test_a_large_file_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("jbatch.tokenizer.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("jbatch.text.tokenizer.MAX_FILE_BYTES", 100)
     (tmp_path / "tokenizer.json").write_bytes(file_of())
     with pytest.raises(ConfigError, match="larger than 100 bytes"):
         load_tokenizer(tmp_path)

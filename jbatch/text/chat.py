@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jbatch.errors import RequestError
-from jbatch.renderer import RENDER_LIMIT_S, Renderer
-from jbatch.tokenizer import Tokenizer, load_special_tokens
+from jbatch.text.template import RENDER_LIMIT_S, Renderer
+from jbatch.text.tokenizer import Tokenizer, load_special_tokens
 
 ROLES = ("system", "user", "assistant")
 FIELDS = ("role", "content", "name")

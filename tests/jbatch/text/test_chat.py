@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from jbatch import renderer
-from jbatch.chat import ChatEncoder, ChatTemplate, check_messages, list_conversations
 from jbatch.errors import ConfigError, RequestError
+from jbatch.text import template as renderer
+from jbatch.text.chat import ChatEncoder, ChatTemplate, check_messages, list_conversations
 from tests.helpers.tokenizers import byte_level, save, wrapped
 
 ASK = [{"role": "user", "content": "hi"}]

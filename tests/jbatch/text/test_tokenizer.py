@@ -3,7 +3,7 @@
 import pytest
 
 from jbatch.errors import ConfigError, RequestError
-from jbatch.tokenizer import MAX_PENDING, load_tokenizer
+from jbatch.text.tokenizer import MAX_PENDING, load_tokenizer
 from tests.helpers.tokenizers import byte_fallback, byte_level, numbered, save, wrapped
 
 TEXTS = ["a", "hello world", "  two  spaces ", "naïve café", "日本語", "👩‍👩‍👧", "\n\t", "\x00"]

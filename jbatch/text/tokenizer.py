@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 
 from jbatch.errors import ConfigError, RequestError
-from jbatch.tokenizer_probe import load, refusal
+from jbatch.text.tokenizer_probe import load, refusal
 
 FILE_NAME = "tokenizer.json"
 MAX_FILE_BYTES = 2**28
