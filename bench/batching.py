@@ -20,8 +20,8 @@ from bench.shapes import DEMO
 from bench.subject import DEMO_SCALE, LLMSubject, find_model
 from bench.workloads import Workload, make_workload
 from jbatch.config import EngineConfig
-from jbatch.config_json import load_config
 from jbatch.errors import ConfigError
+from jbatch.model_dir.config_json import load_config
 
 BURST_BATCHES = 8  # of a burst
 

@@ -12,8 +12,8 @@ from bench.arms import Arm
 from bench.floor import Floor, floor_of
 from bench.shapes import DEMO, MODEL_NAMES, model_dir
 from jbatch.config import EngineConfig
-from jbatch.config_json import load_config
 from jbatch.errors import ConfigError
+from jbatch.model_dir.config_json import load_config
 
 if TYPE_CHECKING:
     from jbatch.engine import Engine

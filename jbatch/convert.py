@@ -10,9 +10,9 @@ import jax
 
 import weights
 from jbatch.config import DTYPES, EngineConfig, check_choice
-from jbatch.config_json import load_config
 from jbatch.device import prepare_jax
 from jbatch.model import abstract_params
+from jbatch.model_dir.config_json import load_config
 
 
 def convert_model(model_dir: Path, out_dir: Path, dtype: str = "auto") -> None:

@@ -12,10 +12,10 @@ import typer
 
 import weights
 from jbatch.attention import describe
-from jbatch.config_json import load_config, load_eos_token_ids
 from jbatch.device import INSTALL_HINT, NO_GPU
 from jbatch.errors import JBatchError
 from jbatch.model import abstract_params
+from jbatch.model_dir.config_json import load_config, load_eos_token_ids
 from jbatch.text.tokenizer import load_tokenizer
 
 PACKAGES = ("jbatch", "jax", "jaxlib", "flax", "numpy", "safetensors", "tokenizers", "orbax-checkpoint")

@@ -26,10 +26,10 @@ from jbatch.job_signals import StopSignals
 from jbatch.job_state import JobState, check_state, fingerprint, keep_room, known_room, save_state
 from jbatch.job_summary import MIN_FOR_EARLY_WARNING, JobSummary, describe
 from jbatch.metrics import Summary
+from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.progress import progress_bar
 from jbatch.records import dump, error_record
 from jbatch.request_line import LineError, RequestLine, parse_line
-from jbatch.resolve import resolve_max_model_len, resolve_model
 from jbatch.sampling_params import SamplingParams
 from jbatch.scheduler import Scheduler
 

@@ -14,18 +14,18 @@ import jax
 import weights
 from jbatch.attention import choose_attention
 from jbatch.config import EngineConfig, ModelConfig, ModeName, PolicyName
-from jbatch.config_json import load_bos_token_id, load_eos_token_ids
 from jbatch.device import find_device, memory_of, prepare_jax
 from jbatch.engine import Engine
 from jbatch.errors import ConfigError, RequestError, check_option_names
 from jbatch.logits import LogitsFn, check_logits_fn
 from jbatch.memory_plan import choose_num_pages
 from jbatch.model import abstract_params
+from jbatch.model_dir.config_json import load_bos_token_id, load_eos_token_ids
+from jbatch.model_dir.resolve import resolve_buckets, resolve_max_model_len, resolve_model
 from jbatch.outputs import RequestOutput
 from jbatch.policy import MODES, POLICIES, Policy
 from jbatch.progress import progress_bar
 from jbatch.prompts import Asked, Prompt, check_idle, list_requests
-from jbatch.resolve import resolve_buckets, resolve_max_model_len, resolve_model
 from jbatch.runner import Runner, Variants, largest_programs, programs_for, temp_bytes
 from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.scheduler import Limits, Scheduler, SchedulerConfig, StepLimits

@@ -15,8 +15,8 @@ from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device import find_device, memory_of, prepare_jax
 from jbatch.memory_plan import Memory, MemoryPlan, describe_bytes, estimate_step_bytes, plan_memory
 from jbatch.model import abstract_params
+from jbatch.model_dir.resolve import resolve_buckets, resolve_max_model_len, resolve_model
 from jbatch.plan import Bucket
-from jbatch.resolve import resolve_buckets, resolve_max_model_len, resolve_model
 from jbatch.runner import Variants, largest_programs, programs_for, temp_bytes
 from jbatch.sampling_params import Sampler
 from jbatch.state import StateShape

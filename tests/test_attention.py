@@ -9,10 +9,10 @@ import pytest
 import weights
 from jbatch.attention import PLAIN, Attention, choose_attention
 from jbatch.config import ModelConfig
-from jbatch.config_json import parse_config
 from jbatch.device import find_device
 from jbatch.errors import ConfigError
 from jbatch.model import abstract_params
+from jbatch.model_dir.config_json import parse_config
 from jbatch.runner import Runner
 from jbatch.sampling_params import SamplingParams
 from jbatch.state import StateShape

@@ -7,7 +7,7 @@ import pytest
 
 import weights
 from jbatch import model
-from jbatch.config_json import parse_config
+from jbatch.model_dir.config_json import parse_config
 from jbatch.rotary import frequencies
 from tests.helpers.hf_checkpoint import random_params, tiny
 from tests.helpers.paged import PagedModel

@@ -52,8 +52,8 @@ def plan_for(
     from jbatch.config import EngineConfig
     from jbatch.errors import ConfigError
     from jbatch.memory_plan import parse_bytes
+    from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
     from jbatch.plan_report import gpu_share, make_report, step_bytes_on
-    from jbatch.resolve import resolve_max_model_len, resolve_model
 
     try:
         config = EngineConfig(**{name: value for name, value in options.items() if value is not None})

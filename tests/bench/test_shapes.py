@@ -4,8 +4,8 @@ import pytest
 
 from bench.floor import floor_of
 from bench.shapes import DEMO, MODEL_NAMES, RUNNABLE, model_config, model_dir
-from jbatch.config_json import load_config, load_eos_token_ids
 from jbatch.errors import ConfigError
+from jbatch.model_dir.config_json import load_config, load_eos_token_ids
 
 
 @pytest.mark.parametrize("name", RUNNABLE)

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from jbatch.config_json import load_bos_token_id, load_config, load_eos_token_ids
 from jbatch.errors import RequestError
+from jbatch.model_dir.config_json import load_bos_token_id, load_config, load_eos_token_ids
 from jbatch.text import tokenizer, tokenizer_probe
 from jbatch.text.tokenizer import load_tokenizer
 from tests.helpers.hf_checkpoint import TINY

@@ -11,8 +11,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import weights
-from jbatch.config_json import parse_config
 from jbatch.model import abstract_params
+from jbatch.model_dir.config_json import parse_config
 
 TINY: dict[str, Any] = {
     "model_type": "llama",

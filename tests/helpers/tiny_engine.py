@@ -9,11 +9,11 @@ import jax
 
 import weights
 from jbatch.config import ModelConfig
-from jbatch.config_json import parse_config
 from jbatch.device import find_device
 from jbatch.engine import Engine
 from jbatch.logits import LogitsFn
 from jbatch.model import abstract_params
+from jbatch.model_dir.config_json import parse_config
 from jbatch.outputs import RequestOutput
 from jbatch.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.policy import MODES, POLICIES

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import weights
-from jbatch.config_json import parse_config
 from jbatch.model import abstract_params
+from jbatch.model_dir.config_json import parse_config
 from tests.helpers.hf_checkpoint import tiny
 
 LIKE = abstract_params(parse_config(tiny(attention_bias=True, mlp_bias=True, torch_dtype="bfloat16")))

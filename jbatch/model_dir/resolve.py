@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from jbatch.config import EngineConfig, ModelConfig
-from jbatch.config_json import load_config
 from jbatch.errors import ConfigError
+from jbatch.model_dir.config_json import load_config
 from jbatch.plan import Bucket, decode_bucket, prefill_bucket
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from jbatch.config import ModelConfig, RopeConfig
-from jbatch.config_json import load_bos_token_id, load_config, load_eos_token_ids, parse_config
 from jbatch.errors import ConfigError
+from jbatch.model_dir.config_json import load_bos_token_id, load_config, load_eos_token_ids, parse_config
 
 BASE: dict[str, Any] = {
     "model_type": "llama",
@@ -379,7 +379,7 @@ def test_parsing_imports_neither_jax_nor_what_auto_map_names(tmp_path):
     write(tmp_path, config(auto_map={"AutoConfig": "evil.Config"}, _attn_implementation_internal="evil"))
     (tmp_path / "evil.py").write_text("raise SystemExit(9)")
     code = (
-        "import sys; from jbatch.config_json import load_config\n"
+        "import sys; from jbatch.model_dir.config_json import load_config\n"
         f"load_config({str(tmp_path)!r})\n"
         "sys.exit(any(name in sys.modules for name in ('jax', 'flax', 'torch', 'transformers', 'socket')))"
     )
