@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from bench.drive import Event, Run
 from bench.floor import Floor
 from bench.results import StepRow
-from jbatch.metrics import StepRecord
-from jbatch.plan import StepPlan
+from jbatch.host.metrics import StepRecord
+from jbatch.host.plan import StepPlan
 
 
 class Replay:

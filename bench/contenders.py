@@ -18,7 +18,7 @@ from bench.subject import LLMSubject
 from bench.workloads import Workload
 from jbatch.engine import EngineStep
 from jbatch.errors import ConfigError
-from jbatch.plan import StepPlan
+from jbatch.host.plan import StepPlan
 from jbatch.plan_file import PlanShape, PlanWriter, Recording, read_plans
 from jbatch.replay import Executor, replay, tokens_by_sequence
 

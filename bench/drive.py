@@ -10,9 +10,9 @@ from typing import NamedTuple
 from bench.workloads import Workload
 from jbatch.engine import Engine, EngineStep
 from jbatch.errors import JBatchError
-from jbatch.metrics import StepRecord, Summary
+from jbatch.host.metrics import StepRecord, Summary
+from jbatch.host.plan import StepPlan
 from jbatch.outputs import FinishReason, RequestOutput
-from jbatch.plan import StepPlan
 from jbatch.sampling_params import SamplingParams
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jbatch.config import EngineConfig, ModelConfig
-from jbatch.plan import (
+from jbatch.host.plan import (
     TOKENS_PER_STEP,
     Status,
     StepInput,
@@ -30,10 +30,10 @@ from jbatch.plan import (
     padding,
     prefill_bucket,
 )
-from jbatch.policy import MODES, POLICIES
-from jbatch.request import Request
+from jbatch.host.policy import MODES, POLICIES
+from jbatch.host.request import Request
+from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.sampling_params import Sampler, SamplingParams
-from jbatch.scheduler import Scheduler, SchedulerConfig
 
 PROMPT_LEN, MEAN_OUTPUT_LEN, PAGE_SIZE, MAX_MODEL_LEN = 64, 100, 64, 1024
 GOAL_US = 300.0  # schedule + pack + apply at 256 sequences, on an idle machine

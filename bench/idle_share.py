@@ -23,7 +23,7 @@ from jbatch import LLM, SamplingParams
 from jbatch.config import EngineConfig
 from jbatch.engine import Engine
 from jbatch.errors import ConfigError
-from jbatch.plan import StepPlan, pack
+from jbatch.host.plan import StepPlan, pack
 
 ROUNDS = 3
 SLOTS, PROMPT_LEN, MAX_MODEL_LEN = 64, 128, 512

@@ -15,7 +15,7 @@ from bench.results import ArmResult, Counts, Rates, StepRow
 from bench.subject import Subject
 from bench.workloads import Workload
 from jbatch.errors import ConfigError
-from jbatch.policy import MODES
+from jbatch.host.policy import MODES
 
 STEPS_WITH_ROWS = 1000
 SMALLEST_SWEEP = 2  # sequences: one is the arm "unbatched"

@@ -26,7 +26,7 @@ from jbatch import model as llama_model
 from jbatch.attention import Attention
 from jbatch.config import EngineConfig
 from jbatch.device import prepare_jax
-from jbatch.plan import Bucket, align
+from jbatch.host.plan import Bucket, align
 from jbatch.step import Tokens, forward
 from pallas_kernels import RaggedMetadata
 

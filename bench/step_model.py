@@ -18,8 +18,8 @@ from bench import ceilings, manifest, random_data
 from bench.timing import Times, summary
 from jbatch.attention import Attention, problem_of
 from jbatch.config import ModelConfig
+from jbatch.host.plan import ROW_WIDTH, Bucket, RowSetup, row_columns
 from jbatch.model import abstract_params
-from jbatch.plan import ROW_WIDTH, Bucket, RowSetup, row_columns
 from jbatch.runner import Program, compile_step
 from jbatch.sampling_params import Sampler
 from jbatch.state import EngineState, StateShape

@@ -25,7 +25,7 @@ from bench.shapes import SHAPES, model_config
 from bench.step_model import BACKENDS, Model, Rates, Rows, Size
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device import prepare_jax
-from jbatch.plan import (
+from jbatch.host.plan import (
     Bucket,
     PrefillInput,
     RowSetup,

@@ -64,7 +64,7 @@ class LLMSubject:
         self.page_size, self.max_num_seqs = self.llm.config.page_size, self.llm.config.max_num_seqs
 
     def new_engine(self, arm: Arm, max_num_seqs: int) -> Engine:
-        from jbatch.scheduler import StepLimits
+        from jbatch.host.scheduler import StepLimits
 
         limits = StepLimits(self.llm.config.max_num_batched_tokens, max_num_seqs)
         return self.llm.new_engine(mode=arm.mode, policy=arm.policy, limits=lambda view: limits)

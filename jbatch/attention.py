@@ -8,7 +8,7 @@ import jax
 
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.errors import ConfigError
-from jbatch.plan import Bucket, decode_bucket
+from jbatch.host.plan import Bucket, decode_bucket
 from jbatch.state import StateShape
 from pallas_kernels import Problem, choose
 from pallas_kernels.implementations import NAMES, declines

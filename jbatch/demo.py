@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jbatch.engine import EngineStep
+from jbatch.host.metrics import Summary
+from jbatch.host.policy import MODES
 from jbatch.llm import LLM
-from jbatch.metrics import Summary
 from jbatch.outputs import RequestOutput
-from jbatch.policy import MODES
 from jbatch.progress import progress_bar
 from jbatch.sampling_params import SamplingParams
 from weights.demo import tasks

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from jbatch.plan import (
+from jbatch.host.plan import (
     NUM_SCALARS,
     ROW_WIDTH,
     DecodeInput,

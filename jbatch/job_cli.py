@@ -15,6 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 from jbatch.config import EngineConfig
 from jbatch.engine import Engine
 from jbatch.errors import JobError
+from jbatch.host.metrics import Summary
+from jbatch.host.scheduler import Scheduler
 from jbatch.job import EncodeChat, Job, JobParts
 from jbatch.job_eta import TokensLeft
 from jbatch.job_files import locked, remove_leftover, replacing
@@ -25,13 +27,11 @@ from jbatch.job_resume import Done, drop_errors, find_done, sort_by_line
 from jbatch.job_signals import StopSignals
 from jbatch.job_state import JobState, check_state, fingerprint, keep_room, known_room, save_state
 from jbatch.job_summary import MIN_FOR_EARLY_WARNING, JobSummary, describe
-from jbatch.metrics import Summary
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.progress import progress_bar
 from jbatch.records import dump, error_record
 from jbatch.request_line import LineError, RequestLine, parse_line
 from jbatch.sampling_params import SamplingParams
-from jbatch.scheduler import Scheduler
 
 ALL_ANSWERED, SOME_ERRORS, STOPPED = 0, 1, 3  # exit codes, besides 2 (refused) and 128 + signal
 REPORT_EVERY_S = 0.1

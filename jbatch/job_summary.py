@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from jbatch.metrics import Summary
+from jbatch.host.metrics import Summary
 from jbatch.outputs import FinishReason, RequestMetrics, RequestOutput
 
 PERCENTILES = (50, 90, 99)

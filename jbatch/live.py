@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from jbatch.host.request import Request, Sequence
 from jbatch.logprobs import Decode, LogprobList
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
-from jbatch.request import Request, Sequence
 from jbatch.text.tokenizer import Detokenizer
 
 

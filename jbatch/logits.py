@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jbatch import sampling
 from jbatch.errors import ConfigError
-from jbatch.plan import Logprobs, RowSetup
-from jbatch.row_data import RULED_OUT
+from jbatch.host.plan import Logprobs, RowSetup
+from jbatch.host.row_data import RULED_OUT
 from jbatch.sampling_params import MAX_LOGPROBS
 from jbatch.state import ExtraState
 

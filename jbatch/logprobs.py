@@ -7,9 +7,9 @@ import functools
 from collections.abc import Callable, Mapping
 
 from jbatch.errors import RequestError
+from jbatch.host.plan import Logprobs, StepOutput, StepPlan, align
+from jbatch.host.request import Request
 from jbatch.outputs import Logprob
-from jbatch.plan import Logprobs, StepOutput, StepPlan, align
-from jbatch.request import Request
 from jbatch.sampling_params import MAX_LOGPROBS
 from jbatch.text.tokenizer import Tokenizer
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jbatch.errors import JBatchError
-from jbatch.plan import Bucket, Chunk, StepPlan, align, padding, row_columns, unpack
+from jbatch.host.plan import Bucket, Chunk, StepPlan, align, padding, row_columns, unpack
 
 FORMAT, VERSION = "jbatch-plans", 1
 MAX_SIZE = 2**20  # slots or tokens of a bucket, as EngineConfig has it

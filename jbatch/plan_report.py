@@ -13,10 +13,10 @@ from typing import Any
 from jbatch.attention import choose_attention
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device import find_device, memory_of, prepare_jax
+from jbatch.host.plan import Bucket
 from jbatch.memory_plan import Memory, MemoryPlan, describe_bytes, estimate_step_bytes, plan_memory
 from jbatch.model import abstract_params
 from jbatch.model_dir.resolve import resolve_buckets, resolve_max_model_len, resolve_model
-from jbatch.plan import Bucket
 from jbatch.runner import Variants, largest_programs, programs_for, temp_bytes
 from jbatch.sampling_params import Sampler
 from jbatch.state import StateShape

@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any, NamedTuple, Protocol
 
 from jbatch.errors import JBatchError
-from jbatch.plan import StepInput, StepOutput, pack
+from jbatch.host.plan import StepInput, StepOutput, pack
 from jbatch.plan_file import Recording
 from jbatch.sampling_params import Sampler
 

@@ -15,10 +15,18 @@ from jbatch.attention import PLAIN, Attention
 from jbatch.compile_counter import compile_counter
 from jbatch.config import ModelConfig
 from jbatch.errors import JBatchError
+from jbatch.host.plan import (
+    Bucket,
+    StepInput,
+    StepOutput,
+    check_table_updates,
+    input_size,
+    padding,
+    unpack_output,
+)
+from jbatch.host.row_data import row_data_size
 from jbatch.logits import LogitsFn
 from jbatch.model import abstract_params
-from jbatch.plan import Bucket, StepInput, StepOutput, check_table_updates, input_size, padding, unpack_output
-from jbatch.row_data import row_data_size
 from jbatch.sampling_params import Sampler
 from jbatch.state import EngineState, ExtraState, StateShape, set_row
 from jbatch.step import make_step

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from jbatch.plan import RowSetup
+from jbatch.host.plan import RowSetup
 from jbatch.sampling_params import Sampler
 
 _SEARCH_BITS = 4  # per pass over the logits in `_largest_threshold`

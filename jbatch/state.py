@@ -10,8 +10,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jbatch.config import ModelConfig
-from jbatch.plan import FLOAT_COLUMNS, NUM_SCALARS, ROW_WIDTH, RowSetup
-from jbatch.row_data import unpack_row_data
+from jbatch.host.plan import FLOAT_COLUMNS, NUM_SCALARS, ROW_WIDTH, RowSetup
+from jbatch.host.row_data import unpack_row_data
 from jbatch.sampling_params import MAX_BAD_WORD_IDS, MAX_BAD_WORD_LEN, MAX_LOGPROB_TOKEN_IDS
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jbatch import demo
-from jbatch.policy import MODES
+from jbatch.host.policy import MODES
 from tests.helpers.command import DEMO, run, write_model
 
 WEIGHTS = DEMO / "model.safetensors"

@@ -8,10 +8,10 @@ import pytest
 from jbatch.engine import Engine, derive_seed
 from jbatch.errors import RequestError
 from jbatch.fake_runner import FakeRunner, continuation
+from jbatch.host.policy import MODES
+from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import FinishReason
-from jbatch.policy import MODES
 from jbatch.sampling_params import SamplingParams
-from jbatch.scheduler import Scheduler
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.tiny_engine import drain
 from tests.helpers.tokenizers import numbered, wrapped

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jbatch.errors import RequestError
-from jbatch.plan import Chunk, RowSetup, StepPlan, TableUpdate, pack
+from jbatch.host.plan import Chunk, RowSetup, StepPlan, TableUpdate, pack
+from jbatch.host.scheduler import StepLimits
 from jbatch.runner import Program
 from jbatch.sampling_params import Sampler, SamplingParams
-from jbatch.scheduler import StepLimits
 from tests.helpers.tiny_engine import (
     DECODE,
     NUM_ROWS,

@@ -7,9 +7,9 @@ import random
 import numpy as np
 import pytest
 
+from jbatch.host.metrics import StepRecord, summarise
 from jbatch.job_eta import TokensLeft, duration
 from jbatch.job_summary import Histogram, JobSummary, describe
-from jbatch.metrics import StepRecord, summarise
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 
 

@@ -11,8 +11,8 @@ import pytest
 from jbatch import LLM, SamplingParams
 from jbatch.engine import Engine
 from jbatch.errors import ConfigError, JBatchError, RequestError
-from jbatch.policy import MODES
-from jbatch.scheduler import StepLimits
+from jbatch.host.policy import MODES
+from jbatch.host.scheduler import StepLimits
 from jbatch.text.chat import ChatTemplate, check_messages
 from tests.helpers.hf_checkpoint import tiny, write_checkpoint
 from tests.helpers.tokenizers import numbered, save

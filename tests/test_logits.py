@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jbatch.errors import ConfigError
+from jbatch.host.plan import RowSetup, Status, row_columns
+from jbatch.host.row_data import RULED_OUT
 from jbatch.logits import LogitsState, check_logits_fn, largest, process, report, report_targets
-from jbatch.plan import RowSetup, Status, row_columns
-from jbatch.row_data import RULED_OUT
 from jbatch.sampling_params import (
     MAX_BAD_WORD_IDS,
     MAX_BAD_WORD_LEN,

@@ -8,8 +8,8 @@ import pytest
 
 from jbatch.errors import JBatchError
 from jbatch.fake_runner import FakeRunner
+from jbatch.host.plan import Bucket, StepPlan, pack
 from jbatch.outputs import FinishReason
-from jbatch.plan import Bucket, StepPlan, pack
 from jbatch.plan_file import PlanFileError, PlanShape, PlanWriter, read_plans
 from jbatch.replay import replay, tokens_by_sequence
 from jbatch.sampling_params import Sampler

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jbatch import sampling
-from jbatch.plan import MIN_TOP_P, RowSetup
+from jbatch.host.plan import MIN_TOP_P, RowSetup
 from jbatch.sampling_params import MAX_STOP_IDS, Sampler
 
 INF = np.inf

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jbatch.plan import Chunk, RowSetup, Status, StepInput, StepPlan, TableUpdate, pack, padding
+from jbatch.host.plan import Chunk, RowSetup, Status, StepInput, StepPlan, TableUpdate, pack, padding
 from jbatch.sampling_params import Sampler
 from tests.helpers.paged import PagedModel
 from tests.helpers.tiny_engine import (

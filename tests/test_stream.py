@@ -12,9 +12,9 @@ from jbatch import fake_runner
 from jbatch.engine import Engine
 from jbatch.errors import JBatchError, RequestError
 from jbatch.fake_runner import FakeRunner
+from jbatch.host.scheduler import Scheduler
 from jbatch.prompts import Asked
 from jbatch.sampling_params import SamplingParams
-from jbatch.scheduler import Scheduler
 from jbatch.stream import AsyncStream, flatten, stream_steps
 from tests.helpers.schedules import buckets, scheduler_config
 from tests.helpers.tokenizers import byte_fallback, byte_level, merged, numbered, wrapped

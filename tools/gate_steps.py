@@ -8,7 +8,7 @@ import time
 from typing import Any, NamedTuple
 
 from bench.shapes import SHAPES, model_config
-from jbatch.plan import Bucket, decode_bucket, prefill_bucket
+from jbatch.host.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.sampling_params import Sampler
 from tools import hlo
 from tools.gpu_target import Target, compiling, thunks

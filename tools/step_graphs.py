@@ -37,7 +37,7 @@ def compile_step(config: ModelConfig, slots: int, name: str, dump: Path) -> dict
 
     from jbatch import runner
     from jbatch.attention import Attention
-    from jbatch.plan import decode_bucket
+    from jbatch.host.plan import decode_bucket
     from jbatch.sampling_params import Sampler
     from jbatch.state import StateShape
 

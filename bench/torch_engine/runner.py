@@ -19,7 +19,7 @@ from bench.torch_engine import attention, kernels, model, step
 from bench.torch_engine.sampling import sample
 from jbatch.config import ModelConfig
 from jbatch.errors import ConfigError, JBatchError
-from jbatch.plan import (
+from jbatch.host.plan import (
     ROW_WIDTH,
     Bucket,
     StepInput,

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from jbatch.plan import NUM_SCALARS, RowSetup, Status
+from jbatch.host.plan import NUM_SCALARS, RowSetup, Status
 
 COLUMN = {name: idx for idx, name in enumerate(RowSetup._fields[:NUM_SCALARS])}
 MASK = 2**32 - 1

@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.torch_engine import attention, model
 from bench.torch_engine.model import Llama
 from bench.torch_engine.sampling import COLUMN, sample
-from jbatch.plan import Bucket, DecodeInput, PrefillInput, unpack
+from jbatch.host.plan import Bucket, DecodeInput, PrefillInput, unpack
 
 
 class State(NamedTuple):

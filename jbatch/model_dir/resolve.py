@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.errors import ConfigError
+from jbatch.host.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.model_dir.config_json import load_config
-from jbatch.plan import Bucket, decode_bucket, prefill_bucket
 
 
 def resolve_model(model: str | Path, config: EngineConfig) -> ModelConfig:

@@ -11,7 +11,7 @@ from bench.ladder import best_sizes, climb, offered_load, run_once, sweep, sweep
 from bench.options import Setting
 from bench.workloads import WorkItem, Workload, make_workload
 from jbatch.errors import ConfigError
-from jbatch.policy import MODES
+from jbatch.host.policy import MODES
 from tests.helpers.fake_subject import CountingRunner, FakeSubject
 
 ONCE = Setting(repeats=1)

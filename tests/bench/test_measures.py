@@ -8,7 +8,7 @@ from bench.options import parse_goodput
 from bench.results import Spread
 from bench.workloads import WorkItem, Workload
 from jbatch.errors import ConfigError
-from jbatch.metrics import Summary
+from jbatch.host.metrics import Summary
 
 ITEMS = (WorkItem((3,) * 10, 3, 0.0), WorkItem((4,) * 6, 1, 2.0))
 RUN = Run(

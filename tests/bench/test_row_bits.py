@@ -7,7 +7,7 @@ import pytest
 
 from bench import row_bits
 from bench.steps import TINY
-from jbatch.plan import Bucket
+from jbatch.host.plan import Bucket
 
 BUCKETS = (Bucket("decode", 8, 8), Bucket("decode", 4, 4))
 MODEL = types.SimpleNamespace(config=TINY.config, context=TINY.context)

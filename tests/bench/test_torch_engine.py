@@ -5,10 +5,10 @@ import pytest
 
 from jbatch import SamplingParams
 from jbatch.errors import ConfigError, JBatchError
+from jbatch.host.plan import Bucket, StepInput, decode_bucket, padding
 from jbatch.model import abstract_params
 from jbatch.model_dir.config_json import parse_config
 from jbatch.outputs import FinishReason
-from jbatch.plan import Bucket, StepInput, decode_bucket, padding
 from jbatch.plan_file import PlanShape, PlanWriter, read_plans
 from jbatch.replay import replay, tokens_by_sequence
 from jbatch.sampling_params import Sampler

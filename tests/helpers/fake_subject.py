@@ -9,9 +9,9 @@ from bench.floor import Floor
 from jbatch.config import EngineConfig
 from jbatch.engine import Engine
 from jbatch.fake_runner import BUDGET, FINISHED, FakeRunner
-from jbatch.plan import Status, decode_bucket, prefill_bucket
-from jbatch.policy import MODES, POLICIES
-from jbatch.scheduler import Scheduler, SchedulerConfig, StepLimits
+from jbatch.host.plan import Status, decode_bucket, prefill_bucket
+from jbatch.host.policy import MODES, POLICIES
+from jbatch.host.scheduler import Scheduler, SchedulerConfig, StepLimits
 
 
 class CountingRunner(FakeRunner):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 
-from jbatch.metrics import StepRecord
-from jbatch.plan import StepPlan, align
-from jbatch.request import Sequence
+from jbatch.host.metrics import StepRecord
+from jbatch.host.plan import StepPlan, align
+from jbatch.host.request import Sequence
+from jbatch.host.scheduler import Progress, Scheduler, StepLimits
 from jbatch.sampling_params import Sampler
-from jbatch.scheduler import Progress, Scheduler, StepLimits
 
 
 @functools.cache

@@ -8,13 +8,13 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from jbatch.fake_runner import FakeRunner, continuation
-from jbatch.metrics import StepRecord
+from jbatch.host.metrics import StepRecord
+from jbatch.host.plan import Bucket, StepPlan, pack
+from jbatch.host.policy import MODES, POLICIES
+from jbatch.host.request import Request, Sequence
+from jbatch.host.scheduler import Scheduler, SchedulerConfig, SchedulerView, StepLimits
 from jbatch.outputs import FinishReason
-from jbatch.plan import Bucket, StepPlan, pack
-from jbatch.policy import MODES, POLICIES
-from jbatch.request import Request, Sequence
 from jbatch.sampling_params import SamplingParams
-from jbatch.scheduler import Scheduler, SchedulerConfig, SchedulerView, StepLimits
 from tests.helpers.invariants import check_invariants, check_plan, check_record, check_running
 
 VOCAB_SIZE = 97

@@ -7,7 +7,7 @@ import pytest
 
 from jbatch import LLM, SamplingParams
 from jbatch.check_params import bad_word_ids
-from jbatch.scheduler import StepLimits
+from jbatch.host.scheduler import StepLimits
 from tests.helpers.tokenizers import numbered, save
 
 torch = pytest.importorskip("torch")

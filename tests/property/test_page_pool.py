@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from jbatch.pages import NULL_PAGE, PagePool
+from jbatch.host.pages import NULL_PAGE, PagePool
 
 
 class PoolMachine(RuleBasedStateMachine):

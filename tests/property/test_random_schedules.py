@@ -4,7 +4,7 @@ import multiprocessing
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
-from jbatch.policy import MODES, POLICIES
+from jbatch.host.policy import MODES, POLICIES
 from tests.helpers.schedules import HOST_STOP, run_seeds
 
 NUM_SCHEDULES = 10_000

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from jbatch import sampling
+from jbatch.host.plan import RowSetup
+from jbatch.host.policy import MODES
+from jbatch.host.scheduler import StepLimits
 from jbatch.outputs import FinishReason
-from jbatch.plan import RowSetup
-from jbatch.policy import MODES
 from jbatch.sampling_params import SamplingParams
-from jbatch.scheduler import StepLimits
 from tests.helpers.invariants import check_invariants
 from tests.helpers.paged import PagedModel
 from tests.helpers.tiny_engine import (

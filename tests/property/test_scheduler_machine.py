@@ -4,9 +4,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from jbatch.host.policy import MODES, POLICIES
+from jbatch.host.scheduler import StepLimits
 from jbatch.outputs import FinishReason
-from jbatch.policy import MODES, POLICIES
-from jbatch.scheduler import StepLimits
 from tests.helpers.schedules import HOST_STOP, Driver, buckets, request, scheduler_config
 
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jbatch.request import Request, Sequence
-from jbatch.row_data import RULED_OUT, row_data, row_data_size, unpack_row_data
+from jbatch.host.request import Request, Sequence
+from jbatch.host.row_data import RULED_OUT, row_data, row_data_size, unpack_row_data
 from jbatch.sampling_params import MAX_BAD_WORD_IDS, MAX_LOGPROB_TOKEN_IDS, SamplingParams
 
 VOCAB = 20

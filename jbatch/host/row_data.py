@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jbatch.plan import Field, fields_of
-from jbatch.request import Sequence
+from jbatch.host.plan import Field, fields_of
+from jbatch.host.request import Sequence
 from jbatch.sampling_params import MAX_BAD_WORD_IDS, MAX_BAD_WORD_LEN, MAX_LOGPROB_TOKEN_IDS, SamplingParams
 
 RULED_OUT = float(np.finfo(np.float32).min)  # finite, so that who looks for broken logits can look at these

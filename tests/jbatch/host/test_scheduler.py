@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from jbatch.errors import RequestError
-from jbatch.metrics import summarise
+from jbatch.host.metrics import summarise
+from jbatch.host.plan import Status, StepOutput, TableUpdate
+from jbatch.host.policy import MODES
+from jbatch.host.scheduler import Scheduler, StepLimits
 from jbatch.outputs import FinishReason
-from jbatch.plan import Status, StepOutput, TableUpdate
-from jbatch.policy import MODES
 from jbatch.sampling_params import Sampler
-from jbatch.scheduler import Scheduler, StepLimits
 from tests.helpers.schedules import Driver, buckets, request, scheduler_config
 
 

@@ -1,7 +1,7 @@
 """Sequences, and what they count."""
 
+from jbatch.host.request import Sequence
 from jbatch.outputs import FinishReason
-from jbatch.request import Sequence
 from tests.helpers.schedules import request
 
 

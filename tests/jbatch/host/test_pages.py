@@ -2,7 +2,7 @@
 
 import pytest
 
-from jbatch.pages import PagePool
+from jbatch.host.pages import PagePool
 
 
 def test_a_pool_hands_out_each_page_once_and_never_the_null_page():

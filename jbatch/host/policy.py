@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jbatch.config import ModeName, PolicyName
-from jbatch.request import Request
+from jbatch.host.request import Request
 
 # The smallest key is admitted first; ties by order of arrival.
 Policy = Callable[[Request], tuple[float, ...]]

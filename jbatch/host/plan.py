@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from jbatch.config import TOKEN_ALIGN
 from jbatch.errors import JBatchError
-from jbatch.request import Sequence
+from jbatch.host.request import Sequence
 from jbatch.sampling_params import (
     MAX_LOGPROB_TOKEN_IDS,
     MAX_LOGPROBS,
@@ -129,7 +129,7 @@ class StepInput(NamedTuple):
     bucket: Bucket
     sampler: Sampler
     packed: np.ndarray  # int32, 1-d
-    row_data: tuple[np.ndarray, ...] = ()  # to put in place before the step: see jbatch.row_data
+    row_data: tuple[np.ndarray, ...] = ()  # to put in place before the step: see jbatch.host.row_data
 
 
 class Logprobs(NamedTuple):

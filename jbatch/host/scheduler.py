@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from jbatch.errors import RequestError
-from jbatch.metrics import StepRecord
+from jbatch.host.metrics import StepRecord
+from jbatch.host.pages import PagePool
+from jbatch.host.plan import Bucket, Chunk, Status, StepOutput, StepPlan, TableUpdate, align, chunk_of
+from jbatch.host.policy import Admission, Policy
+from jbatch.host.request import Request, Sequence
 from jbatch.outputs import FinishReason
-from jbatch.pages import PagePool
-from jbatch.plan import Bucket, Chunk, Status, StepOutput, StepPlan, TableUpdate, align, chunk_of
-from jbatch.policy import Admission, Policy
-from jbatch.request import Request, Sequence
 from jbatch.sampling_params import Sampler
 
 

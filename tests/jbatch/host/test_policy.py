@@ -2,7 +2,7 @@
 
 import pytest
 
-from jbatch.policy import MODES, POLICIES
+from jbatch.host.policy import MODES, POLICIES
 from tests.helpers.schedules import request
 
 #          name: max_tokens, predicted_len, arrival, priority

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jbatch.plan import (
+from jbatch.host.plan import (
     FLOAT_COLUMNS,
     NUM_SCALARS,
     ROW_WIDTH,
@@ -22,7 +22,7 @@ from jbatch.plan import (
     unpack,
     unpack_output,
 )
-from jbatch.request import Sequence
+from jbatch.host.request import Sequence
 from tests.helpers.schedules import request
 
 NUM_ROWS, PAGE_SIZE = 6, 16

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jbatch.metrics import StepRecord, Summary, summarise
+from jbatch.host.metrics import StepRecord, Summary, summarise
 from jbatch.outputs import RequestMetrics
 
 PREFILL = StepRecord(
