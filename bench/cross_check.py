@@ -103,7 +103,7 @@ def _last_logits(config: ModelConfig) -> Callable[..., Any]:
     import jax
     import jax.numpy as jnp
 
-    from jbatch import model
+    from jbatch.device import model
 
     def attend(layer_idx: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         del layer_idx

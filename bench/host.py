@@ -171,9 +171,9 @@ def time_dispatch(num_layers: int, slots: int, calls: int) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from jbatch.model import abstract_params
-    from jbatch.runner import Program, Runner
-    from jbatch.state import EngineState, StateShape
+    from jbatch.device.model import abstract_params
+    from jbatch.device.runner import Program, Runner
+    from jbatch.device.state import EngineState, StateShape
 
     class Dispatch(Runner):
         """A runner of one program, made here."""

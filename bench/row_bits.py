@@ -22,12 +22,12 @@ import numpy as np
 from bench.shapes import model_config
 from bench.step_model import BACKENDS, Model, Rows, Size, add_arguments, own_pages, why_not
 from bench.steps import TINY
-from jbatch import model as llama_model
-from jbatch.attention import Attention
 from jbatch.config import EngineConfig
-from jbatch.device import prepare_jax
+from jbatch.device import model as llama_model
+from jbatch.device.backend import Attention
+from jbatch.device.platform import prepare_jax
+from jbatch.device.step import Tokens, forward
 from jbatch.host.plan import Bucket, align
-from jbatch.step import Tokens, forward
 from pallas_kernels import RaggedMetadata
 
 FULL = Size("llama3-8b, 2 layers", model_config("llama3-8b", 2, 8192), context=700)

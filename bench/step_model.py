@@ -16,13 +16,13 @@ import numpy as np
 import weights
 from bench import ceilings, manifest, random_data
 from bench.timing import Times, summary
-from jbatch.attention import Attention, problem_of
 from jbatch.config import ModelConfig
+from jbatch.device.backend import Attention, problem_of
+from jbatch.device.model import abstract_params
+from jbatch.device.runner import Program, compile_step
+from jbatch.device.state import EngineState, StateShape
 from jbatch.host.plan import ROW_WIDTH, Bucket, RowSetup, row_columns
-from jbatch.model import abstract_params
-from jbatch.runner import Program, compile_step
 from jbatch.sampling_params import Sampler
-from jbatch.state import EngineState, StateShape
 from pallas_kernels.implementations import declines
 
 BACKENDS = ("mosaic", "triton", "xla")

@@ -24,7 +24,7 @@ from bench.floor import floor_of
 from bench.shapes import SHAPES, model_config
 from bench.step_model import BACKENDS, Model, Rates, Rows, Size
 from jbatch.config import EngineConfig, ModelConfig
-from jbatch.device import prepare_jax
+from jbatch.device.platform import prepare_jax
 from jbatch.host.plan import (
     Bucket,
     PrefillInput,

@@ -102,7 +102,7 @@ class LLMSubject:
         import jax
 
         from bench import ceilings
-        from jbatch.device import find_device, prepare_jax
+        from jbatch.device.platform import find_device, prepare_jax
 
         config = EngineConfig(**self._options)
         prepare_jax(config)

@@ -12,7 +12,7 @@ _EXPORTS = {
     "FinishReason": "jbatch.outputs",
     "JBatchError": "jbatch.errors",
     "LLM": "jbatch.llm",
-    "LogitsState": "jbatch.logits",
+    "LogitsState": "jbatch.device.logits",
     "Logprob": "jbatch.outputs",
     "ModelConfig": "jbatch.config",
     "RequestError": "jbatch.errors",

@@ -139,7 +139,7 @@ def plan(
 
     What cannot fit is refused with exit code 2, saying which option to change, and to what.
     """
-    from jbatch.memory_plan import parse_bytes
+    from jbatch.device.memory import parse_bytes
     from jbatch.plan_report import plan_model
 
     config = EngineConfig(**engine_options)

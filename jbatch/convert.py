@@ -10,8 +10,8 @@ import jax
 
 import weights
 from jbatch.config import DTYPES, EngineConfig, check_choice
-from jbatch.device import prepare_jax
-from jbatch.model import abstract_params
+from jbatch.device.model import abstract_params
+from jbatch.device.platform import prepare_jax
 from jbatch.model_dir.config_json import load_config
 
 

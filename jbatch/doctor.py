@@ -11,10 +11,10 @@ import jax
 import typer
 
 import weights
-from jbatch.attention import describe
-from jbatch.device import INSTALL_HINT, NO_GPU
+from jbatch.device.backend import describe
+from jbatch.device.model import abstract_params
+from jbatch.device.platform import INSTALL_HINT, NO_GPU
 from jbatch.errors import JBatchError
-from jbatch.model import abstract_params
 from jbatch.model_dir.config_json import load_config, load_eos_token_ids
 from jbatch.text.tokenizer import load_tokenizer
 

@@ -12,25 +12,25 @@ from typing import Any
 import jax
 
 import weights
-from jbatch.attention import choose_attention
 from jbatch.config import EngineConfig, ModelConfig, ModeName, PolicyName
-from jbatch.device import find_device, memory_of, prepare_jax
+from jbatch.device.backend import choose_attention
+from jbatch.device.logits import LogitsFn, check_logits_fn
+from jbatch.device.memory import choose_num_pages
+from jbatch.device.model import abstract_params
+from jbatch.device.platform import find_device, memory_of, prepare_jax
+from jbatch.device.runner import Runner, Variants, largest_programs, programs_for, temp_bytes
+from jbatch.device.state import StateShape
 from jbatch.engine import Engine
 from jbatch.errors import ConfigError, RequestError, check_option_names
 from jbatch.host.policy import MODES, POLICIES, Policy
 from jbatch.host.scheduler import Limits, Scheduler, SchedulerConfig, StepLimits
-from jbatch.logits import LogitsFn, check_logits_fn
-from jbatch.memory_plan import choose_num_pages
-from jbatch.model import abstract_params
 from jbatch.model_dir.config_json import load_bos_token_id, load_eos_token_ids
 from jbatch.model_dir.resolve import resolve_buckets, resolve_max_model_len, resolve_model
 from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
 from jbatch.prompts import Asked, Prompt, check_idle, list_requests
-from jbatch.runner import Runner, Variants, largest_programs, programs_for, temp_bytes
 from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.scoring import SCORE_PARAMS, Score, score_of
-from jbatch.state import StateShape
 from jbatch.stream import AsyncStream, TextDelta, flatten, stream_steps
 from jbatch.text.chat import ChatEncoder, Conversation, list_conversations
 from jbatch.text.tokenizer import Tokenizer, load_tokenizer

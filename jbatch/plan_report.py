@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jbatch.attention import choose_attention
 from jbatch.config import EngineConfig, ModelConfig
-from jbatch.device import find_device, memory_of, prepare_jax
+from jbatch.device.backend import choose_attention
+from jbatch.device.memory import Memory, MemoryPlan, describe_bytes, estimate_step_bytes, plan_memory
+from jbatch.device.model import abstract_params
+from jbatch.device.platform import find_device, memory_of, prepare_jax
+from jbatch.device.runner import Variants, largest_programs, programs_for, temp_bytes
+from jbatch.device.state import StateShape
 from jbatch.host.plan import Bucket
-from jbatch.memory_plan import Memory, MemoryPlan, describe_bytes, estimate_step_bytes, plan_memory
-from jbatch.model import abstract_params
 from jbatch.model_dir.resolve import resolve_buckets, resolve_max_model_len, resolve_model
-from jbatch.runner import Variants, largest_programs, programs_for, temp_bytes
 from jbatch.sampling_params import Sampler
-from jbatch.state import StateShape
 
 ESTIMATE = "temporaries, and state of penalties; estimated: there is no GPU here to compile for"
 

@@ -8,8 +8,8 @@ import pytest
 import jbatch.plan_report
 from jbatch import LLM
 from jbatch.config import EngineConfig
+from jbatch.device.state import StateShape
 from jbatch.model_dir.config_json import parse_config
-from jbatch.state import StateShape
 from tests.helpers.command import run, write_model
 from tests.helpers.hf_checkpoint import tiny
 

@@ -124,9 +124,9 @@ def compile_case(
     case: Case, target: Target, num_layers: int, num_pages: int, options: dict[str, Any] | None = None
 ) -> Program:
     """Compile one step of `num_layers` layers over a pool of `num_pages`."""
-    from jbatch import runner
-    from jbatch.attention import Attention
-    from jbatch.state import StateShape
+    from jbatch.device import runner
+    from jbatch.device.backend import Attention
+    from jbatch.device.state import StateShape
 
     config = model_config(case.model, num_layers, MAX_MODEL_LEN)
     shape = StateShape(NUM_ROWS, num_pages, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)

@@ -50,8 +50,8 @@ def plan_for(
 ) -> int:
     """Print the plan. The exit code is 2 where it does not fit."""
     from jbatch.config import EngineConfig
+    from jbatch.device.memory import parse_bytes
     from jbatch.errors import ConfigError
-    from jbatch.memory_plan import parse_bytes
     from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
     from jbatch.plan_report import gpu_share, make_report, step_bytes_on
 

@@ -35,11 +35,11 @@ def compile_step(config: ModelConfig, slots: int, name: str, dump: Path) -> dict
     """A row: how many graphs a greedy decode step has with an implementation of attention, or why none."""
     import jax
 
-    from jbatch import runner
-    from jbatch.attention import Attention
+    from jbatch.device import runner
+    from jbatch.device.backend import Attention
+    from jbatch.device.state import StateShape
     from jbatch.host.plan import decode_bucket
     from jbatch.sampling_params import Sampler
-    from jbatch.state import StateShape
 
     device = jax.devices()[0]
     max_len = min(MAX_MODEL_LEN, config.max_position_embeddings)

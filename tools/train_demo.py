@@ -30,9 +30,9 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # run as a script from a checkout
 
 import weights
-from jbatch import model as llama
-from jbatch import rotary
 from jbatch.config import ModelConfig
+from jbatch.device import model as llama
+from jbatch.device import rotary
 from weights.demo import tasks
 
 CONFIG = ModelConfig(

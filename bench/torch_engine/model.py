@@ -1,4 +1,4 @@
-"""The LLaMA of jbatch/model.py in PyTorch, on the same parameters: equal shapes, orientation and precision.
+"""The LLaMA of jbatch/device/model.py in PyTorch, on the same parameters: equal shapes, orientation and precision.
 
 A layer is two functions, before and after attention. Each runs for every layer with other tensors of the
 same shapes, so that `torch.compile` compiles it once.
@@ -63,10 +63,10 @@ def from_jax(params: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def build(config: ModelConfig, params: Mapping[str, Tensor], frequencies: Tensor) -> Llama:
-    """The model over jbatch's parameters, by the names of `jbatch.model.abstract_params`.
+    """The model over jbatch's parameters, by the names of `jbatch.device.model.abstract_params`.
 
     Args:
-      frequencies: of `jbatch.rotary.frequencies`.
+      frequencies: of `jbatch.device.rotary.frequencies`.
     """
     layers = []
     for idx in range(config.num_layers):

@@ -87,7 +87,7 @@ class TorchRunner:
         options: Options = Options(),  # noqa: B008, immutable
         beside: TorchRunner | None = None,
     ):
-        from jbatch.rotary import frequencies
+        from jbatch.device.rotary import frequencies
 
         self.config, self.shape = config, shape
         self.device = params["embedding"].device

@@ -1,4 +1,4 @@
-"""From logits to tokens as jbatch/step.py does it, for greedy sampling and temperature.
+"""From logits to tokens as jbatch/device/step.py does it, for greedy sampling and temperature.
 
 Noise comes from a hash of seed, sample, position and token id, which is not jbatch's,
 so only greedy tokens compare.

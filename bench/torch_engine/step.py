@@ -1,4 +1,4 @@
-"""Prefill and decode steps in PyTorch: jbatch/step.py's, on the same packed input and the same state.
+"""Prefill and decode steps in PyTorch: jbatch/device/step.py's, on the same packed input and the same state.
 
 Everything that depends on the input stays on the device, with fixed shapes, so that a decode step can be
 captured as a CUDA graph. PyTorch has no write that drops what is out of range: the state has one more row

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from jbatch import SamplingParams
+from jbatch.device.model import abstract_params
 from jbatch.errors import ConfigError, JBatchError
 from jbatch.host.plan import Bucket, StepInput, decode_bucket, padding
-from jbatch.model import abstract_params
 from jbatch.model_dir.config_json import parse_config
 from jbatch.outputs import FinishReason
 from jbatch.plan_file import PlanShape, PlanWriter, read_plans

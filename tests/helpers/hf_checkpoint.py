@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import weights
-from jbatch.model import abstract_params
+from jbatch.device.model import abstract_params
 from jbatch.model_dir.config_json import parse_config
 
 TINY: dict[str, Any] = {

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jbatch import model
-from jbatch.attention import PLAIN, Attention
 from jbatch.config import ModelConfig
-from jbatch.model import abstract_params
-from jbatch.step import Tokens, forward
+from jbatch.device import model
+from jbatch.device.backend import PLAIN, Attention
+from jbatch.device.model import abstract_params
+from jbatch.device.step import Tokens, forward
 from pallas_kernels import RaggedMetadata
 
 SLOTS, CHUNK, PAGE_SIZE = 8, 32, 16

@@ -9,18 +9,18 @@ import jax
 
 import weights
 from jbatch.config import ModelConfig
-from jbatch.device import find_device
+from jbatch.device.logits import LogitsFn
+from jbatch.device.model import abstract_params
+from jbatch.device.platform import find_device
+from jbatch.device.runner import Runner, Variants
+from jbatch.device.state import StateShape
 from jbatch.engine import Engine
 from jbatch.host.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.host.policy import MODES, POLICIES
 from jbatch.host.scheduler import Scheduler, SchedulerConfig, SchedulerView, StepLimits
-from jbatch.logits import LogitsFn
-from jbatch.model import abstract_params
 from jbatch.model_dir.config_json import parse_config
 from jbatch.outputs import RequestOutput
-from jbatch.runner import Runner, Variants
 from jbatch.sampling_params import Sampler, SamplingParams
-from jbatch.state import StateShape
 from tests.helpers.hf_checkpoint import tiny
 
 NUM_ROWS, PAGE_SIZE, MAX_MODEL_LEN, NUM_PAGES = 4, 16, 96, 64

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jbatch import LLM, SamplingParams
-from jbatch.model import abstract_params
+from jbatch.device.model import abstract_params
+from jbatch.device.rotary import cos_sin, frequencies
 from jbatch.model_dir.config_json import load_config
-from jbatch.rotary import cos_sin, frequencies
 from tests.helpers.paged import PagedModel
 from weights.demo.tasks import demo_prompts
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jbatch import sampling
+from jbatch.device import sampling
 from jbatch.host.plan import RowSetup
 from jbatch.host.policy import MODES
 from jbatch.host.scheduler import StepLimits

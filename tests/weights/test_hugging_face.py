@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import weights
-from jbatch.model import abstract_params
+from jbatch.device.model import abstract_params
 from jbatch.model_dir.config_json import load_config
 from tests.helpers.hf_checkpoint import random_params, tiny, write_checkpoint, write_tensors
 from weights import hugging_face

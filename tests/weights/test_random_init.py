@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import weights
-from jbatch.model import abstract_params
+from jbatch.device.model import abstract_params
 from jbatch.model_dir.config_json import parse_config
 from tests.helpers.hf_checkpoint import tiny
 

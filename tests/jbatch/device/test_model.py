@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import weights
-from jbatch import model
+from jbatch.device import model
+from jbatch.device.rotary import frequencies
 from jbatch.model_dir.config_json import parse_config
-from jbatch.rotary import frequencies
 from tests.helpers.hf_checkpoint import random_params, tiny
 from tests.helpers.paged import PagedModel
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jbatch import sampling
+from jbatch.device import sampling
 from jbatch.host.plan import MIN_TOP_P, RowSetup
 from jbatch.sampling_params import MAX_STOP_IDS, Sampler
 

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jbatch import model, sampling
-from jbatch.attention import Attention
 from jbatch.config import ModelConfig
+from jbatch.device import model, sampling
+from jbatch.device.backend import Attention
+from jbatch.device.logits import LogitsFn, pack_logprobs, process, report, report_targets
+from jbatch.device.state import EngineState, ExtraState, count_chunks, count_drawn, read_rows, write_columns
 from jbatch.host.plan import Bucket, DecodeInput, Logprobs, PrefillInput, RowSetup, Status, unpack
 from jbatch.host.row_data import RULED_OUT
-from jbatch.logits import LogitsFn, pack_logprobs, process, report, report_targets
 from jbatch.sampling_params import Sampler
-from jbatch.state import EngineState, ExtraState, count_chunks, count_drawn, read_rows, write_columns
 from pallas_kernels import RaggedMetadata, paged_attention, plan_work, write_kv
 
 Params = tuple[jax.Array, ...]

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 import weights
-from jbatch.attention import PLAIN, Attention, choose_attention
 from jbatch.config import ModelConfig
-from jbatch.device import find_device
+from jbatch.device.backend import PLAIN, Attention, choose_attention
+from jbatch.device.model import abstract_params
+from jbatch.device.platform import find_device
+from jbatch.device.runner import Runner
+from jbatch.device.state import StateShape
 from jbatch.errors import ConfigError
-from jbatch.model import abstract_params
 from jbatch.model_dir.config_json import parse_config
-from jbatch.runner import Runner
 from jbatch.sampling_params import SamplingParams
-from jbatch.state import StateShape
 from pallas_kernels._compat import HAS_MOSAIC
 from tests.helpers.hf_checkpoint import tiny
 from tests.helpers.paged import PagedModel

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jbatch.device.runner import Program
 from jbatch.errors import RequestError
 from jbatch.host.plan import Chunk, RowSetup, StepPlan, TableUpdate, pack
 from jbatch.host.scheduler import StepLimits
-from jbatch.runner import Program
 from jbatch.sampling_params import Sampler, SamplingParams
 from tests.helpers.tiny_engine import (
     DECODE,

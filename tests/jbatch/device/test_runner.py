@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from jbatch.compile_counter import compile_counter
-from jbatch.device import find_device
+from jbatch.device.compile_counter import compile_counter
+from jbatch.device.platform import find_device
+from jbatch.device.runner import Program, compile_programs, programs_for
 from jbatch.errors import JBatchError
 from jbatch.host.plan import Bucket, StepInput, padding, unpack
-from jbatch.runner import Program, compile_programs, programs_for
 from jbatch.sampling_params import Sampler, SamplingParams
 from tests.helpers.tiny_engine import (
     DECODE,

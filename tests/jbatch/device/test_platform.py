@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import pytest
 
-from jbatch import device
 from jbatch.config import EngineConfig
+from jbatch.device import platform as device
+from jbatch.device.memory import Memory
 from jbatch.errors import ConfigError
-from jbatch.memory_plan import Memory
 
 
 @dataclasses.dataclass

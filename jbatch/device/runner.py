@@ -11,9 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jbatch.attention import PLAIN, Attention
-from jbatch.compile_counter import compile_counter
 from jbatch.config import ModelConfig
+from jbatch.device.backend import PLAIN, Attention
+from jbatch.device.compile_counter import compile_counter
+from jbatch.device.logits import LogitsFn
+from jbatch.device.model import abstract_params
+from jbatch.device.state import EngineState, ExtraState, StateShape, set_row
+from jbatch.device.step import make_step
 from jbatch.errors import JBatchError
 from jbatch.host.plan import (
     Bucket,
@@ -25,11 +29,7 @@ from jbatch.host.plan import (
     unpack_output,
 )
 from jbatch.host.row_data import row_data_size
-from jbatch.logits import LogitsFn
-from jbatch.model import abstract_params
 from jbatch.sampling_params import Sampler
-from jbatch.state import EngineState, ExtraState, StateShape, set_row
-from jbatch.step import make_step
 
 COMPILE_THREADS = 4  # XLA compiles outside Python's lock
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 
 from jbatch.config import EngineConfig
+from jbatch.device.memory import Memory
 from jbatch.errors import ConfigError
-from jbatch.memory_plan import Memory
 
 NO_GPU = "no NVIDIA GPU found: jbatch runs on the CPU"
 INSTALL_HINT = "install the CUDA plugin: pip install 'jbatch[cuda13]' (or [cuda12]), with an NVIDIA driver"

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jbatch import sampling
+from jbatch.device import sampling
+from jbatch.device.state import ExtraState
 from jbatch.errors import ConfigError
 from jbatch.host.plan import Logprobs, RowSetup
 from jbatch.host.row_data import RULED_OUT
 from jbatch.sampling_params import MAX_LOGPROBS
-from jbatch.state import ExtraState
 
 PROMPT_BLOCK = 128  # positions of a prompt whose logits are in memory at once
 BLOCK = 128  # tokens of the vocabulary; those of the likeliest blocks are sorted, and not all

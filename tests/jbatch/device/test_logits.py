@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jbatch.device.logits import LogitsState, check_logits_fn, largest, process, report, report_targets
+from jbatch.device.state import ExtraState, read_rows
+from jbatch.device.step import sample
 from jbatch.errors import ConfigError
 from jbatch.host.plan import RowSetup, Status, row_columns
 from jbatch.host.row_data import RULED_OUT
-from jbatch.logits import LogitsState, check_logits_fn, largest, process, report, report_targets
 from jbatch.sampling_params import (
     MAX_BAD_WORD_IDS,
     MAX_BAD_WORD_LEN,
@@ -19,8 +21,6 @@ from jbatch.sampling_params import (
     MAX_STOP_IDS,
     Sampler,
 )
-from jbatch.state import ExtraState, read_rows
-from jbatch.step import sample
 
 SLOTS, VOCAB = 4, 11
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 
 from jbatch.config import EngineConfig, ModelConfig
+from jbatch.device.state import StateShape
 from jbatch.errors import ConfigError
 from jbatch.host.plan import Bucket, decode_bucket
-from jbatch.state import StateShape
 from pallas_kernels import Problem, choose
 from pallas_kernels.implementations import NAMES, declines
 from pallas_kernels.problem import Kind

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from jbatch import memory_plan
 from jbatch.config import EngineConfig, ModelConfig
+from jbatch.device import memory as memory_plan
+from jbatch.device.memory import CPU_CACHE_BYTES, Memory, MemoryPlan
 from jbatch.errors import ConfigError
-from jbatch.memory_plan import CPU_CACHE_BYTES, Memory, MemoryPlan
 
 MODEL = ModelConfig(96, 32, 48, 2, 4, 2, 8, 256, dtype="float32")
 PAGE = 16 * MODEL.kv_bytes_per_token

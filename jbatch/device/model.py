@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jbatch import rotary
 from jbatch.config import ModelConfig
+from jbatch.device import rotary
 
 
 class Attend(Protocol):
