@@ -16,7 +16,7 @@ from bench.arms import ARMS as LADDER
 from bench.drive import Run, drive
 from bench.subject import LLMSubject
 from bench.workloads import Workload
-from jbatch.engine import EngineStep
+from jbatch.engine.engine import EngineStep
 from jbatch.errors import ConfigError
 from jbatch.host.plan import StepPlan
 from jbatch.plan_file import PlanShape, PlanWriter, Recording, read_plans

@@ -21,7 +21,7 @@ from bench.subject import find_model
 from bench.suite_models import TINY_OPTIONS
 from jbatch import LLM, SamplingParams
 from jbatch.config import EngineConfig
-from jbatch.engine import Engine
+from jbatch.engine.engine import Engine
 from jbatch.errors import ConfigError
 from jbatch.host.plan import StepPlan, pack
 

@@ -16,7 +16,7 @@ from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import load_config
 
 if TYPE_CHECKING:
-    from jbatch.engine import Engine
+    from jbatch.engine.engine import Engine
     from jbatch.llm import LLM
 
 DEMO_OPTIONS: dict[str, Any] = {"page_size": 16}  # its sequences are short

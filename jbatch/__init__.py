@@ -7,7 +7,7 @@ from typing import Any
 
 _EXPORTS = {
     "ConfigError": "jbatch.errors",
-    "Engine": "jbatch.engine",
+    "Engine": "jbatch.engine.engine",
     "EngineConfig": "jbatch.config",
     "FinishReason": "jbatch.outputs",
     "JBatchError": "jbatch.errors",
@@ -18,8 +18,8 @@ _EXPORTS = {
     "RequestError": "jbatch.errors",
     "RequestOutput": "jbatch.outputs",
     "SamplingParams": "jbatch.sampling_params",
-    "Score": "jbatch.scoring",
-    "TextDelta": "jbatch.stream",
+    "Score": "jbatch.engine.scoring",
+    "TextDelta": "jbatch.engine.stream",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jbatch.engine import EngineStep
+from jbatch.engine.engine import EngineStep
 from jbatch.host.metrics import Summary
 from jbatch.host.policy import MODES
 from jbatch.llm import LLM

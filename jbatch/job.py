@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from jbatch.engine import Engine
+from jbatch.engine.engine import Engine
 from jbatch.errors import ConfigError, JobError, RequestError
 from jbatch.host.scheduler import NON_FINITE
 from jbatch.job_eta import TokensLeft

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from jbatch.config import EngineConfig
-from jbatch.engine import Engine
+from jbatch.engine.engine import Engine
 from jbatch.errors import JobError
 from jbatch.host.metrics import Summary
 from jbatch.host.scheduler import Scheduler

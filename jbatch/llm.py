@@ -20,7 +20,10 @@ from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device, memory_of, prepare_jax
 from jbatch.device.runner import Runner, Variants, largest_programs, programs_for, temp_bytes
 from jbatch.device.state import StateShape
-from jbatch.engine import Engine
+from jbatch.engine.engine import Engine
+from jbatch.engine.prompts import Asked, Prompt, check_idle, list_requests
+from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of
+from jbatch.engine.stream import AsyncStream, TextDelta, flatten, stream_steps
 from jbatch.errors import ConfigError, RequestError, check_option_names
 from jbatch.host.policy import MODES, POLICIES, Policy
 from jbatch.host.scheduler import Limits, Scheduler, SchedulerConfig, StepLimits
@@ -28,10 +31,7 @@ from jbatch.model_dir.config_json import load_bos_token_id, load_eos_token_ids
 from jbatch.model_dir.resolve import resolve_buckets, resolve_max_model_len, resolve_model
 from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
-from jbatch.prompts import Asked, Prompt, check_idle, list_requests
 from jbatch.sampling_params import Sampler, SamplingParams
-from jbatch.scoring import SCORE_PARAMS, Score, score_of
-from jbatch.stream import AsyncStream, TextDelta, flatten, stream_steps
 from jbatch.text.chat import ChatEncoder, Conversation, list_conversations
 from jbatch.text.tokenizer import Tokenizer, load_tokenizer
 

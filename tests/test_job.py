@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from jbatch.engine import Engine, derive_seed
+from jbatch.engine.engine import Engine, derive_seed
 from jbatch.errors import ConfigError, JobError, RequestError
 from jbatch.fake_runner import FakeRunner
 from jbatch.host.plan import Status

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jbatch import LLM, SamplingParams
-from jbatch.engine import Engine
+from jbatch.engine.engine import Engine
 from jbatch.errors import ConfigError, JBatchError, RequestError
 from jbatch.host.policy import MODES
 from jbatch.host.scheduler import StepLimits

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jbatch import cli, job_cli
-from jbatch.engine import Engine
+from jbatch.engine.engine import Engine
 from jbatch.fake_runner import FakeRunner, continuation
 from jbatch.host.scheduler import Scheduler
 from jbatch.text.chat import check_messages

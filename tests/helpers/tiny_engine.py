@@ -14,7 +14,7 @@ from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device
 from jbatch.device.runner import Runner, Variants
 from jbatch.device.state import StateShape
-from jbatch.engine import Engine
+from jbatch.engine.engine import Engine
 from jbatch.host.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.host.policy import MODES, POLICIES
 from jbatch.host.scheduler import Scheduler, SchedulerConfig, SchedulerView, StepLimits

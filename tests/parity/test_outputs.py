@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jbatch import LLM, SamplingParams
-from jbatch.check_params import bad_word_ids
+from jbatch.engine.check_params import bad_word_ids
 from jbatch.host.scheduler import StepLimits
 from tests.helpers.tokenizers import numbered, save
 

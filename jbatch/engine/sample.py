@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from jbatch.engine.logprobs import Decode, LogprobList
 from jbatch.host.request import Request, Sequence
-from jbatch.logprobs import Decode, LogprobList
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 from jbatch.text.tokenizer import Detokenizer
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jbatch.engine import Engine
+from jbatch.engine.engine import Engine
 from jbatch.errors import JBatchError, RequestError
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 from jbatch.sampling_params import SamplingParams

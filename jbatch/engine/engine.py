@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jbatch.check_params import bad_word_ids, check_params
+from jbatch.engine.check_params import bad_word_ids, check_params
+from jbatch.engine.logprobs import Decode, LogprobList, logprob_list, take_in, token_decoder
+from jbatch.engine.sample import Live, empty_output, sample_output
 from jbatch.errors import RequestError
 from jbatch.host.metrics import StepRecord, Summary
 from jbatch.host.plan import StepInput, StepOutput, StepPlan, pack
@@ -19,8 +21,6 @@ from jbatch.host.request import Request
 from jbatch.host.request import Sequence as RunningSequence
 from jbatch.host.row_data import row_data
 from jbatch.host.scheduler import Scheduler
-from jbatch.live import Live, empty_output, sample_output
-from jbatch.logprobs import Decode, LogprobList, logprob_list, take_in, token_decoder
 from jbatch.outputs import CompletionOutput, FinishReason, RequestOutput, merge_samples
 from jbatch.sampling_params import MAX_STOP_IDS, Sampler, SamplingParams
 from jbatch.text.tokenizer import Detokenizer, Tokenizer

@@ -3,8 +3,8 @@
 import pytest
 
 from jbatch import LLM, SamplingParams
+from jbatch.engine.scoring import Score, score_of
 from jbatch.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
-from jbatch.scoring import Score, score_of
 from tests.helpers.hf_checkpoint import write_checkpoint
 from tests.helpers.tokenizers import numbered, save
 from tests.test_llm import SMALL

@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from jbatch.engine import Engine, EngineStep
+from jbatch.engine.engine import Engine, EngineStep
+from jbatch.engine.prompts import Asked, check_idle
 from jbatch.errors import RequestError
 from jbatch.outputs import CompletionOutput, FinishReason, RequestOutput
-from jbatch.prompts import Asked, check_idle
 from jbatch.sampling_params import SamplingParams
 from jbatch.text.tokenizer import Detokenizer, Tokenizer
 

@@ -5,10 +5,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from jbatch.engine.logprobs import logprob_list, take_in, token_decoder
 from jbatch.errors import RequestError
 from jbatch.host.plan import Bucket, Chunk, Logprobs, StepOutput, StepPlan
 from jbatch.host.request import Request
-from jbatch.logprobs import logprob_list, take_in, token_decoder
 from jbatch.outputs import Logprob
 from jbatch.sampling_params import MAX_LOGPROB_TOKEN_IDS, MAX_LOGPROBS, SamplingParams
 from tests.helpers.tokenizers import numbered, wrapped

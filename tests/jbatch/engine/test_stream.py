@@ -9,13 +9,13 @@ import threading
 import pytest
 
 from jbatch import fake_runner
-from jbatch.engine import Engine
+from jbatch.engine.engine import Engine
+from jbatch.engine.prompts import Asked
+from jbatch.engine.stream import AsyncStream, flatten, stream_steps
 from jbatch.errors import JBatchError, RequestError
 from jbatch.fake_runner import FakeRunner
 from jbatch.host.scheduler import Scheduler
-from jbatch.prompts import Asked
 from jbatch.sampling_params import SamplingParams
-from jbatch.stream import AsyncStream, flatten, stream_steps
 from tests.helpers.schedules import buckets, scheduler_config
 from tests.helpers.tokenizers import byte_fallback, byte_level, merged, numbered, wrapped
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jbatch.engine import Engine, derive_seed
+from jbatch.engine.engine import Engine, derive_seed
 from jbatch.errors import RequestError
 from jbatch.fake_runner import FakeRunner, continuation
 from jbatch.host.policy import MODES
