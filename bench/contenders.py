@@ -19,8 +19,8 @@ from bench.workloads import Workload
 from jbatch.engine.engine import EngineStep
 from jbatch.errors import ConfigError
 from jbatch.host.plan import StepPlan
-from jbatch.plan_file import PlanShape, PlanWriter, Recording, read_plans
-from jbatch.replay import Executor, replay, tokens_by_sequence
+from jbatch.sim.plan_file import PlanShape, PlanWriter, Recording, read_plans
+from jbatch.sim.replay import Executor, replay, tokens_by_sequence
 
 
 class Outcome(NamedTuple):

@@ -9,7 +9,6 @@ import pytest
 
 from jbatch.engine.engine import Engine, derive_seed
 from jbatch.errors import ConfigError, JobError, RequestError
-from jbatch.fake_runner import FakeRunner
 from jbatch.host.plan import Status
 from jbatch.host.scheduler import Scheduler
 from jbatch.job import WINDOW, Job, JobParts
@@ -17,6 +16,7 @@ from jbatch.job_eta import TokensLeft
 from jbatch.job_input import read_lines
 from jbatch.job_summary import JobSummary
 from jbatch.request_line import parse_line
+from jbatch.sim.fake_runner import FakeRunner
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.tokenizers import numbered, wrapped
 

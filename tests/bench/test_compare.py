@@ -21,7 +21,7 @@ from bench.cross_check import Disagreement, LogitGap, cross_check
 from bench.options import Setting
 from bench.workloads import make_workload
 from jbatch.errors import ConfigError
-from jbatch.plan_file import read_plans
+from jbatch.sim.plan_file import read_plans
 from tests.helpers.hf_checkpoint import tiny, write_checkpoint
 from tests.helpers.tiny_engine import (
     DECODE,

@@ -9,9 +9,9 @@ from jbatch.errors import ConfigError, JBatchError
 from jbatch.host.plan import Bucket, StepInput, decode_bucket, padding
 from jbatch.model_dir.config_json import parse_config
 from jbatch.outputs import FinishReason
-from jbatch.plan_file import PlanShape, PlanWriter, read_plans
-from jbatch.replay import replay, tokens_by_sequence
 from jbatch.sampling_params import Sampler
+from jbatch.sim.plan_file import PlanShape, PlanWriter, read_plans
+from jbatch.sim.replay import replay, tokens_by_sequence
 from tests.helpers.hf_checkpoint import tiny, write_checkpoint
 from tests.helpers.tiny_engine import (
     DECODE,

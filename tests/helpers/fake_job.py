@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from jbatch import cli, job_cli
 from jbatch.engine.engine import Engine
-from jbatch.fake_runner import FakeRunner, continuation
 from jbatch.host.scheduler import Scheduler
+from jbatch.sim.fake_runner import FakeRunner, continuation
 from jbatch.text.chat import check_messages
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.tokenizers import numbered, wrapped

@@ -8,10 +8,10 @@ from bench.arms import Arm
 from bench.floor import Floor
 from jbatch.config import EngineConfig
 from jbatch.engine.engine import Engine
-from jbatch.fake_runner import BUDGET, FINISHED, FakeRunner
 from jbatch.host.plan import Status, decode_bucket, prefill_bucket
 from jbatch.host.policy import MODES, POLICIES
 from jbatch.host.scheduler import Scheduler, SchedulerConfig, StepLimits
+from jbatch.sim.fake_runner import BUDGET, FINISHED, FakeRunner
 
 
 class CountingRunner(FakeRunner):

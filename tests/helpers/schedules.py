@@ -7,7 +7,6 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable
 
-from jbatch.fake_runner import FakeRunner, continuation
 from jbatch.host.metrics import StepRecord
 from jbatch.host.plan import Bucket, StepPlan, pack
 from jbatch.host.policy import MODES, POLICIES
@@ -15,6 +14,7 @@ from jbatch.host.request import Request, Sequence
 from jbatch.host.scheduler import Scheduler, SchedulerConfig, SchedulerView, StepLimits
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
+from jbatch.sim.fake_runner import FakeRunner, continuation
 from tests.helpers.invariants import check_invariants, check_plan, check_record, check_running
 
 VOCAB_SIZE = 97

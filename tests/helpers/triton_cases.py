@@ -19,7 +19,7 @@ from bench.torch_engine.model import from_jax
 from bench.torch_engine.runner import Options, TorchRunner
 from bench.torch_engine.triton_decode import paged_decode, splits_for
 from jbatch.host.plan import decode_bucket, prefill_bucket
-from jbatch.plan_file import PlanShape
+from jbatch.sim.plan_file import PlanShape
 from tests.helpers.attention_cases import Case, make_case
 from tests.helpers.tiny_engine import (
     MAX_MODEL_LEN,

@@ -7,11 +7,11 @@ import pytest
 
 from jbatch.engine.engine import Engine, derive_seed
 from jbatch.errors import RequestError
-from jbatch.fake_runner import FakeRunner, continuation
 from jbatch.host.policy import MODES
 from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
+from jbatch.sim.fake_runner import FakeRunner, continuation
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.tiny_engine import drain
 from tests.helpers.tokenizers import numbered, wrapped

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import pytest
 
 from jbatch.errors import RequestError
-from jbatch.fake_runner import FakeRunner, continuation
 from jbatch.host.policy import MODES
 from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import SamplingParams
+from jbatch.sim.fake_runner import FakeRunner, continuation
 from tests.helpers import tiny_engine
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.tiny_engine import drain

@@ -8,14 +8,14 @@ import threading
 
 import pytest
 
-from jbatch import fake_runner
 from jbatch.engine.engine import Engine
 from jbatch.engine.prompts import Asked
 from jbatch.engine.stream import AsyncStream, flatten, stream_steps
 from jbatch.errors import JBatchError, RequestError
-from jbatch.fake_runner import FakeRunner
 from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import SamplingParams
+from jbatch.sim import fake_runner
+from jbatch.sim.fake_runner import FakeRunner
 from tests.helpers.schedules import buckets, scheduler_config
 from tests.helpers.tokenizers import byte_fallback, byte_level, merged, numbered, wrapped
 

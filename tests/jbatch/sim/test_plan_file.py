@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from jbatch.errors import JBatchError
-from jbatch.fake_runner import FakeRunner
 from jbatch.host.plan import Bucket, StepPlan, pack
 from jbatch.outputs import FinishReason
-from jbatch.plan_file import PlanFileError, PlanShape, PlanWriter, read_plans
-from jbatch.replay import replay, tokens_by_sequence
 from jbatch.sampling_params import Sampler
+from jbatch.sim.fake_runner import FakeRunner
+from jbatch.sim.plan_file import PlanFileError, PlanShape, PlanWriter, read_plans
+from jbatch.sim.replay import replay, tokens_by_sequence
 from tests.helpers.schedules import VOCAB_SIZE, Driver, random_config, random_request
 
 NUM_SCHEDULES = 40

@@ -1,7 +1,7 @@
 """The fake runner against a pencil."""
 
-from jbatch.fake_runner import FakeRunner, continuation, next_token
 from jbatch.host.plan import Bucket, Chunk, RowSetup, Status, StepPlan, TableUpdate, pack
+from jbatch.sim.fake_runner import FakeRunner, continuation, next_token
 
 PREFILL, DECODE = Bucket("prefill", 1, 8), Bucket("decode", 2, 2)
 NUM_ROWS, PAGE_SIZE = 2, 2

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 from jbatch.errors import JBatchError
 from jbatch.host.plan import StepInput, StepOutput, pack
-from jbatch.plan_file import Recording
 from jbatch.sampling_params import Sampler
+from jbatch.sim.plan_file import Recording
 
 
 class Executor(Protocol):

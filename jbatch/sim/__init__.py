@@ -1,0 +1,1 @@
+"""Devices that are none: a runner for pencil and paper, and steps from a file."""
