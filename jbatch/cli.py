@@ -16,7 +16,7 @@ import typer
 from bench.cli import app as bench_app
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError, JBatchError
-from jbatch.job_options import JOB_HELP, JobOptions
+from jbatch.jobs.options import JOB_HELP, JobOptions
 from jbatch.options import ENGINE, ENGINE_HELP, SAMPLING, with_options
 from weights.errors import WeightsError
 
@@ -63,7 +63,7 @@ def generate(
     if not job_options:
         _generate_prompts(model, prompt or [], engine_options, sampling_options)
         return
-    from jbatch.job_cli import run_generate
+    from jbatch.jobs.command import run_generate
 
     code = run_generate(model, engine_options, sampling_options, job_options, _say)
     if code:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jbatch.records import error_record, result_record
-from jbatch.request_line import IGNORED, REFUSED, LineError, parse_line
+from jbatch.jobs.records import error_record, result_record
+from jbatch.jobs.request_line import IGNORED, REFUSED, LineError, parse_line
 from jbatch.sampling_params import SamplingParams
 from tests.helpers.jsonl_fuzz import CODES, batch_line, made_up_output
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jbatch.request_line import LineError
+from jbatch.jobs.request_line import LineError
 from tests.helpers import fuzz
 from tests.helpers.jsonl_fuzz import CODES, check_line, make_line
 

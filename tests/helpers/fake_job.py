@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jbatch import cli, job_cli
+from jbatch import cli
 from jbatch.engine.engine import Engine
 from jbatch.host.scheduler import Scheduler
+from jbatch.jobs import command as job_cli
 from jbatch.sim.fake_runner import FakeRunner, continuation
 from jbatch.text.chat import check_messages
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config

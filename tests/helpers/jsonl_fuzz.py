@@ -11,9 +11,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from jbatch.jobs.records import dump, error_record, result_record
+from jbatch.jobs.request_line import IGNORED, REFUSED, LineError, RequestLine, parse_line
 from jbatch.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
-from jbatch.records import dump, error_record, result_record
-from jbatch.request_line import IGNORED, REFUSED, LineError, RequestLine, parse_line
 from jbatch.sampling_params import SamplingParams
 
 CODES = {"line_too_long", "invalid_json", "unknown_field", "unsupported_field", "invalid_request"}

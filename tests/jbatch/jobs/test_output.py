@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from jbatch.job_output import BLOCK, SYNC_EVERY_S, OutputFile, OutputStream, remove_torn
+from jbatch.jobs.output import BLOCK, SYNC_EVERY_S, OutputFile, OutputStream, remove_torn
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from jbatch import request_line
 from jbatch.errors import RequestError
-from jbatch.request_line import LineError, parse_line
+from jbatch.jobs import request_line
+from jbatch.jobs.request_line import LineError, parse_line
 from jbatch.sampling_params import SamplingParams
 from tests.helpers.jsonl_fuzz import FIELDS, VALUES, batch_line, check_line
 

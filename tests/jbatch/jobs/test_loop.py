@@ -11,11 +11,11 @@ from jbatch.engine.engine import Engine, derive_seed
 from jbatch.errors import ConfigError, JobError, RequestError
 from jbatch.host.plan import Status
 from jbatch.host.scheduler import Scheduler
-from jbatch.job import WINDOW, Job, JobParts
-from jbatch.job_eta import TokensLeft
-from jbatch.job_input import read_lines
-from jbatch.job_summary import JobSummary
-from jbatch.request_line import parse_line
+from jbatch.jobs.eta import TokensLeft
+from jbatch.jobs.input import read_lines
+from jbatch.jobs.loop import WINDOW, Job, JobParts
+from jbatch.jobs.request_line import parse_line
+from jbatch.jobs.summary import JobSummary
 from jbatch.sim.fake_runner import FakeRunner
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.tokenizers import numbered, wrapped
@@ -168,7 +168,7 @@ def test_what_nobody_expected_of_one_request_is_its_record(monkeypatch):
 
 
 def test_an_answer_that_makes_no_record_is_an_error_record(monkeypatch):
-    from jbatch import job
+    from jbatch.jobs import loop as job
 
     real = job.result_record
 
@@ -217,7 +217,7 @@ def test_samples_that_fail(monkeypatch, num_failed, code):
 
 @pytest.mark.parametrize("num_good_steps", [0, 20])
 def test_a_model_that_gives_nothing_finite_stops_the_job(monkeypatch, num_good_steps):
-    from jbatch import job
+    from jbatch.jobs import loop as job
 
     monkeypatch.setattr(job, "MAX_NON_FINITE", 5)
     engine, output = make_engine(), Kept()
@@ -242,7 +242,7 @@ def test_a_model_that_gives_nothing_finite_stops_the_job(monkeypatch, num_good_s
 
 
 def test_few_long_lines_are_pending(monkeypatch):
-    from jbatch import job
+    from jbatch.jobs import loop as job
 
     monkeypatch.setattr(job, "MAX_BYTES_PENDING", 100)
     engine, most = make_engine(), []

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from jbatch import job_resume
 from jbatch.errors import ConfigError
-from jbatch.job_input import Ids
-from jbatch.job_resume import drop_errors, find_done, read_records, sort_by_line
+from jbatch.jobs import resume as job_resume
+from jbatch.jobs.input import Ids
+from jbatch.jobs.resume import drop_errors, find_done, read_records, sort_by_line
 from tests.helpers import fake_job
 from tests.helpers.fake_job import Faults, check_whole, run, write_input
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from jbatch import job_state
 from jbatch.errors import ConfigError
-from jbatch.job_state import JobState, check_state, fingerprint, save_state, state_path
+from jbatch.jobs import state as job_state
+from jbatch.jobs.state import JobState, check_state, fingerprint, save_state, state_path
 
 STATE = JobState("ab" * 32, "1/1", {"config.json": "1:a"}, {"seed": 0, "dtype": "auto"}, {"stop": ("x",)})
 

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
+from jbatch.jobs.records import dump, error_record, result_record
+from jbatch.jobs.request_line import RequestLine
 from jbatch.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
-from jbatch.records import dump, error_record, result_record
-from jbatch.request_line import RequestLine
 from jbatch.sampling_params import SamplingParams
 
 TOKENS = [

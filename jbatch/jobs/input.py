@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from jbatch.errors import ConfigError
-from jbatch.job_options import Shard
-from jbatch.request_line import MAX_LINE_BYTES, LineError, RequestLine
+from jbatch.jobs.options import Shard
+from jbatch.jobs.request_line import MAX_LINE_BYTES, LineError, RequestLine
 from jbatch.sampling_params import Sampler
 
 BOM = b"\xef\xbb\xbf"

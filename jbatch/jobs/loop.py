@@ -10,13 +10,13 @@ from typing import Any
 from jbatch.engine.engine import Engine
 from jbatch.errors import ConfigError, JobError, RequestError
 from jbatch.host.scheduler import NON_FINITE
-from jbatch.job_eta import TokensLeft
-from jbatch.job_input import InputLine, Parse, id_of
-from jbatch.job_output import Output
-from jbatch.job_summary import JobSummary
+from jbatch.jobs.eta import TokensLeft
+from jbatch.jobs.input import InputLine, Parse, id_of
+from jbatch.jobs.output import Output
+from jbatch.jobs.records import dump, error_record, result_record
+from jbatch.jobs.request_line import Form, LineError, RequestLine
+from jbatch.jobs.summary import JobSummary
 from jbatch.outputs import RequestOutput
-from jbatch.records import dump, error_record, result_record
-from jbatch.request_line import Form, LineError, RequestLine
 
 MAX_BYTES_AT_ONCE = 2**22
 MAX_NON_FINITE = 100  # requests: where all of so many fail, the others would, too

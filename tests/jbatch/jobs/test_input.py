@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from jbatch import job_input
 from jbatch.errors import ConfigError
-from jbatch.job_input import Ids, id_of, open_input, read_lines, scan
-from jbatch.job_options import Shard, parse_shard
-from jbatch.request_line import parse_line
+from jbatch.jobs import input as job_input
+from jbatch.jobs.input import Ids, id_of, open_input, read_lines, scan
+from jbatch.jobs.options import Shard, parse_shard
+from jbatch.jobs.request_line import parse_line
 from jbatch.sampling_params import Sampler
 
 WHOLE = Shard(0, 1)

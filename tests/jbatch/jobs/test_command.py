@@ -9,9 +9,9 @@ import subprocess
 
 import pytest
 
-from jbatch.job_cli import JobCommand, run_command
-from jbatch.job_options import JobOptions
-from jbatch.job_state import JobState
+from jbatch.jobs.command import JobCommand, run_command
+from jbatch.jobs.options import JobOptions
+from jbatch.jobs.state import JobState
 from tests.helpers import fake_job
 from tests.helpers.fake_job import Faults, Run, check_whole, run, wait_for, write_input
 

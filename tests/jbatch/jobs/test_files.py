@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from jbatch.errors import ConfigError
-from jbatch.job_files import locked, replacing
+from jbatch.jobs.files import locked, replacing
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jbatch.errors import ConfigError
-from jbatch.job_files import replacing
+from jbatch.jobs.files import replacing
 
 SCHEMA = 1
 SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".model", ".txt"})  # of a model's files

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jbatch.host.metrics import StepRecord, summarise
-from jbatch.job_eta import TokensLeft, duration
-from jbatch.job_summary import Histogram, JobSummary, describe
+from jbatch.jobs.eta import TokensLeft, duration
+from jbatch.jobs.summary import Histogram, JobSummary, describe
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 
 

@@ -8,7 +8,7 @@ import stat
 from typing import NamedTuple
 
 from jbatch.errors import ConfigError
-from jbatch.job_state import state_path
+from jbatch.jobs.state import state_path
 
 JOB_HELP = {
     "input_file": "JSONL requests, one a line, OpenAI's batch form or a bare one; - is standard input.",

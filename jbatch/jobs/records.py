@@ -16,7 +16,7 @@ from jbatch.outputs import CompletionOutput, Logprob, RequestOutput
 from jbatch.sampling_params import SamplingParams
 
 if TYPE_CHECKING:  # it needs pydantic
-    from jbatch.request_line import Form, RequestLine
+    from jbatch.jobs.request_line import Form, RequestLine
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity; vLLM's value
 OBJECTS = {"completions": ("text_completion", "cmpl"), "chat": ("chat.completion", "chatcmpl")}

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from jbatch.request_line import LineError, parse_line
+from jbatch.jobs.request_line import LineError, parse_line
 from jbatch.sampling_params import SamplingParams
 from tests.helpers import fake_job
 from tests.helpers.fake_job import prompt_of, run, text_of, tokens_of

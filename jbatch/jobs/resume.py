@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from jbatch.errors import ConfigError
-from jbatch.job_files import replacing
-from jbatch.job_input import Ids
+from jbatch.jobs.files import replacing
+from jbatch.jobs.input import Ids
 
 BLOCK = 4096  # records that are looked up, or copied, at once
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from jbatch.job_files import check_in_place, sync_directory
+from jbatch.jobs.files import check_in_place, sync_directory
 
 SYNC_EVERY_S = 3.0
 BLOCK = 1 << 16  # bytes

@@ -17,20 +17,20 @@ from jbatch.engine.engine import Engine
 from jbatch.errors import JobError
 from jbatch.host.metrics import Summary
 from jbatch.host.scheduler import Scheduler
-from jbatch.job import EncodeChat, Job, JobParts
-from jbatch.job_eta import TokensLeft
-from jbatch.job_files import locked, remove_leftover, replacing
-from jbatch.job_input import InputLine, Scan, id_of, open_input, read_lines, scan
-from jbatch.job_options import JobOptions
-from jbatch.job_output import Output, OutputFile, OutputStream, remove_torn
-from jbatch.job_resume import Done, drop_errors, find_done, sort_by_line
-from jbatch.job_signals import StopSignals
-from jbatch.job_state import JobState, check_state, fingerprint, keep_room, known_room, save_state
-from jbatch.job_summary import MIN_FOR_EARLY_WARNING, JobSummary, describe
+from jbatch.jobs.eta import TokensLeft
+from jbatch.jobs.files import locked, remove_leftover, replacing
+from jbatch.jobs.input import InputLine, Scan, id_of, open_input, read_lines, scan
+from jbatch.jobs.loop import EncodeChat, Job, JobParts
+from jbatch.jobs.options import JobOptions
+from jbatch.jobs.output import Output, OutputFile, OutputStream, remove_torn
+from jbatch.jobs.records import dump, error_record
+from jbatch.jobs.request_line import LineError, RequestLine, parse_line
+from jbatch.jobs.resume import Done, drop_errors, find_done, sort_by_line
+from jbatch.jobs.signals import StopSignals
+from jbatch.jobs.state import JobState, check_state, fingerprint, keep_room, known_room, save_state
+from jbatch.jobs.summary import MIN_FOR_EARLY_WARNING, JobSummary, describe
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.progress import progress_bar
-from jbatch.records import dump, error_record
-from jbatch.request_line import LineError, RequestLine, parse_line
 from jbatch.sampling_params import SamplingParams
 
 ALL_ANSWERED, SOME_ERRORS, STOPPED = 0, 1, 3  # exit codes, besides 2 (refused) and 128 + signal
