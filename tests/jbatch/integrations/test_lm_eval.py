@@ -17,10 +17,10 @@ import pytest
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+import jbatch.lm_eval
 import lm_eval
 from lm_eval.tasks import TaskManager
 
-import jbatch.lm_eval
 from jbatch.errors import ConfigError, JBatchError
 from weights.demo import tasks as demo
 

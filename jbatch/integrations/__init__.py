@@ -1,0 +1,1 @@
+"""jbatch inside others' frameworks."""
