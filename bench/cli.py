@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from bench.options import LATENCY, SETTING, SETTING_HELP, WORKLOAD, LatencySetting, Setting, parse_goodput
+from jbatch.cli.options import ENGINE_HELP, with_options
 from jbatch.config import EngineConfig
 from jbatch.errors import JBatchError
-from jbatch.options import ENGINE_HELP, with_options
 
 app = typer.Typer(
     help="Measure: batching modes against each other, throughput, latency; compare with PyTorch; report.",

@@ -33,8 +33,8 @@ from bench.gains import LEAST_BATCHES
 from bench.options import SETTING_HELP, WORKLOAD, Setting
 from bench.results import ArmResult, Rates, Results, claimed, describe, write
 from bench.workloads import Workload
+from jbatch.cli.options import with_options
 from jbatch.errors import ConfigError
-from jbatch.options import with_options
 
 LEAST_REPEATS = 3
 STATIC = ("hf-generate",)  # arms that run batch by batch

@@ -1,6 +1,6 @@
 """`python -m jbatch`."""
 
-from jbatch.cli import main
+from jbatch.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -49,11 +49,11 @@ def plan_for(
     target: gpu_target.Target, model_dir: Path, memory: str | None, options: dict[str, object]
 ) -> int:
     """Print the plan. The exit code is 2 where it does not fit."""
+    from jbatch.cli.memory_report import gpu_share, make_report, step_bytes_on
     from jbatch.config import EngineConfig
     from jbatch.device.memory import parse_bytes
     from jbatch.errors import ConfigError
     from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
-    from jbatch.plan_report import gpu_share, make_report, step_bytes_on
 
     try:
         config = EngineConfig(**{name: value for name, value in options.items() if value is not None})

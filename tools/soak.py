@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a checkout
 
-from jbatch import cli
+from jbatch.cli import main as cli
 from jbatch.jobs import command as job_cli
 from tests.helpers import fake_job
 from tests.helpers.fake_job import BOUNDARIES, Faults

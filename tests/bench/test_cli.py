@@ -181,7 +181,7 @@ def test_help_fits_80_columns(command, capsys, monkeypatch):
 
 
 def test_the_command_line_imports_nothing_heavy():
-    script = "import sys, jbatch.cli; print({'jax', 'matplotlib', 'torch', 'numpy'} & set(sys.modules))"
+    script = "import sys, jbatch.cli.main; print({'jax', 'matplotlib', 'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from bench import report, report_arms, report_figures, slot_timeline
-from jbatch.cli import main as jbatch
+from jbatch.cli.main import main as jbatch
 from jbatch.errors import ConfigError
 from tests.helpers import bench_results
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from jbatch import cli
+from jbatch.cli import main as cli
 from tests.helpers.hf_checkpoint import tiny, write_checkpoint
 from weights.demo import tasks
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jbatch import cli
+from jbatch.cli import main as cli
 from jbatch.engine.engine import Engine
 from jbatch.host.scheduler import Scheduler
 from jbatch.jobs import command as job_cli

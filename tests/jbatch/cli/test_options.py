@@ -6,9 +6,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from jbatch.cli.options import ENGINE, SAMPLING, with_options
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError
-from jbatch.options import ENGINE, SAMPLING, with_options
 from jbatch.sampling_params import SamplingParams
 
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from jbatch import doctor
+from jbatch.cli import doctor
 from tests.helpers.command import run, write_model
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jbatch import demo
+from jbatch.cli import demo
 from jbatch.host.policy import MODES
 from tests.helpers.command import DEMO, run, write_model
 

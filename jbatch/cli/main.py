@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from bench.cli import app as bench_app
+from jbatch.cli.options import ENGINE, ENGINE_HELP, SAMPLING, with_options
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError, JBatchError
 from jbatch.jobs.options import JOB_HELP, JobOptions
-from jbatch.options import ENGINE, ENGINE_HELP, SAMPLING, with_options
 from weights.errors import WeightsError
 
 JOB = (JobOptions, JOB_HELP)
@@ -108,7 +108,7 @@ def demo(
     """Answer 64 prompts with the small model that comes with jbatch, in all four batching modes."""
     if json_file is not None:
         json_file.open("a").close()  # now, rather than after the work
-    from jbatch.demo import run_demo
+    from jbatch.cli.demo import run_demo
 
     run_demo(json_file, device)
 
@@ -118,7 +118,7 @@ def doctor(
     model: Annotated[Path | None, typer.Argument(help="A model directory to look at, too.")] = None,
 ) -> None:
     """Show versions and devices, and whether a model directory can be used: if not, the exit code is 1."""
-    from jbatch.doctor import examine
+    from jbatch.cli.doctor import examine
 
     if not examine(model):
         raise typer.Exit(1)
@@ -139,8 +139,8 @@ def plan(
 
     What cannot fit is refused with exit code 2, saying which option to change, and to what.
     """
+    from jbatch.cli.memory_report import plan_model
     from jbatch.device.memory import parse_bytes
-    from jbatch.plan_report import plan_model
 
     config = EngineConfig(**engine_options)
     report = plan_model(model, config, None if gpu_memory is None else parse_bytes(gpu_memory))
@@ -154,7 +154,7 @@ def convert(
     dtype: Annotated[str, typer.Option(metavar="TEXT", help="auto, bfloat16, float16, float32.")] = "auto",
 ) -> None:
     """Convert weights to an Orbax checkpoint with checksums, for `jbatch generate OUT` and `LLM(OUT)`."""
-    from jbatch.convert import convert_model
+    from jbatch.cli.convert import convert_model
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # so that what is half written is removed
     try:

@@ -12,7 +12,8 @@ import time
 import jax
 import pytest
 
-from jbatch import LLM, SamplingParams, cli
+from jbatch import LLM, SamplingParams
+from jbatch.cli import main as cli
 from tests.helpers.command import SMALL, run, write_model
 
 GREEDY = ("--temperature", "0", "--max-tokens", "4")

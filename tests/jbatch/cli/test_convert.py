@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jbatch import LLM, SamplingParams
-from jbatch.convert import convert_model
+from jbatch.cli.convert import convert_model
 from tests.helpers.command import run, write_model
 
 
