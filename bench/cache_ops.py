@@ -14,7 +14,8 @@ from bench import attention_problems, random_data
 from bench.attention_candidates import Declined
 from bench.attention_problems import DTYPE, GQA, ITEM_BYTES, TINY, Case, Heads
 from bench.timing import Candidate
-from pallas_kernels import copy_pages, implementations, plan, tuning, write_kv
+from pallas_kernels import copy_pages, implementations, tuning, write_kv
+from pallas_kernels import work_list as plan
 
 CHAIN = 16
 POOL_BYTES = 2 * 10**9  # many times the L2; every call writes pages that no other does

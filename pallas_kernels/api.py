@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import cache, implementations, plan, reference, tuning
+from pallas_kernels import cache, implementations, reference, tuning
+from pallas_kernels import work_list as plan
 from pallas_kernels.problem import PAGE_SIZES, Problem
 
 

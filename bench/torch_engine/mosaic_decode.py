@@ -21,7 +21,7 @@ from jbatch.errors import ConfigError
 
 
 class Work(NamedTuple):
-    """pallas_kernels.plan.DecodeWork, as tensors."""
+    """pallas_kernels.work_list.DecodeWork, as tensors."""
 
     slots: Int[Tensor, " max_items"]
     chunks: Int[Tensor, " max_items"]
@@ -36,8 +36,9 @@ def build(config: ModelConfig, shape: Any) -> attention.Decode:
     """
     import jax
 
-    from pallas_kernels import Problem, implementations, plan, tuning
-    from pallas_kernels.plan import DecodeWork
+    from pallas_kernels import Problem, implementations, tuning
+    from pallas_kernels import work_list as plan
+    from pallas_kernels.work_list import DecodeWork
 
     device = next((d for d in jax.devices() if d.platform in ("gpu", "cuda")), None)
     if device is None:
@@ -94,7 +95,7 @@ def build(config: ModelConfig, shape: Any) -> attention.Decode:
 
 
 def plan_work(kv_lens: Int[Tensor, " slots"], chunk: int, max_items: int) -> Work:
-    """`pallas_kernels.plan.plan_decode`, in PyTorch."""
+    """`pallas_kernels.work_list.plan_decode`, in PyTorch."""
     counts = (kv_lens + chunk - 1) // chunk
     first = functional.pad(counts.cumsum(0), (1, 0))
     items = torch.arange(max_items, device=kv_lens.device)

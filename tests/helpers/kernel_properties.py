@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pallas_kernels import plan
+from pallas_kernels import work_list as plan
 from pallas_kernels.problem import Kind
 from tests.helpers.attention_cases import Case, Room, make_case
 from tests.helpers.kernel_checks import check_case, check_close

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import pallas_kernels
-from pallas_kernels import _compat, implementations, plan, tuning
+from pallas_kernels import _compat, implementations, tuning
+from pallas_kernels import work_list as plan
 from pallas_kernels.problem import Kind, Problem
 from tests.helpers.attention_cases import Case
 

@@ -19,11 +19,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import _compat
-from pallas_kernels.mosaic_common import Ring, clear_rows, swizzled_smem
-from pallas_kernels.plan import PrefillWork
+from pallas_kernels.mosaic.common import Ring, clear_rows, swizzled_smem
 from pallas_kernels.problem import TOKEN_ALIGN, Problem
 from pallas_kernels.softmax import LOG2E, NEG_INF
 from pallas_kernels.tuning import MosaicPrefill
+from pallas_kernels.work_list import PrefillWork
 
 COMPUTE_WARPGROUPS = 2
 LOAD = 2  # the warpgroup after them

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import plan
+from pallas_kernels import work_list as plan
 from pallas_kernels.problem import PAGE_SIZES, TOKEN_ALIGN, Problem
 
 SLOTS = 5

@@ -17,12 +17,12 @@ from jax.experimental.pallas import triton
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import triton_common
-from pallas_kernels.plan import DecodeWork
 from pallas_kernels.problem import Problem
 from pallas_kernels.softmax import LOG2E, NEG_INF
-from pallas_kernels.triton_common import MIN_DOT, Softmax, column_parts
+from pallas_kernels.triton import common as triton_common
+from pallas_kernels.triton.common import MIN_DOT, Softmax, column_parts
 from pallas_kernels.tuning import TritonDecode
+from pallas_kernels.work_list import DecodeWork
 
 COMBINE_UNROLL = 8  # partial sums in flight
 F32 = jnp.float32

@@ -24,11 +24,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import _compat
-from pallas_kernels.mosaic_common import Ring, clear_rows, swizzled_smem
-from pallas_kernels.plan import DecodeWork
+from pallas_kernels.mosaic.common import Ring, clear_rows, swizzled_smem
 from pallas_kernels.problem import Problem
 from pallas_kernels.softmax import LOG2E, NEG_INF
 from pallas_kernels.tuning import MosaicDecode
+from pallas_kernels.work_list import DecodeWork
 
 COMPUTE, LOAD = 0, 1  # warpgroups
 HEAD_DIMS = (64, 128)

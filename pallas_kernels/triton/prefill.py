@@ -16,12 +16,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import triton_common
-from pallas_kernels.plan import PrefillWork
 from pallas_kernels.problem import Problem
 from pallas_kernels.softmax import LOG2E, NEG_INF
-from pallas_kernels.triton_common import Softmax, column_parts
+from pallas_kernels.triton import common as triton_common
+from pallas_kernels.triton.common import Softmax, column_parts
 from pallas_kernels.tuning import TritonPrefill
+from pallas_kernels.work_list import PrefillWork
 
 
 def declines(problem: Problem) -> str | None:

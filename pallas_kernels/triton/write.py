@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.triton_common import column_parts
+from pallas_kernels.triton.common import column_parts
 
 
 def write_kv(

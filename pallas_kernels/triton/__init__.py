@@ -1,0 +1,1 @@
+"""Kernels for Ampere and Hopper in Pallas Triton."""
