@@ -74,7 +74,7 @@ def batching(
     Lengths are forced, so that all modes do equal work on the same weights, kernels and programs.
     """
     setting = Setting(**setting_options, goodput=parse_goodput(goodput or ()))
-    from bench.batching import Batching, run_batching
+    from bench.ladder.batching import Batching, run_batching
 
     names = tuple(dict.fromkeys(dataset_name or ("mixed_length",)))
     asked = Batching(model, names, tuple(arms or ()), output_json, output_dir)
@@ -93,8 +93,8 @@ def throughput(
 ) -> None:
     """Measure offline throughput, as `vllm bench throughput` does."""
     setting = Setting(**{"num_prompts": 1000, "repeats": 1, "no_floor": True} | setting_options)
-    from bench.batching import Batching
-    from bench.throughput import run_throughput
+    from bench.ladder.batching import Batching
+    from bench.ladder.throughput import run_throughput
 
     asked = Batching(model, (dataset_name,), output_json=output_json)
     run_throughput(asked, setting, engine_options, workload_options)
@@ -110,8 +110,8 @@ def latency(
 ) -> None:
     """Measure the time of one batch, again and again, as `vllm bench latency` does."""
     setting = LatencySetting(**latency_options)
-    from bench.batching import Batching
-    from bench.throughput import run_latency
+    from bench.ladder.batching import Batching
+    from bench.ladder.throughput import run_latency
 
     run_latency(Batching(model, ("random",), output_json=output_json), setting, engine_options)
 
@@ -121,14 +121,14 @@ PASSED_ON: Any = {"ignore_unknown_options": True, "allow_extra_args": True, "hel
 
 @app.command(context_settings=PASSED_ON, short_help="jbatch against PyTorch, on the same device.")
 def compare(context: typer.Context) -> None:
-    """Flags are those of bench.compare: see `jbatch bench compare --help`."""
-    _pass_on("bench.compare", "run", context.args)
+    """Flags are those of bench.compare.command: see `jbatch bench compare --help`."""
+    _pass_on("bench.compare.command", "run", context.args)
 
 
 @app.command(context_settings=PASSED_ON, short_help="Pictures and one page from results.")
 def report(context: typer.Context) -> None:
-    """Flags are those of bench.report: see `jbatch bench report --help`."""
-    _pass_on("bench.report", "main", context.args)
+    """Flags are those of bench.report.command: see `jbatch bench report --help`."""
+    _pass_on("bench.report.command", "main", context.args)
 
 
 def _pass_on(module: str, function: str, args: list[str]) -> None:

@@ -2,7 +2,7 @@
 
     {"schema": 1,
      "kind": "batching" | "throughput" | "latency" | "compare",
-     "manifest": {...},              commit, versions, device, driver, clocks, flags (bench.manifest), and
+     "manifest": {...},              commit, versions, device, driver, clocks, flags (bench.measure.manifest), and
                                      model, engine, max_num_seqs, compile_s, warm_up_s, ceilings
      "workload": {name, hash, num_prompts, num_prompt_tokens, num_output_tokens, seed, scales},
      "step_fields": [...],           names of the columns of each arm's "steps": the fields of StepRow
@@ -34,7 +34,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from bench.workloads import Workload
+from bench.workloads.workload import Workload
 from jbatch.errors import ConfigError
 
 SCHEMA = 1
@@ -51,7 +51,9 @@ class StepRow(NamedTuple):
     pages_used: int  # of the KV cache, when its result was in and the next step, if any, was launched
     device_s: float  # from when the device could start it until the host had its result
     t: float  # seconds since the run's begin when its result was in
-    floor_s: float | None  # what the step's useful work takes at least (bench.floor); None: not measured
+    floor_s: (
+        float | None
+    )  # what the step's useful work takes at least (bench.measure.floor); None: not measured
     computed: int  # tokens of a prefill step, rows of a decode step; useful + padded + wasted + recomputed
     useful: int
     padded: int

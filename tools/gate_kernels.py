@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.shapes import SHAPES
+from bench.measure.shapes import SHAPES
 from tools import ptxas
 from tools.gpu_target import Target, compiling, find_ptxas, thunks
 

@@ -7,7 +7,7 @@ import re
 import time
 from typing import Any, NamedTuple
 
-from bench.shapes import SHAPES, model_config
+from bench.measure.shapes import SHAPES, model_config
 from jbatch.host.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.sampling_params import Sampler
 from tools import hlo

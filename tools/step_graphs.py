@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script from a checkout
 
-from bench.shapes import SHAPES, model_config  # noqa: E402
+from bench.measure.shapes import SHAPES, model_config  # noqa: E402
 from jbatch.config import ModelConfig  # noqa: E402
 from tools import hlo  # noqa: E402
 

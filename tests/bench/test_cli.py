@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import batching, cli, throughput
-from bench.arms import ARMS
-from bench.ladder import climb
+from bench import cli
+from bench.ladder import batching, throughput
+from bench.ladder.arms import ARMS
+from bench.ladder.ladder import climb
 from bench.options import Setting
-from bench.workloads import make_workload
+from bench.workloads.workload import make_workload
 from tests.helpers.command import run, write_model
 from tests.helpers.fake_subject import CountingRunner, FakeSubject
 

@@ -14,7 +14,7 @@ from bench.results import (
     read,
     write,
 )
-from bench.workloads import make_workload
+from bench.workloads.workload import make_workload
 from jbatch.errors import ConfigError
 
 STEP = StepRow("decode", 4, 3, 5, 0.01, 0.5, None, 4, 3, 1, 0, 0, 40, [[0, 7, 0]])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from bench.arms import Arm
-from bench.floor import Floor
+from bench.ladder.arms import Arm
+from bench.measure.floor import Floor
 from jbatch.config import EngineConfig
 from jbatch.engine.engine import Engine
 from jbatch.host.plan import Status, decode_bucket, prefill_bucket
@@ -30,7 +30,7 @@ class CountingRunner(FakeRunner):
 
 @dataclasses.dataclass
 class FakeSubject:
-    """As `bench.subject.LLMSubject`, with the same buckets."""
+    """As `bench.measure.subject.LLMSubject`, with the same buckets."""
 
     max_num_seqs: int = 16
     page_size: int = 16

@@ -13,11 +13,11 @@ os.environ["TRITON_INTERPRET"] = "1"
 import numpy as np
 import torch
 
-from bench.torch_engine.attention import gather_decode
-from bench.torch_engine.kernels import choose
-from bench.torch_engine.model import from_jax
-from bench.torch_engine.runner import Options, TorchRunner
-from bench.torch_engine.triton_decode import paged_decode, splits_for
+from bench.compare.torch_engine.attention import gather_decode
+from bench.compare.torch_engine.kernels import choose
+from bench.compare.torch_engine.model import from_jax
+from bench.compare.torch_engine.runner import Options, TorchRunner
+from bench.compare.torch_engine.triton_decode import paged_decode, splits_for
 from jbatch.host.plan import decode_bucket, prefill_bucket
 from jbatch.sim.plan_file import PlanShape
 from tests.helpers.attention_cases import Case, make_case

@@ -1,6 +1,6 @@
 import pytest
 
-from bench.shapes import SHAPES
+from bench.measure.shapes import SHAPES
 from tools import gate_kernels, gate_table, ptxas
 
 

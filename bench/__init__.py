@@ -1,0 +1,1 @@
+"""Measures jbatch: workloads, the batching ladder, comparisons, kernels, steps, reports."""

@@ -1,0 +1,1 @@
+"""`jbatch bench compare`: jbatch beside PyTorch on one device."""

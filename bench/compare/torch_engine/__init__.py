@@ -1,0 +1,1 @@
+"""An executor in PyTorch that jbatch's own engine drives."""

@@ -1,0 +1,1 @@
+"""`python -m bench.gpu_suite`: everything that only a GPU can show, in one call."""

@@ -1,0 +1,160 @@
+"""How much of a running engine's time the device computes, and how much it waits for the host.
+
+    python -m bench.gpu_suite.idle_share [--json FILE] [--seconds S] [--tiny]
+
+All slots decode. Seconds per step of `Engine.step`, plan to result, beside those of the same step of the same
+runner, dispatched again and again with nothing in between: where the two are equal, the host is hidden.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+from bench.gpu_suite.models import TINY_OPTIONS
+from bench.measure.subject import find_model
+from bench.steps.step_model import BACKENDS, Rows, add_arguments
+from jbatch import LLM, SamplingParams
+from jbatch.config import EngineConfig
+from jbatch.engine.engine import Engine
+from jbatch.errors import ConfigError
+from jbatch.host.plan import StepPlan, pack
+
+ROUNDS = 3
+SLOTS, PROMPT_LEN, MAX_MODEL_LEN = 64, 128, 512
+OPTIONS: dict[str, Any] = {
+    "max_num_seqs": SLOTS,
+    "decode_buckets": (SLOTS,),
+    "max_num_batched_tokens": SLOTS * PROMPT_LEN,  # all prompts in one step, so that all lengths are equal
+    "token_buckets": (SLOTS * PROMPT_LEN,),
+    "max_model_len": MAX_MODEL_LEN,
+    "samplers": ("greedy",),
+    "num_pages": 1 + SLOTS * (MAX_MODEL_LEN // EngineConfig.page_size),
+    "show_progress": False,
+}
+
+
+class Case(NamedTuple):
+    """So many sequences as the options have slots; all prompts fit one step."""
+
+    model: str
+    options: dict[str, Any]
+    prompt_len: int
+    steps: int
+
+    @property
+    def slots(self) -> int:
+        return self.options["max_num_seqs"]
+
+
+FULL = (Case("llama3.2-1b", OPTIONS, PROMPT_LEN, 192), Case("llama3-8b", OPTIONS, PROMPT_LEN, 192))
+TINY = (Case("demo", TINY_OPTIONS, 16, 24),)
+
+
+def measure(case: Case, backend: str) -> dict[str, Any]:
+    """A row's figures, for one attention backend."""
+    path, options = find_model(case.model)
+    with LLM(path, **options | case.options, attention_backend=backend) as llm:
+        page_size, max_tokens = llm.config.page_size, llm.max_model_len - case.prompt_len
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        for row in range(case.slots):
+            llm.engine.add_request(str(row), [3 + (row + i) % 90 for i in range(case.prompt_len)], params)
+        step_s, device_s = _engine_steps(llm.engine, case.steps)
+        plan = _at_page_begin(llm.engine)
+        same_s = statistics.median(_same_step(llm, plan, page_size // (2 * ROUNDS)) for _ in range(ROUNDS))
+        return {
+            "status": "ok",
+            "ms": 1e3 * step_s,
+            "same_step_ms": 1e3 * same_s,
+            "busy_share": min(1.0, same_s / step_s),
+            "engine_device_share": device_s / step_s,  # by the engine's own clock
+            "compilations_after_warmup": llm.runner.compilations_after_warmup,
+        }
+
+
+def _engine_steps(engine: Engine, steps: int) -> tuple[float, float]:
+    """Median seconds of a decode step, and of its part that the engine takes for the device's."""
+    for _ in range(4):  # the prompts, and what the first calls cost
+        engine.step()
+    spans, device = [], []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        step = engine.step()
+        spans.append(time.perf_counter() - begin)
+        assert step.record is not None and step.record.kind == "decode", "all slots decode"
+        device.append(step.record.device_s)
+    return statistics.median(spans), statistics.median(device)
+
+
+def _at_page_begin(engine: Engine) -> StepPlan:
+    """Step until the sequences have just begun a page; the plan of the last step that changed no table."""
+    while True:
+        plan = engine.step().plan
+        assert plan is not None, "the sequences are long enough"
+        if plan.table_updates:
+            plan = engine.step().plan
+            assert plan is not None and not plan.table_updates
+            return plan
+
+
+def _same_step(llm: LLM, plan: StepPlan, calls: int) -> float:
+    """Seconds per step of one step again and again; `calls` more tokens must fit the sequences' pages."""
+    step = pack(plan, llm.runner.shape.num_rows, llm.config.page_size)
+    llm.runner.collect(llm.runner.submit(step))
+    begin = time.perf_counter()
+    for _ in range(calls):
+        handle = llm.runner.submit(step)
+    llm.runner.collect(handle)
+    return (time.perf_counter() - begin) / calls
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for people."""
+    head = f"{row['model']:12} {row['slots']:4} slots  {row['attention']:8}"
+    if row["status"] != "ok":
+        return f"{head} {row['status']}: {row['reason']}"
+    return (
+        f"{head} {row['ms']:8.3f} ms per engine step, {row['same_step_ms']:.3f} ms for the step alone: "
+        f"{100 * row['busy_share']:.1f} % busy"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    args = parser.parse_args()
+    begin = time.monotonic()
+    rows = Rows(args.json, {"kind": "idle-share", "tiny": args.tiny})
+    for case in TINY if args.tiny else FULL:
+        for backend in BACKENDS:
+            row: dict[str, Any] = {"model": case.model, "slots": case.slots, "attention": backend}
+            if time.monotonic() - begin > args.seconds:
+                row |= {"status": "not run", "reason": "no time left"}
+            elif backend != "xla" and jax.devices()[0].platform == "cpu":
+                row |= {"status": "not run", "reason": "would be interpreted on a CPU"}
+            else:
+                row |= _measure_or_say(case, backend)
+            rows.add(row, line(row))
+            if row["status"] == "ok":  # the fastest that works
+                break
+    return 1 if any(row["status"] == "failed" for row in rows.rows) else 0
+
+
+def _measure_or_say(case: Case, backend: str) -> dict[str, Any]:
+    try:
+        return measure(case, backend)
+    except ConfigError as error:
+        return {"status": "not run", "reason": str(error)}
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # the others go on
+        return {"status": "failed", "reason": " ".join(str(error).split())[:300]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

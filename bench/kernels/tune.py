@@ -1,0 +1,238 @@
+"""Measure the kernels' tiles on the device at hand, and rewrite pallas_kernels/tuning.json.
+
+    python bench/kernels/tune.py [--quick | --smoke] [--implementations mosaic ...] [--ops decode ...]
+
+Tiles that decide the order of summation must be the same for all problems of a model: of these, the ones
+with the least geometric mean of time over floor are taken, over all problems, each with the best of the
+others. The others are then those that are best for each problem by itself. What is wrong or does not compile
+is left out. Every measurement goes to tuning.jsonl, beside the other results of this machine, as soon as it
+exists; the table changes each time a kernel is done for a model. `--smoke` goes the same way through tiny
+problems without measuring anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script from a checkout
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+
+from bench.kernels import problems as attention_problems  # noqa: E402
+from bench.kernels.candidates import VALUE_SCALE, Setup, build_kernel, kernel_call, make_setup  # noqa: E402
+from bench.kernels.check import is_right, relative_error  # noqa: E402
+from bench.kernels.problems import DTYPE, HEADS, MIN_CALLS, Case, Heads, decode_case, num_caches, prefill_case  # noqa: E402
+from bench.kernels.rows import timing_fields  # noqa: E402
+from bench.kernels.tile_search import Measured, choose, rewrite, tiles_to_try  # noqa: E402
+from bench.measure import (
+    ceilings,  # noqa: E402
+    manifest,  # noqa: E402
+    random_data,  # noqa: E402
+)
+from bench.measure.ceilings import Ceilings  # noqa: E402
+from bench.measure.journal import Journal  # noqa: E402
+from bench.measure.timing import Candidate, time_in_turns  # noqa: E402
+from pallas_kernels import implementations, tuning  # noqa: E402
+from pallas_kernels.tuning import Tiles  # noqa: E402
+
+TABLE = ROOT / "pallas_kernels" / "tuning.json"
+COMPILE_THREADS = 8
+ROUNDS = 5
+COMPILE_AHEAD = 16  # tiles compiled together; nothing is timed meanwhile
+QUICK_VALUES = 2  # of each field, the likeliest first
+SMOKE_TILES = 2
+
+
+class Job(NamedTuple):
+    """A kernel to tune for a model: its rows in the table go together."""
+
+    implementation: str
+    cases: tuple[Case, ...]  # problems over one pool, of one kind
+
+    @property
+    def name(self) -> str:
+        case = self.cases[0]
+        return f"{self.implementation} {case.op} {case.heads.name} page {case.page_size}"
+
+
+class Tuner(NamedTuple):
+    """What all jobs share."""
+
+    journal: Journal
+    ceilings: Ceilings | None  # None: a smoke run, in which the first tiles that are right win
+    quick: bool
+    device_kind: str
+    interpret: bool
+
+
+def tune(job: Job, tuner: Tuner) -> list[dict[str, Any]]:
+    """The table's rows for a kernel and a model; none where no tiles work."""
+    caches = {case: 2 if tuner.ceilings is None else num_caches(case) for case in job.cases}
+    num_pages = max(attention_problems.pool_pages(case, num) for case, num in caches.items())
+    problem = job.cases[0].problem(num_pages)
+    device = None if tuner.interpret else jax.devices()[0]
+    if reason := implementations.declines(job.implementation, problem, device):
+        print(f"{job.name}: {reason}", flush=True)
+        return []
+    kind = tuning.INTERPRETER if tuner.interpret else tuner.device_kind
+    shape = (num_pages, *attention_problems.page_shape(job.cases[0]))
+    kv_pages = random_data.kv_pool(shape, DTYPE, 0, VALUE_SCALE)
+    calls = 2 if tuner.ceilings is None else MIN_CALLS
+    setups = [make_setup(case, kv_pages, num, calls, tuner.interpret) for case, num in caches.items()]
+    tried = tiles_to_try(job.implementation, problem, kind, QUICK_VALUES if tuner.quick else None)
+    tried = tried[: SMOKE_TILES if tuner.ceilings is None else None]
+    measured = [measure(setup, job.implementation, tried, tuner) for setup in setups]
+    chosen = choose(measured)
+    about = manifest.collect() if chosen else {}
+    rows = [
+        table_row(job.implementation, setup, tiles, found[tiles], about)
+        for setup, found, tiles in zip(setups, measured, chosen, strict=False)
+    ]
+    kv_pages.delete()
+    return rows
+
+
+def measure(setup: Setup, implementation: str, tried: Sequence[Tiles], tuner: Tuner) -> Measured:
+    """Compile, check and time tiles on one problem; those that work."""
+    call = kernel_call("xla", setup)
+    expected = call.function(setup.q, setup.kv_pages, jnp.asarray(setup.tables[0]), setup.lens, call.work)
+    expected.block_until_ready()
+    result: Measured = {}
+    for index in range(0, len(tried), COMPILE_AHEAD):
+        result |= _measure(setup, implementation, tried[index : index + COMPILE_AHEAD], expected, tuner)
+    return result
+
+
+def _measure(
+    setup: Setup, implementation: str, tried: Sequence[Tiles], expected: jax.Array, tuner: Tuner
+) -> Measured:
+    with ThreadPoolExecutor(COMPILE_THREADS) as pool:
+        built = list(pool.map(lambda tiles: attempt(build_kernel, implementation, setup, tiles), tried))
+    right: dict[Tiles, Candidate] = {}
+    for tiles, candidate in zip(tried, built, strict=True):
+        reason = candidate if isinstance(candidate, str) else attempt(_wrong, candidate, expected)
+        if reason is None:
+            right[tiles] = candidate._replace(name=str(tuple(tiles)))
+        else:
+            report(setup.case, implementation, tiles, {"status": "failed", "reason": reason}, tuner)
+    times = time_in_turns(list(right.values()), 0 if tuner.ceilings is None else ROUNDS)
+    result = {}
+    for tiles, candidate in right.items():
+        fields = timing_fields(times[candidate.name], setup.case.bytes, setup.case.flop, tuner.ceilings)
+        report(setup.case, implementation, tiles, fields, tuner)
+        result[tiles] = {"us": 1.0, "floor_us": 1.0} | fields
+    return result
+
+
+def _wrong(candidate: Candidate, expected: jax.Array) -> str | None:
+    error = float(relative_error(candidate.once(), expected))
+    return None if is_right(error) else f"WRONG: relative error {error:.1e}"
+
+
+def attempt(function: Callable[..., Any], *args: Any) -> Any:
+    """The result, or what went wrong, as a string."""
+    try:
+        return function(*args)
+    except Exception as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def report(case: Case, implementation: str, tiles: Tiles, fields: dict[str, Any], tuner: Tuner) -> None:
+    row = {"op": case.op, "case": case.name, "implementation": f"{implementation} {tuple(tiles)}"}
+    tuner.journal.add(row | {"tiles": tiles._asdict()} | fields)
+    text = f"{fields['us']:8.1f} us, {100 * fields['share']:.1f} %" if "us" in fields else fields["reason"]
+    print(f"{case.name:44} {implementation} {tuple(tiles)}: {text}", flush=True)
+
+
+def table_row(
+    implementation: str, setup: Setup, tiles: Tiles, measured: dict[str, Any], about: dict[str, Any]
+) -> dict[str, Any]:
+    """A row of tuning.json, with what was seen."""
+    problem = setup.case.problem(setup.kv_pages.shape[0])
+    kept = ["status"]
+    if measured["status"] == "ok":
+        kept += ["us", "us_best", "us_worst", "floor_us", "share", "calls"]
+    seen = {name: round(v, 3) if isinstance(v := measured[name], float) else v for name in kept}
+    key = (about["device"], implementation, problem.kind, problem.group, problem.head_dim, problem.page_size)
+    row = tuning.Row(*key, *tuning.bucket(problem), tiles._asdict(), seen)
+    versions = {name: about[name] for name in ("jax", "driver", "commit", "date")}
+    return row._asdict() | {"measured": seen | {"case": setup.case.name} | versions}
+
+
+def jobs(args: argparse.Namespace) -> list[Job]:
+    """What to tune: the most used first."""
+    found = []
+    for implementation, op in itertools.product(args.implementations, args.ops):
+        for model, page_size in itertools.product(args.models, args.page_sizes):
+            cases = smoke_cases(op) if args.smoke else problems(op, HEADS[model], page_size, args.quick)
+            found.append(Job(implementation, cases))
+    return list(dict.fromkeys(found))
+
+
+def problems(op: str, heads: Heads, page_size: int, quick: bool) -> tuple[Case, ...]:
+    """What the rows of a model are measured on."""
+    if op == "prefill":
+        tokens = (2048, 512) if quick else (2048, 512, 8192)
+        return tuple(prefill_case(heads, page_size, num, "fresh") for num in tokens)
+    sizes = [(64, 1024), (1, 8192)] if quick else [(64, 1024), (1, 8192), (8, 4096), (64, 8192), (256, 1024)]
+    return tuple(decode_case(heads, page_size, *size) for size in sizes)
+
+
+def smoke_cases(op: str) -> tuple[Case, ...]:
+    return tuple(case for case in attention_problems.smoke_grid() if case.op == op)[:1]
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="few values and problems, GQA with page 64")
+    size.add_argument("--smoke", action="store_true", help="tiny problems, no times")
+    parser.add_argument(
+        "--implementations", nargs="+", default=["mosaic", "triton"], choices=("mosaic", "triton")
+    )
+    parser.add_argument("--ops", nargs="+", default=["decode", "prefill"], choices=("decode", "prefill"))
+    parser.add_argument("--models", nargs="+", choices=HEADS)
+    parser.add_argument("--page-sizes", nargs="+", type=int)
+    parser.add_argument("--table", type=Path, help="the table to rewrite (default: the one that is shipped)")
+    parser.add_argument("--output-dir", type=Path)
+    args = parser.parse_args()
+    args.models = args.models or (["gqa"] if args.quick else ["gqa", "mha"])
+    args.page_sizes = args.page_sizes or ([64] if args.quick else [64, 16])
+    return args
+
+
+def main() -> int:
+    args = _parse()
+    if args.smoke:
+        manifest.prepare_smoke()
+    on_cpu = jax.devices()[0].platform == "cpu"
+    if on_cpu and not args.smoke:
+        print("no NVIDIA GPU found: nothing to measure; --smoke runs the same code on tiny problems")
+        return 2
+    folder = manifest.results_dir(args.smoke, args.output_dir)
+    table = args.table or (folder / "tuning.json" if args.smoke else TABLE)
+    limits = None if args.smoke else ceilings.measure(ceilings.Sizes())
+    device_kind = jax.devices()[0].device_kind
+    tuner = Tuner(Journal(folder / "tuning.jsonl"), limits, args.quick or args.smoke, device_kind, on_cpu)
+    for job in jobs(args):
+        rows = tune(job, tuner)
+        if rows:
+            rewrite(table, rows)
+        print(f"{job.name}: {len(rows)} rows in {table}", flush=True)
+        for row in rows:
+            print(f"  {row['batch']} x {row['context']}: {row['tiles']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""`jbatch bench batching`, `throughput` and `latency`: admission rules of one engine, compared."""

@@ -1,0 +1,149 @@
+"""`jbatch bench batching`: the ladder on one or more workloads, measured, printed and written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench.ladder import tables
+from bench.ladder.arms import ARMS, Arm, choose_arms
+from bench.ladder.gains import gains
+from bench.ladder.ladder import best_sizes, climb, offered_load, sweep
+from bench.measure import manifest
+from bench.measure.shapes import DEMO
+from bench.measure.subject import DEMO_SCALE, LLMSubject, find_model
+from bench.options import Setting
+from bench.results import ArmResult, Results, claimed, describe, write
+from bench.workloads.lengths import SCENARIOS
+from bench.workloads.workload import Workload, make_workload
+from jbatch.config import EngineConfig
+from jbatch.errors import ConfigError
+from jbatch.model_dir.config_json import load_config
+
+BURST_BATCHES = 8  # of a burst
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """What the command was asked for, beside a Setting."""
+
+    model: str = DEMO
+    dataset_names: tuple[str, ...] = ("mixed_length",)
+    arms: tuple[str, ...] = ()  # none: all
+    output_json: Path | None = None
+    output_dir: Path | None = None
+
+
+def run_batching(
+    asked: Batching, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
+) -> list[Results]:
+    """Measure, print and write; each file is up to date after each repeat.
+
+    Raises:
+      ConfigError, WorkloadError, TraceError: before any work, for what was asked for wrongly.
+    """
+    arms = choose_arms(list(asked.arms))
+    options = {"max_num_seqs": 16, "seed": setting.seed} | samplers(setting) | engine_options
+    workloads = make_workloads(asked, setting, options, workload_options)
+    paths = _paths(asked)
+    with claimed(asked.output_json, asked.output_dir):
+        subject = LLMSubject(asked.model, max(w.longest for w in workloads), options, not setting.no_floor)
+        try:
+            every = _measure_all(setting, subject, arms, workloads, paths)
+        finally:
+            subject.close()
+    tables.print_gains(tables.console(), every)
+    return every
+
+
+def _measure_all(
+    setting: Setting,
+    subject: LLMSubject,
+    arms: Sequence[Arm],
+    workloads: Sequence[Workload],
+    paths: Sequence[Path | None],
+) -> list[Results]:
+    out, every = tables.console(), []
+    about = manifest.collect() | subject.about | {"setting": dataclasses.asdict(setting)}
+    for workload, path in zip(workloads, paths, strict=True):
+        every.append(_measure(setting, subject, arms, workload, about, path, out))
+        tables.print_ladder(out, every[-1])
+    return every
+
+
+def make_workloads(
+    asked: Batching, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
+) -> list[Workload]:
+    """One per dataset: scenarios at a quarter of their lengths for the demo model, in bursts of 8 batches."""
+    engine = EngineConfig(**engine_options)
+    path, _ = find_model(asked.model)
+    config = load_config(path)
+    workloads = []
+    for name in asked.dataset_names:
+        options: dict[str, Any] = {}
+        if asked.model == DEMO and name in SCENARIOS:
+            options["length_scale"] = DEMO_SCALE
+        if name == "bursty_traffic":
+            options["burst_size"] = BURST_BATCHES * engine.max_num_seqs
+        workload = make_workload(
+            name,
+            num_prompts=setting.num_prompts,
+            seed=setting.seed,
+            vocab_size=config.vocab_size,
+            max_model_len=engine.max_model_len or config.context_len,
+            **options | workload_options,
+        )
+        workloads.append(workload)
+    return workloads
+
+
+def samplers(setting: Setting) -> dict[str, Any]:
+    """What the engine compiles: nothing that greedy requests do not need."""
+    return {"samplers": ("greedy",)} if setting.temperature == 0 else {}
+
+
+def _paths(asked: Batching) -> list[Path | None]:
+    """A file for each dataset."""
+    names = asked.dataset_names
+    if asked.output_dir is not None:
+        return [asked.output_dir / f"batching-{name}.json" for name in names]
+    if asked.output_json is not None and len(names) > 1:
+        raise ConfigError("output_json", str(asked.output_json), "holds one dataset; use --output-dir")
+    return [asked.output_json] * len(names)
+
+
+def _measure(
+    setting: Setting,
+    subject: LLMSubject,
+    arms: Sequence[Arm],
+    workload: Workload,
+    about: dict[str, Any],
+    path: Path | None,
+    out: Console,
+) -> Results:
+    if setting.load is not None:
+        workload, capacity, factor = offered_load(subject, workload, ARMS["continuous"], setting.load)
+        about = about | {"load": {"of_capacity": setting.load, "capacity_requests_per_s": capacity}}
+        out.print(
+            f"{workload.name}: continuous batching serves {capacity:.2f} requests/s; arrivals are rescaled "
+            f"by {factor:.6g}, so that {setting.load:g} times that are offered"
+        )
+    found, sizes = {}, {}
+    if setting.sweep:
+        found = sweep(subject, arms, workload, setting)
+        sizes = best_sizes(found)
+
+    def results(done: dict[str, ArmResult]) -> Results:
+        seen = about | {"clocks_after": manifest.clocks()}
+        named = gains(done, workload, setting.max_concurrency)
+        return Results("batching", seen, describe(workload), done, found, named)
+
+    def save(done: dict[str, ArmResult]) -> None:
+        if path is not None:
+            write(path, results(done))
+
+    return results(climb(subject, arms, workload, setting, sizes, save))

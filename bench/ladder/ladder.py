@@ -1,0 +1,184 @@
+"""The batching ladder: every arm on one engine's weights, kernels and programs, in turn, several times."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from bench.ladder.arms import Arm, predicted_lens
+from bench.measure import measures
+from bench.measure.account import step_rows
+from bench.measure.drive import Run, drive
+from bench.measure.subject import Subject
+from bench.options import Setting
+from bench.results import ArmResult, Counts, Rates, StepRow
+from bench.workloads.workload import Workload
+from jbatch.errors import ConfigError
+from jbatch.host.policy import MODES
+
+STEPS_WITH_ROWS = 1000
+SMALLEST_SWEEP = 2  # sequences: one is the arm "unbatched"
+
+
+class Pass(NamedTuple):
+    """One repeat of an arm."""
+
+    run: Run
+    steps: list[StepRow]
+    counts: Counts
+    rates: Rates
+
+
+@dataclasses.dataclass
+class Rung:
+    """An arm at a batch size, and what it has given so far."""
+
+    arm: Arm
+    max_num_seqs: int
+    passes: list[Pass] = dataclasses.field(default_factory=list)
+    failed: str | None = None
+
+    def result(self) -> ArmResult:
+        """Of the repeat of median output throughput, of those that ended."""
+        label = f"{self.arm.name}, {self.max_num_seqs} at once"
+        if not self.passes:
+            return ArmResult(label, self.arm.definition, not_run=self.failed or "its turn did not come")
+        found = [one.rates.output_throughput for one in self.passes]
+        middle = sorted(self.passes, key=lambda one: one.rates.output_throughput)[(len(found) - 1) // 2]
+        return ArmResult(
+            label=label,
+            definition=self.arm.definition,
+            max_num_seqs=self.max_num_seqs,
+            counts=middle.counts,
+            rates=middle.rates,
+            latencies=measures.latencies(middle.run),
+            repeats=tuple(found),
+            steps=tuple(_thinned(middle.steps)),
+            requests=tuple(measures.request_rows(middle.run)),
+            extra={
+                "least_prompt_tokens": min(one.counts.useful_prefill_tokens for one in self.passes),
+                "most_compilations": max(one.counts.compilations_after_warmup for one in self.passes),
+                "failed": self.failed,
+            },
+        )
+
+
+def climb(
+    subject: Subject,
+    arms: Sequence[Arm],
+    workload: Workload,
+    setting: Setting,
+    sizes: Mapping[str, int] | None = None,
+    on_round: Callable[[dict[str, ArmResult]], None] = lambda results: None,
+) -> dict[str, ArmResult]:
+    """Run each arm once per repeat, in turn, so that a slow spell of the machine hits all of them.
+
+    An arm that fails is not tried again and takes nobody along: where no repeat of it had ended, it is a row
+    "not run: why".
+
+    Args:
+      sizes: batch size by arm; by default the subject's, and 1 for "unbatched".
+      on_round: is given what there is after each repeat.
+    """
+    rungs = [Rung(arm, (sizes or {}).get(arm.name, _size(arm, subject))) for arm in arms]
+    for repeat in range(setting.repeats):
+        for rung in rungs:
+            if rung.failed is None:
+                _attempt(subject, rung, workload, setting, repeat)
+        on_round({rung.arm.name: rung.result() for rung in rungs})
+    return {rung.arm.name: rung.result() for rung in rungs}
+
+
+def sweep(
+    subject: Subject, arms: Sequence[Arm], workload: Workload, setting: Setting
+) -> dict[str, list[tuple[int, float]]]:
+    """Output tokens/s of each arm at each batch size, once; sizes at which it fails are left out."""
+    found: dict[str, list[tuple[int, float]]] = {arm.name: [] for arm in arms}
+    for size in sweep_sizes(subject.max_num_seqs):
+        for arm in arms:
+            if MODES[arm.mode].one_by_one and found[arm.name]:
+                continue
+            rung = Rung(arm, min(size, _size(arm, subject)))
+            _attempt(subject, rung, workload, setting, 0)
+            for one in rung.passes:
+                found[arm.name].append((rung.max_num_seqs, one.rates.output_throughput))
+    return found
+
+
+def sweep_sizes(most: int) -> list[int]:
+    """Powers of two below `most`, and `most`."""
+    sizes = [SMALLEST_SWEEP << power for power in range(16) if SMALLEST_SWEEP << power < most]
+    return [*sizes, most]
+
+
+def best_sizes(found: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, int]:
+    """The batch size of the highest throughput, of each arm that ran."""
+    return {name: max(rows, key=lambda row: row[1])[0] for name, rows in found.items() if rows}
+
+
+def offered_load(
+    subject: Subject, workload: Workload, arm: Arm, load: float
+) -> tuple[Workload, float, float]:
+    """The workload with its arrivals rescaled to `load` times what `arm` can do when all is there at once.
+
+    Returns it, with that capacity (requests/s, measured) and the factor that times were multiplied by.
+
+    Raises:
+      ConfigError: for a workload whose requests all arrive at once.
+    """
+    if workload.items[-1].arrival <= workload.items[0].arrival:
+        raise ConfigError("load", load, "rescales arrivals, and these come all at once: give --request-rate")
+    closed = workload.arriving([0.0] * len(workload.items))
+    capacity = run_once(subject, arm, _size(arm, subject), closed, Setting()).rates.request_throughput
+    span = workload.items[-1].arrival - workload.items[0].arrival
+    factor = len(workload.items) / (load * capacity) / span
+    scaled = workload.arriving([item.arrival * factor for item in workload.items])
+    time_scale = scaled.scales["time_scale"] * factor
+    scales = scaled.scales | {"time_scale": time_scale, "load": load}
+    return scaled._replace(scales=scales), capacity, factor
+
+
+def run_once(subject: Subject, arm: Arm, size: int, workload: Workload, setting: Setting) -> Pass:
+    """One pass, on a fresh engine. Raises whatever the engine raises, and RunError."""
+    before = subject.num_compilations()
+    run = drive(
+        subject.new_engine(arm, size),
+        workload,
+        predicted=predicted_lens(arm, workload),
+        max_concurrency=setting.max_concurrency,
+        temperature=setting.temperature,
+    )
+    compilations = subject.num_compilations() - before
+    steps = step_rows(run, subject.page_size, MODES[arm.mode].hold_finished, subject.floor)
+    counts = measures.counts(run, steps, subject.page_size, compilations)
+    return Pass(run, steps, counts, measures.rates(run, steps, setting.goodput))
+
+
+def _attempt(subject: Subject, rung: Rung, workload: Workload, setting: Setting, repeat: int) -> None:
+    try:
+        rung.passes.append(run_once(subject, rung.arm, rung.max_num_seqs, workload, setting))
+    except Exception as error:  # of whatever kind: the other arms' results matter more
+        rung.failed = f"repeat {repeat + 1}: {type(error).__name__}: {error}"
+        try:
+            subject.rebuild()
+        except Exception as again:  # then the other arms fail too, but what they have given stays
+            rung.failed += f"; building anew: {type(again).__name__}: {again}"
+
+
+def _thinned(steps: Sequence[StepRow]) -> list[StepRow]:
+    """Who was in a step is kept of the first ones: more than a picture can show, and most of a file."""
+    return [step if number < STEPS_WITH_ROWS else step._replace(rows=[]) for number, step in enumerate(steps)]
+
+
+def _size(arm: Arm, subject: Subject) -> int:
+    return 1 if MODES[arm.mode].one_by_one else subject.max_num_seqs
+
+
+def missing_prompt_tokens(arm: ArmResult, workload: Workload) -> int:
+    """Prompt tokens that the emptiest repeat did not compute: they came from a cache."""
+    return max(0, workload.num_prompt_tokens - arm.extra["least_prompt_tokens"])
+
+
+def ran(arms: Mapping[str, ArmResult]) -> Iterator[tuple[str, ArmResult]]:
+    return ((name, arm) for name, arm in arms.items() if arm.not_run is None)

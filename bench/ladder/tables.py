@@ -1,0 +1,229 @@
+"""A ladder's results for people: figures, then gains, then what each arm is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.ladder.arms import STATIC
+from bench.ladder.gains import (
+    BASELINES,
+    CLAIMED_OVER_STATIC,
+    CLAIMS,
+    LEAST_BATCHES,
+    TRUSTED_RANGE,
+    worst_range,
+)
+from bench.ladder.ladder import ran
+from bench.results import ArmResult, Results
+
+WIDTH = 110
+OVER_UNBATCHED = ("static", "static-padded", "static-sorted", "continuous")
+
+
+def console() -> Console:
+    return Console(width=WIDTH, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_ladder(out: Console, results: Results) -> None:
+    """All tables of one workload."""
+    manifest = results.manifest
+    out.print(f"\n{describe_workload(results.workload)}")
+    out.print(f"{manifest['model']} on {manifest['device']}, at most {manifest['max_num_seqs']} at once\n")
+    out.print(_methods(results.arms))
+    out.print(_per_second(results.arms))
+    out.print(_counted(results.arms))
+    out.print(_waited(results.arms))
+    for name, arm in results.arms.items():
+        if arm.not_run is not None:
+            out.print(f"{name}: not run: {arm.not_run}")
+        elif arm.extra.get("failed"):
+            out.print(f"{name}: stopped early: {arm.extra['failed']}")
+    if results.sweep:
+        print_sweep(out, results.sweep)
+
+
+def describe_workload(workload: Mapping[str, Any]) -> str:
+    """In one line; scales included."""
+    scales = ", ".join(
+        f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in workload["scales"].items()
+    )
+    return (
+        f"{workload['name']}: {workload['num_prompts']} requests, {workload['num_prompt_tokens']} prompt and "
+        f"{workload['num_output_tokens']} output tokens; {scales}; seed {workload['seed']}, "
+        f"hash {workload['hash']}"
+    )
+
+
+def _methods(arms: Mapping[str, ArmResult]) -> Table:
+    """Method, tokens/s, latency, utilisation."""
+    headings = "method", "at once", "tokens/s", "spread", "latency p50", "p99", "slot use", "busy", "of floor"
+    rows = []
+    for name, arm in ran(arms):
+        assert arm.rates is not None and arm.counts is not None
+        e2el = arm.latencies.e2el if arm.latencies is not None else None
+        rows.append(
+            (
+                name,
+                f"{arm.max_num_seqs}",
+                f"{arm.rates.output_throughput:.0f}",
+                _share(arm.spread),
+                *(("", "") if e2el is None else (_ms(e2el.p50), _ms(e2el.p99))),
+                _share(arm.counts.slot_use),
+                _share(arm.rates.device_busy_share),
+                _share(arm.rates.floor_share),
+            )
+        )
+    return _table(headings, rows)
+
+
+def _per_second(arms: Mapping[str, ArmResult]) -> Table:
+    headings = "per second", "output tokens", "total tokens", "requests", "within limits", "seconds", "idle"
+    rows = [
+        (
+            name,
+            f"{r.output_throughput:.1f}",
+            f"{r.total_token_throughput:.1f}",
+            f"{r.request_throughput:.3f}",
+            "" if r.request_goodput is None else f"{r.request_goodput:.3f}",
+            f"{r.duration_s:.2f}",
+            f"{r.idle_s:.2f}",
+        )
+        for name, arm in ran(arms)
+        if (r := arm.rates) is not None
+    ]
+    return _table(headings, rows)
+
+
+def _counted(arms: Mapping[str, ArmResult]) -> Table:
+    headings = "counted", "decode steps", "slot-steps", "prefill steps", "padding", "KV use", "preempted"
+    rows = [
+        (
+            name,
+            f"{c.decode_steps}",
+            f"{c.slot_steps}",
+            f"{c.prefill_steps}",
+            f"{c.padded_share:.0%}",
+            f"{c.kv_use:.0%}",
+            f"{c.num_preempted}",
+            f"{c.compilations_after_warmup}",
+        )
+        for name, arm in ran(arms)
+        if (c := arm.counts) is not None
+    ]
+    return _table((*headings, "compilations"), rows)
+
+
+def _waited(arms: Mapping[str, ArmResult]) -> Table:
+    parts = ("mean", "p50", "p90", "p99")
+    rows = []
+    for name, arm in ran(arms):
+        found = arm.latencies.to_json() if arm.latencies is not None else {}
+        for latency in ("ttft", "tpot", "itl", "e2el"):
+            values = [found.get(f"{part}_{latency}_ms") for part in parts]
+            rows.append((name, latency.upper(), *("" if v is None else f"{v:.1f}" for v in values)))
+            name = ""
+    return _table(("milliseconds", "", *parts), rows)
+
+
+def print_sweep(out: Console, found: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Tokens/s by batch size; the best of each arm is the one that the tables show."""
+    sizes = sorted({size for rows in found.values() for size, _ in rows})
+    rows = []
+    for name, pairs in found.items():
+        speeds = dict(pairs)
+        best = max(speeds, key=lambda size: speeds[size]) if speeds else None
+        cells = (f"{speeds[s]:.0f}{' *' if s == best else ''}" if s in speeds else "" for s in sizes)
+        rows.append((name, *cells))
+    out.print("sweep: output tokens/s at each batch size, once each; * is the best")
+    out.print(_table(("at once", *map(str, sizes)), rows))
+
+
+def print_gains(out: Console, every: Sequence[Results]) -> None:
+    """Scenario x gain over unbatched, and continuous over each static baseline, beside what was claimed."""
+    named = {r.workload["name"]: r.gains for r in every if "refused" not in r.gains}
+    if named:
+        out.print("gain over unbatched, by output tokens/s (in brackets: claimed)")
+        out.print(_table(("scenario", *OVER_UNBATCHED), [_over_unbatched(*item) for item in named.items()]))
+        out.print("continuous over each static baseline (in brackets: claimed, for a static left undefined)")
+        headings = ("tokens/s, scenario", *STATIC)
+        out.print(_table(headings, [_over_static(*item) for item in named.items()]))
+        for field in ("decode_steps", "slot_steps"):
+            rows = [
+                (name, *(_beside(found.get(f"{field} {base} / continuous"), None) for base in STATIC))
+                for name, found in named.items()
+            ]
+            out.print(_table((f"{field.replace('_', ' ')}, counted", *STATIC), rows))
+        _print_range(out, [worst_range(r.arms) for r in every if "refused" not in r.gains])
+    for results in every:
+        if "refused" in results.gains:
+            out.print(f"{results.workload['name']}: no gain is named: {results.gains['refused']}")
+    print_definitions(out, {name: arm for results in every for name, arm in results.arms.items()})
+
+
+def _print_range(out: Console, ranges: Sequence[float | None]) -> None:
+    """Whether the timed gains mean something."""
+    known = [one for one in ranges if one is not None]
+    if not known:
+        out.print("Timed gains are of one repeat: no spread is known.")
+        return
+    worst, doubt = max(known), ""
+    if worst > TRUSTED_RANGE:
+        doubt = ": too much for a timed gain to be trusted; what was counted stands"
+    out.print(
+        "Timed gains are medians over the repeats of the ratio within a repeat; between repeats they "
+        f"differed by up to {worst:.0%}{doubt}."
+    )
+
+
+def _over_unbatched(scenario: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+    claim = CLAIMS.get(scenario)
+    claimed = {"static": claim.static, "continuous": claim.continuous} if claim else {}
+    cells = (_beside(found.get(f"{name} / unbatched"), claimed.get(name)) for name in OVER_UNBATCHED)
+    return (scenario, *cells)
+
+
+def _over_static(scenario: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+    cells = (
+        _beside(found.get(f"continuous / {base}"), CLAIMED_OVER_STATIC if base in BASELINES else None)
+        for base in STATIC
+    )
+    return (scenario, *cells)
+
+
+def print_definitions(out: Console, arms: Mapping[str, ArmResult]) -> None:
+    out.print("what each arm is; all run on the same weights, kernels and compiled programs:")
+    for name, arm in arms.items():
+        out.print(f"  {name}: {arm.definition}")
+    out.print(
+        f"A slot-step is one row of one decode step. A gain needs {LEAST_BATCHES} batches of requests. "
+        "Throughputs are per second in which something was unfinished."
+    )
+
+
+def _beside(value: float | None, claimed: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" + (f" ({claimed})" if claimed is not None else "")
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f} ms" if value >= 10 else f"{value:.1f} ms"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _table(headings: Iterable[str], rows: Sequence[Sequence[Any]]) -> Table:
+    table = Table(box=box.SIMPLE)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,112 @@
+"""`jbatch bench throughput` and `jbatch bench latency`: one arm, continuous batching, as vLLM measures it."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.ladder import tables
+from bench.ladder.arms import ARMS
+from bench.ladder.batching import Batching, make_workloads, samplers
+from bench.ladder.ladder import climb
+from bench.measure import manifest
+from bench.measure.subject import LLMSubject
+from bench.options import LatencySetting, Setting
+from bench.results import ArmResult, Results, claimed, describe, write
+from bench.workloads.workload import Workload
+from jbatch.config import EngineConfig
+from jbatch.errors import JBatchError
+
+PERCENTILES = (10, 25, 50, 75, 90, 99)
+CONTINUOUS = ARMS["continuous"]
+
+
+class ArmFailed(JBatchError):
+    """The one arm of a command did not run."""
+
+
+def run_throughput(
+    asked: Batching, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
+) -> Results:
+    """One workload through one engine. Raises what `run_batching` raises, and ArmFailed."""
+    options: dict[str, Any] = {"max_num_seqs": EngineConfig.max_num_seqs, "seed": setting.seed}
+    options |= samplers(setting) | engine_options
+    (workload,) = make_workloads(asked, setting, options, workload_options)
+    with claimed(asked.output_json):
+        arm, about = _run(asked.model, options, workload, setting)
+        assert arm.rates is not None
+        total = workload.num_prompt_tokens + workload.num_output_tokens
+        figures = {
+            "elapsed_time": arm.rates.duration_s - arm.rates.idle_s,
+            "num_requests": len(workload.items),
+            "total_num_tokens": total,
+            "requests_per_second": arm.rates.request_throughput,
+            "tokens_per_second": arm.rates.total_token_throughput,
+        }
+        arms = {CONTINUOUS.name: arm}
+        results = Results("throughput", about, describe(workload), arms, extra=figures)
+        _save(asked.output_json, results)
+    out = tables.console()
+    out.print(tables.describe_workload(results.workload))
+    out.print(
+        f"Throughput: {arm.rates.request_throughput:.2f} requests/s, "
+        f"{arm.rates.total_token_throughput:.2f} total tokens/s, "
+        f"{arm.rates.output_throughput:.2f} output tokens/s"
+    )
+    out.print(f"Total num prompt tokens:  {workload.num_prompt_tokens}")
+    out.print(f"Total num output tokens:  {workload.num_output_tokens}")
+    return results
+
+
+def run_latency(asked: Batching, setting: LatencySetting, engine_options: dict[str, Any]) -> Results:
+    """The time of one batch, again and again. Raises what `run_batching` raises, and ArmFailed."""
+    passes = Setting(setting.batch_size, setting.seed, setting.num_iters)
+    options = {"max_num_seqs": setting.batch_size, "seed": setting.seed} | samplers(passes) | engine_options
+    lengths = {"input_len": setting.input_len, "output_len": setting.output_len}
+    (workload,) = make_workloads(asked, passes, options, lengths)
+    with claimed(asked.output_json):
+        arm, about = _run(asked.model, options, workload, passes, setting.num_iters_warmup)
+        seconds = [workload.num_output_tokens / speed for speed in arm.repeats]
+        points = dict(zip(PERCENTILES, np.percentile(seconds, PERCENTILES).tolist(), strict=True))
+        figures = {"avg_latency": statistics.mean(seconds), "latencies": seconds, "percentiles": points}
+        arms = {CONTINUOUS.name: arm}
+        results = Results("latency", about, describe(workload), arms, extra=figures)
+        _save(asked.output_json, results)
+    out = tables.console()
+    out.print(tables.describe_workload(results.workload))
+    out.print(f"Avg latency: {figures['avg_latency']} seconds")
+    for percentile, value in points.items():
+        out.print(f"{percentile}% percentile latency: {value} seconds")
+    return results
+
+
+def _run(
+    model: str, options: dict[str, Any], workload: Workload, setting: Setting, num_warm_up: int = 0
+) -> tuple[ArmResult, dict[str, Any]]:
+    """Continuous batching's result, after passes that do not count, and the manifest."""
+    subject = LLMSubject(model, workload.longest, options, measure_floor=False)
+    try:
+        if num_warm_up:
+            warm_up = dataclasses.replace(setting, repeats=num_warm_up)
+            _checked(climb(subject, [CONTINUOUS], workload, warm_up))
+        arm = _checked(climb(subject, [CONTINUOUS], workload, setting))
+        about = {"setting": dataclasses.asdict(setting), "clocks_after": manifest.clocks()}
+        return arm, manifest.collect() | subject.about | about
+    finally:
+        subject.close()
+
+
+def _checked(arms: dict[str, ArmResult]) -> ArmResult:
+    (arm,) = arms.values()
+    if arm.not_run is not None:
+        raise ArmFailed(f"{arm.label}: not run: {arm.not_run}")
+    return arm
+
+
+def _save(path: Path | None, results: Results) -> None:
+    if path is not None:
+        write(path, results)

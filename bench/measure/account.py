@@ -1,0 +1,118 @@
+"""From a pass to its steps: what each computed, what lay in the cache, and what it takes at least.
+
+Sequences are replayed from the plans alone. A sequence's number is that of its request, since a fresh
+scheduler counts them as they are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.measure.drive import Event, Run
+from bench.measure.floor import Floor
+from bench.results import StepRow
+from jbatch.host.metrics import StepRecord
+from jbatch.host.plan import StepPlan
+
+
+class Replay:
+    """Which sequences hold pages, and for how many tokens.
+
+    hold: as the admission's `hold_finished`: pages are given back when all have ended.
+    """
+
+    def __init__(self, output_lens: Sequence[int], hold: bool):
+        self.held: dict[int, int] = {}  # sequence -> tokens in the cache, those of launched steps included
+        self._left = list(output_lens)  # tokens that are still to come
+        self._hold = hold
+
+    def launch(self, plan: StepPlan) -> None:
+        for seq_id in plan.preempted:
+            self.held.pop(seq_id, None)
+        if plan.chunks:
+            for seq_id, chunk in zip(plan.seq_ids, plan.chunks, strict=True):
+                self.held[seq_id] = chunk.start + len(chunk.token_ids)
+        else:
+            for seq_id in _active(plan):
+                self.held[seq_id] += 1
+
+    def take_in(self, plan: StepPlan) -> None:
+        """A step's result: each row that was not held or still in its prompt got a token."""
+        if plan.chunks:
+            pairs = zip(plan.seq_ids, plan.chunks, strict=True)
+            given = [seq_id for seq_id, chunk in pairs if chunk.setup is not None]
+        else:
+            given = _active(plan)
+        for seq_id in given:
+            self._left[seq_id] -= 1
+        if not self._hold or all(self._left[seq_id] == 0 for seq_id in self.held):
+            for seq_id in [seq_id for seq_id in self.held if self._left[seq_id] == 0]:
+                del self.held[seq_id]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.held.values())
+
+    def num_pages(self, page_size: int) -> int:
+        return sum(-(-tokens // page_size) for tokens in self.held.values())
+
+
+def step_rows(run: Run, page_size: int, hold: bool, floor: Floor | None = None) -> list[StepRow]:
+    """One row per step. Pages and tokens in the cache are counted when the step's result had been taken in:
+    then the next step, if any, has been launched, and what ended has given its pages back."""
+    replay = Replay([item.output_len for item in run.workload.items], hold)
+    waiting: dict[int, tuple[StepPlan, float | None]] = {}
+    rows = []
+    for event in run.events:
+        if event.plan is not None:
+            replay.launch(event.plan)
+            least = None if floor is None else _floor_s(event.plan, replay, floor)
+            waiting[event.plan.step_idx] = event.plan, least
+        if event.record is not None:
+            plan, least = waiting.pop(event.record.step_idx)
+            replay.take_in(plan)
+            rows.append(_row(event, event.record, plan, replay, page_size, least))
+    return rows
+
+
+def _row(
+    event: Event, record: StepRecord, plan: StepPlan, replay: Replay, page_size: int, floor_s: float | None
+) -> StepRow:
+    frozen = plan.frozen or (False,) * len(plan.rows)
+    return StepRow(
+        kind=record.kind,
+        slots=record.slots,
+        slots_used=record.slots_used,
+        pages_used=replay.num_pages(page_size),
+        device_s=record.device_s,
+        t=event.t,
+        floor_s=floor_s,
+        computed=record.computed,
+        useful=record.useful,
+        padded=record.padded,
+        wasted=record.wasted,
+        recomputed=record.recomputed,
+        kv_tokens=replay.num_tokens,
+        rows=[list(map(int, slot)) for slot in zip(plan.rows, plan.seq_ids, frozen, strict=True)],
+    )
+
+
+def _active(plan: StepPlan) -> list[int]:
+    """Sequences of a decode step that get a token."""
+    if not plan.frozen:
+        return list(plan.seq_ids)
+    return [seq_id for seq_id, frozen in zip(plan.seq_ids, plan.frozen, strict=True) if not frozen]
+
+
+def _floor_s(plan: StepPlan, replay: Replay, floor: Floor) -> float:
+    if not plan.chunks:
+        active = _active(plan)
+        return floor.decode_s(len(active), sum(replay.held[seq_id] for seq_id in active))
+    tokens = [len(chunk.token_ids) for chunk in plan.chunks]
+    keys = [chunk.start + length for chunk, length in zip(plan.chunks, tokens, strict=True)]
+    pairs = sum(
+        length * (chunk.start + 1 + end) // 2
+        for chunk, length, end in zip(plan.chunks, tokens, keys, strict=True)
+    )
+    samples = sum(chunk.setup is not None for chunk in plan.chunks)
+    return floor.prefill_s(sum(tokens), samples, sum(keys), pairs)

@@ -1,0 +1,118 @@
+"""One pass of a workload through an engine, with the time of every token."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from bench.workloads.workload import Workload
+from jbatch.engine.engine import Engine, EngineStep
+from jbatch.errors import JBatchError
+from jbatch.host.metrics import StepRecord, Summary
+from jbatch.host.plan import StepPlan
+from jbatch.outputs import FinishReason, RequestOutput
+from jbatch.sampling_params import SamplingParams
+
+
+class RunError(JBatchError):
+    """A pass in which not all requests got all their tokens."""
+
+
+class Event(NamedTuple):
+    """One call of `Engine.step`: what was launched, what came in, and when the call ended."""
+
+    plan: StepPlan | None
+    record: StepRecord | None
+    t: float  # seconds since the run's begin
+
+
+class Run(NamedTuple):
+    """What is kept of a pass; all else is worked out from it afterwards, so that nothing slows the engine.
+
+    Times are seconds since the run's begin, on a clock that skips what is idle.
+    """
+
+    workload: Workload
+    events: list[Event]
+    arrivals: list[float]  # by request
+    token_times: list[list[float]]
+    duration_s: float  # until the last token
+    idle_s: float  # of it, with nothing unfinished
+    summary: Summary
+
+
+def drive(
+    engine: Engine,
+    workload: Workload,
+    *,
+    predicted: Sequence[int] | None = None,
+    max_concurrency: int | None = None,
+    temperature: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Run:
+    """Add requests as their arrival comes on the clock, and step until all have ended.
+
+    While nothing is unfinished the clock is moved on to the next arrival instead of waiting for it.
+
+    Args:
+      engine: a fresh one.
+      predicted: output lengths, for policy "sjf".
+      max_concurrency: requests in the engine at once; others are sent when one ends, and their latencies
+        count from then, as in `vllm bench`.
+
+    Raises:
+      RunError: where a request did not get exactly the tokens it wants.
+    """
+    items = workload.items
+    params = [_params(item.output_len, temperature) for item in items]
+    most = math.inf if max_concurrency is None else max_concurrency
+    token_times: list[list[float]] = [[] for _ in items]
+    arrivals: list[float] = []  # of those that were sent
+    events: list[Event] = []
+    begin, skipped, last = clock(), 0.0, 0.0
+    while len(arrivals) < len(items) or engine.has_unfinished:
+        now = clock() - begin + skipped
+        if not engine.has_unfinished:
+            ahead = items[len(arrivals)].arrival - now
+            skipped, now = skipped + max(0.0, ahead), now + max(0.0, ahead)
+        while len(arrivals) < len(items) and engine.num_unfinished < most:
+            number, item = len(arrivals), items[len(arrivals)]
+            if item.arrival > now:
+                break
+            arrivals.append(item.arrival if max_concurrency is None else now)
+            engine.add_request(
+                str(number),
+                item.prompt_token_ids,
+                params[number],
+                arrival=begin - skipped + item.arrival,
+                predicted_len=None if predicted is None else predicted[number],
+            )
+        step = engine.step()
+        last = clock() - begin + skipped
+        _note(step, last, events, token_times, workload)
+    return Run(workload, events, arrivals, token_times, last, skipped, engine.summary)
+
+
+def _params(output_len: int, temperature: float) -> SamplingParams:
+    return SamplingParams(max_tokens=output_len, ignore_eos=True, temperature=temperature, detokenize=False)
+
+
+def _note(
+    step: EngineStep, now: float, events: list[Event], token_times: list[list[float]], workload: Workload
+) -> None:
+    events.append(Event(step.plan, step.record, now))
+    for new in step.progress:
+        token_times[int(new.request_id)] += [now] * len(new.token_ids)
+    for output in step.outputs:
+        _check(output, workload.items[int(output.request_id)].output_len)
+
+
+def _check(output: RequestOutput, output_len: int) -> None:
+    (completion,) = output.outputs
+    if completion.finish_reason != FinishReason.LENGTH or len(completion.token_ids) != output_len:
+        raise RunError(
+            f"request {output.request_id} ended with {len(completion.token_ids)} of {output_len} tokens, "
+            f"finish_reason={str(completion.finish_reason)!r}: {output.error or 'no error'}"
+        )

@@ -1,0 +1,99 @@
+"""From a pass to its figures: counts, rates and latencies, by vLLM's names."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from bench.measure.drive import Run
+from bench.results import Counts, Latencies, Rates, RequestRow, Spread, StepRow
+
+
+def counts(run: Run, steps: Sequence[StepRow], page_size: int, compilations: int) -> Counts:
+    """Totals over the steps."""
+    summary = run.summary
+    prefill = [step for step in steps if step.kind == "prefill"]
+    decode = [step for step in steps if step.kind == "decode"]
+    places = sum(step.pages_used for step in steps) * page_size
+    return Counts(
+        decode_steps=summary.decode_steps,
+        prefill_steps=summary.prefill_steps,
+        slot_steps=summary.slot_steps,
+        useful_slot_steps=summary.useful_slot_steps,
+        output_tokens=summary.output_tokens,
+        prefill_tokens=summary.prefill_tokens,
+        useful_prefill_tokens=summary.useful_prefill_tokens,
+        recomputed=summary.recomputed,
+        prefill_padded=sum(step.padded for step in prefill),
+        decode_padded=sum(step.padded for step in decode),
+        decode_wasted=sum(step.wasted for step in decode),
+        num_preempted=summary.num_preempted,
+        peak_pages_used=summary.peak_pages_used,
+        slot_use=summary.slot_use,
+        padded_share=1 - summary.prefill_use,
+        kv_use=sum(step.kv_tokens for step in steps) / places if places else 0.0,
+        compilations_after_warmup=compilations,
+    )
+
+
+def rates(run: Run, steps: Sequence[StepRow], limits: Mapping[str, float] | None = None) -> Rates:
+    """Per second of busy time; `limits` (ms, by latency) are those of goodput."""
+    busy_s = max(run.duration_s - run.idle_s, 1e-9)
+    num_output, device_s = run.workload.num_output_tokens, sum(step.device_s for step in steps)
+    floors = [step.floor_s for step in steps if step.floor_s is not None]
+    return Rates(
+        duration_s=run.duration_s,
+        idle_s=run.idle_s,
+        request_throughput=len(run.arrivals) / busy_s,
+        output_throughput=num_output / busy_s,
+        total_token_throughput=(run.workload.num_prompt_tokens + num_output) / busy_s,
+        request_goodput=num_within(run, limits) / busy_s if limits else None,
+        device_busy_share=device_s / busy_s if device_s else None,
+        floor_share=sum(floors) / busy_s if floors else None,
+    )
+
+
+def request_rows(run: Run) -> list[RequestRow]:
+    return [
+        RequestRow(arrival, times[0], times[-1], len(item.prompt_token_ids), item.output_len)
+        for arrival, times, item in zip(run.arrivals, run.token_times, run.workload.items, strict=True)
+    ]
+
+
+def latencies(run: Run) -> Latencies:
+    """In milliseconds."""
+    rows = request_rows(run)
+    gaps = (later - sooner for times in run.token_times for sooner, later in itertools.pairwise(times))
+    return Latencies(
+        ttft=spread(_latency(row, "ttft") for row in rows),
+        tpot=spread(_latency(row, "tpot") for row in rows),
+        itl=spread(1e3 * gap for gap in gaps),
+        e2el=spread(_latency(row, "e2el") for row in rows),
+    )
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """None where there are no values; percentiles are interpolated."""
+    known = np.array([value for value in values if value is not None])
+    if not known.size:
+        return None
+    return Spread(float(known.mean()), *(float(p) for p in np.percentile(known, (50, 90, 99))))
+
+
+def num_within(run: Run, limits: Mapping[str, float]) -> int:
+    """Requests that keep all limits; one without a latency (TPOT of one token) keeps its limit."""
+    return sum(
+        all((_latency(row, name) or 0.0) <= limit for name, limit in limits.items())
+        for row in request_rows(run)
+    )
+
+
+def _latency(row: RequestRow, name: str) -> float | None:
+    """Milliseconds of one request."""
+    if name == "ttft":
+        return 1e3 * (row.first_token - row.arrival)
+    if name == "e2el":
+        return 1e3 * (row.end - row.arrival)
+    return 1e3 * (row.end - row.first_token) / (row.output_len - 1) if row.output_len > 1 else None

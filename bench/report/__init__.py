@@ -1,0 +1,1 @@
+"""`jbatch bench report`: results as one page with pictures."""

@@ -1,0 +1,105 @@
+"""`jbatch bench report DIR`: all results of a folder as one HTML page, and its pictures as PNG files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.report import arms as report_arms
+from bench.report import page as report_page
+from bench.report import suite as report_suite
+from bench.report.page import Section
+from jbatch.errors import ConfigError
+
+PAGE = "report.html"
+MAKERS = report_suite.MAKERS | report_arms.MAKERS  # in the order of the page, by the kind of result
+
+
+class Left(NamedTuple):
+    """A file that is not in the report, and why."""
+
+    file: str
+    reason: str
+
+
+def write(folder: Path, max_pictures: int | None = None) -> Path:
+    """Read every JSON file of the folder; write report.html and the pictures; the page's path.
+
+    A file that cannot be read is a row of the page, with the reason; the others are drawn.
+
+    Args:
+      max_pictures: PNG files that the folder may hold in the end; the page has all pictures anyway.
+
+    Raises:
+      ConfigError: for a folder without results.
+    """
+    if not folder.is_dir():
+        raise ConfigError("folder", str(folder), "is no directory")
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise ConfigError("folder", str(folder), "holds no results: there is no JSON file in it")
+    sections, left, across = read(files)
+    page = folder / PAGE
+    title = f"jbatch: results in {folder.resolve().name}"
+    page.write_text(report_page.page(title, _body(sections, left, across)), encoding="utf-8")
+    pictures = sorted((p for s in sections for p in s.pictures), key=lambda picture: picture.rank)
+    names = {picture.file for picture in pictures}
+    others = sum(file.name not in names for file in folder.glob("*.png"))
+    room = None if max_pictures is None else max(0, max_pictures - others)
+    for picture in pictures[:room]:
+        (folder / picture.file).write_bytes(picture.png)
+    return page
+
+
+def read(files: Sequence[Path]) -> tuple[list[Section], list[Left], list[str]]:
+    """A section for each file that holds a result, in the order of MAKERS; the other files; and what can be
+    said of several files at once."""
+    sections: list[tuple[int, Section]] = []
+    contents, left = [], []
+    for file in files:
+        try:
+            content = _content(file)
+            kind = content["kind"]
+            sections.append((list(MAKERS).index(kind), MAKERS[kind](file, content)))
+            contents.append(content)
+        except (OSError, ValueError, ConfigError) as error:
+            left.append(Left(file.name, str(error)))
+        except (KeyError, TypeError, IndexError, AttributeError) as error:  # a result of another make
+            left.append(Left(file.name, f"is malformed: {type(error).__name__}: {error}"))
+    ordered = [section for _, section in sorted(sections, key=lambda pair: pair[0])]
+    return ordered, left, report_arms.over_unbatched(contents)
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """Raises ValueError for what is not a result of a known kind."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"is no JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("schema") != 1:
+        raise ValueError("is no result: it has no schema 1")
+    if content.get("kind") not in MAKERS:
+        raise ValueError(f"kind {content.get('kind')!r}: must be one of {', '.join(MAKERS)}")
+    return content
+
+
+def _body(sections: Sequence[Section], left: Sequence[Left], across: Sequence[str]) -> list[str]:
+    body = [report_page.contents((section.anchor, section.title) for section in sections)]
+    if left:
+        body += [report_page.heading("Files left out"), report_page.table(("file", "why"), left)]
+    return [*body, *across, *(section.html() for section in sections)]
+
+
+def main(args: list[str]) -> int:
+    """The command's own flags; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="jbatch bench report",
+        description="Draw all results (*.json) of a folder: DIR/report.html, and its pictures as DIR/*.png.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    page = write(parser.parse_args(args).folder)
+    print(f"wrote {page}")
+    return 0

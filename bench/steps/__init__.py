@@ -1,0 +1,1 @@
+"""`python -m bench.steps`: steps of whole models beside their floor."""

@@ -1,0 +1,200 @@
+"""A model's steps without an engine: weights and a full cache on the device, and any step again and again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import weights
+from bench.measure import ceilings, manifest, random_data
+from bench.measure.timing import Times, summary
+from jbatch.config import ModelConfig
+from jbatch.device.backend import Attention, problem_of
+from jbatch.device.model import abstract_params
+from jbatch.device.runner import Program, compile_step
+from jbatch.device.state import EngineState, StateShape
+from jbatch.host.plan import ROW_WIDTH, Bucket, RowSetup, row_columns
+from jbatch.sampling_params import Sampler
+from pallas_kernels.implementations import declines
+
+BACKENDS = ("mosaic", "triton", "xla")
+STRETCH_S = 0.06  # of one timed stretch: what starting it costs is then below 1 %
+MAX_CALLS = 64  # steps of a stretch, by which a decode step's context grows
+MEMORY_SHARE = 0.85  # of what JAX may take, for weights and cache; the rest is for temporaries
+
+
+class Size(NamedTuple):
+    """What is measured of a model: its shape, and how long its sequences are."""
+
+    name: str
+    config: ModelConfig
+    context: int  # tokens in the cache of each sequence
+    page_size: int = 64
+
+
+class Model:
+    """Random weights, random keys and values, and a row for each slot; page 0 holds NaN.
+
+    Row i owns pages 1 + i * pages_per_seq and on, and has `context` tokens of cache.
+    """
+
+    def __init__(self, size: Size, num_rows: int, device: jax.Device):
+        self.config, self.context, self.device = size.config, size.context, device
+        self.shape = state_shape(size, num_rows)
+        like = abstract_params(size.config)
+        sharding = jax.sharding.SingleDeviceSharding(device)
+        drawn = weights.random(like, 0, shardings=dict.fromkeys(like, sharding))
+        self.params = tuple(drawn[name] for name in like)
+        leaves = self.shape.abstract(size.config)
+        pools = [
+            random_data.kv_pool(leaf.shape, size.config.dtype, 1 + idx, 1.0)
+            for idx, leaf in enumerate(leaves.kv_pages)
+        ]
+        self.state = EngineState(self._rows(), self._tables(), tuple(pools))
+        jax.block_until_ready(self.state)
+
+    def reset(self) -> None:
+        """Every sequence as it was at first: the steps made it longer."""
+        self.state = self.state._replace(rows=self._rows())
+
+    def run(self, program: Any, packed: np.ndarray) -> jax.Array:
+        """Dispatch a step; its output, still on the device."""
+        self.state, output = program(self.params, self.state, packed)
+        return output
+
+    @property
+    def lost(self) -> bool:
+        """Whether a step failed on the device: it took the state along."""
+        return self.state.rows.is_deleted()
+
+    def close(self) -> None:
+        """Free the device's memory, for the next model."""
+        for leaf in jax.tree.leaves((self.params, self.state)):
+            if not leaf.is_deleted():
+                leaf.delete()
+
+    def _rows(self) -> jax.Array:
+        rows = np.zeros((self.shape.num_rows, ROW_WIDTH), np.int32)
+        for idx in range(self.shape.num_rows):
+            token = (7919 * (idx + 1)) % self.config.vocab_size
+            rows[idx] = row_columns(RowSetup(last_token=token, length=self.context, budget=2**30))
+        return jax.device_put(rows, self.device)
+
+    def _tables(self) -> jax.Array:
+        return jax.device_put(own_pages(self.shape), self.device)
+
+
+def state_shape(size: Size, num_rows: int) -> StateShape:
+    """With room for what the steps add to each sequence."""
+    pages_per_seq = -(-(size.context + MAX_CALLS + 1) // size.page_size)
+    return StateShape(num_rows, 1 + num_rows * pages_per_seq, size.page_size, pages_per_seq)
+
+
+def own_pages(shape: StateShape) -> np.ndarray:
+    """Block tables [num_rows, pages_per_seq] in which no page comes twice, in random order."""
+    pages = 1 + np.random.default_rng(0).permutation(shape.num_rows * shape.pages_per_seq)
+    return pages.astype(np.int32).reshape(shape.num_rows, shape.pages_per_seq)
+
+
+def memory_needed(size: Size, num_rows: int) -> int:
+    """Bytes of weights and cache."""
+    params = sum(int(np.prod(leaf.shape)) for leaf in abstract_params(size.config).values())
+    shape = state_shape(size, num_rows)
+    itemsize = jnp.dtype(size.config.dtype).itemsize
+    return params * itemsize + shape.num_pages * shape.page_size * size.config.kv_bytes_per_token
+
+
+def why_too_large(size: Size, num_rows: int, device: jax.Device) -> str | None:
+    """Why the device cannot hold weights and cache; None where it can."""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    need = memory_needed(size, num_rows)
+    if limit is None or need <= MEMORY_SHARE * limit:
+        return None
+    return f"needs {need / 1e9:.0f} GB of weights and cache, the device has {limit / 1e9:.0f} GB"
+
+
+def why_not(backend: str, model: Model, bucket: Bucket) -> str | None:
+    """Why an attention backend cannot run a step on this device, uninterpreted; None where it can."""
+    if backend == "xla":
+        return None
+    return declines(backend, problem_of(model.config, model.shape, bucket), model.device)
+
+
+def compile_greedy(model: Model, bucket: Bucket, backend: str) -> Any:
+    """The engine's own program of a bucket with an attention backend: greedy where it decodes."""
+    sampler = Sampler.GREEDY if bucket.kind == "decode" else Sampler.FILTERED
+    attention = Attention(backend, backend)
+    return compile_step(model.config, model.shape, Program(bucket, sampler), model.device, attention)
+
+
+def time_steps(model: Model, program: Any, packed: np.ndarray, rounds: int) -> Times:
+    """Seconds per step of stretches of steps that are dispatched back to back: nothing waits in between."""
+    model.run(program, packed).block_until_ready()
+    calls = 3
+    _, estimate = _stretch(model, program, packed, calls)
+    calls = min(MAX_CALLS, max(3, round(STRETCH_S / (estimate / calls))))
+    return summary([_stretch(model, program, packed, calls)[1] for _ in range(rounds)], calls)
+
+
+def _stretch(model: Model, program: Any, packed: np.ndarray, calls: int) -> tuple[np.ndarray, float]:
+    model.reset()
+    jax.block_until_ready(model.state.rows)
+    begin = time.perf_counter()
+    for _ in range(calls):
+        output = model.run(program, packed)
+    output.block_until_ready()
+    return np.asarray(output), time.perf_counter() - begin
+
+
+class Rows:
+    """Rows of results in a JSON file that is whole after each of them."""
+
+    def __init__(self, path: Path | None, about: Mapping[str, Any]):
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        self.result = {"schema": 1, **about, "manifest": manifest.collect(), "rows": self.rows}
+
+    def add(self, row: Mapping[str, Any], line: str) -> None:
+        """Keep a row, and print it as a line for people."""
+        print(line, flush=True)
+        self.rows.append(dict(row))
+        if self.path is not None:
+            whole = self.path.with_suffix(".tmp")
+            whole.write_text(json.dumps(self.result, indent=1) + "\n")
+            whole.replace(self.path)
+
+
+class Rates(NamedTuple):
+    """What the device was measured to do at most."""
+
+    read_bytes_per_s: float
+    gemm_flop_per_s: float
+
+
+def rates(path: Path | None, tiny: bool) -> Rates:
+    """Those in the file that bench.measure.ceilings wrote, where there is one; else measured now."""
+    if path is not None and path.exists():
+        found = json.loads(path.read_text())["ceilings"]
+        return Rates(found["read_bytes_per_s"], found["gemm_flop_per_s"])
+    print("ceilings ...", flush=True)
+    sizes, rounds = (ceilings.SMOKE, 1) if tiny else (ceilings.Sizes(), ceilings.ROUNDS)
+    measured = ceilings.measure(sizes, rounds)
+    return Rates(measured.read_bytes_per_s, measured.gemm_flop_per_s)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What all programs take that time steps."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, after each")
+    parser.add_argument(
+        "--ceilings", type=Path, metavar="FILE", help="of bench.measure.ceilings; else measured"
+    )
+    parser.add_argument("--seconds", type=float, default=600.0, help="begin nothing after that long")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, on a CPU too: not a measurement")

@@ -1,0 +1,1 @@
+"""What is asked of every arm: prompts, lengths and arrival times."""

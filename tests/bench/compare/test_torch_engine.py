@@ -1,0 +1,223 @@
+"""The PyTorch executor under jbatch's engine and scheduler, beside jbatch's own runner."""
+
+import numpy as np
+import pytest
+
+from jbatch import SamplingParams
+from jbatch.device.model import abstract_params
+from jbatch.errors import ConfigError, JBatchError
+from jbatch.host.plan import Bucket, StepInput, decode_bucket, padding
+from jbatch.model_dir.config_json import parse_config
+from jbatch.outputs import FinishReason
+from jbatch.sampling_params import Sampler
+from jbatch.sim.plan_file import PlanShape, PlanWriter, read_plans
+from jbatch.sim.replay import replay, tokens_by_sequence
+from tests.helpers.hf_checkpoint import tiny, write_checkpoint
+from tests.helpers.tiny_engine import (
+    DECODE,
+    MAX_MODEL_LEN,
+    NUM_PAGES,
+    NUM_ROWS,
+    PAGE_SIZE,
+    PREFILL,
+    drain,
+    make_engine,
+    make_scheduler,
+    shared_runner,
+    tiny_config,
+    tiny_params,
+)
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from bench.compare import hugging_face  # noqa: E402, torch may be missing
+from bench.compare.torch_engine.kernels import choose  # noqa: E402
+from bench.compare.torch_engine.model import build, from_jax  # noqa: E402
+from bench.compare.torch_engine.runner import Options, TorchRunner  # noqa: E402
+from bench.compare.torch_engine.sampling import gumbel  # noqa: E402
+from bench.workloads.workload import WorkItem  # noqa: E402
+
+torch.set_num_threads(1)
+
+SHAPE = PlanShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE, 96)
+FAMILIES = {
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "tied, one KV head, yarn": {
+        "tie_word_embeddings": True,
+        "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4,
+                            "original_max_position_embeddings": 32},
+    },
+    "qwen3": {"model_type": "qwen3", "head_dim": 24},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def torch_runner():
+    return TorchRunner(tiny_config(), from_jax(tiny_params()), SHAPE, [PREFILL, DECODE])
+
+
+def requests(case, count=9, **options):
+    """Prompts longer than a step among them, so that some come in chunks."""
+    rng = np.random.default_rng(case)
+    for idx in range(count):
+        prompt = rng.integers(3, 96, rng.choice((1, 5, 16, 17, 40, 70))).tolist()
+        yield (
+            str(idx),
+            prompt,
+            SamplingParams(**{"temperature": 0, "max_tokens": int(rng.integers(1, 24)), **options}),
+        )
+
+
+def run(runner, case, *, mode="continuous", scheduler=None, **options):
+    engine = make_engine(scheduler or make_scheduler(mode), runner)
+    for request in requests(case, **options):
+        engine.add_request(*request)
+    outputs = drain(engine)
+    return {
+        key: (output.outputs[0].token_ids, output.outputs[0].finish_reason) for key, output in outputs.items()
+    }
+
+
+@pytest.mark.parametrize("mode", ["continuous", "static", "static-padded"])
+def test_tokens_are_those_of_jbatch(torch_runner, mode):
+    ours, theirs = (run(runner, 1, mode=mode, ignore_eos=True) for runner in (torch_runner, shared_runner()))
+    assert ours == theirs
+    assert len(ours) == 9 and all(reason == FinishReason.LENGTH for _, reason in ours.values())
+
+
+def test_preempted_requests_too(torch_runner):
+    """Nine pages for four rows."""
+    for runner in (torch_runner, shared_runner()):
+        scheduler = make_scheduler(num_pages=10)
+        engine = make_engine(scheduler, runner)
+        for request in requests(2, max_tokens=20):
+            engine.add_request(*request)
+        drain(engine)
+        assert engine.summary.num_preempted
+    few, many = (
+        run(torch_runner, 2, scheduler=make_scheduler(num_pages=n), max_tokens=20) for n in (10, NUM_PAGES)
+    )
+    assert few == many == run(shared_runner(), 2, max_tokens=20)
+
+
+def test_stop_ids_and_min_tokens(torch_runner):
+    """Stop ids that greedy decoding meets: each request's own third and fifth token."""
+    free = run(shared_runner(), 3, max_tokens=12)
+    stops = sorted({tokens[idx] for tokens, _ in free.values() for idx in (2, 4)})[:16]
+    for min_tokens in (0, 7):
+        options = {"max_tokens": 12, "stop_token_ids": stops, "min_tokens": min_tokens}
+        ours, theirs = (run(runner, 3, **options) for runner in (torch_runner, shared_runner()))
+        assert ours == theirs
+        stopped = [tokens for tokens, reason in ours.values() if reason == FinishReason.STOP]
+        assert stopped and all(len(tokens) > min_tokens for tokens in stopped)
+
+
+def test_a_recorded_run_replays_alike_in_both(torch_runner, tmp_path):
+    engine = make_engine(make_scheduler(num_pages=10), shared_runner())
+    for request in requests(4, max_tokens=20):
+        engine.add_request(*request)
+    outputs, by_request = {}, {}
+    with PlanWriter(tmp_path / "plans", SHAPE) as writer:
+        while engine.has_unfinished:
+            by_request |= {live.sequence.request.request_id: key for key, live in engine._live.items()}
+            step = engine.step()
+            outputs |= {output.request_id: output.outputs[0].token_ids for output in step.outputs}
+            if step.plan is not None:
+                writer.write(step.plan)
+    recording = read_plans(tmp_path / "plans")
+    assert any(plan.preempted for plan in recording.plans)
+    for runner in (torch_runner, shared_runner()):
+        tokens = tokens_by_sequence(recording, replay(runner, recording).outputs)
+        assert {key: tokens[by_request[key]] for key in outputs} == outputs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_models_agree_with_transformers(family, tmp_path):
+    """jbatch and transformers are held against each other in tests/parity."""
+    params = write_checkpoint(tmp_path, tiny(**FAMILIES[family]), seed=5)
+    params = {name: torch.from_numpy(array) for name, array in params.items()}
+    runner = TorchRunner(parse_config(tiny(**FAMILIES[family])), params, SHAPE, [PREFILL, DECODE])
+    asked = list(requests(6, count=5))
+    items = [WorkItem(tuple(prompt), options.max_tokens, 0.0) for _, prompt, options in asked]
+    theirs = hugging_face.Generate(hugging_face.build(tmp_path, params), 2, items).run(items)
+    assert [run(runner, 6, count=5)[key][0] for key, _, _ in asked] == theirs
+
+
+def test_every_parameter_is_used():
+    """A tensor that is forgotten, or taken twice, changes no test above where it is zero or one."""
+    config = parse_config(tiny(**FAMILIES["qwen3"]))
+    params = {name: torch.zeros(leaf.shape) for name, leaf in abstract_params(config).items()}
+    llama = build(config, params, torch.zeros(config.head_dim // 2))
+    tensors = [llama.embedding, llama.norm, llama.unembedding]
+    tensors += [tensor for layer in llama.layers for tensor in layer if tensor is not None]
+    pointers = {tensor.data_ptr() for tensor in tensors}
+    assert pointers == {tensor.data_ptr() for tensor in params.values()}  # views, no copies
+
+
+def test_temperature_samples_the_softmax_by_each_seed(torch_runner):
+    options = {"temperature": 0.8, "count": 4, "max_tokens": 10}
+    first = run(torch_runner, 7, seed=1, **options)
+    assert first == run(torch_runner, 7, seed=1, **options)
+    assert (
+        first
+        != run(torch_runner, 7, seed=2, **options)
+        != run(torch_runner, 7, **options | {"temperature": 0})
+    )
+
+    ids = torch.arange(20_000)
+    noise = gumbel(ids, ids * 0, ids * 0 + 5, 4)
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
+    share = torch.bincount((logits + noise).argmax(dim=-1)) / 20_000
+    torch.testing.assert_close(share, logits.softmax(dim=-1), atol=0.02, rtol=0)
+    assert noise.isfinite().all() and (gumbel(ids, ids * 0 + 1, ids * 0 + 5, 4) != noise).any(dim=-1).all()
+
+
+def test_what_is_wrong_is_refused(torch_runner):
+    packed = padding(DECODE, NUM_ROWS, PAGE_SIZE)
+    with pytest.raises(JBatchError, match="sampler FILTERED: the PyTorch engine has greedy"):
+        torch_runner.submit(StepInput(DECODE, Sampler.FILTERED, packed))
+    with pytest.raises(KeyError):
+        torch_runner.submit(StepInput(decode_bucket(64), Sampler.GREEDY, packed))
+    bad = packed.copy()
+    bad[2 * NUM_ROWS : 2 * NUM_ROWS + 3] = (0, 0, NUM_PAGES)
+    with pytest.raises(JBatchError, match=f"page={NUM_PAGES}"):
+        torch_runner.submit(StepInput(DECODE, Sampler.GREEDY, bad))
+    closed = TorchRunner(tiny_config(), from_jax(tiny_params()), SHAPE, [DECODE])
+    closed.close()
+    with pytest.raises(JBatchError, match="closed"):
+        closed.submit(StepInput(DECODE, Sampler.GREEDY, packed))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("fastest", "must be one of auto, gather, triton, flash-attn, flash-attn-3, mosaic"),
+        ("triton", "needs an NVIDIA GPU|not installed"),
+        ("flash-attn", "needs an NVIDIA GPU|not installed"),
+        ("flash-attn-3", "needs an NVIDIA GPU|not installed"),
+        ("mosaic", "needs an NVIDIA GPU"),
+    ],
+)
+def test_kernels_that_cannot_run_say_why(name, reason):
+    with pytest.raises(ConfigError, match=reason):
+        choose(name, tiny_config(), SHAPE, torch.device("cpu"))
+    assert choose("auto", tiny_config(), SHAPE, torch.device("cpu"))[0] == "gather"
+
+
+def test_idle_buckets_change_nothing(torch_runner):
+    before = [pages.clone() for pages in torch_runner._state.kv_pages]
+    for bucket in (PREFILL, DECODE):
+        step = StepInput(bucket, Sampler.GREEDY, padding(bucket, NUM_ROWS, PAGE_SIZE))
+        output, _ = torch_runner.collect(torch_runner.submit(step))
+        assert not output.tokens.any() and not output.num_tokens.any() and not output.status.any()
+    for pages, old in zip(torch_runner._state.kv_pages, before, strict=True):
+        torch.testing.assert_close(pages[:NUM_PAGES], old[:NUM_PAGES], rtol=0, atol=0)
+
+
+def test_options_are_told(torch_runner):
+    told = torch_runner.describe()
+    assert told["attention"] == "gather" and told["execution"].startswith("eager; prefill: ")
+    assert not Options().compile
+    assert isinstance(PREFILL, Bucket)

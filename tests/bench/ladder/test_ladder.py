@@ -1,0 +1,229 @@
+"""The ladder on a runner without a model: counts are exact, the same on every machine."""
+
+import pytest
+
+from bench.ladder.arms import ARMS, choose_arms, predicted_lens
+from bench.ladder.gains import gains
+from bench.ladder.ladder import best_sizes, climb, offered_load, run_once, sweep, sweep_sizes
+from bench.measure.account import step_rows
+from bench.measure.drive import RunError, drive
+from bench.measure.floor import Floor
+from bench.options import Setting
+from bench.workloads.workload import WorkItem, Workload, make_workload
+from jbatch.errors import ConfigError
+from jbatch.host.policy import MODES
+from tests.helpers.fake_subject import CountingRunner, FakeSubject
+
+ONCE = Setting(repeats=1)
+
+
+def mixed(num_prompts=48, name="mixed_length", **options):
+    """The demo model's, by default too few requests for a gain."""
+    options = {"length_scale": 0.25} | options
+    return make_workload(name, num_prompts=num_prompts, seed=0, vocab_size=264, max_model_len=1024, **options)
+
+
+@pytest.fixture(scope="module")
+def default_run():
+    """What `jbatch bench batching` runs by default."""
+    workload = mixed(256)
+    return workload, climb(FakeSubject(), list(ARMS.values()), workload, ONCE)
+
+
+def test_the_order_of_the_ladder(default_run):
+    _, arms = default_run
+    steps = {name: arm.counts.decode_steps for name, arm in arms.items()}
+    assert steps["unbatched"] > steps["static"] == steps["static-padded"] > steps["continuous"]
+    slots = {name: arm.counts.slot_steps for name, arm in arms.items()}
+    assert slots["static-padded"] > slots["static"] >= slots["continuous"] >= slots["unbatched"]
+    assert slots["unbatched"] == steps["unbatched"] and slots["static-padded"] == 16 * steps["static-padded"]
+    assert steps["static-sorted"] <= steps["static-sorted-predicted"] < steps["static"]
+
+
+def test_padded_static_computes_2_9_times_the_rows_of_continuous(default_run):
+    workload, arms = default_run
+    ratio = arms["static-padded"].counts.slot_steps / arms["continuous"].counts.slot_steps
+    assert ratio >= 2.9
+    assert gains(arms, workload)["slot_steps static-padded / continuous"] == ratio
+
+
+def test_the_account_is_closed_and_the_work_is_equal(default_run):
+    workload, arms = default_run
+    for arm in arms.values():
+        counts = arm.counts
+        assert counts.output_tokens == workload.num_output_tokens
+        assert counts.useful_prefill_tokens == workload.num_prompt_tokens and counts.recomputed == 0
+        # The first token comes from prefill, each other one from a row of a decode step.
+        assert counts.useful_slot_steps == workload.num_output_tokens - len(workload.items)
+        assert counts.slot_steps == counts.useful_slot_steps + counts.decode_padded + counts.decode_wasted
+        for step in arm.steps:
+            assert step.useful + step.padded + step.wasted + step.recomputed == step.computed
+        assert len(arm.steps) == counts.decode_steps + counts.prefill_steps
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("name", ["static-padded", "static-sorted", "continuous"])
+@pytest.mark.parametrize("num_pages", [1024, 33])
+def test_pages_replayed_are_those_of_the_pool(name, overlap, num_pages):
+    """In a pool of 33 pages all preempt but padded batches, which are admitted by their worst case."""
+    subject, arm, workload = FakeSubject(overlap=overlap, num_pages=num_pages), ARMS[name], mixed()
+    engine = subject.new_engine(arm, 16)
+    run = drive(engine, workload, predicted=predicted_lens(arm, workload))
+    rows = step_rows(run, subject.page_size, MODES[arm.mode].hold_finished)
+    records = [event.record for event in run.events if event.record is not None]
+    assert [row.pages_used for row in rows] == [record.pages_used for record in records]
+    assert all(row.kv_tokens <= row.pages_used * subject.page_size for row in rows)
+    assert (engine.summary.num_preempted > 0) == (name != "static-padded" and num_pages == 33)
+
+
+def test_rows_name_the_requests():
+    result = climb(FakeSubject(), [ARMS["static-padded"]], mixed(), ONCE)["static-padded"]
+    prefill = next(step for step in result.steps if step.kind == "prefill")
+    assert sorted(number for _, number, _ in prefill.rows) == list(range(len(prefill.rows)))
+    held = [slot for step in result.steps for slot in step.rows if slot[2]]
+    wasted = sum(step.wasted for step in result.steps)
+    assert held and wasted == len(held)
+
+
+def test_every_step_has_its_floor():
+    floor = Floor(
+        1e9, 1e12, layer_params=10**6, head_params=10**5, itemsize=2, kv_bytes_per_token=64, flop_per_pair=8
+    )
+    subject = FakeSubject(floor=floor)
+    workload = Workload("two", (WorkItem((3,) * 16, 3, 0.0), WorkItem((4,) * 8, 2, 0.0)), 0, {})
+    (arm,) = climb(subject, [ARMS["continuous"]], workload, ONCE).values()
+    weights_s = 2 * 1.1e6 / 1e9
+    # Prefill computes 24 tokens; then both decode, with caches of 17 and 9; then one, with 18.
+    keys = {0: 24, 1: 26, 2: 18}
+    for number, step in enumerate(arm.steps):
+        assert step.floor_s == pytest.approx(weights_s + keys[number] * 64 / 1e9)
+    assert arm.rates.floor_share == pytest.approx(sum(s.floor_s for s in arm.steps) / arm.rates.duration_s)
+
+
+def test_repeats_take_turns_and_the_median_is_shown():
+    order, rounds = [], []
+
+    class Subject(FakeSubject):
+        def new_engine(self, arm, max_num_seqs):
+            order.append((arm.name, max_num_seqs))
+            return super().new_engine(arm, max_num_seqs)
+
+    arms = choose_arms(["continuous", "unbatched"])
+    results = climb(Subject(), arms, mixed(8), Setting(repeats=3), on_round=rounds.append)
+    assert order == [("unbatched", 1), ("continuous", 16)] * 3
+    assert [len(one["continuous"].repeats) for one in rounds] == [1, 2, 3]
+    shown = results["continuous"]
+    assert shown.rates.output_throughput == sorted(shown.repeats)[1]
+    assert shown.spread == pytest.approx((max(shown.repeats) - min(shown.repeats)) / sorted(shown.repeats)[1])
+
+
+class Failing(FakeSubject):
+    """Its second engine breaks in the middle."""
+
+    num_engines = 0
+
+    def new_engine(self, arm, max_num_seqs):
+        self.num_engines += 1
+        self.runner = BreaksAtStep5 if arm.name == "static" else CountingRunner
+        return super().new_engine(arm, max_num_seqs)
+
+
+class BreaksAtStep5(CountingRunner):
+    def submit(self, step):
+        if self.num_steps == 5:
+            raise RuntimeError("out of memory")
+        return super().submit(step)
+
+
+def test_an_arm_that_fails_is_a_row_and_takes_nobody_along():
+    subject = Failing()
+    results = climb(subject, list(ARMS.values()), mixed(16), Setting(repeats=2))
+    assert results["static"].not_run == "repeat 1: RuntimeError: out of memory"
+    assert results["static"].to_json().keys() == {"label", "definition", "not_run"}
+    others = [arm for name, arm in results.items() if name != "static"]
+    assert all(arm.not_run is None and len(arm.repeats) == 2 for arm in others)
+    assert subject.num_rebuilt == 1, "it is not tried again"
+    assert "static was not run" in gains(results, mixed(16))["refused"]
+
+
+def test_repeats_that_ended_are_kept_when_a_later_one_fails():
+    """And when the model cannot be built again."""
+
+    class Dies(FakeSubject):
+        num_engines = 0
+
+        def new_engine(self, arm, max_num_seqs):
+            self.num_engines += 1
+            if self.num_engines > 2:
+                raise RuntimeError("device lost")
+            return super().new_engine(arm, max_num_seqs)
+
+        def rebuild(self):
+            raise MemoryError("no room")
+
+    results = climb(Dies(), choose_arms(["static", "continuous"]), mixed(8), Setting(repeats=3))
+    for arm in results.values():
+        assert arm.not_run is None and len(arm.repeats) == 1
+        assert (
+            arm.extra["failed"] == "repeat 2: RuntimeError: device lost; building anew: MemoryError: no room"
+        )
+
+
+def test_a_request_that_is_refused_fails_its_arm_clearly():
+    result = climb(FakeSubject(max_model_len=64), [ARMS["continuous"]], mixed(), ONCE)["continuous"]
+    assert "RequestError: prompt_token_ids + max_tokens" in result.not_run
+
+
+def test_a_request_that_ends_early_fails_the_pass():
+    class EndsEarly(CountingRunner):
+        def _draw(self, slot, row, length, output):
+            super()._draw(slot, row, length, output)
+            output.status[slot] = 3  # not finite
+
+    with pytest.raises(
+        RunError, match=r"request 0 ended with 1 of \d+ tokens, finish_reason='error': logits"
+    ):
+        run_once(FakeSubject(runner=EndsEarly), ARMS["unbatched"], 1, mixed(2), ONCE)
+
+
+def test_a_sweep_runs_each_arm_at_each_size_and_finds_its_best():
+    found = sweep(FakeSubject(max_num_seqs=8), choose_arms(["unbatched", "continuous"]), mixed(24), ONCE)
+    assert [size for size, _ in found["unbatched"]] == [1]
+    assert [size for size, _ in found["continuous"]] == [2, 4, 8] == sweep_sizes(8)
+    assert best_sizes({"a": [(2, 5.0), (4, 9.0), (8, 7.0)], "b": []}) == {"a": 4}
+    sizes = {"continuous": 4}
+    result = climb(FakeSubject(max_num_seqs=8), [ARMS["continuous"]], mixed(24), ONCE, sizes)["continuous"]
+    assert result.max_num_seqs == 4 and max(step.slots_used for step in result.steps) == 4
+
+
+def test_sorted_batches_hold_like_lengths():
+    workload = mixed(64)
+    result = run_once(FakeSubject(), ARMS["static-sorted"], 16, workload, ONCE)
+    first = next(step for step in result.steps if step.kind == "decode").rows
+    shortest = sorted(item.output_len for item in workload.items)[16]
+    assert all(workload.items[number].output_len <= shortest for _, number, _ in first)
+    noisy, exact = (
+        predicted_lens(ARMS[name], workload) for name in ("static-sorted-predicted", "static-sorted")
+    )
+    assert exact == [item.output_len for item in workload.items] != noisy
+    assert noisy == predicted_lens(ARMS["static-sorted-predicted"], workload)
+    assert predicted_lens(ARMS["static"], workload) is None
+
+
+def test_an_offered_load_rescales_arrivals_to_capacity():
+    workload = mixed(32, request_rate=3.0, time_scale=2.0)
+    scaled, capacity, factor = offered_load(FakeSubject(), workload, ARMS["continuous"], 1.5)
+    span = scaled.items[-1].arrival - scaled.items[0].arrival
+    assert span == pytest.approx(32 / (1.5 * capacity))
+    assert scaled.scales["time_scale"] == pytest.approx(2.0 * factor) and scaled.scales["load"] == 1.5
+    assert [item[:2] for item in scaled.items] == [item[:2] for item in workload.items]
+
+
+def test_a_load_needs_arrivals():
+    with pytest.raises(ConfigError, match=r"load=1.5: rescales arrivals, and these come all at once"):
+        offered_load(FakeSubject(), mixed(4), ARMS["continuous"], 1.5)
+
+
+def test_unknown_arms_are_refused():
+    with pytest.raises(ConfigError, match="arms='dynamic': must be one of unbatched, static,"):
+        choose_arms(["dynamic"])

@@ -1,0 +1,150 @@
+"""The report is read by people; what can be checked is that all is there, and that the rest is drawn."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from bench.report import arms as report_arms
+from bench.report import command as report
+from bench.report import figures as report_figures
+from bench.report import slot_timeline
+from jbatch.cli.main import main as jbatch
+from jbatch.errors import ConfigError
+from tests.helpers import bench_results
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "batching-mixed.json").write_text(json.dumps(bench_results.content()))
+    return tmp_path
+
+
+def bars_only(**changes):
+    """Results without steps and requests: one picture, which is quick."""
+    content = bench_results.content(sweep={}, **changes)
+    for name in ("static-padded", "continuous"):
+        content["arms"][name] |= {"steps": [], "requests": []}
+    return content
+
+
+def arms(**changes):
+    return report_arms.read_arms(bench_results.content(**changes))[0]
+
+
+def test_the_page_and_its_pictures(folder, capsys):
+    with pytest.raises(SystemExit) as ended:
+        jbatch(["bench", "report", str(folder)])
+    assert not ended.value.code and "report.html" in capsys.readouterr().out
+    page = (folder / "report.html").read_text()
+    pictures = ("throughput", "slots", "latency", "tokens", "pages", "floor", "sweep")
+    assert {file.name for file in folder.glob("*.png")} == {f"batching-mixed-{name}.png" for name in pictures}
+    assert page.count("data:image/png;base64,") == len(pictures)
+    assert not re.search(r"<script|<link|src=\"(?!data:)|https?://", page)  # nothing comes from elsewhere
+    heading = re.search(r"<h2[^>]*>(batching[^<]*)", page)[1]
+    assert "CPU, demo model: counts are meaningful, times are mostly overhead" in heading
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    report.write(folder)
+    assert before == {file.name: file.read_bytes() for file in folder.iterdir()}, "the same bytes again"
+    for text in ("what static-padded is", "no torch here", "c0ffee", "1.50 x", "2.9 x", "length scale 0.25"):
+        assert text in page, text
+
+
+def test_a_gain_stands_beside_the_definition_of_its_baseline(folder):
+    content = bars_only()
+    padded, continuous = (content["arms"][name] for name in ("static-padded", "continuous"))
+    continuous["repeats"] = [a * b for a, b in zip(padded["repeats"], (1.0, 1.5, 1.25), strict=True)]
+    continuous |= {"attention": "sdpa", "execution": "eager"}
+    (folder / "batching-mixed.json").write_text(json.dumps(content))
+    page = report.write(folder).read_text()
+    (row,) = re.findall(r"<tr>.*?continuous / static-padded.*?</tr>", page)
+    assert "1.50 x" in row and "static-padded: what static-padded is" in row
+    assert "1.00 to 1.50 x (not trusted)" in row and "differed by up to 40%" in page
+    assert "LLaMA-7B on a GPU" in page and "attention: sdpa; execution: eager" in page
+    refused = bars_only(gains={"refused": "8 requests are fewer than 16 batches"})
+    (folder / "batching-mixed.json").write_text(json.dumps(refused))
+    page = report.write(folder).read_text()
+    assert "No gain is named: 8 requests are fewer than 16 batches." in page and "1.50 x" not in page
+    one = bars_only(gains={"jbatch / hf-generate": {"refused": "8 are too few"}})
+    (folder / "batching-mixed.json").write_text(json.dumps(one))
+    assert "none: 8 are too few" in report.write(folder).read_text()
+    assert [file.name for file in folder.glob("*.png")] == ["batching-mixed-throughput.png"]
+
+
+def test_scenarios_stand_side_by_side(folder):
+    ladder = {"static / unbatched": 1.25, "continuous / unbatched": 2.5}
+    (folder / "batching-mixed.json").write_text(json.dumps(bars_only(gains=ladder)))
+    heading = "Gains over unbatched, of all files"
+    assert heading not in report.write(folder).read_text()
+    bursty = bars_only(gains={"continuous / unbatched": 3.5})
+    bursty["workload"] |= {"name": "bursty_traffic"}
+    (folder / "batching-bursty.json").write_text(json.dumps(bursty))
+    page = report.write(folder).read_text()
+    rows = dict(re.findall(r'<tr><th scope="row">(\w+)</th>(.*?)</tr>', page[page.index(heading) :]))
+    assert "1.25 x (1.5 x)" in rows["mixed_length"] and "2.50 x (3.2 x)" in rows["mixed_length"]
+    assert "3.50 x (4.1 x)" in rows["bursty_traffic"] and "1.25" not in rows["bursty_traffic"]
+
+
+def test_what_cannot_be_read_is_a_row_and_the_rest_is_drawn(folder):
+    (folder / "batching-mixed.json").write_text(json.dumps(bars_only()))
+    (folder / "half.json").write_text('{"schema": 1, "kin')
+    (folder / "list.json").write_text("[]")
+    (folder / "new.json").write_text('{"schema": 1, "kind": "sideways"}')
+    (folder / "hollow.json").write_text('{"schema": 1, "kind": "batching", "manifest": {}}')
+    short = bench_results.content()
+    short["arms"]["continuous"]["steps"][2].pop()
+    (folder / "short.json").write_text(json.dumps(short))
+    page = report.write(folder).read_text()
+    rows = dict(re.findall(r'<tr><th scope="row">(\w+\.json)</th><td[^>]*>(.*?)</td>', page))
+    assert rows.keys() == {"half.json", "list.json", "new.json", "hollow.json", "short.json"}
+    assert "no JSON" in rows["half.json"] and "schema" in rows["list.json"]
+    assert "sideways" in rows["new.json"] and "malformed" in rows["hollow.json"]
+    assert "fields" in rows["short.json"]
+    assert page.count("<img") == 1
+
+
+def test_no_results_are_an_error(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match="folder"):
+            report.write(folder)
+
+
+def test_a_limit_on_pictures_counts_those_of_others(folder):
+    (folder / "kernels-decode.png").write_bytes(b"")
+    report.write(folder, max_pictures=3)
+    names = {file.name for file in folder.glob("*.png")}
+    assert names == {"kernels-decode.png", "batching-mixed-throughput.png", "batching-mixed-slots.png"}
+
+
+def test_the_slot_timeline_tells_all_states_apart():
+    padded, continuous = (slot_timeline.image(arm) for arm in arms())
+    colour = slot_timeline.to_rgb
+    first, second = (np.array(colour(name)) for name in slot_timeline.COLOURS[:2])
+    shade = slot_timeline.PREFILL_SHADE
+    assert np.allclose(padded[:, 0], [shade * first, shade * second])  # both prefill
+    assert np.allclose(padded[:, 1], [first, colour(slot_timeline.HELD)])  # request 1 has ended
+    assert np.allclose(continuous[0, 1], colour(slot_timeline.IDLE))  # another one prefills
+    assert np.allclose(continuous[0, -1], colour(slot_timeline.PADDING))  # one sequence in a bucket of two
+
+
+def test_every_token_is_counted_in_time():
+    for arm in arms():
+        times, total = report_figures.cumulative_tokens(arm)
+        assert total[-1] == sum(bench_results.OUTPUT_LENS) and (np.diff(times) >= 0).all()
+
+
+def test_latencies_of_requests():
+    ttft, tpot, e2el = report_figures.request_latencies(arms()[1])
+    assert ttft[0] == pytest.approx(bench_results.SECONDS)  # the first step prefills
+    assert len(tpot) == sum(length > 1 for length in bench_results.OUTPUT_LENS)
+    assert (e2el >= ttft).all()
+
+
+def test_without_a_floor_no_floor_is_drawn():
+    known, unknown = arms()
+    unknown.steps["floor_s"][:] = [None] * len(unknown.steps["floor_s"])
+    assert report_figures.step_times([known, unknown]) is not None
+    assert report_figures.step_times([unknown]) is None
