@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))  # run as a script from a checkout
 
 from bench.measure.shapes import SHAPES, model_config  # noqa: E402
 from jbatch.config import ModelConfig  # noqa: E402
-from tools import hlo  # noqa: E402
+from tools.gate import hlo  # noqa: E402
 
 SLOTS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN = 64, 4096, 64, 8192
 TINY = ModelConfig(96, 64, 96, 2, 4, 2, 64, 256)

@@ -37,7 +37,7 @@ SANITIZER_ENV = {
 
 def _checks(name: str, limit_s: float) -> Part:
     """A part of the test cases, not interpreted."""
-    command = ("tools/check_kernels.py", "--implementation", name)
+    command = ("tests/long/check_kernels.py", "--implementation", name)
     return Part(
         name=f"correct-{name}",
         command=command,

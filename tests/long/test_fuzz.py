@@ -1,4 +1,4 @@
-"""The first 2,000 inputs of every fuzzed surface: tools/fuzz.py has more. And the watch over them."""
+"""The first 2,000 inputs of every fuzzed surface: tests/long/fuzz.py has more. And the watch over them."""
 
 import collections
 import random
@@ -45,7 +45,7 @@ def test_what_gets_through_is_reported(monkeypatch):
 
 def test_the_script():
     done = subprocess.run(
-        [sys.executable, ROOT / "tools/fuzz.py", "jsonl", "--count", "50", "--seed", "7"],
+        [sys.executable, ROOT / "tests/long/fuzz.py", "jsonl", "--count", "50", "--seed", "7"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.startswith("jsonl: seeds 7 to 56: 0 of 50 failed; ")

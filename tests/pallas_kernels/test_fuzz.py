@@ -1,4 +1,4 @@
-"""Random cases, the same on every machine; `tools/check_kernels.py --fuzz N --seed S` runs others."""
+"""Random cases, the same on every machine; `tests/long/check_kernels.py --fuzz N --seed S` runs others."""
 
 import pytest
 

@@ -1,6 +1,6 @@
 import pytest
 
-from tools import ptxas
+from tools.gate import ptxas
 
 REPORT = """\
 ptxas info    : 0 bytes gmem

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools import ptxas
+from tools.gate import ptxas
 
 DESCRIPTIONS = Path(__file__).parent / "targets"
 NAMES = sorted(path.stem for path in DESCRIPTIONS.glob("*.txtpb"))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.measure.shapes import SHAPES
-from tools import ptxas
-from tools.gpu_target import Target, compiling, find_ptxas, thunks
+from tools.gate import ptxas
+from tools.gate.target import Target, compiling, find_ptxas, thunks
 
 PAGE_SIZES = (16, 64)
 SLOTS, MAX_LEN = 64, 8192

@@ -1,6 +1,6 @@
 """The gate's rows for people: as text, and in the README of pallas_kernels.
 
-    python tools/gate_table.py
+    python tools/gate/table.py
 
 rewrites that README's table from build/gate-*.json.
 """

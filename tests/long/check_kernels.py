@@ -1,9 +1,9 @@
 """Check the kernels of `pallas_kernels` in all combinations of what they take, and with random cases.
 
-    python tools/check_kernels.py                             # all, interpreted on a CPU: hours
-    python tools/check_kernels.py --cases 200 --seed 1        # of each implementation and op, at random
-    python tools/check_kernels.py --cases 0 --fuzz 1000       # random lengths and tables of a few sizes
-    python tools/check_kernels.py --device                    # not interpreted, on this machine's GPU
+    python tests/long/check_kernels.py                             # all, interpreted on a CPU: hours
+    python tests/long/check_kernels.py --cases 200 --seed 1        # of each implementation and op, at random
+    python tests/long/check_kernels.py --cases 0 --fuzz 1000       # random lengths and tables of a few sizes
+    python tests/long/check_kernels.py --device                    # not interpreted, on this machine's GPU
 
 A line for each failure, then a summary; the exit code is 1 if there are any, and 4 if nothing can run here.
 The tests draw a part of the same cases.

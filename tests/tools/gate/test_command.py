@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from tools import compile_for
+from tools.gate import command as compile_for
 
 OLD = {
     "target": "h200",

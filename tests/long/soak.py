@@ -1,7 +1,7 @@
 """What takes too long for the tests: jobs that are killed 200 times, and one of 20,000 requests.
 
-    python tools/soak.py kill [POINTS]      on a fake device, at random moments and at every kind of write
-    python tools/soak.py demo [REQUESTS]    the demo model with few pages: memory and open files stay flat
+    python tests/long/soak.py kill [POINTS]      on a fake device, at random moments and at every kind of write
+    python tests/long/soak.py demo [REQUESTS]    the demo model with few pages: memory and open files stay flat
 
 It needs the `test-core` extra, and says what is wrong with exit code 1.
 """

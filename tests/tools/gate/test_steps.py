@@ -3,7 +3,9 @@ import json
 import pytest
 
 from jbatch.sampling_params import Sampler
-from tools import gate_steps, gate_table, hlo
+from tools.gate import hlo
+from tools.gate import steps as gate_steps
+from tools.gate import table as gate_table
 
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true

@@ -1,7 +1,9 @@
 import pytest
 
 from bench.measure.shapes import SHAPES
-from tools import gate_kernels, gate_table, ptxas
+from tools.gate import kernels as gate_kernels
+from tools.gate import ptxas
+from tools.gate import table as gate_table
 
 
 def row(**changes):

@@ -1,4 +1,4 @@
-from tools import hlo
+from tools.gate import hlo
 
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-alias) }

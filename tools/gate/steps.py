@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from bench.measure.shapes import SHAPES, model_config
 from jbatch.host.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.sampling_params import Sampler
-from tools import hlo
-from tools.gpu_target import Target, compiling, thunks
+from tools.gate import hlo
+from tools.gate.target import Target, compiling, thunks
 
 MB = 2**20
 MOVE_LIMIT = 8 * MB  # of a copy, transpose, gather, slice or conversion

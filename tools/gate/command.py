@@ -1,6 +1,6 @@
 """Compile the engine's steps and the attention kernels for a GPU that is not here, and check the programs.
 
-    python tools/compile_for.py h200
+    python tools/gate/command.py h200
 
 One target per process: XLA compiles a second one wrongly. Needs the extra `aot`, and no driver. No
 autotuning happens this way, so the choice of GEMMs differs on the device; layouts, aliasing, copies, the
@@ -20,7 +20,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script from a checkout
 
-from tools import gate_kernels, gate_steps, gate_table, gpu_target  # noqa: E402
+from tools.gate import kernels as gate_kernels  # noqa: E402
+from tools.gate import steps as gate_steps  # noqa: E402
+from tools.gate import table as gate_table  # noqa: E402
+from tools.gate import target as gpu_target  # noqa: E402
 
 PARTS = ("kernels", "steps")
 

@@ -1,6 +1,6 @@
 import pytest
 
-from tools import gate_table
+from tools.gate import table as gate_table
 
 
 def row(**changes):
@@ -52,7 +52,7 @@ def test_what_is_not_claimed_is_a_note_and_no_line():
 
 
 def test_every_kernel_has_a_floor():
-    from tools.gate_kernels import KERNELS
+    from tools.gate.kernels import KERNELS
 
     assert set(gate_table.FLOORS) == {kernel for kernels in KERNELS.values() for kernel in kernels}
 

@@ -1,0 +1,1 @@
+"""What is needed to make jbatch, and not to use it."""
