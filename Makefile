@@ -46,7 +46,7 @@ lint: $(VENV)/.dev
 gate: $(AOT_VENVS:%=%/.aot)
 	rm -f build/gate-*.json
 	status=0; for venv in $(AOT_VENVS); do for target in h200 a100; do \
-	  $$venv/bin/python tools/gate/command.py $$target || status=1; done; done; exit $$status
+	  $$venv/bin/python -m tools.gate $$target || status=1; done; done; exit $$status
 
 $(VENV)/.core: pyproject.toml
 	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)

@@ -2,7 +2,7 @@
 
     {"schema": 1,
      "kind": "batching" | "throughput" | "latency" | "compare",
-     "manifest": {...},              commit, versions, device, driver, clocks, flags (bench.measure.manifest), and
+     "manifest": {...},              commit, versions, device, driver, clocks, flags (measure/manifest), and
                                      model, engine, max_num_seqs, compile_s, warm_up_s, ceilings
      "workload": {name, hash, num_prompts, num_prompt_tokens, num_output_tokens, seed, scales},
      "step_fields": [...],           names of the columns of each arm's "steps": the fields of StepRow

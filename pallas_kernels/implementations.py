@@ -20,15 +20,6 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "8.0": ("xla",),  # A100; ("triton", "xla") once measured
 }
 
-_MODULES: dict[tuple[str, Kind], str] = {
-    ("mosaic", "decode"): "mosaic_decode",
-    ("mosaic", "prefill"): "mosaic_prefill",
-    ("triton", "decode"): "triton_decode",
-    ("triton", "prefill"): "triton_prefill",
-}
-
-_WRITERS = {"triton": "triton_write", "mosaic": "mosaic_write"}
-
 
 class Choice(NamedTuple):
     """The implementation of a problem, and why those tried before it do not take it."""
@@ -73,8 +64,9 @@ def declines(name: str, problem: Problem, device: Any = None) -> str | None:
 
 
 def module(name: str, kind: Kind) -> ModuleType:
-    """Where a kernel is; imported when it is asked for, since not every jax has every backend."""
-    return importlib.import_module(f"pallas_kernels.{_MODULES[name, kind]}")
+    """The file of a kernel, in its compiler's folder; imported when it is asked for, since not every jax has
+    every backend."""
+    return importlib.import_module(f"pallas_kernels.{name}.{kind}")
 
 
 def writer(name: str) -> Callable[..., jax.Array]:
@@ -83,9 +75,9 @@ def writer(name: str) -> Callable[..., jax.Array]:
     Raises:
       ValueError: for a name without one.
     """
-    if name not in _WRITERS:
-        raise ValueError(f"implementation={name!r} of write_kv: choose from xla, {', '.join(_WRITERS)}")
-    return importlib.import_module(f"pallas_kernels.{_WRITERS[name]}").write_kv
+    if name not in NAMES or name == "xla":
+        raise ValueError(f"implementation={name!r} of write_kv: choose from {', '.join(NAMES)}")
+    return importlib.import_module(f"pallas_kernels.{name}.write").write_kv
 
 
 def _names(implementation: str | Sequence[str] | None, device: Any) -> tuple[str, ...]:

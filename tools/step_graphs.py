@@ -1,6 +1,6 @@
 """Compile a decode step on the device at hand, and count the CUDA graphs that it became: there should be one.
 
-    python tools/step_graphs.py [--model llama3-8b] [--attention mosaic triton] [--json FILE] [--keep DIR]
+    python -m tools.step_graphs [--model llama3-8b] [--attention mosaic triton] [--json FILE] [--keep DIR]
 
 XLA's own description of what it launches is read from a dump. `--keep` saves that, and the device's exact
 description for tools/targets, from which machines without the device compile. Nothing runs but XLA's
@@ -19,12 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script from a checkout
-
-from bench.measure.shapes import SHAPES, model_config  # noqa: E402
-from jbatch.config import ModelConfig  # noqa: E402
-from tools.gate import hlo  # noqa: E402
+from bench.measure.shapes import SHAPES, model_config
+from jbatch.config import ModelConfig
+from tools.gate import hlo
 
 SLOTS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN = 64, 4096, 64, 8192
 TINY = ModelConfig(96, 64, 96, 2, 4, 2, 64, 256)

@@ -1,7 +1,7 @@
 """Train the demo model that ships in weights/demo, or measure it: a few million tokens on two CPU cores.
 
-    python tools/train_demo.py --minutes 75 --out build/demo
-    python tools/train_demo.py --evaluate
+    python -m tools.train_demo --minutes 75 --out build/demo
+    python -m tools.train_demo --evaluate
 
 Everything drawn at random comes from --seed; the learning rate follows the clock, so that a run always
 ends on time, and for that reason two runs do not give the same bits.
@@ -15,7 +15,6 @@ import json
 import os
 import pathlib
 import random
-import sys
 import time
 
 import jax
@@ -26,8 +25,6 @@ import safetensors.numpy
 import tokenizers
 from optax import contrib
 from tokenizers import decoders, models, pre_tokenizers, processors
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # run as a script from a checkout
 
 import weights
 from jbatch.config import ModelConfig

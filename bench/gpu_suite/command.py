@@ -37,7 +37,7 @@ SANITIZER_ENV = {
 
 def _checks(name: str, limit_s: float) -> Part:
     """A part of the test cases, not interpreted."""
-    command = ("tests/long/check_kernels.py", "--implementation", name)
+    command = ("-m", "tests.long.check_kernels", "--implementation", name)
     return Part(
         name=f"correct-{name}",
         command=command,
@@ -70,7 +70,7 @@ def _sanitizer(tool: str, limit_s: float) -> Part:
 
 def _torch(name: str, limit_s: float, *arms: str, tiny: bool) -> Part:
     """Arms of `jbatch bench compare`."""
-    command: tuple[str, ...] = ("-m", "bench.gpu_suite.torch", "--json", f"OUT/compare-{name}.json")
+    command: tuple[str, ...] = ("-m", "bench.gpu_suite.compare", "--json", f"OUT/compare-{name}.json")
     command += ("--steps", "OUT/decode-steps.json", "--arms", *arms)
     result = f"compare-{name}.json"
     env = {"OMP_NUM_THREADS": "1"}  # PyTorch's host threads would wait for each other in a spin
@@ -127,7 +127,7 @@ PARTS = (
     _checks("triton", 40),
     Part(
         "step-graphs",
-        ("tools/step_graphs.py", "--json", "OUT/step-graphs.json", "--keep", "OUT"),
+        ("-m", "tools.step_graphs", "--json", "OUT/step-graphs.json", "--keep", "OUT"),
         60,
         ("--smoke", "--attention", "xla"),
         result="step-graphs.json",
@@ -136,7 +136,7 @@ PARTS = (
     _sanitizer("racecheck", 60),
     Part(
         "tune",
-        ("bench/kernels/tune.py", "--output-dir", "OUT", "--implementations", "mosaic"),
+        ("-m", "bench.kernels.tune", "--output-dir", "OUT", "--implementations", "mosaic"),
         300,
         ("--smoke", "--ops", "decode"),
         ("--quick",),

@@ -1,6 +1,6 @@
 """Measure the kernels' tiles on the device at hand, and rewrite pallas_kernels/tuning.json.
 
-    python bench/kernels/tune.py [--quick | --smoke] [--implementations mosaic ...] [--ops decode ...]
+    python -m bench.kernels.tune [--quick | --smoke] [--implementations mosaic ...] [--ops decode ...]
 
 Tiles that decide the order of summation must be the same for all problems of a model: of these, the ones
 with the least geometric mean of time over floor are taken, over all problems, each with the best of the
@@ -20,30 +20,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script from a checkout
+import jax
+import jax.numpy as jnp
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
+from bench.kernels import problems as attention_problems
+from bench.kernels.candidates import VALUE_SCALE, Setup, build_kernel, kernel_call, make_setup
+from bench.kernels.check import is_right, relative_error
+from bench.kernels.problems import DTYPE, HEADS, MIN_CALLS, Case, Heads, decode_case, num_caches, prefill_case
+from bench.kernels.rows import timing_fields
+from bench.kernels.tile_search import Measured, choose, rewrite, tiles_to_try
+from bench.measure import ceilings, manifest, random_data
+from bench.measure.ceilings import Ceilings
+from bench.measure.journal import Journal
+from bench.measure.timing import Candidate, time_in_turns
+from pallas_kernels import implementations, tuning
+from pallas_kernels.tuning import Tiles
 
-from bench.kernels import problems as attention_problems  # noqa: E402
-from bench.kernels.candidates import VALUE_SCALE, Setup, build_kernel, kernel_call, make_setup  # noqa: E402
-from bench.kernels.check import is_right, relative_error  # noqa: E402
-from bench.kernels.problems import DTYPE, HEADS, MIN_CALLS, Case, Heads, decode_case, num_caches, prefill_case  # noqa: E402
-from bench.kernels.rows import timing_fields  # noqa: E402
-from bench.kernels.tile_search import Measured, choose, rewrite, tiles_to_try  # noqa: E402
-from bench.measure import (
-    ceilings,  # noqa: E402
-    manifest,  # noqa: E402
-    random_data,  # noqa: E402
-)
-from bench.measure.ceilings import Ceilings  # noqa: E402
-from bench.measure.journal import Journal  # noqa: E402
-from bench.measure.timing import Candidate, time_in_turns  # noqa: E402
-from pallas_kernels import implementations, tuning  # noqa: E402
-from pallas_kernels.tuning import Tiles  # noqa: E402
-
-TABLE = ROOT / "pallas_kernels" / "tuning.json"
+TABLE = Path(tuning.__file__).with_name("tuning.json")
 COMPILE_THREADS = 8
 ROUNDS = 5
 COMPILE_AHEAD = 16  # tiles compiled together; nothing is timed meanwhile

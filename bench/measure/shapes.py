@@ -12,7 +12,7 @@ from jbatch.config import ModelConfig, RopeConfig
 from jbatch.errors import ConfigError
 
 DEMO = "demo"  # the small trained model that comes with jbatch: the only one here with weights
-DEMO_DIR = Path(__file__).resolve().parents[1] / "weights" / "demo"
+DEMO_DIR = Path(__file__).resolve().parents[2] / "weights" / "demo"
 
 
 class Shape(NamedTuple):

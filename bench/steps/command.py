@@ -4,8 +4,8 @@
 
 A step is the engine's own compiled program, dispatched again and again without a scheduler. `decode`: 1 to
 256 sequences, each with the same context; `prefill`: whole prompts that fill the step. The floor beside a
-time is what the step must read and multiply at the rates that bench.measure.ceilings measured. What does not fit, is
-not reached in time, or cannot run on the device is a row that says so.
+time is what the step must read and multiply at the rates that `ceilings` measured. What does not fit, is not
+reached in time, or cannot run on the device is a row that says so.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def forward(
 
     def attend(layer_idx: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         updated[layer_idx] = write_kv(updated[layer_idx], k, v, page_ids, offsets)
-        with jax.named_scope("paged_attention"):  # tools/gate/command.py tells its instructions by it
+        with jax.named_scope("paged_attention"):  # the gate tells its instructions by it
             cache = updated[layer_idx], tokens.block_tables
             return paged_attention(q, *cache, metadata, scale=head_dim**-0.5, **options)
 

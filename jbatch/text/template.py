@@ -12,7 +12,7 @@ from typing import Any
 
 from jbatch.errors import ConfigError, RequestError
 
-WORKER = Path(__file__).with_name("render_worker.py")
+WORKER = Path(__file__).with_name("template_worker.py")
 START_LIMIT_S = 120.0  # to import transformers, from a cold disk too
 RENDER_LIMIT_S = 5.0
 MAX_KILLED = 3  # in a row; then a template is not run any more: each try costs its time

@@ -11,7 +11,7 @@ from jbatch.jobs.request_line import IGNORED, REFUSED, LineError, parse_line
 from jbatch.sampling_params import SamplingParams
 from tests.helpers.jsonl_fuzz import CODES, batch_line, made_up_output
 
-TEXT = (Path(__file__).parent.parent / "docs/jsonl.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs/jsonl.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (`\w+`|a line) \| ([^|]+) \| (\S+) \| (\S+) \|$", TEXT, re.MULTILINE)
 EXAMPLES = [json.loads(line) for line in re.findall(r"^\{.*\}$", TEXT, re.MULTILINE)]
 BOOLEANS = [name for name, default in SamplingParams.__dataclass_fields__.items() if default.type == "bool"]

@@ -1,4 +1,4 @@
-"""A process that reads its input, limits its computing as jbatch.text.tokenizer_probe does, and never ends."""
+"""A process that reads its input, limits its computing as `tokenizer_probe` does, and never ends."""
 
 import resource
 import sys

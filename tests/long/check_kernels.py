@@ -1,9 +1,9 @@
 """Check the kernels of `pallas_kernels` in all combinations of what they take, and with random cases.
 
-    python tests/long/check_kernels.py                             # all, interpreted on a CPU: hours
-    python tests/long/check_kernels.py --cases 200 --seed 1        # of each implementation and op, at random
-    python tests/long/check_kernels.py --cases 0 --fuzz 1000       # random lengths and tables of a few sizes
-    python tests/long/check_kernels.py --device                    # not interpreted, on this machine's GPU
+    python -m tests.long.check_kernels                             # all, interpreted on a CPU: hours
+    python -m tests.long.check_kernels --cases 200 --seed 1        # of each implementation and op, at random
+    python -m tests.long.check_kernels --cases 0 --fuzz 1000       # random lengths and tables of a few sizes
+    python -m tests.long.check_kernels --device                    # not interpreted, on this machine's GPU
 
 A line for each failure, then a summary; the exit code is 1 if there are any, and 4 if nothing can run here.
 The tests draw a part of the same cases.
@@ -14,15 +14,12 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import pathlib
 import random
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script from a checkout
 OPS = ("decode", "prefill", "write_kv")
 NOTHING_RUNS = 4  # exit status
 

@@ -1,8 +1,8 @@
 """Feed broken input to what reads files from outside: no traceback, no hang, whatever comes.
 
-    python tests/long/fuzz.py                               # 50,000 inputs of each surface
-    python tests/long/fuzz.py jsonl --count 2000 --seed 7   # of one, from another seed
-    python tests/long/fuzz.py jsonl --count 1 --seed 1234   # the input that failed, again
+    python -m tests.long.fuzz                               # 50,000 inputs of each surface
+    python -m tests.long.fuzz jsonl --count 2000 --seed 7   # of one, from another seed
+    python -m tests.long.fuzz jsonl --count 1 --seed 1234   # the input that failed, again
 
 An input is made from one integer: its seed. A line for each failure, then a summary per surface; the exit
 code is 1 if there are any. The tests run the first 2,000 seeds of the same.
@@ -16,8 +16,7 @@ import resource
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script from a checkout
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def fuzz(surface: str, first: int, count: int) -> int:

@@ -1,7 +1,7 @@
 """What takes too long for the tests: jobs that are killed 200 times, and one of 20,000 requests.
 
-    python tests/long/soak.py kill [POINTS]      on a fake device, at random moments and at every kind of write
-    python tests/long/soak.py demo [REQUESTS]    the demo model with few pages: memory and open files stay flat
+    python -m tests.long.soak kill [POINTS]    on a fake device, at random moments and at every kind of write
+    python -m tests.long.soak demo [REQUESTS]  the demo model with few pages: memory and open files stay flat
 
 It needs the `test-core` extra, and says what is wrong with exit code 1.
 """
@@ -18,8 +18,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a checkout
 
 from jbatch.cli import main as cli
 from jbatch.jobs import command as job_cli

@@ -12,7 +12,7 @@ from jbatch.jobs.request_line import LineError
 from tests.helpers import fuzz
 from tests.helpers.jsonl_fuzz import CODES, check_line, make_line
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("surface", fuzz.SURFACES)
@@ -45,7 +45,7 @@ def test_what_gets_through_is_reported(monkeypatch):
 
 def test_the_script():
     done = subprocess.run(
-        [sys.executable, ROOT / "tests/long/fuzz.py", "jsonl", "--count", "50", "--seed", "7"],
-        capture_output=True, text=True, check=True,
+        [sys.executable, "-m", "tests.long.fuzz", "jsonl", "--count", "50", "--seed", "7"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.startswith("jsonl: seeds 7 to 56: 0 of 50 failed; ")

@@ -1,1 +1,1 @@
-"""Compiles kernels and steps for GPUs that are not here, and checks the programs: `python -m tools.gate h200`."""
+"""`python -m tools.gate h200`: compiles kernels and steps for GPUs that are not here, and checks them."""

@@ -1,6 +1,6 @@
 """Compile the engine's steps and the attention kernels for a GPU that is not here, and check the programs.
 
-    python tools/gate/command.py h200
+    python -m tools.gate h200
 
 One target per process: XLA compiles a second one wrongly. Needs the extra `aot`, and no driver. No
 autotuning happens this way, so the choice of GEMMs differs on the device; layouts, aliasing, copies, the
@@ -17,8 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script from a checkout
+ROOT = Path(__file__).resolve().parents[2]
 
 from tools.gate import kernels as gate_kernels  # noqa: E402
 from tools.gate import steps as gate_steps  # noqa: E402

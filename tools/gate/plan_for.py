@@ -1,6 +1,6 @@
 """`jbatch plan` for a GPU that is not here, whose steps are compiled, not estimated.
 
-    python tools/gate/plan_for.py h200 MODEL [--gpu-memory 141GB] [--max-num-seqs 256] ...
+    python -m tools.gate.plan_for h200 MODEL [--gpu-memory 141GB] [--max-num-seqs 256] ...
 
 Needs the extra `aot`, and no driver. Options are those of EngineConfig, as `jbatch plan` spells them.
 """
@@ -13,10 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run as a script from a checkout
-
-from tools.gate import target as gpu_target  # noqa: E402
+from tools.gate import target as gpu_target
 
 
 def device_memory(target: str) -> int:

@@ -1,6 +1,6 @@
 """The gate's rows for people: as text, and in the README of pallas_kernels.
 
-    python tools/gate/table.py
+    python -m tools.gate.table
 
 rewrites that README's table from build/gate-*.json.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "pallas_kernels" / "README.md"
 BEGIN, END = "<!-- gate table -->\n", "<!-- end of gate table -->"
 MB = 2**20

@@ -1,4 +1,4 @@
-"""The LLaMA of jbatch/device/model.py in PyTorch, on the same parameters: equal shapes, orientation and precision.
+"""The LLaMA of jbatch/device/model.py in PyTorch, on the same parameters: equal shapes and precision.
 
 A layer is two functions, before and after attention. Each runs for every layer with other tensors of the
 same shapes, so that `torch.compile` compiles it once.

@@ -36,7 +36,7 @@ from tests.helpers.tiny_engine import (
     tiny_params,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ENGINE = {  # of tests/helpers/tiny_engine.py, whose programs are compiled already
     "device": "cpu",
     "max_num_seqs": NUM_ROWS,

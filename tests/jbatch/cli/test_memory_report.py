@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-import jbatch.plan_report
 import pytest
 
 from jbatch import LLM
+from jbatch.cli import memory_report
 from jbatch.config import EngineConfig
 from jbatch.device.state import StateShape
 from jbatch.model_dir.config_json import parse_config
@@ -46,7 +46,7 @@ def eight_b(tmp_path):
 
 @pytest.fixture
 def no_compiling(monkeypatch):
-    monkeypatch.setattr(jbatch.cli.memory_report, "temp_bytes", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(memory_report, "temp_bytes", lambda *_: pytest.fail("compiled"))
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,8 @@ def test_the_plan_is_what_an_engine_does(tmp_path, monkeypatch, capsys):
     """Pages, buckets and programs; the temporaries are those of compiled programs, of which there are two."""
     options = dict(max_num_seqs=1, max_model_len=32, page_size=16, device="cpu")
     compiled = []
-    measure = jbatch.cli.memory_report.temp_bytes
-    monkeypatch.setattr(
-        jbatch.cli.memory_report, "temp_bytes", lambda *args: compiled.append(args[2]) or measure(*args)
-    )
+    measure = memory_report.temp_bytes
+    monkeypatch.setattr(memory_report, "temp_bytes", lambda *args: compiled.append(args[2]) or measure(*args))
     model = write_model(tmp_path / "model")
     (model / "model.safetensors").rename(tmp_path / "aside")
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
@@ -153,13 +151,13 @@ def test_a_gpu_at_hand_is_asked(tmp_path, monkeypatch):
         def memory_stats(self):
             return {"bytes_limit": 10**6, "bytes_in_use": 123}
 
-    monkeypatch.setattr(jbatch.cli.memory_report, "find_device", lambda _: Gpu())
-    monkeypatch.setattr(jbatch.cli.memory_report, "choose_attention", lambda *_: None)
-    monkeypatch.setattr(jbatch.cli.memory_report, "temp_bytes", lambda *_: 5000)
+    monkeypatch.setattr(memory_report, "find_device", lambda _: Gpu())
+    monkeypatch.setattr(memory_report, "choose_attention", lambda *_: None)
+    monkeypatch.setattr(memory_report, "temp_bytes", lambda *_: 5000)
     model = write_config(tmp_path / "m", tiny())
-    report = jbatch.cli.memory_report.plan_model(model, EngineConfig(max_num_seqs=2))
+    report = memory_report.plan_model(model, EngineConfig(max_num_seqs=2))
     assert report.device == "NVIDIA Test" and report.step_source.endswith("compiled for this GPU")
     extra = StateShape(2, 2, 64, 4).extra_bytes(parse_config(tiny()))
     assert (report.memory.limit_bytes, report.memory.step_bytes) == (10**6, 5000 + extra)
-    report = jbatch.cli.memory_report.plan_model(model, EngineConfig(max_num_seqs=2), 2 * 10**6)
+    report = memory_report.plan_model(model, EngineConfig(max_num_seqs=2), 2 * 10**6)
     assert report.memory.limit_bytes == 1_800_000 and report.memory.step_bytes == 5000 + extra

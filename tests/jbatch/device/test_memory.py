@@ -154,7 +154,7 @@ LLAMA_3_8B = ModelConfig(128256, 4096, 14336, 32, 32, 8, 128, 8192)
 
 @pytest.mark.parametrize(
     "model, prefill, decode, megabytes",
-    [  # of programs that XLA compiled for an H200, in 2**20 bytes: `python tools/gate/plan_for.py h200 ...`
+    [  # of programs that XLA compiled for an H200, in 2**20 bytes: `python -m tools.gate.plan_for h200 ...`
         (LLAMA_3_8B, 8, 64, 126.2),
         (LLAMA_3_8B, 512, 1, 54.3),
         (LLAMA_3_8B, 2048, 64, 217.1),

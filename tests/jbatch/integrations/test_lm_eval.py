@@ -17,14 +17,14 @@ import pytest
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-import jbatch.lm_eval
 import lm_eval
 from lm_eval.tasks import TaskManager
 
+import jbatch.lm_eval
 from jbatch.errors import ConfigError, JBatchError
 from weights.demo import tasks as demo
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DEMO = Path(demo.__file__).parent
 MAX_LENGTH = 96  # so that some contexts and texts are too long
 JBATCH = {"pretrained": str(DEMO), "dtype": "float32", "page_size": 16, "max_length": MAX_LENGTH}

@@ -383,7 +383,7 @@ def test_parsing_imports_neither_jax_nor_what_auto_map_names(tmp_path):
         f"load_config({str(tmp_path)!r})\n"
         "sys.exit(any(name in sys.modules for name in ('jax', 'flax', 'torch', 'transformers', 'socket')))"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
 
 
 # ---- fuzzing ----

@@ -9,6 +9,7 @@ import pytest
 from jbatch.errors import ConfigError, RequestError
 from jbatch.text import tokenizer_probe
 from jbatch.text.tokenizer import load_tokenizer
+from tests.helpers import spin
 from tests.helpers.file_fuzz import TOKENIZER, probe_in
 
 
@@ -43,7 +44,7 @@ def test_why_a_file_is_refused(data, message):
 
 def test_a_file_without_end(monkeypatch):
     """The limit is one of computing: a busy machine refuses no file."""
-    monkeypatch.setattr(tokenizer_probe, "__file__", __file__.replace("test_tokenizer_probe", "helpers/spin"))
+    monkeypatch.setattr(tokenizer_probe, "__file__", spin.__file__)
     begun = b"{}"  # never asked for before
     assert tokenizer_probe.refusal(begun) == "no end after 4 s of computing"
 

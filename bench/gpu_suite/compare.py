@@ -1,6 +1,6 @@
 """PyTorch on the same device, for the GPU suite: one file of `jbatch bench compare`, with few buckets.
 
-    python -m bench.gpu_suite.torch --json FILE --arms NAME ... [--model NAME] [--steps FILE] [--tiny]
+    python -m bench.gpu_suite.compare --json FILE --arms NAME ... [--model NAME] [--steps FILE] [--tiny]
 
 The exit status is 4 where PyTorch is not installed.
 """
