@@ -12,7 +12,7 @@ _EXPORTS = {
     "FinishReason": "jbatch.outputs",
     "JBatchError": "jbatch.errors",
     "LLM": "jbatch.llm",
-    "LogitsState": "jbatch.device.logits",
+    "LogitsState": "jbatch.device.process.user_fn",
     "Logprob": "jbatch.outputs",
     "ModelConfig": "jbatch.config",
     "RequestError": "jbatch.errors",

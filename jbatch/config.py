@@ -15,7 +15,7 @@ DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 ModeName = Literal["continuous", "static", "static-padded", "unbatched"]
 PolicyName = Literal["fcfs", "sjf", "ljf", "priority"]
 BackendName = Literal["auto", "xla", "triton", "mosaic"]
-SamplerName = Literal["greedy", "plain", "filtered", "extended"]
+SamplerName = Literal["greedy", "plain", "filtered", "logprobs", "processed", "extended"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ class EngineConfig:
     overlap: bool = True  # plan step n+1 while the device computes step n
     decode_buckets: tuple[int, ...] | None = None  # slots; the largest must hold max_num_seqs
     token_buckets: tuple[int, ...] | None = None  # tokens of a prefill step, multiples of 8
-    samplers: tuple[SamplerName, ...] | None = None  # compiled at first; None: all but "extended"
+    samplers: tuple[SamplerName, ...] | None = None  # compiled at first; None: the first three
     compilation_cache_dir: str | None = "~/.cache/jbatch"  # None: compile anew in every process
     show_progress: bool = True  # while compiling, on a terminal
 

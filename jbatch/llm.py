@@ -9,29 +9,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-import weights
-from jbatch.config import EngineConfig, ModelConfig, ModeName, PolicyName
-from jbatch.device.backend import choose_attention
-from jbatch.device.logits import LogitsFn, check_logits_fn
-from jbatch.device.memory import choose_num_pages
-from jbatch.device.model import abstract_params
-from jbatch.device.platform import find_device, memory_of, prepare_jax
-from jbatch.device.runner import Runner, Variants, largest_programs, programs_for, temp_bytes
-from jbatch.device.state import StateShape
+from jbatch.config import EngineConfig, ModeName, PolicyName
+from jbatch.device.build import build_runner
+from jbatch.device.platform import prepare_jax
+from jbatch.device.process.user_fn import LogitsFn
 from jbatch.engine.engine import Engine
+from jbatch.engine.intake import Intake
 from jbatch.engine.prompts import Asked, Prompt, check_idle, list_requests
 from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.engine.stream import AsyncStream, TextDelta, flatten, stream_steps
-from jbatch.errors import ConfigError, RequestError, check_option_names
+from jbatch.errors import RequestError, check_option_names
 from jbatch.host.policy import MODES, POLICIES, Policy
 from jbatch.host.scheduler import Limits, Scheduler, SchedulerConfig, StepLimits
 from jbatch.model_dir.config_json import load_bos_token_id, load_eos_token_ids
-from jbatch.model_dir.resolve import resolve_buckets, resolve_max_model_len, resolve_model
+from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampling_params import SamplingParams
+from jbatch.seam.bucket import buckets_of
 from jbatch.text.chat import ChatEncoder, Conversation, list_conversations
 from jbatch.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -70,8 +65,7 @@ class LLM:
         self._tokenizer = load_tokenizer(tokenizer_dir, load_bos_token_id(model_dir))
         self._chat = ChatEncoder(tokenizer_dir, self._tokenizer)
         prepare_jax(self.config)
-        variants = _variants(self.config, self.model_config, self.max_model_len, logits_fn)
-        self.runner = _runner(self.config, self.model_config, self.max_model_len, model_dir, variants)
+        self.runner = build_runner(model_dir, self.config, self.model_config, self.max_model_len, logits_fn)
         self._eos_token_ids = _eos_token_ids(model_dir, self._tokenizer)
         self._request_ids = itertools.count()
         self.engine = self.new_engine()
@@ -230,29 +224,24 @@ class LLM:
         """
         config = dataclasses.replace(self.config, mode=mode or self.config.mode)
         key = policy or config.policy
-        prefill, decode = resolve_buckets(config, self.max_model_len)
         scheduler = Scheduler(
             SchedulerConfig(
-                num_rows=config.max_num_seqs,
-                num_pages=self.runner.shape.num_pages,
-                page_size=config.page_size,
+                shape=self.runner.shape,
                 max_model_len=self.max_model_len,
-                decode_buckets=decode,
-                prefill_buckets=prefill,
+                buckets=buckets_of(config, self.max_model_len),
                 policy=key if callable(key) else POLICIES[key],
                 admission=MODES[config.mode],
             ),
             limits or (lambda view: StepLimits(config.max_num_batched_tokens, config.max_num_seqs)),
         )
-        return Engine(
-            scheduler,
-            self.runner,
+        intake = Intake(
             vocab_size=self.model_config.vocab_size,
+            max_seq_len=scheduler.max_seq_len,
             eos_token_ids=self._eos_token_ids,
             tokenizer=self._tokenizer,
             seed=config.seed,
-            overlap=config.overlap,
         )
+        return Engine(scheduler, self.runner, intake, overlap=config.overlap)
 
     def get_tokenizer(self) -> Tokenizer | None:
         """The tokenizer, or None where the model directory has none."""
@@ -268,69 +257,6 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _variants(
-    config: EngineConfig, model: ModelConfig, max_model_len: int, logits_fn: LogitsFn | None
-) -> Variants:
-    """Raises ConfigError for a function that cannot be compiled into the steps."""
-    if logits_fn is not None:
-        if config.samplers not in (None, ("extended",)):
-            raise ConfigError("samplers", config.samplers, "with logits_fn, every step is 'extended'")
-        for slots in sorted(
-            {bucket.slots for kind in resolve_buckets(config, max_model_len) for bucket in kind}
-        ):
-            check_logits_fn(logits_fn, slots, model.vocab_size)
-        return Variants((Sampler.EXTENDED,), logits_fn)
-    if config.samplers is None:
-        return Variants()
-    return Variants(tuple(Sampler[name.upper()] for name in config.samplers))
-
-
-def _runner(
-    config: EngineConfig, model: ModelConfig, max_model_len: int, model_dir: Path, variants: Variants
-) -> Runner:
-    device = find_device(config.device)
-    like = abstract_params(model)
-    shardings = dict.fromkeys(like, jax.sharding.SingleDeviceSharding(device))
-    if config.load_format == "dummy":
-        params = weights.random(like, config.seed, shardings=shardings)
-    else:
-        params = weights.load(model_dir, like, shardings)
-    prefill, decode = resolve_buckets(config, max_model_len)
-    pages_per_seq = -(-max_model_len // config.page_size)
-    shape = StateShape(config.max_num_seqs, 2, config.page_size, pages_per_seq)
-    buckets = prefill + decode
-    attention = choose_attention(config.attention_backend, model, shape, buckets, device)
-    step_bytes = 0
-    if device.platform != "cpu":  # temporaries do not grow with the pool: measure them with a small one
-        for program in largest_programs(buckets):
-            found = temp_bytes(model, shape, program, device, attention, variants.logits_fn)
-            step_bytes = max(step_bytes, found)
-        step_bytes += shape.extra_bytes(model)  # which may be needed later
-    num_pages = choose_num_pages(config, model, max_model_len, memory_of(device)._replace(step=step_bytes))
-    num_programs = len(programs_for(buckets, variants.samplers))
-    with progress_bar("compiling", num_programs, enabled=config.show_progress) as update:
-        try:
-            shape = shape._replace(num_pages=num_pages)
-            return Runner(model, params, shape, buckets, device, update, attention, variants)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise _out_of_memory(config, model, params, num_pages, step_bytes) from error
-
-
-def _out_of_memory(
-    config: EngineConfig, model: ModelConfig, params: dict[str, jax.Array], num_pages: int, step_bytes: int
-) -> ConfigError:
-    weight_bytes = sum(leaf.nbytes for leaf in params.values())
-    cache_bytes = num_pages * config.page_size * model.kv_bytes_per_token
-    return ConfigError(
-        "num_pages",
-        num_pages,
-        f"out of memory: {weight_bytes} bytes of weights, {cache_bytes} of KV cache and {step_bytes} for the "
-        "largest step do not fit; lower num_pages (or gpu_memory_utilization) or max_num_batched_tokens",
-    )
 
 
 def _eos_token_ids(model_dir: Path, tokenizer: Tokenizer | None) -> frozenset[int]:

@@ -24,17 +24,40 @@ GREEDY_BELOW = 1e-5  # a temperature below it means greedy, as in vLLM
 
 
 class Sampler(enum.IntEnum):
-    """What drawing a token takes; each can do what those before it can. A step runs the greatest that any
-    running request needs."""
+    """What drawing a token takes, as bits: a program of one serves requests of every other whose bits it has.
 
-    GREEDY = 0
-    PLAIN = 1  # temperature
-    FILTERED = 2  # and top-k, top-p, min-p
-    EXTENDED = 3  # and penalties, biases, banned tokens, log-probabilities
+    The union of two is one of these six, so that a step of any requests has a program by name.
+    """
+
+    GREEDY = 0b0000
+    PLAIN = 0b0001  # temperature
+    FILTERED = 0b0011  # and top-k, top-p, min-p
+    LOGPROBS = 0b0111  # and log-probabilities, of output and prompt
+    PROCESSED = 0b1011  # FILTERED and what changes logits: penalties, biases, bans, masks, a user's function
+    EXTENDED = 0b1111  # all of these
+
+    @property
+    def filters(self) -> bool:
+        """Whether its programs leave out unlikely tokens."""
+        return self & 0b0010 > 0
+
+    @property
+    def reports(self) -> bool:
+        """Whether its programs report log-probabilities."""
+        return self & 0b0100 > 0
+
+    @property
+    def processes(self) -> bool:
+        """Whether its programs change logits."""
+        return self & 0b1000 > 0
+
+    def union(self, other: Sampler) -> Sampler:
+        """The least that serves both."""
+        return Sampler(self | other)
 
     def choose(self, compiled: Iterable[Sampler]) -> Sampler | None:
         """The least of those that are compiled and can do this, or None."""
-        return min((sampler for sampler in compiled if sampler >= self), default=None)
+        return min((sampler for sampler in compiled if sampler & self == self), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,19 +153,28 @@ class SamplingParams:
     @property
     def sampler(self) -> Sampler:
         """The least that a step needs to serve this request."""
-        if self._extended:
-            return Sampler.EXTENDED
+        if self._processed:
+            return Sampler.EXTENDED if self._reported else Sampler.PROCESSED
+        if self._reported:
+            return Sampler.LOGPROBS
         if self.greedy:
             return Sampler.GREEDY
         filtered = self.top_k > 0 or self.top_p < 1 or self.min_p > 0
         return Sampler.FILTERED if filtered else Sampler.PLAIN
 
     @property
-    def _extended(self) -> bool:
-        asks = (self.logprobs, self.prompt_logprobs)
-        penalties = self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1
-        lists = self.logprob_token_ids, self.logit_bias, self.allowed_token_ids, self.bad_words
-        return any(k is not None for k in asks) or any(penalties) or any(lists)
+    def penalised(self) -> bool:
+        """Whether the tokens so far count."""
+        return any((self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1))
+
+    @property
+    def _processed(self) -> bool:
+        return self.penalised or any((self.logit_bias, self.allowed_token_ids, self.bad_words))
+
+    @property
+    def _reported(self) -> bool:
+        asked = self.logprobs is not None or self.prompt_logprobs is not None
+        return asked or bool(self.logprob_token_ids)
 
 
 def check_integer(field: str, value: Any, low: int, high: int) -> None:

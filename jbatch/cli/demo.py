@@ -106,7 +106,7 @@ def run_mode(llm: LLM, mode: Any, prompts: Sequence[str]) -> ModeRun:
 def _slots(step: EngineStep) -> list[str]:
     """What each row computes in a decode step: a request's letter, a held row that has ended, or nothing."""
     plan = step.plan
-    if plan is None or plan.bucket.kind != "decode":
+    if plan is None or not plan.bucket.slots:
         return []
     slots = [EMPTY] * NUM_SLOTS
     frozen = plan.frozen or (False,) * len(plan.rows)

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from jbatch.config import EngineConfig, ModelConfig
-from jbatch.device.backend import choose_attention
+from jbatch.device.build import samplers_of, spec_for, step_bytes_of
 from jbatch.device.memory import Memory, MemoryPlan, describe_bytes, estimate_step_bytes, plan_memory
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device, memory_of, prepare_jax
-from jbatch.device.runner import Variants, largest_programs, programs_for, temp_bytes
-from jbatch.device.state import StateShape
-from jbatch.host.plan import Bucket
-from jbatch.model_dir.resolve import resolve_buckets, resolve_max_model_len, resolve_model
+from jbatch.device.process import extra_bytes
+from jbatch.device.programs import programs_for
+from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.sampling_params import Sampler
+from jbatch.seam.bucket import buckets_of
 
 ESTIMATE = "temporaries, and state of penalties; estimated: there is no GPU here to compile for"
 
@@ -101,7 +101,8 @@ def plan_model(model_dir: str | Path, config: EngineConfig, gpu_memory: int | No
 
         def estimate(config: EngineConfig) -> int:
             sizes = config.token_sizes(max_model_len)[-1], config.decode_sizes()[-1]
-            return estimate_step_bytes(model, *sizes) + _shape(config, max_model_len).extra_bytes(model)
+            extra = extra_bytes(Sampler.EXTENDED, config.max_num_seqs, model.vocab_size)
+            return estimate_step_bytes(model, *sizes) + extra
 
         where = f"a GPU with {describe_bytes(gpu_memory)}"
         return make_report(model_dir, config, model, gpu_share(gpu_memory, config), estimate, where, ESTIMATE)
@@ -131,10 +132,7 @@ def make_report(
     max_model_len = resolve_max_model_len(config, model)
     params = abstract_params(model).values()
     memory = memory._replace(in_use=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in params))
-    prefill, decode = resolve_buckets(config, max_model_len)
-    samplers = Variants().samplers
-    if config.samplers is not None:
-        samplers = tuple(Sampler[name.upper()] for name in config.samplers)
+    buckets = buckets_of(config, max_model_len)
     return PlanReport(
         model=str(model_dir),
         device=device,
@@ -142,9 +140,9 @@ def make_report(
         dtype=model.dtype,
         memory=plan_memory(config, model, max_model_len, memory, step_bytes),
         step_source=step_source,
-        prefill_tokens=tuple(bucket.tokens for bucket in prefill),
-        decode_slots=tuple(bucket.slots for bucket in decode),
-        num_programs=len(programs_for(prefill + decode, samplers)),
+        prefill_tokens=tuple(bucket.tokens for bucket in buckets if bucket.tokens),
+        decode_slots=tuple(bucket.slots for bucket in buckets if bucket.slots),
+        num_programs=len(programs_for(buckets, samplers_of(config))),
     )
 
 
@@ -158,21 +156,11 @@ def step_bytes_on(device: Any, model: ModelConfig, max_model_len: int) -> Callab
     only be compiled for."""
 
     def measure(config: EngineConfig) -> int:
-        prefill, decode = resolve_buckets(config, max_model_len)
-        buckets: tuple[Bucket, ...] = prefill + decode
-        shape = _shape(config, max_model_len)
-        attention = choose_attention(config.attention_backend, model, shape, buckets, device)
-        programs = largest_programs(buckets)
-        largest = max(temp_bytes(model, shape, program, device, attention) for program in programs)
-        return largest + (0 if device.platform == "cpu" else shape.extra_bytes(model))
+        spec = spec_for(device, config, model, max_model_len)
+        return step_bytes_of(spec, buckets_of(config, max_model_len))
 
     return measure
 
 
 def _count(number: int) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
-
-
-def _shape(config: EngineConfig, max_model_len: int) -> StateShape:
-    """Of an engine whose pool is small: nothing that is asked of it grows with the pool."""
-    return StateShape(config.max_num_seqs, 2, config.page_size, -(-max_model_len // config.page_size))

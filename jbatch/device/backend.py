@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 
 from jbatch.config import EngineConfig, ModelConfig
-from jbatch.device.state import StateShape
 from jbatch.errors import ConfigError
-from jbatch.host.plan import Bucket, decode_bucket
+from jbatch.seam.bucket import Bucket, decode_bucket, room_of
+from jbatch.seam.shape import StateShape
 from pallas_kernels import Problem, choose
 from pallas_kernels.implementations import NAMES, declines
 from pallas_kernels.problem import Kind
@@ -35,14 +35,15 @@ def choose_attention(
       ConfigError: where the backend cannot run the model there, saying why.
     """
     interpret = backend not in ("auto", "xla") and device.platform == "cpu"
-    names = {}
+    names: dict[Kind, str] = {}
     for bucket in buckets:
-        problem = problem_of(model, shape, bucket)
-        try:
-            choice = choose(problem, None if backend == "auto" else [backend], None if interpret else device)
-        except ValueError as error:
-            raise ConfigError("attention_backend", backend, str(error)) from None
-        names[bucket.kind] = choice.name
+        for problem in problems_of(model, shape, bucket):
+            asked = None if backend == "auto" else [backend]
+            try:
+                choice = choose(problem, asked, None if interpret else device)
+            except ValueError as error:
+                raise ConfigError("attention_backend", backend, str(error)) from None
+            names[problem.kind] = choice.name
     return Attention(names.get("decode", "xla"), names.get("prefill", "xla"), interpret)
 
 
@@ -50,24 +51,29 @@ def describe(model: ModelConfig, device: jax.Device) -> str:
     """The default on a device, and what each kernel would say to the model there."""
     shape, bucket = StateShape(1, 2, EngineConfig.page_size, 1), decode_bucket(1)
     default = choose_attention("auto", model, shape, (bucket,), device).decode
-    problem = problem_of(model, shape, bucket)
+    (problem,) = problems_of(model, shape, bucket)
     others = [name for name in NAMES if name != default]
     answers = [f"{name} ({declines(name, problem, device) or 'possible'})" for name in others]
     return f"{default}; {', '.join(answers)}"
 
 
-def problem_of(model: ModelConfig, shape: StateShape, bucket: Bucket) -> Problem:
-    """The attention of each layer of a step."""
-    kind: Kind = "decode" if bucket.kind == "decode" else "prefill"
-    return Problem(
-        kind,
-        model.dtype,
-        tokens=bucket.slots if kind == "decode" else bucket.tokens,
-        slots=bucket.slots,
-        num_heads=model.num_heads,
-        kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
-        num_pages=shape.num_pages,
-        page_size=shape.page_size,
-        pages_per_seq=shape.pages_per_seq,
-    )
+def problems_of(model: ModelConfig, shape: StateShape, bucket: Bucket) -> tuple[Problem, ...]:
+    """The attention of each layer of a step: of its slots, and of its chunks."""
+
+    def problem(kind: Kind, tokens: int, slots: int) -> Problem:
+        return Problem(
+            kind,
+            model.dtype,
+            tokens=tokens,
+            slots=slots,
+            num_heads=model.num_heads,
+            kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            num_pages=shape.num_pages,
+            page_size=shape.page_size,
+            pages_per_seq=shape.pages_per_seq,
+        )
+
+    decode = (problem("decode", bucket.slots, bucket.slots),) if bucket.slots else ()
+    chunks = room_of(bucket, shape).chunks
+    return (*decode, problem("prefill", bucket.tokens, chunks)) if bucket.tokens else decode

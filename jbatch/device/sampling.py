@@ -7,73 +7,70 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from jbatch.host.plan import RowSetup
+from jbatch.device.state import Rows
 from jbatch.sampling_params import Sampler
 
 _SEARCH_BITS = 4  # per pass over the logits in `_largest_threshold`
 
 
 def draw(
-    logits: Float[Array, "slots vocab"],
-    rows: RowSetup,
-    positions: Int[Array, " slots"],
+    logits: Float[Array, "draws vocab"],
+    rows: Rows,
+    positions: Int[Array, " draws"],
+    live: Bool[Array, " draws"],
     *,
     sampler: Sampler,
-) -> Int[Array, " slots"]:
-    """One token per slot. `positions` are those that the tokens will have in their sequences.
+) -> Int[Array, " draws"]:
+    """One token for each draw. `positions` are those that the tokens will have in their sequences.
 
-    `sampler` is static: at least what each row needs. Rows of temperature 0 are greedy in every one.
+    `sampler` is static: at least what each live row needs. Rows of temperature 0 are greedy in every one, and
+    unlikely tokens are looked for only where a live row leaves them out.
     """
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if sampler == Sampler.GREEDY:
         return best
-    scaled = logits / jnp.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]
-    if sampler >= Sampler.FILTERED:
-        scaled = keep_likely(scaled, rows)
+    scaled = logits / jnp.where(rows["temperature"] > 0, rows["temperature"], 1.0)[:, None]
+    if sampler.filters:
+        asked = (rows["top_k"] > 0) | (rows["top_p"] < 1) | (rows["min_p"] > 0)
+        filters = live & (rows["temperature"] > 0) & asked
+        scaled = lax.cond(jnp.any(filters), keep_likely, lambda scaled, _: scaled, scaled, rows.columns)
     # Gumbel-max: the argmax of logits with Gumbel noise is a sample of the softmax (Gumbel 1954).
-    noise = _noise(rows.seed, rows.sample_idx, positions, logits.shape[-1])
+    noise = _noise(rows["seed"], rows["sample_idx"], positions, logits.shape[-1])
     sampled = jnp.argmax(scaled + noise, axis=-1)
-    return jnp.where(rows.temperature > 0, sampled, best).astype(jnp.int32)
+    return jnp.where(rows["temperature"] > 0, sampled, best).astype(jnp.int32)
 
 
-def ban_stop_ids(logits: Float[Array, "slots vocab"], rows: RowSetup) -> Float[Array, "slots vocab"]:
-    """Rule out the stop ids of rows that have not reached `min_tokens`."""
-    slots, vocab = logits.shape
-    banned = (rows.min_left > 0)[:, None] & (rows.stop_ids >= 0)
-    ids = jnp.where(banned, rows.stop_ids, vocab)  # out of range: dropped
-    # The lowest finite number, so that who looks for non-finite logits can look at these: one copy is enough.
-    return logits.at[jnp.arange(slots)[:, None], ids].set(jnp.finfo(logits.dtype).min, mode="drop")
-
-
-def keep_likely(scaled: Float[Array, "slots vocab"], rows: RowSetup) -> Float[Array, "slots vocab"]:
+def keep_likely(
+    scaled: Float[Array, "draws vocab"], columns: Int[Array, "draws row_width"]
+) -> Float[Array, "draws vocab"]:
     """Set to -inf all but what min-p, then top-k, then top-p keep; ties at a threshold are kept."""
-    return jnp.where(_ordered(scaled) >= lowest_likely(scaled, rows)[:, None], scaled, -jnp.inf)
+    return jnp.where(_ordered(scaled) >= lowest_likely(scaled, Rows(columns))[:, None], scaled, -jnp.inf)
 
 
-def lowest_likely(scaled: Float[Array, "slots vocab"], rows: RowSetup) -> UInt[Array, " slots"]:
+def lowest_likely(scaled: Float[Array, "draws vocab"], rows: Rows) -> UInt[Array, " draws"]:
     """The key (see `_ordered`) of the least likely token that min-p, then top-k, then top-p keep."""
     peak = scaled.max(axis=-1, keepdims=True)
     keys = _ordered(scaled)
-    passing = scaled - peak >= jnp.log(rows.min_p)[:, None]
+    passing = scaled - peak >= jnp.log(rows["min_p"])[:, None]
     lowest = jnp.where(passing, keys, keys.max(axis=-1, keepdims=True)).min(axis=-1)
 
-    top_k = jnp.where(rows.top_k > 0, rows.top_k, scaled.shape[-1]).astype(jnp.float32)
+    top_k = jnp.where(rows["top_k"] > 0, rows["top_k"], scaled.shape[-1]).astype(jnp.float32)
     lowest = jnp.maximum(lowest, _largest_threshold(keys, jnp.ones_like(scaled), top_k))
 
     weights = jnp.where(keys >= lowest[:, None], jnp.exp(scaled - peak), 0.0)
-    nucleus = _largest_threshold(keys, weights, rows.top_p * weights.sum(axis=-1))
-    return jnp.where(rows.top_p < 1, jnp.maximum(lowest, nucleus), lowest)
+    nucleus = _largest_threshold(keys, weights, rows["top_p"] * weights.sum(axis=-1))
+    return jnp.where(rows["top_p"] < 1, jnp.maximum(lowest, nucleus), lowest)
 
 
 def _largest_threshold(
-    keys: UInt[Array, "slots vocab"], weights: Float[Array, "slots vocab"], target: Float[Array, " slots"]
-) -> UInt[Array, " slots"]:
+    keys: UInt[Array, "draws vocab"], weights: Float[Array, "draws vocab"], target: Float[Array, " draws"]
+) -> UInt[Array, " draws"]:
     """The largest t with sum(weights[keys >= t]) >= target, found digit by digit: 8 passes, no sort."""
     digits = jnp.arange(1, 2**_SEARCH_BITS, dtype=jnp.uint32)
 
-    def narrow(idx: Int[Array, ""], found: UInt[Array, " slots"]) -> UInt[Array, " slots"]:
+    def narrow(idx: Int[Array, ""], found: UInt[Array, " draws"]) -> UInt[Array, " draws"]:
         shift = jnp.uint32(32 - _SEARCH_BITS) - idx.astype(jnp.uint32) * _SEARCH_BITS
-        tried = found[:, None] | (digits << shift)[None]  # [slots, digits]
+        tried = found[:, None] | (digits << shift)[None]  # [draws, digits]
         above = keys[:, :, None] >= tried[:, None, :]
         mass = jnp.where(above, weights[:, :, None], 0.0).sum(axis=1)
         digit = (mass >= target[:, None]).sum(axis=1).astype(jnp.uint32)  # mass falls as the digit grows
@@ -90,11 +87,11 @@ def _ordered(x: Float[Array, "*n"]) -> UInt[Array, "*n"]:
 
 
 def _noise(
-    seeds: Int[Array, " slots"],
-    sample_idxs: Int[Array, " slots"],
-    positions: Int[Array, " slots"],
+    seeds: Int[Array, " draws"],
+    sample_idxs: Int[Array, " draws"],
+    positions: Int[Array, " draws"],
     vocab_size: int,
-) -> Float[Array, "slots vocab"]:
+) -> Float[Array, "draws vocab"]:
     """Gumbel noise that depends on nothing but a row's seed, sample and position: never on its neighbours."""
 
     def one(

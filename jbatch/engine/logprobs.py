@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import array
 import functools
+import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from jbatch.errors import RequestError
-from jbatch.host.plan import Logprobs, StepOutput, StepPlan, align
+from jbatch.host.plan import StepPlan
 from jbatch.host.request import Request
+from jbatch.host.scheduler import DEVICE_ERRORS
 from jbatch.outputs import Logprob
 from jbatch.sampling_params import MAX_LOGPROBS
+from jbatch.seam.bucket import align
+from jbatch.seam.step_output import Logprobs, Status, StepOutput
 from jbatch.text.tokenizer import Tokenizer
 
 Decode = Callable[[int], str | None]  # a token's text, where texts are asked for
@@ -30,7 +36,7 @@ class _Positions:
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def add(self, token_id: int, found: Logprobs, idx: int) -> None:
+    def add(self, token_id: int, found: Logprobs[np.ndarray], idx: int) -> None:
         self._chosen.append(token_id)
         self._ranks.append(int(found.rank[idx]))
         self._logprobs.append(float(found.logprob[idx]))
@@ -68,13 +74,16 @@ class LogprobList:
         if params.prompt_logprobs is not None and request.sample_idx == 0:
             self._prompt = _Positions(params.prompt_logprobs)
             self._prompt_at = array.array("i", [-1]) * len(request.prompt_token_ids)  # where each is in it
+        self.error: str | None = None  # a prompt whose logits are not finite; a draw's are told by its status
 
-    def add_token(self, token_id: int, found: Logprobs, slot: int) -> None:
+    def add_token(self, token_id: int, found: Logprobs[np.ndarray], slot: int) -> None:
         """A token that was drawn."""
         if self._output is not None:
             self._output.add(token_id, found, slot)
 
-    def add_targets(self, targets: tuple[int, ...], start: int, found: Logprobs, begin: int) -> None:
+    def add_targets(
+        self, targets: tuple[int, ...], start: int, found: Logprobs[np.ndarray], begin: int
+    ) -> None:
         """The next prompt tokens of positions from `start`, which a step has at place `begin`; -1: none."""
         if self._prompt is None:
             return
@@ -82,6 +91,8 @@ class LogprobList:
             if target >= 0:
                 self._prompt_at[start + idx + 1] = len(self._prompt)
                 self._prompt.add(target, found, begin + idx)
+                if self.error is None and math.isnan(found.logprob[begin + idx]):
+                    self.error = DEVICE_ERRORS[Status.NON_FINITE].format(position=start + idx + 1)
 
     def output(self, num_tokens: int, decode: Decode) -> tuple[list[Entry] | None, float | None]:
         """Of the first `num_tokens` tokens, and their sum over the tokens themselves."""
@@ -109,16 +120,23 @@ def take_in(plan: StepPlan, output: StepOutput, find: Callable[[int], LogprobLis
     """Give each sequence what a step tells of it; `find` gives the list of a seq_id, or None."""
     if output.logprobs is None:
         return
-    begin = 0
-    for slot, seq_id in enumerate(plan.seq_ids):
-        found = find(seq_id)
-        chunk = plan.chunks[slot] if plan.chunks else None
-        if found is not None:
-            if chunk is not None and chunk.targets and output.prompt_logprobs is not None:
-                found.add_targets(chunk.targets, chunk.start, output.prompt_logprobs, begin)
-            for token_id in output.tokens[slot, : output.num_tokens[slot]].tolist():
-                found.add_token(token_id, output.logprobs, slot)
-        begin += align(len(chunk.token_ids)) if chunk is not None else 0
+    for idx, seq_id in enumerate(plan.seq_ids):
+        _add_drawn(find(seq_id), output, idx)
+    begin, idx = 0, plan.bucket.slots
+    for chunk in plan.chunks:
+        scored = find(chunk.seq_id) if chunk.targets else None
+        if scored is not None and output.prompt_logprobs is not None:
+            scored.add_targets(chunk.targets, chunk.start, output.prompt_logprobs, begin)
+        for draw in chunk.draws:
+            _add_drawn(find(draw.seq_id), output, idx)
+            idx += 1
+        begin += align(len(chunk.token_ids))
+
+
+def _add_drawn(logprobs: LogprobList | None, output: StepOutput, idx: int) -> None:
+    if logprobs is not None and output.logprobs is not None:
+        for token_id in output.tokens[idx, : output.num_tokens[idx]].tolist():
+            logprobs.add_token(token_id, output.logprobs, idx)
 
 
 def token_decoder(tokenizer: Tokenizer | None) -> Decode:

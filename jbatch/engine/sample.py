@@ -1,73 +1,124 @@
-"""A sample under way, as the engine follows it, and the output that it ends with."""
+"""A sample of a request that is under way: its text, its stop strings, and the output that it ends with."""
 
 from __future__ import annotations
 
-import dataclasses
-
-from jbatch.engine.logprobs import Decode, LogprobList
+from jbatch.engine.logprobs import Decode, LogprobList, logprob_list
+from jbatch.errors import RequestError
 from jbatch.host.request import Request, Sequence
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
-from jbatch.text.tokenizer import Detokenizer
+from jbatch.text.tokenizer import Detokenizer, Tokenizer
 
 
-@dataclasses.dataclass(slots=True)
-class Live:
-    """A sample that has not ended, as the engine follows it."""
+class Sample:
+    """A sequence, as the engine follows it."""
 
-    sequence: Sequence
-    stop_finder: Detokenizer | None
-    logprobs: LogprobList | None
-    error: str | None = None  # its text cannot be made
-    scheduled_ts: float | None = None
-    first_token_ts: float | None = None
-    last_token_ts: float | None = None
+    def __init__(self, sequence: Sequence, tokenizer: Tokenizer | None):
+        params = sequence.request.params
+        self.sequence, self._tokenizer = sequence, tokenizer
+        self.logprobs: LogprobList | None = logprob_list(sequence.request)
+        self.scheduled_ts: float | None = None
+        self._first_token_ts: float | None = None
+        self._last_token_ts: float | None = None
+        self._error: str | None = None  # its text cannot be made
+        self._stop_finder: Detokenizer | None = None
+        if params.stop and tokenizer is not None:
+            skip = params.skip_special_tokens
+            self._stop_finder = tokenizer.detokenizer(params.stop, skip_special_tokens=skip)
 
+    def take_in(self, token_ids: list[int], now: float) -> tuple[FinishReason, str | None] | None:
+        """Follow new tokens; why they end the sequence, and the stop string, or None.
 
-def sample_output(live: Live, text: str, now: float, decode: Decode) -> RequestOutput:
-    """Of one sample."""
-    sequence, request = live.sequence, live.sequence.request
-    logprobs, cumulative, prompt_logprobs = None, None, None
-    if live.logprobs is not None:
-        logprobs, cumulative = live.logprobs.output(len(sequence.output_token_ids), decode)
-        prompt_logprobs = live.logprobs.prompt(decode)
-    assert sequence.finish_reason is not None, "an output of a request that goes on"
-    found = live.stop_finder.found if live.stop_finder is not None else None
-    reason = FinishReason.STOP if found else sequence.finish_reason  # also where both came with one token
-    error = live.error or sequence.error
-    completion = CompletionOutput(
-        index=request.sample_idx,
-        text=text,
-        token_ids=sequence.output_token_ids,
-        finish_reason=FinishReason.ERROR if live.error else reason,
-        stop_reason=found or sequence.stop_reason,
-        logprobs=logprobs,
-        cumulative_logprob=cumulative,
-        error=error,
-    )
-    metrics = RequestMetrics(
-        arrival_time=request.arrival,
-        scheduled_ts=live.scheduled_ts,
-        first_token_ts=live.first_token_ts,
-        last_token_ts=live.last_token_ts,
-        finished_ts=now,
-        num_generation_tokens=len(completion.token_ids),
-        num_preemptions=sequence.num_preemptions,
-    )
-    return RequestOutput(
-        request_id=request.request_id,
-        prompt=request.prompt,
-        prompt_token_ids=list(request.prompt_token_ids),
-        outputs=[completion],
-        metrics=metrics,
-        error=error,
-        prompt_logprobs=prompt_logprobs,
-    )
+        A stop string ends a sequence that has just ended by its length, too.
+        """
+        if token_ids:
+            self._last_token_ts = now
+            if self._first_token_ts is None:
+                self._first_token_ts = now
+        finder = self._stop_finder
+        if finder is None or self.sequence.finish_reason in (FinishReason.STOP, FinishReason.ERROR):
+            return None
+        first = len(self.sequence.output_token_ids) - len(token_ids) + 1
+        min_tokens = self.sequence.request.params.min_tokens
+        try:
+            for number, token_id in enumerate(token_ids, start=first):
+                if finder.push(token_id, search=number > min_tokens):
+                    return FinishReason.STOP, finder.found
+        except RequestError as error:  # this request's text alone
+            self._error = str(error)
+            return FinishReason.ERROR, None
+        return None
+
+    def output(self, now: float, decode: Decode) -> RequestOutput:
+        """What it ended with, as a request of one sample. `decode` gives the texts of log-probabilities."""
+        sequence, request = self.sequence, self.sequence.request
+        assert sequence.finish_reason is not None, "an output of a sequence that goes on"
+        text = self._text()
+        found = self._stop_finder.found if self._stop_finder is not None else None
+        reason = FinishReason.STOP if found else sequence.finish_reason  # also where both came with one token
+        if not request.params.detokenize:
+            decode = _no_text
+        error = self._error
+        logprobs, cumulative, prompt_logprobs = None, None, None
+        if self.logprobs is not None:
+            error = error or self.logprobs.error
+            logprobs, cumulative = self.logprobs.output(len(sequence.output_token_ids), decode)
+            prompt_logprobs = self.logprobs.prompt(decode)
+        completion = CompletionOutput(
+            index=request.sample_idx,
+            text=text,
+            token_ids=sequence.output_token_ids,
+            finish_reason=FinishReason.ERROR if error else reason,
+            stop_reason=found or sequence.stop_reason,
+            logprobs=logprobs,
+            cumulative_logprob=cumulative,
+            error=error or sequence.error,
+        )
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            prompt_token_ids=list(request.prompt_token_ids),
+            outputs=[completion],
+            metrics=self._metrics(now),
+            error=completion.error,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def _text(self) -> str:
+        """Empty where the tokenizer's decoder fails, which is then this sample's error."""
+        sequence, params = self.sequence, self.sequence.request.params
+        if self._stop_finder is not None and self._stop_finder.found is not None:
+            return self._stop_finder.text(include_stop=params.include_stop_str_in_output)
+        if self._tokenizer is None or not params.detokenize:
+            return ""
+        token_ids = sequence.output_token_ids
+        if sequence.finish_reason == FinishReason.STOP and not params.include_stop_str_in_output:
+            token_ids = token_ids[:-1]
+        try:
+            return self._tokenizer.decode(token_ids, skip_special_tokens=params.skip_special_tokens)
+        except RequestError as error:
+            self._error = str(error)
+            return ""
+
+    def _metrics(self, now: float) -> RequestMetrics:
+        return RequestMetrics(
+            arrival_time=self.sequence.request.arrival,
+            scheduled_ts=self.scheduled_ts,
+            first_token_ts=self._first_token_ts,
+            last_token_ts=self._last_token_ts,
+            finished_ts=now,
+            num_generation_tokens=len(self.sequence.output_token_ids),
+            num_preemptions=self.sequence.num_preemptions,
+        )
 
 
 def empty_output(request: Request, now: float) -> RequestOutput:
-    """Of a request for no tokens."""
+    """The output of a request for no tokens."""
     metrics = RequestMetrics(request.arrival, None, None, None, now, 0, 0)
     completions = [CompletionOutput(idx, "", [], FinishReason.LENGTH) for idx in range(request.params.n)]
     return RequestOutput(
         request.request_id, request.prompt, list(request.prompt_token_ids), completions, metrics=metrics
     )
+
+
+def _no_text(_: int) -> None:
+    return None

@@ -9,18 +9,18 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One step's account. The unit is a token in prefill and a row in decode.
+    """One step's account, in rows of decoding sequences and in tokens of prompts, each a place of the step.
 
-    computed: the bucket's size. padded: no sequence was there. wasted: its sequence had ended.
-    recomputed: a position that was cached before a preemption. useful: the rest.
+    padded: no sequence was there. wasted: its sequence had ended. recomputed: a position that was cached
+    before a preemption. useful: the rest.
     """
 
     step_idx: int
-    kind: Literal["prefill", "decode"]
     slots: int  # of the bucket
     slots_used: int
-    computed: int
-    useful: int
+    tokens: int  # of the bucket
+    useful_slots: int
+    useful_tokens: int
     padded: int
     wasted: int
     recomputed: int
@@ -31,6 +31,22 @@ class StepRecord:
     num_preempted: int
     host_s: float = 0.0  # schedule, pack, dispatch, apply
     device_s: float = 0.0  # from when the device could start the step until the host had its result
+
+    @property
+    def computed(self) -> int:
+        """Places of the step: useful + padded + wasted + recomputed."""
+        return self.slots + self.tokens
+
+    @property
+    def useful(self) -> int:
+        return self.useful_slots + self.useful_tokens
+
+    @property
+    def kind(self) -> Literal["prefill", "decode", "mixed"]:
+        """In a word, for people."""
+        if not self.tokens:
+            return "decode"
+        return "mixed" if self.slots else "prefill"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +89,13 @@ class Summary:
 
     def with_step(self, record: StepRecord) -> Summary:
         """These totals and one step more."""
-        decode = record.kind == "decode"
         return Summary(
-            prefill_steps=self.prefill_steps + (not decode),
-            decode_steps=self.decode_steps + decode,
-            slot_steps=self.slot_steps + record.slots * decode,
-            useful_slot_steps=self.useful_slot_steps + record.useful * decode,
-            prefill_tokens=self.prefill_tokens + record.computed * (not decode),
-            useful_prefill_tokens=self.useful_prefill_tokens + record.useful * (not decode),
+            prefill_steps=self.prefill_steps + (record.tokens > 0),
+            decode_steps=self.decode_steps + (record.slots > 0),
+            slot_steps=self.slot_steps + record.slots,
+            useful_slot_steps=self.useful_slot_steps + record.useful_slots,
+            prefill_tokens=self.prefill_tokens + record.tokens,
+            useful_prefill_tokens=self.useful_prefill_tokens + record.useful_tokens,
             padded=self.padded + record.padded,
             wasted=self.wasted + record.wasted,
             recomputed=self.recomputed + record.recomputed,

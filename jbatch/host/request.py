@@ -40,8 +40,9 @@ class Request:
 class Sequence:
     """One sample of a request, under way. Only the scheduler writes to it.
 
-    Counts of tokens, prompt included: `num_known` are on the host, `num_planned` will be once every
-    issued step has landed, `num_cached` will then have their keys and values in the cache.
+    Counts of tokens, prompt included. What is so, by the results that came back: `num_known` are on the host,
+    `num_cached` have their keys and values in the cache. What will be at most, once every issued step has
+    landed: `num_planned` and `num_cached_planned`.
     """
 
     seq_id: int
@@ -49,8 +50,9 @@ class Sequence:
     token_ids: list[int]
     num_planned: int
     num_cached: int = 0
+    num_cached_planned: int = 0
     num_computed: int = 0  # positions cached before the last preemption: prefilling them is recomputation
-    decoding: bool = False  # every known token is prefilled, and the device's row is set up
+    decoding: bool = False  # every known token is prefilled, and its row on the device is set up
     pages: list[int] = dataclasses.field(default_factory=list)
     row: int = -1  # index into device state while running
     num_preemptions: int = 0
@@ -75,6 +77,11 @@ class Sequence:
     def next_len(self) -> int:
         """Tokens once the known ones are prefilled and one is drawn, if one is."""
         return min(self.num_known + 1, self.max_len)
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether it runs, with known tokens that no step has been planned for."""
+        return self.row >= 0 and not self.decoding and self.num_cached_planned < len(self.token_ids)
 
     @property
     def running(self) -> bool:

@@ -1,67 +1,45 @@
-"""What the device must know of some requests before they draw: biases, bad words, ids to report.
-
-It is too much for the step's packed array, so that it goes up by itself, once, before the step in which its
-sequence begins to draw: one int32 array, whose layout is here alone.
-"""
+"""What the device must know of a sequence before it draws, by what its request asks for."""
 
 from __future__ import annotations
-
-import functools
-from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from jbatch.host.plan import Field, fields_of
 from jbatch.host.request import Sequence
-from jbatch.sampling_params import MAX_BAD_WORD_IDS, MAX_BAD_WORD_LEN, MAX_LOGPROB_TOKEN_IDS, SamplingParams
-
-RULED_OUT = float(np.finfo(np.float32).min)  # finite, so that who looks for broken logits can look at these
-
-
-class RowData(NamedTuple):
-    """A row of the device's ExtraState, but for what steps count there themselves."""
-
-    row: Any  # []
-    bias: Any  # float32 bits [vocab], added to the logits; RULED_OUT rules a token out
-    bad_words: (
-        Any  # [MAX_BAD_WORD_IDS, MAX_BAD_WORD_LEN], aligned right; -1 in front, and where there is none
-    )
-    history: Any  # [MAX_BAD_WORD_LEN - 1]: the last tokens before the one to draw; -1 in front
-    logprob_ids: Any  # [MAX_LOGPROB_TOKEN_IDS], padded with -1
+from jbatch.sampling_params import MAX_BAD_WORD_LEN, Sampler, SamplingParams
+from jbatch.seam.row_data import RULED_OUT, RowData, row_data_size, unpack_row_data
 
 
-@functools.cache
-def _layout(vocab_size: int) -> tuple[Field, ...]:
-    words = MAX_BAD_WORD_IDS, MAX_BAD_WORD_LEN
-    return fields_of(((), (vocab_size,), words, (MAX_BAD_WORD_LEN - 1,), (MAX_LOGPROB_TOKEN_IDS,)))
+def row_data(
+    sequence: Sequence, row: int, vocab_size: int, sampler: Sampler, *, counts: bool = False
+) -> tuple[RowData, ...]:
+    """For a sequence whose known tokens have all been planned: what a program of `sampler` looks at.
+
+    Args:
+      counts: of its tokens, also where it has no penalties.
+    """
+    params = sequence.request.params
+    features: list[tuple[str, tuple[Int[np.ndarray, "..."], ...]]] = []
+    if sampler.processes:
+        if params.logit_bias or params.allowed_token_ids:
+            features.append(("bias", (_bias(params, vocab_size).view(np.int32),)))
+        if sequence.request.bad_word_ids:
+            features.append(("bad_words", _bad_words(sequence)))
+        if params.penalised or counts:
+            features.append(("counts", (_counts(sequence, vocab_size),)))
+    if sampler.reports and params.logprob_token_ids:
+        features.append(("logprob_ids", (np.array(params.logprob_token_ids, np.int32),)))
+    return tuple(_packed(name, row, arrays, vocab_size) for name, arrays in features)
 
 
-def row_data_size(vocab_size: int) -> int:
-    """Elements of a packed RowData."""
-    return _layout(vocab_size)[-1].end
-
-
-def unpack_row_data(packed: Any, vocab_size: int) -> RowData:
-    """Views of a packed RowData (NumPy), or slices of it (JAX)."""
-    return RowData(*(packed[f.begin : f.end].reshape(f.shape) for f in _layout(vocab_size)))
-
-
-def row_data(sequence: Sequence, row: int, vocab_size: int) -> Int[np.ndarray, " size"] | None:
-    """Packed, for a sequence whose known tokens have all been planned; None where it needs none."""
-    params, words = sequence.request.params, sequence.request.bad_word_ids
-    if not (params.logit_bias or params.allowed_token_ids or params.logprob_token_ids or words):
-        return None
-    packed = np.full(row_data_size(vocab_size), -1, np.int32)
-    fields = unpack_row_data(packed, vocab_size)
-    fields.row[...] = row
-    fields.bias[:] = _bias(params, vocab_size).view(np.int32)
-    for idx, word in enumerate(words):
-        fields.bad_words[idx, MAX_BAD_WORD_LEN - len(word) :] = word
-    history = sequence.token_ids[-(MAX_BAD_WORD_LEN - 1) :]
-    fields.history[MAX_BAD_WORD_LEN - 1 - len(history) :] = history
-    fields.logprob_ids[: len(params.logprob_token_ids or ())] = params.logprob_token_ids or ()
-    return packed
+def _packed(feature: str, row: int, arrays: tuple[Int[np.ndarray, "..."], ...], vocab_size: int) -> RowData:
+    """Arrays may be shorter than their places: -1 fills them."""
+    packed = np.full(row_data_size(feature, vocab_size), -1, np.int32)
+    packed_row, *places = unpack_row_data(packed, feature, vocab_size)
+    packed_row[...] = row
+    for place, array in zip(places, arrays, strict=True):
+        place[: len(array)] = array
+    return RowData(feature, packed)
 
 
 def _bias(params: SamplingParams, vocab_size: int) -> Float[np.ndarray, " vocab"]:
@@ -73,3 +51,23 @@ def _bias(params: SamplingParams, vocab_size: int) -> Float[np.ndarray, " vocab"
         ruled_out[list(params.allowed_token_ids)] = False
         bias[ruled_out] = RULED_OUT
     return bias
+
+
+def _bad_words(sequence: Sequence) -> tuple[Int[np.ndarray, "words word_len"], Int[np.ndarray, " history"]]:
+    """The words, and the last tokens before the one to draw."""
+    words = np.full((len(sequence.request.bad_word_ids), MAX_BAD_WORD_LEN), -1, np.int32)
+    for idx, word in enumerate(sequence.request.bad_word_ids):
+        words[idx, MAX_BAD_WORD_LEN - len(word) :] = word
+    history = np.full(MAX_BAD_WORD_LEN - 1, -1, np.int32)
+    last = sequence.token_ids[-(MAX_BAD_WORD_LEN - 1) :]
+    history[MAX_BAD_WORD_LEN - 1 - len(last) :] = last
+    return words, history
+
+
+def _counts(sequence: Sequence, vocab_size: int) -> Int[np.ndarray, " vocab"]:
+    """From the whole prompt, whatever part of it was computed, and the output so far: a sequence that was
+    preempted has some."""
+    output = np.bincount(np.array(sequence.output_token_ids, np.int64), minlength=vocab_size)
+    counts = 2 * output.astype(np.int32)
+    counts[list(set(sequence.request.prompt_token_ids))] += 1
+    return counts

@@ -15,11 +15,14 @@ from typing import NamedTuple
 from jbatch.errors import RequestError
 from jbatch.host.metrics import StepRecord
 from jbatch.host.pages import PagePool
-from jbatch.host.plan import Bucket, Chunk, Status, StepOutput, StepPlan, TableUpdate, align, chunk_of
+from jbatch.host.plan import Chunk, StepPlan, TableUpdate, chunk_of
 from jbatch.host.policy import Admission, Policy
 from jbatch.host.request import Request, Sequence
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import Sampler
+from jbatch.seam.bucket import Bucket, align, room_of, smallest_bucket
+from jbatch.seam.shape import StateShape
+from jbatch.seam.step_output import Status, StepOutput
 
 
 class SchedulerView(NamedTuple):
@@ -44,12 +47,9 @@ Limits = Callable[[SchedulerView], StepLimits]
 class SchedulerConfig(NamedTuple):
     """Everything that a scheduler needs to know."""
 
-    num_rows: int  # rows of device state
-    num_pages: int
-    page_size: int
+    shape: StateShape
     max_model_len: int
-    decode_buckets: tuple[Bucket, ...]  # ascending
-    prefill_buckets: tuple[Bucket, ...]  # ascending
+    buckets: tuple[Bucket, ...]  # of those that hold the same things, ascending
     policy: Policy
     admission: Admission
 
@@ -69,15 +69,17 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig, limits: Limits | None = None):
         self.config = config
-        self.pool = PagePool(config.num_pages, config.page_size)
-        default = StepLimits(config.prefill_buckets[-1].tokens, config.num_rows)
+        self.pool = PagePool(config.shape.num_pages, config.shape.page_size)
+        self._largest = max(config.buckets, key=lambda bucket: bucket.tokens)
+        self._room = room_of(self._largest, config.shape)
+        default = StepLimits(self._largest.tokens, config.shape.num_rows)
         self._limits = limits or (lambda view: default)
         self._sequences: dict[int, Sequence] = {}  # all that have not ended, and held ones
         self._waiting: list[tuple[tuple[float, ...], int]] = []  # a heap; ended ones leave when they surface
         self._num_waiting = 0
         self._running: list[Sequence] = []  # in order of admission; held ones too
-        self._free_rows = list(range(config.num_rows - 1, -1, -1))
-        self._num_sampler = [0] * len(Sampler)  # running sequences by what their tokens take to draw
+        self._free_rows = list(range(config.shape.num_rows - 1, -1, -1))
+        self._num_sampler = dict.fromkeys(Sampler, 0)  # running sequences by what their tokens take to draw
         self._preempted: list[int] = []  # since the last plan
         self._prefilled_last = False
         self._seq_ids = itertools.count()
@@ -104,7 +106,7 @@ class Scheduler:
     @property
     def max_seq_len(self) -> int:
         """Tokens, prompt and output, that a sequence may have: what the context and the whole pool hold."""
-        return min(self.config.max_model_len, self.pool.num_usable * self.config.page_size)
+        return min(self.config.max_model_len, self.pool.num_usable * self.pool.page_size)
 
     def add(self, request: Request) -> Sequence:
         """Queue a request. Raises RequestError where it can never run (see `check`)."""
@@ -170,52 +172,87 @@ class Scheduler:
         else:
             plan = self._plan_prefill(limits) or self._plan_decode(limits)
         if plan is not None:
-            self._prefilled_last = plan.bucket.kind == "prefill"
+            self._prefilled_last = bool(plan.chunks)
         return plan
 
     def apply(self, plan: StepPlan, output: StepOutput) -> tuple[list[Progress], StepRecord]:
-        """Take in the result of a step: tokens, ends, and the step's account."""
-        progress: list[Progress] = []
-        useful = wasted = recomputed = num_tokens = 0
-        prefill = plan.bucket.kind == "prefill"
+        """Take in the result of a step: tokens, lengths, ends, and the step's account."""
+        account = _Account()
         tokens, counts, statuses = (array.tolist() for array in output[:3])
-        for slot, seq_id in enumerate(plan.seq_ids):
+        draws = zip(tokens, counts, statuses, strict=True)
+        for seq_id, (drawn, count, status) in zip(plan.seq_ids, draws, strict=False):
             sequence = self._sequences.get(seq_id)
-            chunk = plan.chunks[slot] if prefill else None
-            size = len(chunk.token_ids) if chunk else 1
             if sequence is None or sequence.finish_reason is not None:
-                wasted += size
+                account.wasted += 1
                 continue
-            useful += size
-            if chunk:
-                useful -= chunk.num_recomputed
-                recomputed += chunk.num_recomputed
-                if chunk.setup is None:
-                    continue
-            new = tokens[slot][: counts[slot]] if sequence.request.max_tokens else []  # it scored its prompt
-            num_tokens += len(new)
-            sequence.token_ids += new
-            progress.append((sequence, new))
-            if statuses[slot]:
-                self._end(sequence, statuses[slot])
-        computed = plan.bucket.tokens if prefill else plan.bucket.slots
-        record = StepRecord(
+            account.useful_slots += 1
+            self._take_in(sequence, drawn[:count], len(drawn), status, account)
+        begin = plan.bucket.slots
+        for chunk in plan.chunks:
+            end = begin + len(chunk.draws)
+            results = zip(chunk.draws, tokens[begin:end], counts[begin:end], statuses[begin:end], strict=True)
+            drawing = [
+                (sequence, result)
+                for draw, *result in results
+                if (sequence := self._sequences.get(draw.seq_id)) is not None and not sequence.finished
+            ]
+            self._take_in_chunk(chunk, bool(drawing), account)
+            for sequence, (drawn, count, status) in drawing:
+                self._take_in(sequence, drawn[:count], len(drawn), status, account)
+            begin = end
+        return account.progress, self._record(plan, account)
+
+    def _take_in(
+        self, sequence: Sequence, new: list[int], num_planned: int, status: int, account: _Account
+    ) -> None:
+        """A draw's tokens: as many as were planned, or fewer, and then the plan is taken back so far."""
+        sequence.token_ids += new
+        account.output_tokens += len(new)
+        account.progress.append((sequence, new))
+        if sequence.row >= 0:  # else it was preempted meanwhile
+            sequence.num_cached = len(sequence.token_ids) - 1  # the last one is fed to the next step
+        if status:
+            self._end(sequence, status)
+        elif (missing := num_planned - len(new)) > 0:
+            sequence.num_planned -= missing
+            if sequence.row >= 0:
+                sequence.num_cached_planned -= missing
+
+    def _take_in_chunk(self, chunk: Chunk, draws: bool, account: _Account) -> None:
+        """A chunk's tokens are in the cache: of its own sequence, and of others that draw from it."""
+        sequence = self._sequences.get(chunk.seq_id)
+        goes_on = sequence is not None and not sequence.finished
+        if not goes_on and not draws:
+            account.wasted += len(chunk.token_ids)
+            return
+        account.recomputed += chunk.num_recomputed
+        account.useful_tokens += len(chunk.token_ids) - chunk.num_recomputed
+        if sequence is None or not goes_on:
+            return
+        if sequence.row >= 0 and sequence.num_preemptions == chunk.attempt:
+            sequence.num_cached = chunk.end
+        if chunk.end == sequence.max_len:  # it only scored its prompt
+            account.progress.append((sequence, []))
+            self.finish(sequence, FinishReason.LENGTH)
+
+    def _record(self, plan: StepPlan, account: _Account) -> StepRecord:
+        useful = account.useful_slots + account.useful_tokens
+        return StepRecord(
             step_idx=plan.step_idx,
-            kind=plan.bucket.kind,
             slots=plan.bucket.slots,
             slots_used=len(plan.seq_ids),
-            computed=computed,
-            useful=useful,
-            padded=computed - useful - wasted - recomputed,
-            wasted=wasted,
-            recomputed=recomputed,
-            output_tokens=num_tokens,
+            tokens=plan.bucket.tokens,
+            useful_slots=account.useful_slots,
+            useful_tokens=account.useful_tokens,
+            padded=plan.bucket.num_places - useful - account.wasted - account.recomputed,
+            wasted=account.wasted,
+            recomputed=account.recomputed,
+            output_tokens=account.output_tokens,
             pages_used=self.pool.num_used,
             num_running=len(self._running),
             num_waiting=self._num_waiting,
             num_preempted=len(plan.preempted),
         )
-        return progress, record
 
     def _end(self, sequence: Sequence, status: int) -> None:
         if status == Status.STOPPED:
@@ -231,27 +268,26 @@ class Scheduler:
     # Prefill.
 
     def _plan_prefill(self, limits: StepLimits) -> StepPlan | None:
-        largest = self.config.prefill_buckets[-1]
-        budget = min(limits.max_num_batched_tokens, largest.tokens)
+        budget = min(limits.max_num_batched_tokens, self._largest.tokens)
         if budget <= 0:
             return None
-        sequences: list[Sequence] = []
         chunks: list[Chunk] = []
         updates: list[TableUpdate] = []
         for sequence in self._prefilling(limits):
-            length = min(sequence.num_known - sequence.num_cached, budget)
-            if not self._grow(sequence, sequence.num_cached + length, updates):
+            length = min(sequence.num_known - sequence.num_cached_planned, budget)
+            end = sequence.num_cached_planned + length
+            if len(updates) + self._num_missing(sequence, end) > self._room.table_updates:
+                break  # the step is full of them: it waits for the next one
+            if not self._grow(sequence, end, updates):
                 break  # the youngest: it waits for the others' pages
-            sequences.append(sequence)
-            chunks.append(self._chunk(sequence, length))
+            chunks.append(self._chunk(sequence, end))
             budget -= align(length)
-            if budget <= 0 or len(chunks) == largest.slots:
+            if budget <= 0 or len(chunks) == self._room.chunks:
                 break
         if not chunks:
             return None
         num_tokens = sum(align(len(chunk.token_ids)) for chunk in chunks)
-        bucket = _smallest(self.config.prefill_buckets, len(chunks), num_tokens)
-        return self._plan(bucket, sequences, updates, chunks=tuple(chunks))
+        return self._plan(updates, tokens=num_tokens, chunks=tuple(chunks))
 
     def _prefilling(self, limits: StepLimits) -> Iterator[Sequence]:
         """Running sequences with tokens to prefill, oldest first, then those that may join."""
@@ -259,18 +295,16 @@ class Scheduler:
             for _ in self._admit_waiting(limits):  # the whole batch at once
                 pass
         for sequence in tuple(self._running):
-            if sequence.running and not sequence.decoding and not sequence.finished:
+            if sequence.prefilling and not sequence.finished:
                 yield sequence
         if self.config.admission.refill:
             yield from self._admit_waiting(limits)
 
-    def _chunk(self, sequence: Sequence, length: int) -> Chunk:
-        start, end = sequence.num_cached, sequence.num_cached + length
-        last = end == sequence.num_known
-        chunk = chunk_of(sequence, start, end)
-        sequence.num_cached = end
-        sequence.num_planned += last
-        sequence.decoding = last
+    def _chunk(self, sequence: Sequence, end: int) -> Chunk:
+        chunk = chunk_of(sequence, sequence.num_cached_planned, end)
+        sequence.num_cached_planned = end
+        sequence.num_planned += len(chunk.draws)
+        sequence.decoding = bool(chunk.draws)
         return chunk
 
     # Decode.
@@ -287,45 +321,56 @@ class Scheduler:
             if ended and not hold:
                 continue
             if not ended:
-                if not self._grow(sequence, sequence.num_cached + 1, updates):
+                if not self._grow(sequence, sequence.num_cached_planned + 1, updates):
                     self._preempt(sequence)
                     break  # it was the youngest
-                sequence.num_cached += 1
+                sequence.num_cached_planned += 1
                 sequence.num_planned += 1
             sequences.append(sequence)
             frozen.append(ended)
         if all(frozen):
             return None
-        bucket = _smallest(self.config.decode_buckets, len(sequences), len(sequences))
-        return self._plan(bucket, sequences, updates, frozen=tuple(frozen) if hold else ())
+        return self._plan(updates, sequences, tuple(frozen) if hold else ())
 
     def _plan(
         self,
-        bucket: Bucket,
-        sequences: list[Sequence],
         updates: list[TableUpdate],
-        chunks: tuple[Chunk, ...] = (),
+        decoding: list[Sequence] | tuple[()] = (),
         frozen: tuple[bool, ...] = (),
+        *,
+        tokens: int = 0,
+        chunks: tuple[Chunk, ...] = (),
     ) -> StepPlan:
+        """The step of these, in the smallest bucket that holds them."""
+        config = self.config
+        sizes = {"slots": len(decoding), "tokens": tokens, "chunks": len(chunks), "updates": len(updates)}
         preempted, self._preempted = tuple(self._preempted), []
         return StepPlan(
             step_idx=next(self._step_ids),
-            bucket=bucket,
-            seq_ids=tuple([s.seq_id for s in sequences]),
-            rows=tuple([s.row for s in sequences]),
-            table_updates=tuple(updates),
-            chunks=chunks,
+            bucket=smallest_bucket(config.buckets, config.shape, **sizes),
+            seq_ids=tuple([s.seq_id for s in decoding]),
+            rows=tuple([s.row for s in decoding]),
             frozen=frozen,
-            sampler=max((s for s in Sampler if self._num_sampler[s]), default=Sampler.GREEDY),
+            chunks=chunks,
+            table_updates=tuple(updates),
+            sampler=self._sampler(),
             preempted=preempted,
         )
+
+    def _sampler(self) -> Sampler:
+        """What drawing for all running sequences takes."""
+        bits = 0
+        for sampler, count in self._num_sampler.items():
+            if count:
+                bits |= sampler
+        return Sampler(bits)
 
     # Pages and rows.
 
     def _grow(self, sequence: Sequence, num_tokens: int, updates: list[TableUpdate]) -> bool:
         """Give a sequence pages for `num_tokens`, taking them from younger ones where none are free."""
         num_owned = len(sequence.pages)
-        need = self.pool.pages_for(num_tokens) - num_owned
+        need = self._num_missing(sequence, num_tokens)
         if need <= 0:
             return True
         while not self.pool.can_allocate(need):
@@ -338,9 +383,13 @@ class Scheduler:
             updates.append(TableUpdate(sequence.row, page_idx, page_id))
         return True
 
+    def _num_missing(self, sequence: Sequence, num_tokens: int) -> int:
+        """Pages that a sequence lacks for `num_tokens`."""
+        return self.pool.pages_for(num_tokens) - len(sequence.pages)
+
     def _preempt(self, sequence: Sequence) -> None:
         """Take a sequence's pages; its tokens will be prefilled again."""
-        sequence.num_computed = max(sequence.num_computed, sequence.num_cached)
+        sequence.num_computed = max(sequence.num_computed, sequence.num_cached_planned)
         sequence.num_preemptions += 1
         self._preempted.append(sequence.seq_id)
         self._running.remove(sequence)
@@ -362,7 +411,7 @@ class Scheduler:
         Running ones have their chunks by now: one that is not through would have taken the whole budget. A
         page is left for each of them to grow into, or who is admitted now would soon be preempted.
         """
-        most = 1 if self.config.admission.one_by_one else min(limits.max_num_seqs, self.config.num_rows)
+        most = 1 if self.config.admission.one_by_one else min(limits.max_num_seqs, self.config.shape.num_rows)
         spare = self.pool.num_free - len(self._running)
         while len(self._running) < most and (sequence := self._next_waiting()) is not None:
             claim = self._claim(sequence)
@@ -387,9 +436,13 @@ class Scheduler:
         self._free_rows.append(sequence.row)
         self._num_sampler[sequence.request.params.sampler] -= 1
         sequence.row = -1
-        sequence.num_cached = 0
+        sequence.num_cached = sequence.num_cached_planned = 0
         sequence.decoding = False
 
 
-def _smallest(buckets: tuple[Bucket, ...], num_slots: int, num_tokens: int) -> Bucket:
-    return next(b for b in buckets if b.slots >= num_slots and b.tokens >= num_tokens)
+class _Account:
+    """What a step's result adds up to, while it is taken in."""
+
+    def __init__(self) -> None:
+        self.progress: list[Progress] = []
+        self.useful_slots = self.useful_tokens = self.wasted = self.recomputed = self.output_tokens = 0

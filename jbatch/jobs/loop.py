@@ -56,7 +56,7 @@ class Job:
 
     def __init__(self, parts: JobParts):
         self._parts, self._engine = parts, parts.engine
-        self._window = WINDOW * parts.engine.scheduler.config.num_rows
+        self._window = WINDOW * parts.engine.scheduler.config.shape.num_rows
         self._pending: dict[str, _Pending] = {}  # by request id, the line's number
         self._bytes_pending = 0
         self._num_non_finite: int | None = 0  # requests; None once one did not end so

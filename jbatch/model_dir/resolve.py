@@ -1,4 +1,4 @@
-"""What an engine's options mean for a model: its dtype, its context, its buckets."""
+"""What an engine's options mean for a model: its dtype and its context."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.errors import ConfigError
-from jbatch.host.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.model_dir.config_json import load_config
 
 
@@ -31,11 +30,3 @@ def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
         raise ConfigError("max_model_len", max_model_len, f"must be at most {longest}, the model's context")
     model.check_context(max_model_len)
     return max_model_len
-
-
-def resolve_buckets(
-    config: EngineConfig, max_model_len: int
-) -> tuple[tuple[Bucket, ...], tuple[Bucket, ...]]:
-    """The shapes of prefill steps and of decode steps, ascending."""
-    prefill = tuple(prefill_bucket(n, config.max_num_seqs) for n in config.token_sizes(max_model_len))
-    return prefill, tuple(decode_bucket(n) for n in config.decode_sizes())

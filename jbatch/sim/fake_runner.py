@@ -11,23 +11,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from jbatch.host.plan import (
-    NUM_SCALARS,
-    ROW_WIDTH,
-    DecodeInput,
-    PrefillInput,
-    RowSetup,
-    Status,
-    StepInput,
-    StepOutput,
-    unpack,
-)
 from jbatch.sampling_params import Sampler
-
-LAST_TOKEN, LENGTH, BUDGET, MIN_LEFT, FINISHED, SAMPLE_IDX = (
-    RowSetup._fields.index(name)
-    for name in ("last_token", "length", "budget", "min_left", "finished", "sample_idx")
-)
+from jbatch.seam.rows import COLUMNS, NUM_SCALARS, ROW_WIDTH
+from jbatch.seam.shape import StateShape
+from jbatch.seam.step_input import StepFields, StepInput, unpack
+from jbatch.seam.step_output import Status, StepOutput, num_draws
 
 
 def next_token(
@@ -59,81 +47,95 @@ def continuation(
 
 
 class FakeRunner:
-    """`submit` and `collect` as the real runner has them. It takes EXTENDED steps for ordinary ones."""
+    """`submit` and `collect` as the real runner has them. It draws in its own way, whatever the sampler."""
 
     samplers = tuple(Sampler)
+    counts_all = False
 
-    def __init__(
-        self, num_rows: int, num_pages: int, page_size: int, pages_per_seq: int, vocab_size: int = 97
-    ):
-        self.num_rows, self.page_size, self.vocab_size = num_rows, page_size, vocab_size
+    def __init__(self, shape: StateShape, vocab_size: int = 97):
+        self.shape, self.vocab_size = shape, vocab_size
         self.num_steps = 0
-        self._rows = np.zeros((num_rows, ROW_WIDTH), np.int32)
-        self._tables = np.zeros((num_rows, pages_per_seq), np.int32)
-        self.cache = np.full((num_pages, page_size), -1, np.int64)  # token ids; -1 where nobody wrote
+        self._rows = np.zeros((shape.num_rows, ROW_WIDTH), np.int32)
+        self._tables = np.zeros((shape.num_rows, shape.pages_per_seq), np.int32)
+        # Token ids; -1 where nobody wrote.
+        self.cache = np.full((shape.num_pages, shape.page_size), -1, np.int64)
 
     def submit(self, step: StepInput) -> StepOutput:
         """Compute a step at once; the handle is its output."""
         self.num_steps += 1
-        fields = unpack(step.packed, step.bucket, self.page_size, step.sampler)
+        if step.page_copies is not None:
+            sources, targets = step.page_copies.T
+            self.cache[targets] = self.cache[sources]
+        fields = unpack(step.packed, step.bucket, self.shape, step.sampler)
         for row, page_idx, page_id in fields.table_updates.tolist():
-            if row < self.num_rows:
+            if row < self.shape.num_rows:
                 self._tables[row, page_idx] = page_id
+        draws = num_draws(step.bucket, self.shape)
         output = StepOutput(
-            np.zeros((step.bucket.slots, 1), np.int32),
-            np.zeros(step.bucket.slots, np.int32),
-            np.zeros(step.bucket.slots, np.int32),
+            np.zeros((draws, 1), np.int32), np.zeros(draws, np.int32), np.zeros(draws, np.int32)
         )
-        if isinstance(fields, PrefillInput):
-            self._prefill(fields, output)
-        else:
-            self._decode(fields, output)
+        self._decode(fields, output)
+        self._prefill(fields)
+        self._draw_from_chunks(fields, step.bucket.slots, output)
         return output
 
     def collect(self, handle: StepOutput) -> tuple[StepOutput, float]:
         """A step's output and when it was ready."""
         return handle, 0.0
 
-    def _prefill(self, fields: PrefillInput, output: StepOutput) -> None:
-        for slot, row in enumerate(fields.rows.tolist()):
-            if row == self.num_rows:
-                continue
-            start, length, kv_len = fields.q_starts[slot], fields.q_lens[slot], fields.kv_lens[slot]
-            for offset in range(length):
-                self._write(row, int(kv_len - length + offset), int(fields.tokens[start + offset]))
-            if fields.samples[slot]:
-                self._rows[row] = fields.setup[slot]
-                self._draw(slot, row, int(kv_len), output)
-
-    def _decode(self, fields: DecodeInput, output: StepOutput) -> None:
-        for slot, row in enumerate(fields.rows.tolist()):
-            if row == self.num_rows:
+    def _decode(self, fields: StepFields[np.ndarray], output: StepOutput) -> None:
+        for slot, row in enumerate(fields.slot_rows.tolist()):
+            if row == self.shape.num_rows:
                 continue
             state = self._rows[row]
-            state[FINISHED] |= fields.frozen[slot]
-            if state[FINISHED]:
+            state[COLUMNS["finished"]] |= fields.frozen[slot]
+            if state[COLUMNS["finished"]]:
                 continue
-            self._write(row, int(state[LENGTH]), int(state[LAST_TOKEN]))
-            state[LENGTH] += 1
-            self._draw(slot, row, int(state[LENGTH]), output)
+            self._write(row, int(state[COLUMNS["length"]]), int(state[COLUMNS["last_token"]]))
+            self._draw(slot, row, self._context(row, int(state[COLUMNS["length"]]) + 1), output)
+
+    def _prefill(self, fields: StepFields[np.ndarray]) -> None:
+        for idx, row in enumerate(fields.chunk_rows.tolist()):
+            if row == self.shape.num_rows:
+                continue
+            begin, length, kv_len = fields.q_starts[idx], fields.q_lens[idx], fields.kv_lens[idx]
+            for offset in range(length):
+                self._write(row, int(kv_len - length + offset), int(fields.tokens[begin + offset]))
+
+    def _draw_from_chunks(self, fields: StepFields[np.ndarray], first: int, output: StepOutput) -> None:
+        """What a chunk's token sees is in its sequence's pages, whosever row is advanced."""
+        for idx, row in enumerate(fields.draw_rows.tolist()):
+            if row == self.shape.num_rows:
+                continue
+            if fields.has_setup[idx]:
+                self._rows[row] = fields.setups[idx]
+            place = fields.draw_places[idx]
+            chunk = int(np.searchsorted(fields.q_starts, place, side="right")) - 1
+            length = int(fields.kv_lens[chunk] - fields.q_lens[chunk] + place - fields.q_starts[chunk]) + 1
+            context = self._context(int(fields.chunk_rows[chunk]), length)
+            self._draw(first + idx, row, context, output)
 
     def _write(self, row: int, position: int, token_id: int) -> None:
-        self.cache[self._tables[row, position // self.page_size], position % self.page_size] = token_id
+        page_size = self.shape.page_size
+        self.cache[self._tables[row, position // page_size], position % page_size] = token_id
 
-    def _draw(self, slot: int, row: int, length: int, output: StepOutput) -> None:
+    def _context(self, row: int, length: int) -> list[int]:
+        """The first `length` tokens that a row's table leads to."""
+        pages = self._tables[row, : -(-length // self.shape.page_size)]
+        return self.cache[pages].reshape(-1)[:length].tolist()
+
+    def _draw(self, idx: int, row: int, context: list[int], output: StepOutput) -> None:
         state = self._rows[row]
-        pages = self._tables[row, : -(-length // self.page_size)]
-        context = self.cache[pages].reshape(-1)[:length].tolist()
         stop_ids = state[NUM_SCALARS:].tolist()
-        banned = stop_ids if state[MIN_LEFT] > 0 else ()
-        token = next_token(context, self.vocab_size, banned, int(state[SAMPLE_IDX]))
-        state[LAST_TOKEN] = token
-        state[BUDGET] -= 1
-        state[MIN_LEFT] -= 1
+        banned = stop_ids if state[COLUMNS["min_left"]] > 0 else ()
+        token = next_token(context, self.vocab_size, banned, int(state[COLUMNS["sample_idx"]]))
+        state[COLUMNS["last_token"]], state[COLUMNS["length"]] = token, len(context)
+        state[COLUMNS["budget"]] -= 1
+        state[COLUMNS["min_left"]] -= 1
         if token in stop_ids:
-            output.status[slot] = Status.STOPPED
-        elif state[BUDGET] <= 0:
-            output.status[slot] = Status.OUT_OF_BUDGET
-        state[FINISHED] = output.status[slot] != Status.RUNNING
-        output.tokens[slot, 0] = token
-        output.num_tokens[slot] = 1
+            output.status[idx] = Status.STOPPED
+        elif state[COLUMNS["budget"]] <= 0:
+            output.status[idx] = Status.OUT_OF_BUDGET
+        state[COLUMNS["finished"]] = output.status[idx] != Status.RUNNING
+        output.tokens[idx, 0] = token
+        output.num_tokens[idx] = 1

@@ -19,9 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jbatch.errors import JBatchError
-from jbatch.host.plan import Bucket, Chunk, StepPlan, align, padding, row_columns, unpack
+from jbatch.host.plan import Chunk, Draw, StepPlan
+from jbatch.seam.bucket import align, room_of
+from jbatch.seam.rows import row_columns
+from jbatch.seam.shape import StateShape
 
-FORMAT, VERSION = "jbatch-plans", 1
+FORMAT, VERSION = "jbatch-plans", 2
+VOCAB_SIZE = "vocab_size"
 MAX_SIZE = 2**20  # slots or tokens of a bucket, as EngineConfig has it
 
 
@@ -29,30 +33,21 @@ class PlanFileError(JBatchError, ValueError):
     """A plan file that cannot be read, or does not fit an executor; it names the file, and the line."""
 
 
-class PlanShape(NamedTuple):
-    """The device state that plans were made for: an executor of the same sizes can run them."""
-
-    num_rows: int
-    num_pages: int
-    page_size: int
-    pages_per_seq: int
-    vocab_size: int
-
-
 class Recording(NamedTuple):
     """A run's plans, in the order in which they were launched."""
 
-    shape: PlanShape
+    shape: StateShape  # that the plans were made for: an executor of the same sizes can run them
+    vocab_size: int
     plans: tuple[StepPlan, ...]
 
 
 class PlanWriter:
-    """Writes plans as they come: `with PlanWriter(path, shape) as writer: writer.write(step.plan)`."""
+    """Writes plans as they come: `with PlanWriter(path, shape, vocab_size) as writer: writer.write(plan)`."""
 
-    def __init__(self, path: str | Path, shape: PlanShape):
+    def __init__(self, path: str | Path, shape: StateShape, vocab_size: int):
         self._file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115, closed by `close`
         self._count = 0
-        self._line({"format": FORMAT, "version": VERSION, **shape._asdict()})
+        self._line({"format": FORMAT, "version": VERSION, **shape._asdict(), VOCAB_SIZE: vocab_size})
 
     def write(self, plan: StepPlan) -> None:
         """Add a plan, such as `EngineStep.plan`."""
@@ -88,16 +83,16 @@ def read_plans(path: str | Path) -> Recording:
     path = Path(path)
     lines = _lines(path)
     _, header = next(lines, (1, None))
-    shape = _header(path, header)
+    shape, vocab_size = _header(path, header)
     plans: list[StepPlan] = []
     for number, value in lines:
         if isinstance(value, dict) and "num_plans" in value:
             if value["num_plans"] != len(plans) or next(lines, None) is not None:
                 raise PlanFileError(f"{path}, line {number}: it must be the last, after as many plans")
-            return Recording(shape, tuple(plans))
+            return Recording(shape, vocab_size, tuple(plans))
         try:
             plan = _decode(StepPlan, value, "plan")
-            _check(plan, shape)
+            _check(plan, shape, vocab_size)
         except ValueError as error:
             raise PlanFileError(f"{path}, line {number}: {error}") from None
         plans.append(plan)
@@ -116,72 +111,85 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
         raise PlanFileError(f"{path}: no text") from None
 
 
-def _header(path: Path, header: Any) -> PlanShape:
+def _header(path: Path, header: Any) -> tuple[StateShape, int]:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise PlanFileError(f'{path}: no plan file: line 1 must be an object with "format": "{FORMAT}"')
     if header.get("version") != VERSION:
         raise PlanFileError(f"{path}: version {header.get('version')!r}: this jbatch reads {VERSION}")
-    sizes = {name: header.get(name) for name in PlanShape._fields}
+    sizes: dict[str, Any] = {name: header.get(name) for name in (*StateShape._fields, VOCAB_SIZE)}
     for name, size in sizes.items():
         if type(size) is not int or size < 1:
             raise PlanFileError(f"{path}, line 1: {name}={size!r}: must be an integer of at least 1")
-    return PlanShape(**typing.cast(dict[str, int], sizes))
+    vocab_size = sizes.pop(VOCAB_SIZE)
+    return StateShape(**sizes), vocab_size
 
 
-def _check(plan: StepPlan, shape: PlanShape) -> None:
+def _check(plan: StepPlan, shape: StateShape, vocab_size: int) -> None:
     """Raise ValueError for a plan that `pack` could not pack, or that names what is not there."""
-    _check_slots(plan.bucket, plan)
-    for row in plan.rows:
+    _check_sizes(plan, shape)
+    rows = [*plan.rows, *(chunk.row for chunk in plan.chunks)]
+    for row in (*rows, *(draw.row for chunk in plan.chunks for draw in chunk.draws)):
         if not 0 <= row < shape.num_rows:
             raise ValueError(f"row {row}: must be from 0 to {shape.num_rows - 1}")
     _check_pages(plan, shape)
     for chunk in plan.chunks:
-        _check_chunk(chunk, shape)
-    num_tokens = sum(align(len(chunk.token_ids)) for chunk in plan.chunks)
-    if num_tokens > plan.bucket.tokens:
-        raise ValueError(f"chunks of {num_tokens} tokens in a bucket of {plan.bucket.tokens}")
+        _check_chunk(chunk, shape, vocab_size)
 
 
-def _check_slots(bucket: Bucket, plan: StepPlan) -> None:
-    if not (0 < bucket.slots <= MAX_SIZE and 0 < bucket.tokens <= MAX_SIZE):
-        raise ValueError(f"bucket={tuple(bucket)}: slots and tokens must be from 1 to {MAX_SIZE}")
-    num_slots = len(plan.seq_ids)
-    if num_slots > bucket.slots or len(plan.rows) != num_slots:
-        raise ValueError(f"{num_slots} seq_ids and {len(plan.rows)} rows in a bucket of {bucket.slots} slots")
-    prefill = bucket.kind == "prefill"
-    if len(plan.chunks) != num_slots * prefill:
-        raise ValueError(f"{len(plan.chunks)} chunks in a {bucket.kind} step of {num_slots} sequences")
-    if plan.frozen and (prefill or len(plan.frozen) != num_slots):
-        raise ValueError(f"{len(plan.frozen)} frozen in a {bucket.kind} step of {num_slots} sequences")
+def _check_sizes(plan: StepPlan, shape: StateShape) -> None:
+    bucket, num_slots = plan.bucket, len(plan.seq_ids)
+    if not (min(bucket.slots, bucket.tokens) >= 0 and 0 < max(bucket.slots, bucket.tokens) <= MAX_SIZE):
+        raise ValueError(f"bucket={tuple(bucket)}: must have slots or tokens, of 0 to {MAX_SIZE}")
+    if bucket.steps != 1:
+        raise ValueError(f"bucket={tuple(bucket)}: steps must be 1")
+    if len(plan.rows) != num_slots or (plan.frozen and len(plan.frozen) != num_slots):
+        raise ValueError(f"{len(plan.rows)} rows and {len(plan.frozen)} frozen for {num_slots} seq_ids")
+    room = room_of(bucket, shape)
+    sizes = {
+        "seq_ids": (num_slots, bucket.slots),
+        "chunks": (len(plan.chunks), room.chunks),
+        "tokens of chunks": (sum(align(len(chunk.token_ids)) for chunk in plan.chunks), bucket.tokens),
+        "draws of chunks": (sum(len(chunk.draws) for chunk in plan.chunks), room.chunk_draws),
+        "table_updates": (len(plan.table_updates), room.table_updates),
+    }
+    for what, (number, most) in sizes.items():
+        if number > most:
+            raise ValueError(f"{number} {what}: at most {most} fit into bucket={tuple(bucket)}")
 
 
-def _check_chunk(chunk: Chunk, shape: PlanShape) -> None:
+def _check_chunk(chunk: Chunk, shape: StateShape, vocab_size: int) -> None:
     for token_id in chunk.token_ids:
-        if not 0 <= token_id < shape.vocab_size:
-            raise ValueError(f"token id {token_id}: must be from 0 to {shape.vocab_size - 1}")
-    most = shape.vocab_size - 1
+        if not 0 <= token_id < vocab_size:
+            raise ValueError(f"token id {token_id}: must be from 0 to {vocab_size - 1}")
+    most = vocab_size - 1
     if len(chunk.targets) > len(chunk.token_ids) or not all(-1 <= t <= most for t in chunk.targets):
         raise ValueError(f"targets={chunk.targets}: must be at most one per token, from -1 to {most}")
-    end = chunk.start + len(chunk.token_ids)
-    if not 0 <= chunk.start < end <= shape.pages_per_seq * shape.page_size:
-        raise ValueError(f"a chunk from {chunk.start} to {end}: no part of a block table")
-    if chunk.setup is not None:
-        try:
-            row_columns(chunk.setup)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"setup={chunk.setup}: {error}") from None
+    if not 0 <= chunk.start < chunk.end <= shape.pages_per_seq * shape.page_size:
+        raise ValueError(f"a chunk from {chunk.start} to {chunk.end}: no part of a block table")
+    for draw in chunk.draws:
+        _check_draw(draw, len(chunk.token_ids))
 
 
-def _check_pages(plan: StepPlan, shape: PlanShape) -> None:
+def _check_draw(draw: Draw, num_tokens: int) -> None:
+    if not 0 <= draw.offset < num_tokens:
+        raise ValueError(f"a draw at offset {draw.offset}: must be from 0 to {num_tokens - 1}")
+    if draw.setup is None:
+        return
+    try:
+        row_columns(draw.setup)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"setup={draw.setup}: {error}") from None
+
+
+def _check_pages(plan: StepPlan, shape: StateShape) -> None:
+    ends = (shape.num_rows, shape.pages_per_seq, shape.num_pages)
+    lows = (0, 0, 1)  # page 0 is nobody's
     for update in plan.table_updates:
-        ends = (shape.num_rows, shape.pages_per_seq, shape.num_pages)
-        lows = (0, 0, 1)  # page 0 is nobody's
         if not all(low <= value < end for low, value, end in zip(lows, update, ends, strict=True)):
             raise ValueError(f"{update}: must be from {lows} to below {ends}")
-    room = padding(plan.bucket, shape.num_rows, shape.page_size)
-    most = len(unpack(room, plan.bucket, shape.page_size).table_updates)
-    if len(plan.table_updates) > most:
-        raise ValueError(f"{len(plan.table_updates)} table_updates: {most} fit into the bucket")
+    for copy in plan.page_copies:
+        if not all(0 < page < shape.num_pages for page in copy):
+            raise ValueError(f"{copy}: must be from 1 to {shape.num_pages - 1}")
 
 
 # Plain data: from and to what JSON has, led by the classes' own annotations.
@@ -211,10 +219,8 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     if fields is not None:
         return _decode_record(hint, fields, value, where)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:  # of RowSetup: a number, or integers
-        if isinstance(value, list):
-            return tuple(_decode(int, item, f"{where}[{i}]") for i, item in enumerate(value))
-        hint = int if type(value) is int else float
+    if hint is float and type(value) is int:  # 1.0 is a number in JSON, and 1 is the same one
+        return float(value)
     if origin in (typing.Union, types.UnionType):
         inner = next(arg for arg in args if arg is not type(None))
         return None if value is None else _decode(inner, value, where)

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from jbatch.errors import JBatchError
-from jbatch.host.plan import StepInput, StepOutput, pack
-from jbatch.sampling_params import Sampler
+from jbatch.host.pack import pack
+from jbatch.seam.runner import Runner
+from jbatch.seam.step_output import StepOutput
 from jbatch.sim.plan_file import Recording
-
-
-class Executor(Protocol):
-    """What a replay, like the engine, needs of a runner."""
-
-    def submit(self, step: StepInput) -> Any: ...
-
-    def collect(self, handle: Any) -> tuple[StepOutput, float]: ...
 
 
 class Replay(NamedTuple):
@@ -27,22 +20,23 @@ class Replay(NamedTuple):
     elapsed_s: float  # from the first submit to the last result; the plans were packed before
 
 
-def replay(executor: Executor, recording: Recording, *, depth: int = 1) -> Replay:
+def replay(executor: Runner[Any], recording: Recording, *, depth: int = 1) -> Replay:
     """Run all plans, at most `depth` ahead of the one whose result is taken in.
 
     The executor must be idle and of the recording's sizes: rows and block tables are what its plans say, so
     nothing of an earlier run shows. Rows that end by a stop id end wherever this executor meets it.
 
     Raises:
-      JBatchError: for EXTENDED steps, whose row data (biases, words) a plan does not hold.
+      JBatchError: for steps that change logits or report on them: their row data (biases, words, ids) is not
+        in a plan.
     """
-    shape = recording.shape
     for plan in recording.plans:
-        if plan.sampler == Sampler.EXTENDED:
+        if plan.sampler.processes or plan.sampler.reports:
+            name = plan.sampler.name
             raise JBatchError(
-                f"step {plan.step_idx} is EXTENDED: its row data is not recorded, so it cannot be replayed"
+                f"step {plan.step_idx} is {name}: its row data is not recorded, so it cannot be replayed"
             )
-    steps = [pack(plan, shape.num_rows, shape.page_size) for plan in recording.plans]
+    steps = [pack(plan, recording.shape) for plan in recording.plans]
     outputs: list[StepOutput] = []
     in_flight: deque[Any] = deque()
     begin = time.perf_counter()
@@ -59,7 +53,9 @@ def tokens_by_sequence(recording: Recording, outputs: tuple[StepOutput, ...]) ->
     """Every token that each sequence was given, by its seq_id, in order."""
     tokens: dict[int, list[int]] = {}
     for plan, output in zip(recording.plans, outputs, strict=True):
-        for slot, seq_id in enumerate(plan.seq_ids):
-            given = output.tokens[slot, : output.num_tokens[slot]]
-            tokens.setdefault(seq_id, []).extend(given.tolist())
+        drawing = [draw.seq_id for chunk in plan.chunks for draw in chunk.draws]
+        for first, seq_ids in ((0, plan.seq_ids), (plan.bucket.slots, drawing)):
+            for idx, seq_id in enumerate(seq_ids, start=first):
+                given = output.tokens[idx, : output.num_tokens[idx]]
+                tokens.setdefault(seq_id, []).extend(given.tolist())
     return tokens

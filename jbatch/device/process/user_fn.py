@@ -1,0 +1,73 @@
+"""A user's own function of the logits, compiled into the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jbatch.device.process.penalties import Counts
+from jbatch.device.state import Rows
+from jbatch.errors import ConfigError
+
+
+class LogitsState(NamedTuple):
+    """What a `logits_fn` may look at, of the sequence of each draw. Places without one hold anything."""
+
+    last_token: Int[Array, " draws"]
+    length: Int[Array, " draws"]  # tokens so far, prompt and output: the position of the one to draw
+    prompt_len: Int[Array, " draws"]
+    in_prompt: Bool[Array, "draws vocab"]  # the tokens that the prompt has
+    counts: Int[Array, "draws vocab"]  # how often the output has each token
+    temperature: Float[Array, " draws"]  # 0: greedy
+    seed: Int[Array, " draws"]  # the bits of a uint32
+    sample_idx: Int[Array, " draws"]  # of the request's n samples
+
+
+LogitsFn = Callable[[Float[Array, "draws vocab"], LogitsState], Float[Array, "draws vocab"]]
+
+
+def logits_state(rows: Rows, lengths: Int[Array, " draws"], counts: Counts) -> LogitsState:
+    """What the function sees."""
+    return LogitsState(
+        last_token=rows["last_token"],
+        length=lengths,
+        prompt_len=rows["prompt_len"],
+        in_prompt=counts.in_prompt,
+        counts=counts.in_output,
+        temperature=rows["temperature"],
+        seed=rows["seed"],
+        sample_idx=rows["sample_idx"],
+    )
+
+
+def check_logits_fn(logits_fn: LogitsFn, draws: int, vocab_size: int) -> None:
+    """Trace a user's function once. Raises ConfigError where that fails, or for a result of another shape."""
+
+    def leaf(dtype: type, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((draws, *shape), dtype)
+
+    logits, ints = leaf(jnp.float32, vocab_size), leaf(jnp.int32)
+    state = LogitsState(
+        last_token=ints,
+        length=ints,
+        prompt_len=ints,
+        in_prompt=leaf(jnp.bool, vocab_size),
+        counts=leaf(jnp.int32, vocab_size),
+        temperature=leaf(jnp.float32),
+        seed=ints,
+        sample_idx=ints,
+    )
+    name = getattr(logits_fn, "__name__", type(logits_fn).__name__)
+    try:
+        result = jax.eval_shape(logits_fn, logits, state)
+    except Exception as error:  # whatever a user's function raises
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError("logits_fn", name, f"cannot be traced for {draws} slots: {what}") from error
+    found = (getattr(result, "shape", None), getattr(result, "dtype", None))
+    if found != (logits.shape, logits.dtype):
+        got = f"{found[1]}{list(found[0])}" if found[0] is not None else type(result).__name__
+        raise ConfigError("logits_fn", name, f"must return float32{list(logits.shape)}, not {got}")

@@ -1,0 +1,132 @@
+"""The programs of an engine: steps compiled ahead of time, for shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jbatch.config import ModelConfig
+from jbatch.device.backend import PLAIN, Attention
+from jbatch.device.model import abstract_params
+from jbatch.device.process import abstract_extra, features_of, mask
+from jbatch.device.process.user_fn import LogitsFn
+from jbatch.device.state import EngineState, abstract_state
+from jbatch.device.step import make_step
+from jbatch.sampling_params import Sampler
+from jbatch.seam.bucket import Bucket
+from jbatch.seam.row_data import row_data_size
+from jbatch.seam.shape import StateShape
+from jbatch.seam.step_input import input_size
+from jbatch.seam.step_output import num_draws
+from pallas_kernels import copy_pages
+
+COMPILE_THREADS = 4  # XLA compiles outside Python's lock
+COPIES = 64  # pages that one dispatch copies
+DEFAULT_SAMPLERS = (Sampler.GREEDY, Sampler.PLAIN, Sampler.FILTERED)  # the others are compiled on demand
+
+
+class Program(NamedTuple):
+    """What a compiled step is looked up by."""
+
+    bucket: Bucket
+    sampler: Sampler
+
+
+def program_for(bucket: Bucket, sampler: Sampler) -> Program:
+    """The program that serves requests of `sampler`. A step with prompts can always filter, which keeps the
+    number of programs small."""
+    return Program(bucket, sampler.union(Sampler.FILTERED) if bucket.tokens else sampler)
+
+
+def programs_for(buckets: Iterable[Bucket], samplers: Iterable[Sampler] = DEFAULT_SAMPLERS) -> list[Program]:
+    """All programs of an engine."""
+    samplers = sorted(set(samplers))
+    return list(dict.fromkeys(program_for(bucket, sampler) for bucket in buckets for sampler in samplers))
+
+
+def largest_programs(buckets: Iterable[Bucket]) -> list[Program]:
+    """The programs whose temporaries are the largest: with prompts, and without."""
+    largest = {bucket.tokens > 0: bucket for bucket in sorted(buckets, key=lambda b: b.num_places)}
+    return [Program(bucket, Sampler.EXTENDED) for bucket in largest.values()]
+
+
+class StepSpec(NamedTuple):
+    """All that an engine's programs have in common."""
+
+    config: ModelConfig
+    shape: StateShape
+    device: jax.Device | Any  # or one that can only be compiled for
+    attention: Attention = PLAIN
+    logits_fn: LogitsFn | None = None
+
+    def lower(self, program: Program) -> jax.stages.Lowered:
+        """A program, traced but not compiled. No memory is taken."""
+        bucket, sampler = program
+        draws, vocab_size = num_draws(bucket, self.shape), self.config.vocab_size
+        leaf: Any = jax.ShapeDtypeStruct
+        arguments = (
+            tuple(abstract_params(self.config).values()),
+            abstract_state(self.config, self.shape),
+            abstract_extra(sampler, self.shape.num_rows, vocab_size),
+            leaf((input_size(bucket, self.shape, sampler),), jnp.int32),
+            leaf((draws, mask.num_words(vocab_size)), jnp.int32) if sampler.processes else None,
+        )
+        step = make_step(self.config, self.shape, bucket, sampler, self.attention, self.logits_fn)
+        # float32 means float32 on a GPU too, not TensorFloat-32.
+        precision = "highest" if self.config.dtype == "float32" else None
+        with jax.default_matmul_precision(precision):
+            return jax.jit(step, donate_argnums=(1, 2)).lower(*self._placed(arguments))
+
+    def compile(self, program: Program) -> jax.stages.Compiled:
+        """A program, ahead of time. No memory is taken."""
+        return self.lower(program).compile()
+
+    def temp_bytes(self, program: Program) -> int:
+        """Temporary memory of a program, as its compiler says. It does not grow with the pool."""
+        analysis: Any = self.compile(program).memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    def compile_all(
+        self, programs: Iterable[Program], on_compiled: Callable[[int], None] = lambda done: None
+    ) -> dict[Program, jax.stages.Compiled]:
+        """Several programs at once. `on_compiled(number)` follows the progress."""
+        programs = list(programs)
+        compiled: dict[Program, jax.stages.Compiled] = {}
+        pool = ThreadPoolExecutor(COMPILE_THREADS)
+        try:
+            for program, result in zip(programs, pool.map(self.compile, programs), strict=True):
+                compiled[program] = result
+                on_compiled(len(compiled))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # at an interrupt, the rest is not compiled
+        return compiled
+
+    def compile_set_row(self, feature: str) -> jax.stages.Compiled:
+        """The program that puts a row's data of one feature in place."""
+        vocab_size = self.config.vocab_size
+        module = features_of(Sampler.EXTENDED)[feature]
+        packed = jax.ShapeDtypeStruct((row_data_size(feature, vocab_size),), jnp.int32)
+        arguments = self._placed((module.abstract(self.shape.num_rows, vocab_size), packed))
+        return jax.jit(module.set_row, donate_argnums=0).lower(*arguments).compile()
+
+    def compile_copy(self) -> jax.stages.Compiled:
+        """The program that copies up to COPIES pages, (from, to), in all layers."""
+
+        def copy(state: EngineState, pairs: jax.Array) -> EngineState:
+            copied = tuple(copy_pages(pages, pairs[:, 0], pairs[:, 1]) for pages in state.kv_pages)
+            return state._replace(kv_pages=copied)
+
+        pairs = jax.ShapeDtypeStruct((COPIES, 2), jnp.int32)
+        arguments = self._placed((abstract_state(self.config, self.shape), pairs))
+        return jax.jit(copy, donate_argnums=0).lower(*arguments).compile()
+
+    def _placed(self, tree: Any) -> Any:
+        """Abstract arrays, on the device."""
+        sharding = jax.sharding.SingleDeviceSharding(self.device)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+        )

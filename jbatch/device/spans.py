@@ -1,0 +1,128 @@
+"""The spans that a step computes, in parts of the packed token axis, and the model's pass over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jbatch.device import model
+from jbatch.device.backend import Attention
+from jbatch.device.state import Rows, write_columns
+from jbatch.seam.bucket import Bucket
+from jbatch.seam.step_input import StepFields
+from pallas_kernels import RaggedMetadata, paged_attention, plan_work, write_kv
+
+
+class Part(NamedTuple):
+    """A part of the packed token axis: tokens, where they stand, and whose cache they extend."""
+
+    ids: Int[Array, " tokens"]
+    positions: Int[Array, " tokens"]
+    live: Bool[Array, " tokens"]  # the others' keys and values are dropped
+    owners: Int[Array, " tokens"]  # which of the block tables is a token's
+    block_tables: Int[Array, "sequences pages_per_seq"]
+    metadata: RaggedMetadata
+    max_q_len: int | None  # 1: a token of each sequence
+
+
+def parts_of(
+    rows: Int[Array, "num_rows row_width"],
+    tables: Int[Array, "num_rows pages_per_seq"],
+    fields: StepFields[jax.Array],
+    bucket: Bucket,
+) -> list[Part]:
+    """Decoding sequences, then chunks; without a part that the bucket lacks."""
+    parts = [_decoding(rows, tables, fields)] if bucket.slots else []
+    return [*parts, _chunks(tables, fields)] if bucket.tokens else parts
+
+
+def _decoding(
+    rows: Int[Array, "num_rows row_width"],
+    tables: Int[Array, "num_rows pages_per_seq"],
+    fields: StepFields[jax.Array],
+) -> Part:
+    """The device knows these sequences: their last token goes behind what they have in the cache."""
+    present = fields.slot_rows < rows.shape[0]
+    state = Rows(with_frozen(rows, fields))
+    live = present & (state["finished"] == 0)
+    # A finished row that still computes reads its cache and writes nothing.
+    kv_lens = jnp.where(present, state["length"] + live, 0)
+    slots = jnp.arange(fields.slot_rows.shape[0])
+    metadata = RaggedMetadata(slots, present.astype(jnp.int32), kv_lens)
+    positions = jnp.where(live, state["length"], 0)
+    return Part(state["last_token"], positions, live, slots, tables[fields.slot_rows], metadata, 1)
+
+
+def with_frozen(
+    rows: Int[Array, "num_rows row_width"], fields: StepFields[jax.Array]
+) -> Int[Array, "slots row_width"]:
+    """The slots' rows: frozen once is finished for good."""
+    columns = rows[fields.slot_rows]
+    return write_columns(columns, finished=Rows(columns)["finished"] | fields.frozen)
+
+
+def _chunks(tables: Int[Array, "num_rows pages_per_seq"], fields: StepFields[jax.Array]) -> Part:
+    """The host knows these tokens; which chunk each is of follows from where the chunks begin."""
+    axis = jnp.arange(fields.tokens.shape[0])
+    owners = jnp.searchsorted(fields.q_starts, axis, side="right", method="compare_all") - 1  # no loop
+    offsets = axis - fields.q_starts[owners]
+    live = (offsets >= 0) & (offsets < fields.q_lens[owners])  # none before the first chunk: an idle step
+    starts = fields.kv_lens - fields.q_lens
+    positions = jnp.where(live, starts[owners] + offsets, 0)
+    metadata = RaggedMetadata(fields.q_starts, fields.q_lens, fields.kv_lens)
+    return Part(fields.tokens, positions, live, owners, tables[fields.chunk_rows], metadata, None)
+
+
+def forward(
+    llama: model.Llama, kv_pages: tuple[jax.Array, ...], parts: list[Part], attention: Attention
+) -> tuple[tuple[jax.Array, ...], Float[Array, "tokens embed"]]:
+    """The cache with all parts' keys and values in it, and hidden states, part behind part."""
+    num_pages, _, _, page_size, _ = kv_pages[0].shape
+    page_ids, offsets = [], []
+    for part in parts:
+        pages = part.block_tables[part.owners, part.positions // page_size]
+        page_ids.append(jnp.where(part.live, pages, num_pages))  # out of range: dropped
+        offsets.append(part.positions % page_size)
+    places = _join(page_ids), _join(offsets)
+    updated = list(kv_pages)
+    attends = [_attention(llama.config.num_heads, kv_pages[0], part, attention) for part in parts]
+    begins = [0, *(len(part.ids) for part in parts[:-1])]  # of at most two parts
+
+    def attend(layer_idx: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        cache = updated[layer_idx] = write_kv(updated[layer_idx], k, v, *places)
+        with jax.named_scope("paged_attention"):  # the gate tells its instructions by it
+            if len(parts) == 1:
+                return attends[0](q, cache)
+            queries = [q[begin : begin + len(part.ids)] for begin, part in zip(begins, parts, strict=True)]
+            return _join([one(queries_of, cache) for one, queries_of in zip(attends, queries, strict=True)])
+
+    ids, positions = _join([part.ids for part in parts]), _join([part.positions for part in parts])
+    hidden = llama(ids, positions, attend)
+    return tuple(updated), hidden  # in this order: `attend` fills `updated`
+
+
+def _attention(
+    num_heads: int, kv_pages: jax.Array, part: Part, attention: Attention
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """A part's attention, of queries over a layer's cache; what all layers share is made once."""
+    head_dim = kv_pages.shape[-1]
+    options: dict[str, Any] = {
+        "max_q_len": part.max_q_len,
+        "implementation": attention.decode if part.max_q_len == 1 else attention.prefill,
+        "interpret": attention.interpret,
+    }
+    like = jax.ShapeDtypeStruct((*part.ids.shape, num_heads, head_dim), kv_pages.dtype)
+    metadata = plan_work(like, kv_pages, part.block_tables, part.metadata, **options)
+
+    def attend(q: jax.Array, cache: jax.Array) -> jax.Array:
+        return paged_attention(q, cache, part.block_tables, metadata, scale=head_dim**-0.5, **options)
+
+    return attend
+
+
+def _join(arrays: list[jax.Array]) -> jax.Array:
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays)

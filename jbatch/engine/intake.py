@@ -1,0 +1,169 @@
+"""The intake desk of an engine: what a caller asks for, as a checked request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+
+from jbatch.errors import RequestError
+from jbatch.host.request import Request
+from jbatch.sampling_params import MAX_BAD_WORD_LEN, MAX_STOP_IDS, Sampler, SamplingParams
+from jbatch.text.tokenizer import Tokenizer
+
+ID_FIELDS = ("stop_token_ids", "logprob_token_ids", "allowed_token_ids", "logit_bias")
+
+
+class ScheduleFields(TypedDict, total=False):
+    """The fields of a Schedule, by name."""
+
+    arrival: float | None
+    priority: int
+    deadline: float | None
+    predicted_len: int | None
+
+
+class Schedule(NamedTuple):
+    """What a policy may sort a request by."""
+
+    arrival: float | None = None  # seconds on the engine's clock; None: now
+    priority: int = 0  # for policy "priority"; lower runs first
+    deadline: float | None = None  # seconds on the engine's clock
+    predicted_len: int | None = None  # output tokens, for policies "sjf" and "ljf"
+
+
+class Intake:
+    """Makes requests for one model and one engine.
+
+    Args:
+      max_seq_len: tokens, prompt and output, that a sequence may have.
+      seed: of the engine; a request without a seed gets one from it and from the request's index.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        max_seq_len: int,
+        eos_token_ids: Iterable[int] = (),
+        tokenizer: Tokenizer | None = None,
+        seed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.vocab_size, self.tokenizer = vocab_size, tokenizer
+        self._max_seq_len, self._seed, self._clock = max_seq_len, seed, clock
+        self._eos_token_ids = tuple(sorted(eos_token_ids))
+
+    def request(
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        index: int,
+        schedule: Schedule,
+        compiled: Iterable[Sampler],
+    ) -> Request:
+        """The request, with everything resolved that depends on the model and the engine.
+
+        Raises:
+          RequestError: naming field, value and limit.
+        """
+        check_params(params, self.vocab_size, compiled)
+        token_ids = self._token_ids(prompt)
+        if params.stop and self.tokenizer is None:
+            raise RequestError("stop", list(params.stop), "this model has no tokenizer: use stop_token_ids")
+        return Request(
+            request_id=request_id,
+            prompt_token_ids=token_ids,
+            params=params,
+            max_tokens=self._max_tokens(params, len(token_ids)),
+            stop_ids=self._stop_ids(params),
+            seed=derive_seed(self._seed, index) if params.seed is None else params.seed,
+            arrival=self._clock() if schedule.arrival is None else schedule.arrival,
+            priority=schedule.priority,
+            deadline=schedule.deadline,
+            predicted_len=schedule.predicted_len,
+            prompt=prompt if isinstance(prompt, str) else None,
+            bad_word_ids=bad_word_ids(params, self.tokenizer),
+        )
+
+    def _token_ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            if not prompt:
+                raise RequestError("prompt", prompt, "must not be empty", code="empty_prompt")
+            if self.tokenizer is None:
+                raise RequestError("prompt", prompt, "this model has no tokenizer: give prompt_token_ids")
+            return tuple(self.tokenizer.encode(prompt))
+        if not isinstance(prompt, (list, tuple, np.ndarray)):
+            raise RequestError("prompt", prompt, "must be text or a list of token ids")
+        for token_id in prompt:
+            if not isinstance(token_id, (int, np.integer)) or isinstance(token_id, bool):
+                raise RequestError("prompt_token_ids", token_id, "must be integers")
+            if not 0 <= token_id < self.vocab_size:
+                raise RequestError(
+                    "prompt_token_ids", token_id, f"must be from 0 to {self.vocab_size - 1}, the vocabulary"
+                )
+        return tuple(map(int, prompt))
+
+    def _max_tokens(self, params: SamplingParams, prompt_len: int) -> int:
+        if params.max_tokens is not None:
+            return params.max_tokens
+        return max(1, self._max_seq_len - prompt_len)  # the scheduler refuses a prompt that fills the context
+
+    def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
+        named = params.stop_token_ids or ()
+        eos = () if params.ignore_eos else self._eos_token_ids
+        stop_ids = tuple(dict.fromkeys((*eos, *named)))
+        if len(stop_ids) > MAX_STOP_IDS:
+            raise RequestError(
+                "stop_token_ids",
+                list(named),
+                f"with the model's {len(eos)} end-of-sequence ids there may be at most {MAX_STOP_IDS}",
+            )
+        return stop_ids
+
+
+def check_params(params: SamplingParams, vocab_size: int, compiled: Iterable[Sampler]) -> None:
+    """Raise RequestError for ids of no token, and for a way of drawing that is not compiled."""
+    for field in ID_FIELDS:
+        for token_id in getattr(params, field) or ():
+            if token_id >= vocab_size:
+                raise RequestError(field, token_id, f"must be from 0 to {vocab_size - 1}, the vocabulary")
+    if params.sampler.choose(compiled) is None:
+        name = params.sampler.name.lower()
+        raise RequestError(
+            "sampling_params",
+            name,
+            "this way of drawing tokens is not compiled: name it in LLM(samplers=...), or call llm.prepare "
+            "with these parameters",
+        )
+
+
+def bad_word_ids(params: SamplingParams, tokenizer: Tokenizer | None) -> tuple[tuple[int, ...], ...]:
+    """The token ids of bad words: each as it is written with and without a space in front.
+
+    Raises:
+      RequestError: for a word of too many tokens, or of none, and where there is no tokenizer.
+    """
+    if not params.bad_words:
+        return ()
+    if tokenizer is None:
+        raise RequestError("bad_words", list(params.bad_words), "this model has no tokenizer")
+    found: dict[tuple[int, ...], None] = {}
+    for word in params.bad_words:
+        spelled = [
+            tuple(tokenizer.encode(text, add_special_tokens=False))
+            for text in (word.lstrip(), f" {word.lstrip()}")
+        ]
+        longest = max(map(len, spelled))
+        if not 0 < longest <= MAX_BAD_WORD_LEN:
+            raise RequestError("bad_words", word, f"is {longest} tokens: must be 1 to {MAX_BAD_WORD_LEN}")
+        found |= dict.fromkeys(ids for ids in spelled if ids)
+    return tuple(found)
+
+
+def derive_seed(engine_seed: int, index: int) -> int:
+    """The seed of request `index`, uint32: never of its arrival, so that a resumed job draws the same."""
+    return int(np.random.SeedSequence([engine_seed, index]).generate_state(1)[0])
