@@ -2,7 +2,7 @@
 
 import pytest
 
-from jbatch.engine.check_params import ID_FIELDS, bad_word_ids, check_params
+from jbatch.engine.intake import ID_FIELDS, bad_word_ids, check_params
 from jbatch.errors import RequestError
 from jbatch.sampling_params import Sampler, SamplingParams
 from tests.helpers.tokenizers import byte_level, numbered, wrapped
