@@ -109,6 +109,10 @@ def check_pages(step: StepInput, shape: StateShape) -> None:
     _check_below("table update", ("row", "index", "page"), updates, (0, 0, 1), ends)
     if step.page_copies is not None:
         _check_below("page copy", ("from", "to"), step.page_copies, (1, 1), (shape.num_pages,) * 2)
+        pages, counts = np.unique(step.page_copies[:, 1], return_counts=True)
+        twice = np.union1d(pages[counts > 1], np.intersect1d(pages, step.page_copies[:, 0]))
+        if twice.size:  # they would depend on how many copies one dispatch does
+            raise JBatchError(f"page copy with to={twice[0]}: it is copied, or written, by another one")
 
 
 def _check_below(

@@ -42,11 +42,16 @@ def tiny_params() -> Mapping[str, jax.Array]:
     return weights.random(abstract_params(tiny_config()), seed=3, scale=0.15)
 
 
-def make_runner(*samplers: Sampler, logits_fn: LogitsFn | None = None) -> Runner:
-    """A runner of its own parameters, so that it may be closed: one prefill and one decode bucket."""
-    spec = StepSpec(tiny_config(), SHAPE, find_device("cpu"), logits_fn=logits_fn)
+def make_runner(
+    *samplers: Sampler,
+    logits_fn: LogitsFn | None = None,
+    shape: StateShape = SHAPE,
+    buckets: tuple[Bucket, ...] = (PREFILL, DECODE),
+) -> Runner:
+    """A runner of its own parameters, so that it may be closed."""
+    spec = StepSpec(tiny_config(), shape, find_device("cpu"), logits_fn=logits_fn)
     params = jax.tree.map(lambda leaf: leaf.copy(), tiny_params())
-    return Runner(spec, params, [PREFILL, DECODE], samplers or DEFAULT_SAMPLERS)
+    return Runner(spec, params, buckets, samplers or DEFAULT_SAMPLERS)
 
 
 @functools.cache
@@ -56,17 +61,23 @@ def shared_runner() -> Runner:
 
 
 @functools.cache
-def extended_runner() -> Runner:
-    """The same with EXTENDED steps alone."""
-    return make_runner(Sampler.EXTENDED)
+def runner_of_all() -> Runner:
+    """The same with every way of drawing, and with page copies."""
+    runner = make_runner(*Sampler)
+    runner.prepare_page_copies()
+    return runner
 
 
 def make_scheduler(
-    mode: str = "continuous", *, limits: Callable[[SchedulerView], StepLimits] | None = None, **changes
+    mode: str = "continuous",
+    *,
+    limits: Callable[[SchedulerView], StepLimits] | None = None,
+    num_pages: int = NUM_PAGES,
+    **changes,
 ) -> Scheduler:
     """For the tiny runner; fields of its configuration may be changed by name."""
     config = SchedulerConfig(
-        shape=SHAPE,
+        shape=SHAPE._replace(num_pages=num_pages),
         max_model_len=MAX_MODEL_LEN,
         buckets=(PREFILL, DECODE),
         policy=POLICIES["fcfs"],

@@ -311,9 +311,8 @@ def test_modes_and_overlap_give_the_same_tokens(llm):
             llm.engine = llm.new_engine(mode=mode)
             assert ids_of(llm.generate(prompts, GREEDY)) == expected
             assert llm.engine.summary.output_tokens == sum(map(len, expected))
-        llm.engine = Engine(
-            llm.new_engine().scheduler, llm.runner, vocab_size=96, eos_token_ids=(2,), overlap=False
-        )
+        engine = llm.new_engine()
+        llm.engine = Engine(engine.scheduler, llm.runner, engine.intake, overlap=False)
         assert ids_of(llm.generate(prompts, GREEDY)) == expected
     finally:
         llm.engine = default

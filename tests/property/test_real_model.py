@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from jbatch.device import sampling
-from jbatch.host.plan import RowSetup
 from jbatch.host.policy import MODES
 from jbatch.host.scheduler import StepLimits
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
+from jbatch.seam.rows import RowSetup, row_columns
 from tests.helpers.invariants import check_invariants
 from tests.helpers.paged import PagedModel
 from tests.helpers.tiny_engine import (
@@ -145,8 +145,8 @@ def score_gap(idx, generated):
     tokens = prompt + generated
     logits = jnp.asarray(paged_model().log_probs([tokens])[0][-1:])
     if not params.greedy:
-        rows = RowSetup(top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)
-        rows = RowSetup(*(jnp.asarray([field]) for field in rows))
+        row = row_columns(RowSetup(top_k=params.top_k, top_p=params.top_p, min_p=params.min_p))
+        rows = jnp.asarray(row[None])
         seeds = jnp.asarray([params.seed], jnp.uint32).view(jnp.int32)
         logits = sampling.keep_likely(logits / params.temperature, rows)
         logits += sampling._noise(

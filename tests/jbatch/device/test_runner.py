@@ -7,18 +7,16 @@ import numpy as np
 import pytest
 
 from jbatch.device.compile_counter import compile_counter
-from jbatch.device.platform import find_device
-from jbatch.device.runner import Program, compile_programs, programs_for
+from jbatch.device.programs import Program, program_for, programs_for
 from jbatch.errors import JBatchError
-from jbatch.host.plan import Bucket, StepInput, padding, unpack
 from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.seam.bucket import decode_bucket, prefill_bucket
+from jbatch.seam.step_input import StepInput, padding, unpack
 from tests.helpers.tiny_engine import (
     DECODE,
-    MAX_MODEL_LEN,
-    NUM_PAGES,
-    NUM_ROWS,
-    PAGE_SIZE,
+    MIXED,
     PREFILL,
+    SHAPE,
     drain,
     make_engine,
     make_runner,
@@ -42,6 +40,15 @@ def test_programs_are_buckets_and_variants():
         Program(DECODE, Sampler.GREEDY),
         Program(DECODE, Sampler.EXTENDED),
     ]
+
+
+@pytest.mark.parametrize("sampler", Sampler)
+def test_steps_with_prompts_always_filter(sampler):
+    """So they have four variants at most, of six."""
+    assert program_for(DECODE, sampler).sampler == sampler
+    for bucket in (PREFILL, MIXED):
+        assert program_for(bucket, sampler).sampler == sampler.union(Sampler.FILTERED)
+    assert len(programs_for([DECODE], Sampler)) == 6 and len(programs_for([PREFILL], Sampler)) == 4
 
 
 def test_nothing_compiles_in_200_mixed_steps():
@@ -86,18 +93,18 @@ def test_alias_bytes_are_the_whole_state():
         assert program.memory_analysis().alias_size_in_bytes == state_bytes
 
 
-@pytest.mark.parametrize("bucket", [Bucket("decode", 8, 8), Bucket("prefill", 4, 128)])
+@pytest.mark.parametrize("bucket", [decode_bucket(8), prefill_bucket(128), MIXED])
 def test_an_unknown_bucket_is_an_error_and_not_a_compilation(bucket):
     before = compile_counter().count
     with pytest.raises(KeyError):
-        shared_runner().submit(StepInput(bucket, Sampler.GREEDY, padding(bucket, NUM_ROWS, PAGE_SIZE)))
+        shared_runner().submit(StepInput(bucket, Sampler.GREEDY, padding(bucket, SHAPE, Sampler.GREEDY)))
     assert compile_counter().count == before
 
 
 @pytest.mark.parametrize("change", [lambda a: a[:-1], lambda a: a.astype(np.float32), lambda a: a[None]])
 def test_a_wrong_shape_is_an_error_and_not_a_compilation(change):
     runner, before = shared_runner(), compile_counter().count
-    packed = padding(DECODE, NUM_ROWS, PAGE_SIZE)
+    packed = padding(DECODE, SHAPE, Sampler.GREEDY)
     with pytest.raises(TypeError):
         runner.submit(StepInput(DECODE, Sampler.GREEDY, change(packed)))
     assert compile_counter().count == before
@@ -116,30 +123,27 @@ def test_a_closed_runner_says_so():
     runner = make_runner()
     runner.close()
     with pytest.raises(JBatchError, match="closed"):
-        runner.submit(StepInput(DECODE, Sampler.GREEDY, padding(DECODE, NUM_ROWS, PAGE_SIZE)))
+        runner.submit(StepInput(DECODE, Sampler.GREEDY, padding(DECODE, SHAPE, Sampler.GREEDY)))
 
 
 def test_progress_is_reported_while_compiling():
     done = []
-    shape = shared_runner().shape
-    compile_programs(
-        shared_runner().config, shape, [Program(DECODE, Sampler.GREEDY)], find_device("cpu"), done.append
-    )
+    shared_runner().spec.compile_all([Program(DECODE, Sampler.GREEDY)], done.append)
     assert done == [1]
 
 
 @pytest.mark.parametrize(
     "update, message",
     [
-        ((0, 0, NUM_PAGES), "page=64: must be from 1 to 63"),
+        ((0, 0, SHAPE.num_pages), "page=64: must be from 1 to 63"),
         ((0, 0, 0), "page=0: must be from 1"),  # the null page
-        ((0, MAX_MODEL_LEN // PAGE_SIZE, 5), "index=6: must be from 0 to 5"),
+        ((0, SHAPE.pages_per_seq, 5), "index=6: must be from 0 to 5"),
         ((-1, 0, 5), "row=-1: must be from 0 to 3"),
     ],
 )
 @pytest.mark.parametrize("bucket", [DECODE, PREFILL])
 def test_pages_that_do_not_exist_never_reach_the_device(bucket, update, message):
-    packed = padding(bucket, NUM_ROWS, PAGE_SIZE).copy()
-    unpack(packed, bucket, PAGE_SIZE).table_updates[1] = update
+    packed = padding(bucket, SHAPE, Sampler.GREEDY).copy()
+    unpack(packed, bucket, SHAPE, Sampler.GREEDY).table_updates[1] = update
     with pytest.raises(JBatchError, match=message):
         shared_runner().submit(StepInput(bucket, Sampler.GREEDY, packed))

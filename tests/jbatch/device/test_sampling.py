@@ -1,5 +1,6 @@
 """Transforms of logits on small distributions worked by hand, and against plain NumPy with a sort."""
 
+import functools
 import itertools
 
 import jax
@@ -8,45 +9,35 @@ import numpy as np
 import pytest
 
 from jbatch.device import sampling
-from jbatch.host.plan import MIN_TOP_P, RowSetup
-from jbatch.sampling_params import MAX_STOP_IDS, Sampler
+from jbatch.device.process import stop_ids
+from jbatch.device.state import Rows
+from jbatch.sampling_params import Sampler
+from jbatch.seam.rows import COLUMNS, FLOAT_COLUMNS, MIN_TOP_P, RowSetup, row_columns
 
 INF = np.inf
 
 
-def setup(
-    num_rows=1,
-    *,
-    seed=0,
-    sample_idx=0,
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    min_p=0.0,
-    stop_ids=(),
-    min_left=0,
-):
-    """Rows of device state; a list gives each row its own value."""
-
-    def column(value, dtype):
-        return jnp.asarray(np.broadcast_to(np.asarray(value, dtype), num_rows))
-
-    stop = np.full((num_rows, MAX_STOP_IDS), -1, np.int32)
-    stop[:, : len(stop_ids)] = stop_ids
-    return RowSetup(
-        seed=column(np.asarray(seed, np.uint32).view(np.int32), np.int32),
-        sample_idx=column(sample_idx, np.int32),
-        temperature=column(temperature, np.float32),
-        top_k=column(top_k, np.int32),
-        top_p=column(top_p, np.float32),
-        min_p=column(min_p, np.float32),
-        min_left=column(min_left, np.int32),
-        stop_ids=jnp.asarray(stop),
-    )
+def setup(num_rows=1, *, stop_ids=(), **fields):
+    """Rows of device state, temperature 1; a list gives each row its own value."""
+    rows = np.tile(row_columns(RowSetup(temperature=1.0, stop_ids=tuple(stop_ids))), (num_rows, 1))
+    for name, value in fields.items():
+        dtype = np.float32 if name in FLOAT_COLUMNS else np.uint32
+        rows[:, COLUMNS[name]] = np.asarray(value, dtype).view(np.int32)
+    return jnp.asarray(rows)
 
 
 keep_likely = jax.jit(sampling.keep_likely)
-draw = jax.jit(sampling.draw, static_argnames="sampler")
+
+
+@functools.partial(jax.jit, static_argnames="sampler")
+def draw(logits, columns, positions, *, sampler):
+    """Of rows that are all live."""
+    live = jnp.ones(len(logits), bool)
+    return sampling.draw(logits, Rows(columns), positions, live, sampler=sampler)
+
+
+def rule_out(logits, columns):
+    return stop_ids.rule_out(logits, Rows(columns))
 
 
 def kept(probs, **options):
@@ -108,7 +99,7 @@ def test_each_row_has_its_own_parameters():
 
 def test_stop_ids_are_banned_until_min_tokens():
     logits = jnp.zeros((2, 5))
-    banned = np.asarray(sampling.ban_stop_ids(logits, setup(2, stop_ids=(1, 4, 77), min_left=[1, 0])))
+    banned = np.asarray(rule_out(logits, setup(2, stop_ids=(1, 4, 77), min_left=[1, 0])))
     least = np.finfo(np.float32).min  # finite, so that a row is not taken for a broken one
     np.testing.assert_array_equal(banned, [[0, least, 0, 0, least], [0, 0, 0, 0, 0]])
 
@@ -117,7 +108,7 @@ def test_stop_ids_are_banned_until_min_tokens():
 @pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.99}, {"min_p": 1e-6}])
 def test_a_banned_token_is_not_drawn(temperature, options):
     rows = setup(64, seed=np.arange(64), temperature=temperature, stop_ids=(3,), min_left=1, **options)
-    logits = sampling.ban_stop_ids(jnp.tile(jnp.asarray([0.0, 1.0, 2.0, 3.0]), (64, 1)), rows)
+    logits = rule_out(jnp.tile(jnp.asarray([0.0, 1.0, 2.0, 3.0]), (64, 1)), rows)
     tokens = draw(logits, rows, jnp.zeros(64, jnp.int32), sampler=Sampler.FILTERED).tolist()
     assert 3 not in tokens and 2 in tokens
 
@@ -274,6 +265,28 @@ def test_greedy_rows_in_a_mixed_batch():
     np.testing.assert_array_equal(tokens[::2], best[::2])
     assert tokens[5] == best[5]  # top_k 1
     assert draw(logits, rows, jnp.arange(8), sampler=Sampler.GREEDY).tolist() == best.tolist()
+
+
+@pytest.mark.parametrize("options", [{"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}])
+def test_unlikely_tokens_are_looked_for_only_where_a_live_row_leaves_them_out(monkeypatch, options):
+    """With a vocabulary of 128k the search costs a CPU ten times all else."""
+    monkeypatch.setattr(sampling, "keep_likely", lambda scaled, columns: scaled.at[:, 1:].set(-INF))
+    logits = jnp.asarray([[0.0, 100.0, 0.0]] * 3)
+
+    def tokens(*, live=(True, True, True), **options):
+        columns = setup(3, **options)
+        drawn = sampling.draw(
+            logits, Rows(columns), jnp.arange(3), jnp.asarray(live), sampler=Sampler.FILTERED
+        )
+        return drawn.tolist()
+
+    name, value = next(iter(options.items()))
+    off = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}[name]
+    of_second = {name: [off, value, off]}
+    assert tokens() == [1, 1, 1], "no row filters"
+    assert tokens(**of_second, temperature=[1.0, 0.0, 1.0]) == [1, 1, 1], "a greedy row needs no filter"
+    assert tokens(**of_second, live=(True, False, True)) == [1, 1, 1], "a dead row needs none"
+    assert tokens(**of_second) == [0, 0, 0]
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}])

@@ -6,16 +6,21 @@ import jax
 import numpy as np
 import pytest
 
-from jbatch.host.plan import Chunk, RowSetup, Status, StepInput, StepPlan, TableUpdate, pack, padding
+from jbatch.device.state import abstract_state, zeros
+from jbatch.host.pack import pack
+from jbatch.host.plan import Chunk, Draw, StepPlan, TableUpdate
 from jbatch.sampling_params import Sampler
+from jbatch.seam.rows import RowSetup
+from jbatch.seam.step_input import StepInput, padding
+from jbatch.seam.step_output import Status
 from tests.helpers.paged import PagedModel
 from tests.helpers.tiny_engine import (
     DECODE,
     MAX_MODEL_LEN,
-    NUM_ROWS,
     PAGE_SIZE,
     PREFILL,
-    extended_runner,
+    SHAPE,
+    runner_of_all,
     shared_runner,
     tiny_config,
     tiny_params,
@@ -31,12 +36,16 @@ FINISHED, LENGTH, LAST_TOKEN, BUDGET = (
 def runner():
     """On a state of zeros, as it is when an engine begins."""
     runner = shared_runner()
-    runner._state = runner.shape.zeros(tiny_config(), runner.device)
+    reset(runner)
     return runner
 
 
+def reset(runner):
+    runner._state = zeros(abstract_state(tiny_config(), SHAPE), runner.spec.device)
+
+
 def run(runner, plan, sampler=Sampler.GREEDY):
-    return runner.collect(runner.submit(pack(plan, NUM_ROWS, PAGE_SIZE, sampler)))[0]
+    return runner.collect(runner.submit(pack(plan, SHAPE, sampler)))[0]
 
 
 def snapshot(runner):
@@ -58,12 +67,13 @@ def setup(prompt=PROMPT, **fields):
 
 def prefill(prompt=PROMPT, row=1, page=3, setup=None, start=0):
     """One prompt, whose first page is `page`."""
-    updates = (TableUpdate(row, 0, page),)
-    return StepPlan(0, PREFILL, (0,), (row,), updates, chunks=(Chunk(prompt, start, 0, setup),))
+    draws = () if setup is None else (Draw(0, row, len(prompt) - 1, setup),)
+    chunk = Chunk(0, row, tuple(prompt), start, draws=draws)
+    return StepPlan(0, PREFILL, chunks=(chunk,), table_updates=(TableUpdate(row, 0, page),))
 
 
 def decode(*rows, frozen=(), updates=()):
-    return StepPlan(1, DECODE, tuple(range(len(rows))), rows, updates, frozen=frozen)
+    return StepPlan(1, DECODE, tuple(range(len(rows))), rows, frozen, table_updates=updates)
 
 
 @functools.cache
@@ -89,13 +99,13 @@ def changed(before, after):
 @pytest.mark.parametrize("sampler", Sampler)
 def test_padding_changes_nothing(runner, bucket, sampler):
     """Not one byte of the whole state, whatever the rows hold."""
-    if sampler == Sampler.EXTENDED:
-        runner = extended_runner()
+    runner = runner_of_all()
+    reset(runner)
     run(runner, prefill(setup=setup()), sampler)
-    before = snapshot(runner), runner._extra and snapshot_extra(runner)
-    handle = runner.submit(StepInput(bucket, sampler, padding(bucket, NUM_ROWS, PAGE_SIZE, sampler)))
+    before = snapshot(runner), snapshot_extra(runner)
+    handle = runner.submit(StepInput(bucket, sampler, padding(bucket, SHAPE, sampler)))
     output = runner.collect(handle)[0]
-    after = snapshot(runner), runner._extra and snapshot_extra(runner)
+    after = snapshot(runner), snapshot_extra(runner)
     assert equal(before, after)
     assert not output.num_tokens.any() and not output.tokens.any() and not output.status.any()
 
@@ -114,6 +124,7 @@ def test_a_prompt_fills_its_places_and_begins_its_row(runner):
 
 
 def test_a_chunk_that_is_not_the_last_leaves_its_row_alone(runner):
+    run(runner, prefill((9, 9), page=6, setup=setup((9, 9))))  # another sequence's, before
     before = snapshot(runner)
     output = run(runner, prefill(setup=None))
     after = snapshot(runner)
@@ -169,6 +180,12 @@ def test_a_finished_row_is_masked_in_the_very_next_step(runner, end):
     assert (row[LENGTH], row[LAST_TOKEN], row[FINISHED]) == (len(PROMPT), token, 1)
 
 
+def test_a_stop_id_that_is_the_last_token_stops(runner):
+    """Both ends come with one token: the stop id is the reason."""
+    output = run(runner, prefill(setup=setup(stop_ids=(best_token(PROMPT),), budget=1)))
+    assert output.status[0] == Status.STOPPED
+
+
 def test_a_row_may_be_begun_again(runner):
     run(runner, prefill(setup=setup(budget=1)))
     output = run(runner, prefill((9, 9), row=1, page=6, setup=setup((9, 9))))
@@ -188,7 +205,7 @@ def test_the_slot_of_a_row_does_not_matter(runner):
     """Bit for bit: the state after a step is the same in whichever slots its rows are."""
     states = []
     for order in ((1, 0, 2), (2, 1, 0)):
-        runner._state = runner.shape.zeros(tiny_config(), runner.device)
+        reset(runner)
         for row in range(3):
             prompt = tuple(range(row, row + 4 + row))
             run(runner, prefill(prompt, row=row, page=3 + row, setup=setup(prompt)))
@@ -199,5 +216,5 @@ def test_the_slot_of_a_row_does_not_matter(runner):
 
 
 def test_the_output_is_one_small_array(runner):
-    handle = runner.submit(pack(decode(), NUM_ROWS, PAGE_SIZE))
+    handle = runner.submit(pack(decode(), SHAPE))
     assert handle.output.shape == (DECODE.slots, 3) and handle.output.dtype == np.int32

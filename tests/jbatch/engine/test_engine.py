@@ -5,13 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from jbatch.engine.engine import Engine, derive_seed
+from jbatch.engine.intake import derive_seed
 from jbatch.errors import RequestError
 from jbatch.host.policy import MODES
 from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
 from jbatch.sim.fake_runner import FakeRunner, continuation
+from tests.helpers import tiny_engine
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.tiny_engine import drain
 from tests.helpers.tokenizers import numbered, wrapped
@@ -22,13 +23,11 @@ TOKENS = [5, 11, 23, 47, 95, 94, 92, 88, 80, 64]  # what follows: sum plus lengt
 
 def make_engine(mode="continuous", policy="fcfs", tokenizer=True, **options):
     config = scheduler_config(mode, policy, num_rows=options.pop("num_rows", 4))
-    pages_per_seq = config.max_model_len // config.page_size
-    runner = FakeRunner(config.num_rows, config.num_pages, config.page_size, pages_per_seq, VOCAB_SIZE)
+    runner = FakeRunner(config.shape, VOCAB_SIZE)
     if tokenizer is True:
         tokenizer = wrapped(numbered())
-    return Engine(
-        Scheduler(config), runner, vocab_size=VOCAB_SIZE, tokenizer=tokenizer or None, **options
-    )  # fmt: skip
+    options = {"vocab_size": VOCAB_SIZE, "tokenizer": tokenizer or None, **options}
+    return tiny_engine.make_engine(Scheduler(config), runner, **options)
 
 
 def generate(params, prompt=PROMPT, **options):
@@ -338,7 +337,7 @@ def test_a_request_that_was_aborted_has_the_text_so_far():
 class Failing:
     """A runner whose call number `at` of `method` raises."""
 
-    samplers = FakeRunner.samplers
+    samplers, counts_all = FakeRunner.samplers, False
 
     def __init__(self, runner, method, at):
         self._runner, self._method, self._left = runner, method, at

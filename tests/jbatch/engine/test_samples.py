@@ -19,8 +19,7 @@ PROMPT = [1, 2]
 def make_engine(mode="continuous", overlap=True, policy=None, **changes):
     config = scheduler_config(mode, **changes)
     config = config._replace(policy=policy or config.policy)
-    pages_per_seq = config.max_model_len // config.page_size
-    runner = FakeRunner(config.num_rows, config.num_pages, config.page_size, pages_per_seq, VOCAB_SIZE)
+    runner = FakeRunner(config.shape, VOCAB_SIZE)
     return tiny_engine.make_engine(
         Scheduler(config), runner, vocab_size=VOCAB_SIZE, tokenizer=wrapped(numbered()), overlap=overlap
     )
@@ -32,7 +31,7 @@ def expected(prompt, max_tokens, sample_idx, stop_ids=()):
 
 def check_clean(engine):
     assert engine.scheduler.pool.num_used == 0 and engine.num_unfinished == 0 and not engine.has_unfinished
-    assert not engine._live and not engine._requests
+    assert not engine._samples and not engine._requests
 
 
 # The fake device.

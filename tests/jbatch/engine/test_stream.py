@@ -8,7 +8,6 @@ import threading
 
 import pytest
 
-from jbatch.engine.engine import Engine
 from jbatch.engine.prompts import Asked
 from jbatch.engine.stream import AsyncStream, flatten, stream_steps
 from jbatch.errors import JBatchError, RequestError
@@ -16,6 +15,7 @@ from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import SamplingParams
 from jbatch.sim import fake_runner
 from jbatch.sim.fake_runner import FakeRunner
+from tests.helpers import tiny_engine
 from tests.helpers.schedules import buckets, scheduler_config
 from tests.helpers.tokenizers import byte_fallback, byte_level, merged, numbered, wrapped
 
@@ -26,12 +26,11 @@ def make_engine(tokenizer, num_rows=64, **options):
     config = scheduler_config(
         num_rows=num_rows,
         num_pages=1 + 8 * num_rows,
-        decode_buckets=buckets("decode", (num_rows, num_rows)),
-        prefill_buckets=buckets("prefill", (num_rows, 16 * num_rows)),
+        buckets=buckets((16 * num_rows,), (num_rows,)),
     )
-    runner = FakeRunner(num_rows, config.num_pages, 16, 8, VOCAB_SIZE)
+    runner = FakeRunner(config.shape, VOCAB_SIZE)
     options = {"vocab_size": VOCAB_SIZE, "tokenizer": tokenizer, **options}
-    return Engine(Scheduler(config), runner, **options)
+    return tiny_engine.make_engine(Scheduler(config), runner, **options)
 
 
 def ask(prompts, params):

@@ -7,16 +7,18 @@ import json
 
 import pytest
 
-from jbatch.engine.engine import Engine, derive_seed
+from jbatch.engine.engine import Engine
+from jbatch.engine.intake import derive_seed
 from jbatch.errors import ConfigError, JobError, RequestError
-from jbatch.host.plan import Status
 from jbatch.host.scheduler import Scheduler
 from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.input import read_lines
 from jbatch.jobs.loop import WINDOW, Job, JobParts
 from jbatch.jobs.request_line import parse_line
 from jbatch.jobs.summary import JobSummary
+from jbatch.seam.step_output import Status
 from jbatch.sim.fake_runner import FakeRunner
+from tests.helpers import tiny_engine
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.tokenizers import numbered, wrapped
 
@@ -39,10 +41,9 @@ class Kept:
 
 def make_engine(tokenizer=None) -> Engine:
     config = scheduler_config()
-    runner = FakeRunner(config.num_rows, config.num_pages, config.page_size, 8, VOCAB_SIZE)
-    return Engine(
-        Scheduler(config), runner, vocab_size=VOCAB_SIZE, tokenizer=tokenizer or wrapped(numbered()), seed=5
-    )
+    runner = FakeRunner(config.shape, VOCAB_SIZE)
+    options = {"vocab_size": VOCAB_SIZE, "tokenizer": tokenizer or wrapped(numbered()), "seed": 5}
+    return tiny_engine.make_engine(Scheduler(config), runner, **options)
 
 
 def no_template(messages):
@@ -92,7 +93,7 @@ def test_a_seed_comes_from_the_line_number(monkeypatch):
 
 def test_only_a_window_of_lines_is_read(monkeypatch):
     engine = make_engine()
-    most, num_rows = [0], engine.scheduler.config.num_rows
+    most, num_rows = [0], engine.scheduler.config.shape.num_rows
 
     def count():
         most[0] = max(most[0], engine.num_unfinished)

@@ -1,4 +1,4 @@
-"""EXTENDED steps on the tiny model: what they count on the device, and engines that choose among programs."""
+"""Program variants on the tiny model: each with its own state, and engines that choose among them."""
 
 import functools
 
@@ -7,23 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jbatch.device.runner import Program
+from jbatch.device.process import extra_bytes, features_of
+from jbatch.device.programs import Program
 from jbatch.errors import RequestError
-from jbatch.host.plan import Chunk, RowSetup, StepPlan, TableUpdate, pack
 from jbatch.host.scheduler import StepLimits
 from jbatch.sampling_params import Sampler, SamplingParams
 from tests.helpers.tiny_engine import (
     DECODE,
     NUM_ROWS,
-    PAGE_SIZE,
     PREFILL,
     drain,
-    extended_runner,
     generate_alone,
     make_engine,
     make_runner,
     make_scheduler,
-    tiny_config,
+    runner_of_all,
 )
 
 VOCAB = 96
@@ -32,74 +30,30 @@ ALL = {**GREEDY, "repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_
        "logit_bias": {3: 2.0, 60: -5}, "logprobs": 2, "prompt_logprobs": 1}  # fmt: skip
 
 
-@pytest.fixture
-def runner():
-    """On a state of zeros, with ones where rows must be cleared."""
-    runner = extended_runner()
-    runner._state = runner.shape.zeros(tiny_config(), runner.device)
-    zeros = runner.shape.extra_zeros(tiny_config(), runner.device)
-    runner._extra = zeros._replace(in_prompt=zeros.in_prompt | True, counts=zeros.counts + 1)
-    return runner
-
-
-def run(runner, plan):
-    return runner.collect(runner.submit(pack(plan, NUM_ROWS, PAGE_SIZE, Sampler.EXTENDED)))[0]
-
-
-def prefill(token_ids, *, row=1, start=0, prompt_len=5, setup=None, targets=()):
-    updates = (TableUpdate(row, 0, 3 + row),) if start == 0 else ()
-    chunk = Chunk(tuple(token_ids), start, 0, setup, prompt_len, targets)
-    return StepPlan(0, PREFILL, (0,), (row,), updates, chunks=(chunk,))
-
-
-def counted(runner, row):
-    """The prompt's tokens, and how often the output has each."""
-    counts = np.asarray(runner._extra.counts[row])
-    return np.flatnonzero(runner._extra.in_prompt[row]).tolist(), {
-        int(token): int(counts[token]) for token in np.flatnonzero(counts)
-    }
-
-
-def test_the_first_chunk_clears_a_row_and_all_of_them_count(runner):
-    run(runner, prefill([7, 8, 7]))
-    assert counted(runner, 1) == ([7, 8], {})
-    run(runner, prefill([9], start=3))
-    assert counted(runner, 1) == ([7, 8, 9], {})
-    assert counted(runner, 0)[1] == dict.fromkeys(range(VOCAB), 1), "others' rows stay"
-
-
-def test_a_preempted_sequence_counts_its_output_again(runner):
-    """Prompt [7, 8], output [9, 7, 9]: in chunks that end inside either of them."""
-    run(runner, prefill([7], prompt_len=2))
-    run(runner, prefill([8, 9, 7], start=1, prompt_len=2))
-    output = run(runner, prefill([9], start=4, prompt_len=2, setup=RowSetup(length=5, budget=9)))
-    expected = {9: 2, 7: 1}
-    drawn = int(output.tokens[0, 0])
-    expected[drawn] = expected.get(drawn, 0) + 1
-    assert counted(runner, 1) == ([7, 8], expected)
-
-
-def test_what_is_drawn_counts_until_the_row_has_ended(runner):
-    output = run(runner, prefill([7, 8], prompt_len=2, setup=RowSetup(length=2, budget=3)))
-    expected = {int(output.tokens[0, 0]): 1}
-    for _ in range(4):
-        output = run(runner, StepPlan(1, DECODE, (0,), (1,), ()))
-        if output.num_tokens[0]:
-            token = int(output.tokens[0, 0])
-            expected[token] = expected.get(token, 0) + 1
-    assert sum(expected.values()) == 3 and counted(runner, 1) == ([7, 8], expected)
-
-
 def test_alias_bytes_are_both_states():
-    runner = extended_runner()
-    both = sum(leaf.nbytes for leaf in jax.tree.leaves((runner._state, runner._extra)))
-    assert both == sum(leaf.nbytes for leaf in runner._state.kv_pages) + sum(
-        leaf.nbytes for leaf in (runner._state.rows, runner._state.block_tables)
-    ) + runner.shape.extra_bytes(tiny_config())
-    for program in runner._programs.values():
-        assert program.memory_analysis().alias_size_in_bytes == both
-    extra = sum(leaf.nbytes for leaf in runner._extra)
-    assert runner._set_row.memory_analysis().alias_size_in_bytes == extra
+    """Of all programs: the engine's state, and that of the features that a program has."""
+    runner = runner_of_all()
+    state = sum(leaf.nbytes for leaf in jax.tree.leaves(runner._state))
+    for program, compiled in runner._programs.items():
+        extra = extra_bytes(program.sampler, NUM_ROWS, VOCAB)
+        assert compiled.memory_analysis().alias_size_in_bytes == state + extra
+    for feature, set_row in runner._set_row.items():
+        leaves = jax.tree.leaves(runner._extra[feature])
+        assert set_row.memory_analysis().alias_size_in_bytes == sum(leaf.nbytes for leaf in leaves)
+    assert runner._copy.memory_analysis().alias_size_in_bytes == state
+
+
+def test_each_variant_brings_its_own_state_and_no_other():
+    """Log-probabilities bring no penalties along, and penalties no log-probabilities."""
+    processing = {"bias", "bad_words", "counts"}
+    assert {sampler: set(features_of(sampler)) for sampler in Sampler} == {
+        Sampler.GREEDY: set(),
+        Sampler.PLAIN: set(),
+        Sampler.FILTERED: set(),
+        Sampler.LOGPROBS: {"logprob_ids"},
+        Sampler.PROCESSED: processing,
+        Sampler.EXTENDED: {*processing, "logprob_ids"},
+    }
 
 
 # Programs are chosen.
@@ -107,13 +61,14 @@ def test_alias_bytes_are_both_states():
 
 def test_prepare_compiles_what_is_missing_and_the_rest_stays():
     runner = make_runner(Sampler.GREEDY)
-    assert runner.samplers == (Sampler.GREEDY,) and runner._extra is None
+    assert runner.samplers == (Sampler.GREEDY,) and not runner._extra
     assert set(runner._programs) == {Program(PREFILL, Sampler.FILTERED), Program(DECODE, Sampler.GREEDY)}
     compiled = dict(runner._programs)
     done = []
     runner.prepare([Sampler.PLAIN, Sampler.EXTENDED], done.append)
     assert done == [1, 2, 3] and runner.num_programs == 5
     assert runner.samplers == (Sampler.GREEDY, Sampler.PLAIN, Sampler.EXTENDED)
+    assert set(runner._extra) == {"bias", "bad_words", "counts", "logprob_ids"}
     assert all(runner._programs[program] is compiled[program] for program in compiled)
     assert runner.compilations_after_warmup == 0
     runner.prepare([Sampler.PLAIN], done.append)
@@ -121,7 +76,7 @@ def test_prepare_compiles_what_is_missing_and_the_rest_stays():
     jax.jit(lambda x: x + 3)(jnp.zeros(7)).block_until_ready()
     assert runner.compilations_after_warmup > 0, "what others compile counts"
     runner.close()
-    assert runner._extra is None
+    assert not runner._extra
 
 
 def test_requests_that_need_less_run_on_what_is_compiled():
@@ -147,8 +102,8 @@ def test_a_request_whose_programs_are_missing_is_refused():
 
 
 @functools.cache
-def runner_of_all():
-    return make_runner(*Sampler)
+def extended_runner():
+    return make_runner(Sampler.EXTENDED)
 
 
 def generate(prompts, params, *, chunk=64, num_pages=64, overlap=True):
@@ -166,7 +121,7 @@ def prompts_of(num):
 
 
 def test_neighbours_that_ask_for_more_change_nothing():
-    """Greedy and sampled requests, some of whose steps are EXTENDED and some are not."""
+    """Greedy and sampled requests, some of whose steps report and change logits, and some do not."""
     prompts = prompts_of(12)
     plain = [SamplingParams(**{**GREEDY, "temperature": idx % 2, "seed": idx}) for idx in range(12)]
     alone, _ = generate(prompts, plain)
@@ -250,7 +205,13 @@ def test_a_nan_in_the_cache_ends_one_row_alone():
 def test_ordinary_steps_stay_one_dispatch(monkeypatch):
     """A row's data goes up once, before the step that draws first, and only where a request has some."""
     runner, calls = runner_of_all(), []
-    set_row = runner._set_row
-    monkeypatch.setattr(runner, "_set_row", lambda *args: calls.append(args) or set_row(*args))
+    counting = {
+        name: lambda *args, name=name, set_row=set_row: calls.append(name) or set_row(*args)
+        for name, set_row in runner._set_row.items()
+    }
+    monkeypatch.setattr(runner, "_set_row", counting)
     generate([[5] * 40, [6]], [SamplingParams(**ALL), SamplingParams(**GREEDY, logprobs=1)], chunk=8)
-    assert len(calls) == 1
+    assert sorted(calls) == ["bias", "counts"]
+    calls.clear()
+    generate([[6]], [SamplingParams(**GREEDY, logprob_token_ids=[3])])
+    assert calls == ["logprob_ids"]
