@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 
-import weights
 from jbatch.config import EngineConfig, ModelConfig, ModeName, PolicyName
 from jbatch.device.backend import choose_attention
 from jbatch.device.logits import LogitsFn, check_logits_fn
@@ -34,6 +33,8 @@ from jbatch.progress import progress_bar
 from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.text.chat import ChatEncoder, Conversation, list_conversations
 from jbatch.text.tokenizer import Tokenizer, load_tokenizer
+from weights import load as load_weights
+from weights import random as random_weights
 
 
 class LLM:
@@ -294,9 +295,9 @@ def _runner(
     like = abstract_params(model)
     shardings = dict.fromkeys(like, jax.sharding.SingleDeviceSharding(device))
     if config.load_format == "dummy":
-        params = weights.random(like, config.seed, shardings=shardings)
+        params = random_weights(like, config.seed, shardings=shardings)
     else:
-        params = weights.load(model_dir, like, shardings)
+        params = load_weights(model_dir, like, shardings)
     prefill, decode = resolve_buckets(config, max_model_len)
     pages_per_seq = -(-max_model_len // config.page_size)
     shape = StateShape(config.max_num_seqs, 2, config.page_size, pages_per_seq)
