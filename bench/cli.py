@@ -8,26 +8,26 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.options import LATENCY, SETTING, SETTING_HELP, WORKLOAD, LatencySetting, Setting, parse_goodput
-from jbatch.cli.options import ENGINE_HELP, with_options
-from jbatch.config import EngineConfig
+from bench.options import (
+    ENGINE,
+    LADDER_ENGINE,
+    LATENCY,
+    SETTING,
+    THROUGHPUT,
+    WORKLOAD,
+    LatencySetting,
+    Setting,
+    parse_goodput,
+)
+from jbatch.cli.options import with_options
+from jbatch.distribution import install_hint
 from jbatch.errors import JBatchError
 
 app = typer.Typer(
     help="Measure: batching modes against each other, throughput, latency; compare with PyTorch; report.",
+    add_completion=False,
     rich_markup_mode=None,
 )
-
-OPTIONS = (
-    *("max_num_seqs", "max_model_len", "max_num_batched_tokens", "page_size", "num_pages", "dtype", "device"),
-    *("kv_cache_memory_bytes", "gpu_memory_utilization", "attention_backend", "load_format"),
-)
-HELP = {name: ENGINE_HELP[name] for name in OPTIONS}
-HELP["max_model_len"] = "Tokens of prompt and output. [default: of the longest request]"
-ENGINE = EngineConfig, HELP | {"max_num_seqs": "Sequences that run at once."}
-THROUGHPUT = Setting, {n: SETTING_HELP[n] for n in ("num_prompts", "seed", "max_concurrency", "temperature")}
-THROUGHPUT[1]["num_prompts"] += " [default: 1000]"
-LADDER_ENGINE = EngineConfig, HELP | {"max_num_seqs": "Sequences that run at once. [default: 16]"}
 
 DATASETS = (
     "uniform_short, mixed_length, bursty_traffic, random, nano, sharegpt-like, prefix, trace; "
@@ -136,7 +136,7 @@ def _pass_on(module: str, function: str, args: list[str]) -> None:
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise JBatchError(f"{module}: {error.name} is not installed: pip install 'jbatch[bench]'") from None
+        raise JBatchError(f"{module}: {error.name} is not installed: {install_hint('bench')}") from None
     code = getattr(found, function)(args)
     if code:
         raise typer.Exit(code)

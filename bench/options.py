@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jbatch.config import check_range
+from jbatch.cli.options import ENGINE_HELP
+from jbatch.config import EngineConfig, check_range
 from jbatch.errors import ConfigError
 
 WORKLOAD_HELP = {
@@ -36,6 +37,8 @@ SETTING_HELP = {
     "sweep": "Each arm at its own best batch size, up to --max-num-seqs.",
     "no_floor": "Do not measure the device's rates first.",
 }
+THROUGHPUT_HELP = {n: SETTING_HELP[n] for n in ("num_prompts", "seed", "max_concurrency", "temperature")}
+THROUGHPUT_HELP["num_prompts"] += " [default: 1000]"
 LATENCY_HELP = {
     "input_len": "Prompt tokens.",
     "output_len": "Output tokens.",
@@ -44,6 +47,10 @@ LATENCY_HELP = {
     "num_iters": "Batches that are.",
     "seed": "Of token ids.",
 }
+ENGINE_OPTIONS = (
+    *("max_num_seqs", "max_model_len", "max_num_batched_tokens", "page_size", "num_pages", "dtype", "device"),
+    *("kv_cache_memory_bytes", "gpu_memory_utilization", "attention_backend", "load_format"),
+)
 LIMITED = ("ttft", "tpot", "e2el")  # latencies that goodput may limit
 MAX_COUNT = 2**24
 
@@ -149,6 +156,11 @@ def _check_above_0(field: str, value: object) -> None:
         raise ConfigError(field, value, "must be a number above 0")
 
 
+_ENGINE_HELP = {name: ENGINE_HELP[name] for name in ENGINE_OPTIONS}
+_ENGINE_HELP["max_model_len"] = "Tokens of prompt and output. [default: of the longest request]"
+ENGINE = (EngineConfig, _ENGINE_HELP | {"max_num_seqs": "Sequences that run at once."})
+LADDER_ENGINE = (EngineConfig, _ENGINE_HELP | {"max_num_seqs": "Sequences that run at once. [default: 16]"})
 WORKLOAD = (WorkloadOptions, WORKLOAD_HELP)
 SETTING = (Setting, SETTING_HELP)
+THROUGHPUT = (Setting, THROUGHPUT_HELP)
 LATENCY = (LatencySetting, LATENCY_HELP)

@@ -26,6 +26,8 @@ __all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:  # lazy (PEP 562): options of the device must be set before jax is imported
+    if name == "__version__":
+        return importlib.import_module("jbatch.distribution").version()
     if name not in _EXPORTS:
         raise AttributeError(f"module 'jbatch' has no attribute {name!r}")
     return getattr(importlib.import_module(_EXPORTS[name]), name)

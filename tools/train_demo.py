@@ -96,9 +96,9 @@ def many_queries(example: tasks.Example, num: int, rng: random.Random) -> tuple[
     """A lookup with more queries appended: one list then teaches many answers instead of one."""
     inputs, targets = sequence(example)
     pairs = example.prompt.partition(" ?")[0].split(", ")
-    for key, value in rng.choices(pairs, k=num):  # a key may come twice, or the last ones could be guessed
-        inputs += encode(f" ?{key}={value}")
-        targets += [-1, -1, -1, *encode(value), SPECIAL["</s>"]]
+    for pair in rng.choices(pairs, k=num):  # a key may come twice, or the last ones could be guessed
+        inputs += encode(f" ?{pair[0]}={pair[1]}")
+        targets += [-1, -1, -1, *encode(pair[1]), SPECIAL["</s>"]]
     return inputs, targets
 
 
@@ -194,7 +194,7 @@ def forward(params: Params, batch: Batch) -> jax.Array:
 
     names = llama.abstract_params(CONFIG)
     model = llama.build(CONFIG, tuple(params[name] for name in names))
-    return model.logits(model(batch["tokens"], batch["positions"], attend))
+    return model.logits(model(jnp.asarray(batch["tokens"]), jnp.asarray(batch["positions"]), attend))
 
 
 def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -231,7 +231,9 @@ def make_optimizer() -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-def step(params: Params, average: Params, state: optax.OptState, batch: Batch, rate: float, keep: float):
+def step(
+    params: Params, average: Params, state: optax.OptState, batch: Batch, rate: float, keep: float
+) -> tuple[Params, Params, optax.OptState, jax.Array, jax.Array]:
     """One update; `average` is the moving average of the weights, which is what is saved."""
     (value, right), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
     updates, state = make_optimizer().update(grads, state, params)

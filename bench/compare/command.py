@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli import LADDER_ENGINE
 from bench.compare.contenders import (
     ENTRIES,
     GROUPS,
@@ -30,7 +29,7 @@ from bench.compare.contenders import (
 )
 from bench.compare.table import LEAST_COMPARED, compared_share, print_comparison
 from bench.ladder.gains import LEAST_BATCHES
-from bench.options import SETTING_HELP, WORKLOAD, Setting
+from bench.options import LADDER_ENGINE, SETTING_HELP, WORKLOAD, Setting
 from bench.results import ArmResult, Rates, Results, claimed, describe, write
 from bench.workloads.workload import Workload
 from jbatch.cli.options import with_options
@@ -95,7 +94,7 @@ def compare(
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes what PyTorch needs
     from bench.ladder.batching import Batching, make_workloads, samplers
-    from bench.measure.subject import LLMSubject, find_model
+    from bench.ladder.subject import LLMSubject, find_model
 
     entries = choose_entries(list(asked.arms))
     if setting.repeats < LEAST_REPEATS:
@@ -261,7 +260,7 @@ def _refusal(name: str, arm: ArmResult, workload: Workload) -> str | None:
 
 def _with_pages(model: str, longest: int, options: dict[str, Any]) -> dict[str, Any]:
     """A cache that holds every row at its longest, and no more: other engines need memory too."""
-    from bench.measure.subject import engine_options
+    from bench.ladder.subject import engine_options
     from jbatch.config import EngineConfig
 
     if {"num_pages", "kv_cache_memory_bytes"} & options.keys():

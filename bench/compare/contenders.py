@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from bench.ladder.arms import ARMS as LADDER
+from bench.ladder.subject import LLMSubject
 from bench.measure.drive import Run, drive
-from bench.measure.subject import LLMSubject
 from bench.workloads.workload import Workload
 from jbatch.engine.engine import EngineStep
 from jbatch.errors import ConfigError

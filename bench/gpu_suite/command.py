@@ -22,6 +22,7 @@ from typing import Any
 
 from bench.gpu_suite.parts import Part, run_part
 from bench.measure import manifest
+from jbatch.distribution import install_hint
 
 BUDGET_S = 540.0
 TINY_BUDGET_S = TINY_LIMIT_S = 1800.0  # of all parts and of one: how busy a CPU is, nobody knows
@@ -212,7 +213,7 @@ def write_report(folder: Path) -> None:
     try:
         report.write(folder, MAX_PICTURES)
     except ImportError as error:
-        print(f"no report: {error} (pip install 'jbatch[bench]', then: jbatch bench report {folder})")
+        print(f"no report: {error} ({install_hint('bench')}, then: jbatch bench report {folder})")
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -18,6 +18,7 @@ from bench.gpu_suite.ladder import OPTIONS as LADDER_OPTIONS
 from bench.gpu_suite.models import TINY_OPTIONS, fastest_attention
 from bench.gpu_suite.parts import NOT_RUN
 from bench.options import Setting
+from jbatch.distribution import install_hint
 
 OPTIONS = LADDER_OPTIONS | {"decode_buckets": (8, 16), "token_buckets": (512,)}  # each is compiled twice
 NUM_PROMPTS, TINY_PROMPTS = 256, 4
@@ -36,7 +37,7 @@ def main() -> int:
     args = parser.parse_args()
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"{' and '.join(missing)} not installed: pip install 'jbatch[bench]'")
+        print(f"{' and '.join(missing)} not installed: {install_hint('bench')}")
         return NOT_RUN
     from bench.compare.command import Asked, compare
     from bench.compare.table import print_comparison

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.measure.journal import UNDER_WAY, Row
+from jbatch.distribution import install_hint
 
 DECODE_GOALS = (0.80, 0.92)  # share of the measured read bandwidth, from 64 sequences x 1k tokens
 PREFILL_GOALS = (0.40, 0.55)  # share of the measured matrix products
@@ -71,7 +72,7 @@ def write(rows: Sequence[Row], folder: pathlib.Path) -> None:
     try:
         pictures = draw(results, meta.get("ceilings"), folder)
     except ImportError as error:
-        print(f"no pictures: {error} (pip install 'jbatch[bench]')")
+        print(f"no pictures: {error} ({install_hint('bench')})")
     else:
         print(", ".join(picture.name for picture in pictures) or "no pictures: nothing was timed")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import jax
 
-import weights
 from jbatch.config import DTYPES, EngineConfig, check_choice
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import prepare_jax
 from jbatch.model_dir.config_json import load_config
+from weights import load, save
 
 
 def convert_model(model_dir: Path, out_dir: Path, dtype: str = "auto") -> None:
@@ -30,8 +30,8 @@ def convert_model(model_dir: Path, out_dir: Path, dtype: str = "auto") -> None:
         replaced["config.json"] = _with_dtype(model_dir / "config.json", dtype)
     prepare_jax(EngineConfig(device="cpu", compilation_cache_dir=None))  # a GPU's memory is not needed
     with jax.default_device(jax.devices("cpu")[0]):
-        params = weights.load(model_dir, abstract_params(config))
-        weights.save(out_dir, params, model_dir, replaced)
+        params = load(model_dir, abstract_params(config))
+        save(out_dir, params, model_dir, replaced)
 
 
 def _with_dtype(path: Path, dtype: str) -> str:

@@ -10,22 +10,24 @@ from pathlib import Path
 import jax
 import typer
 
-import weights
 from jbatch.device.backend import describe
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import INSTALL_HINT, NO_GPU
+from jbatch.distribution import version
 from jbatch.errors import JBatchError
 from jbatch.model_dir.config_json import load_config, load_eos_token_ids
 from jbatch.text.tokenizer import load_tokenizer
+from weights import WeightsError, check
 
-PACKAGES = ("jbatch", "jax", "jaxlib", "flax", "numpy", "safetensors", "tokenizers", "orbax-checkpoint")
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "safetensors", "tokenizers", "orbax-checkpoint")
 CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
 
 
 def examine(model_dir: Path | None) -> bool:
     """Print versions, devices and a model directory's health; whether everything can be used."""
     typer.echo(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    typer.echo(", ".join(f"{name} {_version(name) or 'missing'}" for name in PACKAGES))
+    versions = (f"{name} {_version(name) or 'missing'}" for name in PACKAGES)
+    typer.echo(", ".join((f"jbatch {version()}", *versions)))
     plugins = [f"{name} {_version(name)}" for name in CUDA_PLUGINS if _version(name)]
     typer.echo(f"CUDA plugin: {', '.join(plugins) or 'none'}")
     usable = _examine_devices()
@@ -57,7 +59,7 @@ def _examine_model(model_dir: Path) -> bool:
         )
         typer.echo(f"  attention: {describe(config, jax.devices()[0])}")
         num_params = sum(leaf.size for leaf in like.values())
-        weights.check(model_dir, like)
+        check(model_dir, like)
         typer.echo(
             f"  weights: {num_params / 1e6:.1f} M parameters, every tensor present and of the right shape"
         )
@@ -68,7 +70,7 @@ def _examine_model(model_dir: Path) -> bool:
             typer.echo(f"  problem: the tokenizer has more tokens than the model's {config.vocab_size}")
             return False
         typer.echo(f"  end-of-sequence ids: {sorted(load_eos_token_ids(model_dir)) or 'none'}")
-    except (JBatchError, weights.WeightsError, OSError) as error:
+    except (JBatchError, WeightsError, OSError) as error:
         typer.echo(f"  problem: {error}")
         return False
     typer.echo("  ok")

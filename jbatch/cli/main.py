@@ -1,4 +1,4 @@
-"""The command line: generate, demo, doctor, plan, convert, bench."""
+"""The command line: generate, demo, doctor, plan, convert, and the commands of entry points."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli import app as bench_app
+from jbatch.cli.entry_points import CommandsAndEntryPoints
 from jbatch.cli.options import ENGINE, ENGINE_HELP, SAMPLING, with_options
 from jbatch.config import EngineConfig
+from jbatch.distribution import version
 from jbatch.errors import ConfigError, JBatchError
 from jbatch.jobs.options import JOB_HELP, JobOptions
-from weights.errors import WeightsError
 
 JOB = (JobOptions, JOB_HELP)
 REFUSED, INTERRUPTED = 2, 130  # exit codes
 UsageError: Any = typer.BadParameter.__mro__[2]  # the base of all that is wrong with arguments
 
 app = typer.Typer(
+    cls=CommandsAndEntryPoints,
     help="Continuous batching for LLaMA inference in JAX.",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -32,9 +33,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.add_typer(bench_app, name="bench")
-
 ModelDir = Annotated[Path, typer.Argument(help="A Hugging Face model directory, or a converted one.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"jbatch {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Options without a command."""
 
 
 @app.command(short_help="Complete prompts, or a JSONL file of requests, with a model.")
@@ -181,9 +196,16 @@ def _run(args: list[str]) -> int:
     except UsageError as error:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "jbatch"
         _say(f"{error.format_message()} (see {command} --help)")
-    except (JBatchError, WeightsError, OSError) as error:
+    except _refusals() as error:
         _say(str(error))
     return REFUSED
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What the user can put right. Errors of `weights` only once a command has loaded it: a file of the
+    user's may have this name."""
+    module = sys.modules.get("weights.errors")
+    return (JBatchError, OSError, *(() if module is None else (module.WeightsError,)))
 
 
 def _exit_at_once(*_: object) -> None:

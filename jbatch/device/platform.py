@@ -10,10 +10,11 @@ import jax
 
 from jbatch.config import EngineConfig
 from jbatch.device.memory import Memory
+from jbatch.distribution import install_hint
 from jbatch.errors import ConfigError
 
 NO_GPU = "no NVIDIA GPU found: jbatch runs on the CPU"
-INSTALL_HINT = "install the CUDA plugin: pip install 'jbatch[cuda13]' (or [cuda12]), with an NVIDIA driver"
+INSTALL_HINT = f"install the CUDA plugin: {install_hint('cuda12', 'cuda13')}, with an NVIDIA driver"
 
 
 def prepare_jax(config: EngineConfig) -> None:

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from jbatch.distribution import install_hint
 from jbatch.errors import ConfigError, RequestError
 
 WORKER = Path(__file__).with_name("template_worker.py")
@@ -90,7 +91,7 @@ class Renderer:
             raise ConfigError(
                 "chat_template",
                 "...",
-                f"needs transformers and jinja2: pip install 'jbatch[chat]' ({reason})",
+                f"needs transformers and jinja2: {install_hint('chat')} ({reason})",
             )
         return self._process
 

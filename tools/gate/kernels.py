@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.measure.shapes import SHAPES
 from tools.gate import ptxas
 from tools.gate.target import Target, compiling, find_ptxas, thunks
+
+if TYPE_CHECKING:
+    from pallas_kernels.problem import Problem
+    from pallas_kernels.tuning import Tiles
 
 PAGE_SIZES = (16, 64)
 SLOTS, MAX_LEN = 64, 8192
@@ -44,7 +48,7 @@ class Case(NamedTuple):
     shape: str
     page_size: int
     pool_bytes: int
-    tiles: Any = None
+    tiles: Tiles | None = None
     batch: int = SLOTS  # slots of decode; tokens of the others
 
     @property
@@ -164,7 +168,7 @@ def declines(case: Case, target: Target) -> str | None:
     return implementations.declines(case.implementation, problem_of(case), target.device)
 
 
-def problem_of(case: Case) -> Any:
+def problem_of(case: Case) -> Problem:
     """The attention problem of a case."""
     from pallas_kernels.problem import Problem
 

@@ -12,6 +12,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tools.gate import target as gpu_target
 
@@ -42,9 +43,7 @@ def main() -> int:
         return plan_for(target, args.pop("model"), args.pop("gpu_memory"), args)
 
 
-def plan_for(
-    target: gpu_target.Target, model_dir: Path, memory: str | None, options: dict[str, object]
-) -> int:
+def plan_for(target: gpu_target.Target, model_dir: Path, memory: str | None, options: dict[str, Any]) -> int:
     """Print the plan. The exit code is 2 where it does not fit."""
     from jbatch.cli.memory_report import gpu_share, make_report, step_bytes_on
     from jbatch.config import EngineConfig

@@ -45,7 +45,7 @@ no_gpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="there is a G
 def test_no_gpu():
     with pytest.warns(UserWarning, match="no NVIDIA GPU found: jbatch runs on the CPU"):
         assert device.find_device("auto").platform == "cpu"
-    with pytest.raises(ConfigError, match=r"^device='cuda': .*pip install 'jbatch\[cuda13\]'"):
+    with pytest.raises(ConfigError, match=r"^device='cuda': .*pip install '\.\[cuda12\]' or '\.\[cuda13\]'"):
         device.find_device("cuda")
 
 

@@ -98,7 +98,8 @@ def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
     for name in ("transformers", "jinja2"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('it is not there')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"pip install 'jbatch\[chat\]' \(it is not there\)"):
+    hint = r"pip install '\.\[chat\]' in a clone of jbatch \(it is not there\)"
+    with pytest.raises(ConfigError, match=hint):
         ChatTemplate(PLAIN, {}).render(ASK)
 
 

@@ -23,5 +23,5 @@ def test_a_first_run_has_both_parts():
 
 def test_the_flags_come_before_jax():
     """In a fresh process: a flag that is set after jax was imported would do nothing, silently."""
-    code = "import sys; from tools import compile_for; sys.exit('jax' in sys.modules)"
+    code = "import sys; from tools.gate import command; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
