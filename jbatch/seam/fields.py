@@ -8,11 +8,14 @@ from typing import NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
 
 class Sliceable(Protocol):
     """What packed arrays of NumPy and of JAX have in common."""
 
-    def __getitem__(self, key: slice, /) -> Self: ...
+    def __getitem__(self, key: slice[int, int, None], /) -> Self: ...
 
     def reshape(self, shape: tuple[int, ...], /) -> Self: ...
 

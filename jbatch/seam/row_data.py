@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jbatch.sampling_params import MAX_BAD_WORD_IDS, MAX_BAD_WORD_LEN, MAX_LOGPROB_TOKEN_IDS
-from jbatch.seam.fields import A, Field, fields_of, split
+from jbatch.seam.fields import A, Field, Ints, fields_of, split
 
 RULED_OUT = float(np.finfo(np.float32).min)  # finite, so that who looks for broken logits can look at these
 
@@ -22,7 +22,7 @@ class RowData(NamedTuple):
     """One sampling feature's data of one row."""
 
     feature: str  # of FEATURES
-    packed: Int[np.ndarray, " size"]  # int32: the row, then the feature's arrays
+    packed: Int[Ints, " size"]  # int32: the row, then the feature's arrays
 
 
 # The arrays of each feature, by the size of the vocabulary.

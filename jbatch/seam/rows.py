@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jbatch.sampling_params import MAX_STOP_IDS
+from jbatch.seam.fields import Ints
 
 MIN_TOP_P = float(np.finfo(np.float32).tiny)  # a device takes a smaller one for 0, which keeps no token
 
@@ -51,7 +52,7 @@ FLOAT_COLUMNS = (
 )
 
 
-def row_columns(setup: RowSetup) -> Int[np.ndarray, " row_width"]:
+def row_columns(setup: RowSetup) -> Int[Ints, " row_width"]:
     """A row of device state as int32."""
     columns = np.full(ROW_WIDTH, -1, np.int32)
     for idx, name in enumerate(RowSetup._fields[:NUM_SCALARS]):

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from jbatch.errors import JBatchError
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket, room_of
-from jbatch.seam.fields import A, Field, fields_of, split
+from jbatch.seam.fields import A, Field, Ints, fields_of, split
 from jbatch.seam.row_data import RowData
 from jbatch.seam.rows import ROW_WIDTH
 from jbatch.seam.shape import StateShape
@@ -25,10 +25,10 @@ class StepInput(NamedTuple):
 
     bucket: Bucket
     sampler: Sampler
-    packed: Int[np.ndarray, " size"]
+    packed: Int[Ints, " size"]
     row_data: tuple[RowData, ...] = ()  # to put in place before the step
-    page_copies: Int[np.ndarray, "num_copies 2"] | None = None  # (from, to), done before the step
-    token_mask: Int[np.ndarray, "draws words"] | None = None  # bits of tokens that may be drawn; None: all
+    page_copies: Int[Ints, "num_copies 2"] | None = None  # (from, to), done before the step
+    token_mask: Int[Ints, "draws words"] | None = None  # bits of tokens that may be drawn; None: all
 
 
 class StepFields(NamedTuple, Generic[T]):
@@ -79,13 +79,13 @@ def unpack(packed: A, bucket: Bucket, shape: StateShape, sampler: Sampler) -> St
     return StepFields(*split(packed, _layout(bucket, shape, sampler.reports)))
 
 
-def padding(bucket: Bucket, shape: StateShape, sampler: Sampler) -> Int[np.ndarray, " size"]:
+def padding(bucket: Bucket, shape: StateShape, sampler: Sampler) -> Int[Ints, " size"]:
     """A packed input of nothing but padding: shared, so copy it before you write."""
     return _padding(bucket, shape, sampler.reports)
 
 
 @functools.cache
-def _padding(bucket: Bucket, shape: StateShape, reports: bool) -> Int[np.ndarray, " size"]:
+def _padding(bucket: Bucket, shape: StateShape, reports: bool) -> Int[Ints, " size"]:
     layout = _layout(bucket, shape, reports)
     packed = np.zeros(layout[-1].end, np.int32)
     fields = StepFields(*split(packed, layout))
@@ -118,7 +118,7 @@ def check_pages(step: StepInput, shape: StateShape) -> None:
 def _check_below(
     what: str,
     names: tuple[str, ...],
-    values: Int[np.ndarray, "num width"],
+    values: Int[Ints, "num width"],
     lows: tuple[int, ...],
     ends: tuple[int, ...],
 ) -> None:

@@ -9,9 +9,11 @@ from jaxtyping import Float, Int
 
 from jbatch.sampling_params import MAX_LOGPROB_TOKEN_IDS, MAX_LOGPROBS, Sampler
 from jbatch.seam.bucket import Bucket, room_of
+from jbatch.seam.fields import Floats, Ints
 from jbatch.seam.shape import StateShape
 
 T = TypeVar("T")
+Numbers = Ints | Floats
 
 
 class Status:
@@ -33,11 +35,11 @@ class Logprobs(NamedTuple, Generic[T]):
 class StepOutput(NamedTuple):
     """What came of each draw: first of the slots, then, from place `bucket.slots` on, of the chunks."""
 
-    tokens: Int[np.ndarray, "draws steps"]
-    num_tokens: Int[np.ndarray, " draws"]  # how many of them are valid
-    status: Int[np.ndarray, " draws"]  # a Status
-    logprobs: Logprobs[np.ndarray] | None = None  # [draws]: of the tokens
-    prompt_logprobs: Logprobs[np.ndarray] | None = None  # [tokens]: of the targets in the bucket's tokens
+    tokens: Int[Ints, "draws steps"]
+    num_tokens: Int[Ints, " draws"]  # how many of them are valid
+    status: Int[Ints, " draws"]  # a Status
+    logprobs: Logprobs[Numbers] | None = None  # [draws]: of the tokens
+    prompt_logprobs: Logprobs[Numbers] | None = None  # [tokens]: of the targets in the bucket's tokens
 
 
 LOGPROBS_WIDTH = 2 + 2 * MAX_LOGPROBS + MAX_LOGPROB_TOKEN_IDS  # columns of a Logprobs, in its field order
@@ -49,7 +51,7 @@ def num_draws(bucket: Bucket, shape: StateShape) -> int:
 
 
 def unpack_output(
-    packed: Int[np.ndarray, "..."], bucket: Bucket, shape: StateShape, sampler: Sampler
+    packed: Int[Ints, "..."], bucket: Bucket, shape: StateShape, sampler: Sampler
 ) -> StepOutput:
     """From int32 [draws, steps + 2]: tokens, number of them, status.
 
@@ -71,12 +73,12 @@ def unpack_output(
     )
 
 
-def _unpack_logprobs(columns: Int[np.ndarray, "positions width"]) -> Logprobs[np.ndarray]:
+def _unpack_logprobs(columns: Int[Ints, "positions width"]) -> Logprobs[Numbers]:
     tops = 2 + MAX_LOGPROBS, 2 + 2 * MAX_LOGPROBS
     logprob, rank, top_ids, *floats = np.split(np.ascontiguousarray(columns), (1, 2, *tops), axis=1)
     top_logprobs, by_id = (_floats(part) for part in floats)
     return Logprobs(_floats(logprob)[:, 0], rank[:, 0], top_ids, top_logprobs, by_id)
 
 
-def _floats(bits: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def _floats(bits: Int[Ints, "..."]) -> Float[Floats, "..."]:
     return bits.view(np.float32)
