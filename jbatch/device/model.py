@@ -7,7 +7,7 @@ Weights keep Hugging Face's [out, in] orientation, with qkv grouped by KV head a
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jbatch.config import ModelConfig
 from jbatch.device import rotary
 
 
+@runtime_checkable  # the tests check types, too
 class Attend(Protocol):
     """Causal attention of one layer: scaled by head_dim ** -0.5, and whatever cache it keeps."""
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num, Shaped
 
 from jbatch.config import ModelConfig
 from jbatch.seam.rows import COLUMNS, FLOAT_COLUMNS, NUM_SCALARS, ROW_WIDTH
@@ -52,7 +52,7 @@ class Rows:
 
 
 def write_columns(
-    columns: Int[Array, "n row_width"], **values: Num[Array, " n"]
+    columns: Int[Array, "n row_width"], **values: Shaped[Array, " n"]
 ) -> Int[Array, "n row_width"]:
     """The columns with some integer ones replaced by name."""
     for name, value in values.items():
