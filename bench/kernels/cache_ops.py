@@ -1,4 +1,4 @@
-"""The small operations around attention: writing the cache, copying pages, planning a step's work."""
+"""The small operations around attention: writing the cache, copying pages, making a step's work list."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from bench.kernels.candidates import Declined
 from bench.kernels.problems import DTYPE, GQA, ITEM_BYTES, TINY, Case, Heads
 from bench.measure import random_data
 from bench.measure.timing import Candidate
-from pallas_kernels import copy_pages, implementations, tuning, write_kv
-from pallas_kernels import work_list as plan
+from pallas_kernels import copy_pages, implementations, tuning, work_list, write_kv
 
 CHAIN = 16
 POOL_BYTES = 2 * 10**9  # many times the L2; every call writes pages that no other does
@@ -135,9 +134,9 @@ def build(name: str, case: CacheCase, call: Callable[..., jax.Array], pool_bytes
     return Candidate(name, lambda: None, many, CHAIN)
 
 
-def build_plan(name: str, case: Case, interpret: bool) -> Candidate:
-    """Planning a step's work, which is done once for all layers. Each plan's lengths depend on the one
-    before; there is no floor to compare with, only the layers' time.
+def build_work_list(name: str, case: Case, interpret: bool) -> Candidate:
+    """Making a step's work list, which is done once for all layers. Each list's lengths depend on the
+    list before; there is no floor to compare with, only the layers' time.
 
     Raises:
       Declined: as the implementation's kernel does.
@@ -149,15 +148,13 @@ def build_plan(name: str, case: Case, interpret: bool) -> Candidate:
     tiles: Any = tuning.lookup(name, problem, tuning.INTERPRETER if interpret else device.device_kind)
     lens = jnp.asarray(case.kv_lens, jnp.int32)
     if case.op == "decode":
-        items = plan.max_items(problem, tiles.chunk)
-        step: Callable[..., Any] = functools.partial(plan.plan_decode, chunk=tiles.chunk, max_items=items)
+        sizes = {"chunk": tiles.chunk, "max_items": work_list.max_items(problem, tiles.chunk)}
+        step: Callable[..., Any] = functools.partial(work_list.make_decode_work, **sizes)
     else:
         tile_tokens = implementations.module(name, "prefill").tile_tokens(problem, tiles)
         starts, q_lens = jnp.asarray(attention_problems.q_starts(case)), jnp.asarray(case.q_lens, jnp.int32)
-        num_tiles = plan.num_tiles(problem, tile_tokens)
-        step = functools.partial(
-            plan.plan_prefill, starts, q_lens, tile_tokens=tile_tokens, num_tiles=num_tiles
-        )
+        sizes = {"tile_tokens": tile_tokens, "num_tiles": work_list.num_tiles(problem, tile_tokens)}
+        step = functools.partial(work_list.make_prefill_work, starts, q_lens, **sizes)
 
     def program(lens: jax.Array) -> tuple[jax.Array, list[Any]]:
         works = []

@@ -16,7 +16,7 @@ from bench.kernels import problems as attention_problems
 from bench.kernels.problems import DTYPE, Case
 from bench.measure import random_data
 from bench.measure.timing import Candidate
-from pallas_kernels import RaggedMetadata, implementations, paged_decode, paged_prefill, plan_work, tuning
+from pallas_kernels import RaggedMetadata, add_work_list, implementations, paged_decode, paged_prefill, tuning
 
 VALUE_SCALE = 8.0  # an average of many values is small, and results are the next call's queries
 XLA_CALLS = {"decode": 16, "prefill": 2}  # of a program of plain JAX: its loops take long
@@ -86,7 +86,7 @@ class KernelCall(NamedTuple):
 
 
 def kernel_call(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> KernelCall:
-    """One of pallas_kernels' implementations, with the work of the setup's problem planned.
+    """One of pallas_kernels' implementations, with the work list of the setup's problem.
 
     Raises:
       Declined: with its reason.
@@ -103,8 +103,8 @@ def kernel_call(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> K
         tiles = tiles or tuning.lookup(name, problem, kind)
         max_q_len = 1 if case.op == "decode" else None
         shapes = (setup.q, setup.kv_pages, setup.tables[0])
-        plan = functools.partial(plan_work, *shapes, max_q_len=max_q_len, tiles=tiles, **options)
-        work = jax.jit(plan)(setup.metadata).work
+        add = functools.partial(add_work_list, *shapes, max_q_len=max_q_len, tiles=tiles, **options)
+        work = jax.jit(add)(setup.metadata).work
     attention = paged_decode if case.op == "decode" else paged_prefill
 
     def call(q: jax.Array, kv_pages: jax.Array, table: jax.Array, lens: Any, work: Any) -> jax.Array:

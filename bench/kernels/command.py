@@ -26,7 +26,7 @@ from bench.kernels import candidates as attention_candidates
 from bench.kernels import problems as attention_problems
 from bench.kernels import report as kernel_report
 from bench.kernels.check import is_right, reference_error
-from bench.kernels.rows import DeviceLost, Run, measure_attention, measure_cache_ops, measure_plans
+from bench.kernels.rows import DeviceLost, Run, measure_attention, measure_cache_ops, measure_work_lists
 from bench.measure import ceilings, manifest
 from bench.measure.ceilings import Ceilings
 from bench.measure.journal import Journal
@@ -109,7 +109,7 @@ def _measure_all(args: argparse.Namespace, run: Run) -> None:
         measure_cache_ops(cache_ops.grid(args.smoke), run)
     if "plan" in args.ops:
         names = [name for name in attention_candidates.KERNELS if name in args.implementations]
-        measure_plans([cases[0] for cases in grids.values()], names, run)
+        measure_work_lists([cases[0] for cases in grids.values()], names, run)
 
 
 if __name__ == "__main__":

@@ -196,15 +196,15 @@ def measure_cache_ops(cases: Sequence[CacheCase], run: Run) -> None:
             run.report(row | timing_fields(times, case.bytes, 0, run.ceilings))
 
 
-def measure_plans(cases: Sequence[Case], names: Sequence[str], run: Run) -> None:
-    """Time the planning of a step's work, done once for all its layers: no floor, and nothing to check."""
+def measure_work_lists(cases: Sequence[Case], names: Sequence[str], run: Run) -> None:
+    """Time the making of a step's work list, once for all its layers: no floor, and nothing to check."""
     for case, name in itertools.product(cases, names):
-        plan_name = f"plan of {case.name}"
-        if name == "xla" or not _is_to_do("plan", plan_name, name, run.journal):
+        case_name = f"plan of {case.name}"
+        if name == "xla" or not _is_to_do("plan", case_name, name, run.journal):
             continue
-        row = run.journal.add(_named("plan", plan_name, name, "started"))
+        row = run.journal.add(_named("plan", case_name, name, "started"))
         try:
-            candidate = cache_ops.build_plan(name, case, run.interpret)
+            candidate = cache_ops.build_work_list(name, case, run.interpret)
             times = time_in_turns([candidate], run.rounds)[name]
         except Declined as error:
             run.report(row | {"status": "declined", "reason": str(error)})

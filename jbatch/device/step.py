@@ -20,7 +20,7 @@ from jbatch.device.state import EngineState, ExtraState, count_chunks, count_dra
 from jbatch.host.plan import Bucket, DecodeInput, Logprobs, PrefillInput, RowSetup, Status, unpack
 from jbatch.host.row_data import RULED_OUT
 from jbatch.sampling_params import Sampler
-from pallas_kernels import RaggedMetadata, paged_attention, plan_work, write_kv
+from pallas_kernels import RaggedMetadata, add_work_list, paged_attention, write_kv
 
 Params = tuple[jax.Array, ...]
 Step = Callable[..., tuple[Any, ...]]  # (params, state, packed), or of EXTENDED steps as `make_step` says
@@ -103,7 +103,7 @@ def forward(
         "interpret": attention.interpret,
     }
     like = jax.ShapeDtypeStruct((*tokens.ids.shape, llama.config.num_heads, head_dim), kv_pages[0].dtype)
-    metadata = plan_work(like, kv_pages[0], tokens.block_tables, tokens.metadata, **options)
+    metadata = add_work_list(like, kv_pages[0], tokens.block_tables, tokens.metadata, **options)
 
     def attend(layer_idx: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         updated[layer_idx] = write_kv(updated[layer_idx], k, v, page_ids, offsets)

@@ -1,7 +1,7 @@
 """Paged decode attention for Hopper in Pallas Mosaic GPU.
 
 A decode step is bounded by reading the cache once, so the kernel is a stream of page copies with a little
-arithmetic behind it. A persistent grid walks a list of KV chunks (`plan.DecodeWork`); one warpgroup copies
+arithmetic behind it. A persistent grid walks a list of KV chunks (`DecodeWork`); one warpgroup copies
 pages into a ring in shared memory and runs ahead across chunks, the other computes an online softmax
 (Milakov & Gimelshein 2018). Chunks leave partial sums, which a small second kernel combines in their order
 (Flash-Decoding, Dao et al. 2023), so a sequence's bits depend on nothing but the sequence.
@@ -379,7 +379,7 @@ def combine(
         acc = plgpu.layout_cast(jnp.zeros((COMBINE_ROWS, columns), F32), WGMMA)
         acc, _, total = lax.fori_loop(0, num_turns, combine_some, (acc, zeros + NEG_INF, zeros))
         out = acc / by_column(jnp.where(total == 0, 1.0, total))
-        dropped = (end > max_items) & (end > begin)  # the plan had no room: do not answer with a part
+        dropped = (end > max_items) & (end > begin)  # the work list had no room: do not answer with a part
         out += jnp.where(dropped, jnp.nan, 0.0)
         out_smem.T[...] = out.astype(dtype)
         plgpu.commit_smem()

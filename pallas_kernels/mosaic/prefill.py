@@ -2,7 +2,7 @@
 
 FlashAttention (Dao 2023; Shah et al. 2024) over packed queries of any lengths, whose keys and values lie in
 the cache: a fresh prompt, a chunk of one and a prompt behind a cached prefix are one case. A CTA takes one
-tile of `plan.PrefillWork` for one KV head. Two warpgroups compute, with 64 rows of (head of the group,
+tile of `PrefillWork` for one KV head. Two warpgroups compute, with 64 rows of (head of the group,
 token) each; a third walks the block table and copies pages into a ring in shared memory.
 """
 
@@ -118,7 +118,7 @@ def paged_prefill(
 ) -> Float[Array, "tokens heads head_dim"]:
     """Causal attention of packed queries over their sequences' pages; rows of no slot hold anything.
 
-    `work` comes from `plan.plan_prefill` with this module's `tile_tokens`. `scale` is positive.
+    `work` comes from `make_prefill_work` with this module's `tile_tokens`. `scale` is positive.
     """
     _, num_heads, head_dim = q.shape
     _, _, kv_heads, page_size, _ = kv_pages.shape

@@ -1,6 +1,6 @@
 """Paged decode attention in Pallas Triton, for Ampere and Hopper.
 
-A persistent grid walks a list of KV chunks (`plan.DecodeWork`), one KV head at a time. A chunk leaves
+A persistent grid walks a list of KV chunks (`DecodeWork`), one KV head at a time. A chunk leaves
 partial sums, which a small second kernel combines in their order (Flash-Decoding, Dao et al. 2023), so a
 sequence's bits depend on nothing but the sequence.
 """
@@ -175,7 +175,7 @@ def _combine(
         num_turns = lax.div(last - begin + COMBINE_UNROLL, COMBINE_UNROLL)
         state = lax.fori_loop(0, num_turns, visit_items, Softmax.empty(rows, parts))
         norm = 1 / jnp.where(state.total == 0, 1.0, state.total)
-        dropped = (end > max_items) & (end > begin)  # the plan had no room: do not answer with a part
+        dropped = (end > max_items) & (end > begin)  # the work list had no room: do not answer with a part
         norm = jnp.where(dropped, jnp.nan, norm)
         for part, out in zip(parts, state.out, strict=True):
             triton.store(

@@ -1,6 +1,6 @@
 """Packed causal prefill over the paged KV cache in Pallas Triton, for Ampere and Hopper.
 
-A program computes one tile (`plan.PrefillWork`) for one KV head: its rows are the tile's tokens times the
+A program computes one tile (`PrefillWork`) for one KV head: its rows are the tile's tokens times the
 heads of the group. Keys and values come from the cache alone, so a fresh prompt, a chunk of one, and a
 prompt behind a cached prefix are one case (FlashAttention-2, Dao 2023, over pages).
 """

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import pallas_kernels
-from pallas_kernels import _compat, implementations, tuning
-from pallas_kernels import work_list as plan
+from pallas_kernels import _compat, implementations, tuning, work_list
 from pallas_kernels.problem import Kind, Problem
 from tests.helpers.attention_cases import Case
 
@@ -141,7 +140,7 @@ def _decode(kernel: Kernel, tiles: Any, scale: float, max_items: int | None) -> 
     def decode(q, kv_pages, block_tables, kv_lens):
         work = None
         if max_items is not None:
-            work = plan.plan_decode(kv_lens, chunk=tiles.chunk, max_items=max_items)
+            work = work_list.make_decode_work(kv_lens, chunk=tiles.chunk, max_items=max_items)
         options = {"implementation": kernel.name, "interpret": kernel.interpret, "tiles": tiles, "work": work}
         return pallas_kernels.paged_decode(q, kv_pages, block_tables, kv_lens, scale=scale, **options)
 
