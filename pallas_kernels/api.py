@@ -43,8 +43,8 @@ def paged_attention(
 
     Args:
       max_q_len: 1 says that this is a decode step: tokens = slots, and query i is slot i's only one.
-      implementation: "mosaic", "triton", "xla", or several in order of preference: what one cannot do
-        falls through to the next. None: the default of this machine's device. `choose` says which it is.
+      implementation: one of `names.NAMES`, or several in order of preference: what one cannot do falls
+        through to the next. None: the default of this machine's device. `choose` says which it is.
       interpret: run a kernel in Pallas' interpreter, on any machine: True, or Mosaic's
         `plgpu.InterpretGPUParams`.
 
@@ -172,8 +172,8 @@ def _traced_once(kernel: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def _decode_work(problem: Problem, kv_lens: jax.Array, tiles: tuning.Tiles) -> work_list.DecodeWork:
-    chunk = tiles.chunk  # type: ignore[union-attr]
-    return work_list.make_decode_work(kv_lens, chunk=chunk, max_items=work_list.max_items(problem, chunk))
+    max_items = work_list.max_items(problem, tiles.chunk)
+    return work_list.make_decode_work(kv_lens, chunk=tiles.chunk, max_items=max_items)
 
 
 def _prefill_work(

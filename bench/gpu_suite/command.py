@@ -22,6 +22,7 @@ from typing import Any
 
 from bench.gpu_suite.parts import Part, run_part
 from bench.measure import manifest
+from pallas_kernels.names import COMPILERS
 
 BUDGET_S = 540.0
 TINY_BUDGET_S = TINY_LIMIT_S = 1800.0  # of all parts and of one: how busy a CPU is, nobody knows
@@ -64,7 +65,7 @@ def _sanitizer(tool: str, limit_s: float) -> Part:
     """The kernels on tiny sizes, under a checker; what they leave is of no interest."""
     command = ("-m", "bench.kernels", "--smoke", "--ops", "decode", "prefill", "--output-dir", "TMP")
     under = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no")
-    implementations = ("--implementations", "mosaic", "triton")
+    implementations = ("--implementations", *COMPILERS)
     return Part(f"sanitizer-{tool}", command + implementations, limit_s, None, tool=under, env=SANITIZER_ENV)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.kernels import problems as attention_problems
+from bench.kernels.names import FOREIGN, KERNELS, NAMES
 from bench.kernels.problems import DTYPE, Case
 from bench.measure import random_data
 from bench.measure.timing import Candidate
@@ -20,10 +21,6 @@ from pallas_kernels import RaggedMetadata, add_work_list, implementations, paged
 
 VALUE_SCALE = 8.0  # an average of many values is small, and results are the next call's queries
 XLA_CALLS = {"decode": 16, "prefill": 2}  # of a program of plain JAX: its loops take long
-
-KERNELS = ("mosaic", "xla", "triton")  # in the order of what is worth knowing first
-COMPARATORS = {"decode": ("cudnn", "flashinfer", "flash-attn-3"), "prefill": ("flash-attn-3",)}
-NAMES = (*KERNELS, *COMPARATORS["decode"])
 
 
 class Declined(Exception):
@@ -73,7 +70,7 @@ def builders(op: str, names: Iterable[str]) -> dict[str, Builder]:
     return {
         name: _BUILDERS.get(name) or functools.partial(build_kernel, name)
         for name in NAMES
-        if name in set(names) and name in (*KERNELS, *COMPARATORS[op])
+        if name in set(names) and name in (*KERNELS, *FOREIGN[op])
     }
 
 

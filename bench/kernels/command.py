@@ -26,6 +26,7 @@ from bench.kernels import candidates as attention_candidates
 from bench.kernels import problems as attention_problems
 from bench.kernels import report as kernel_report
 from bench.kernels.check import is_right, reference_error
+from bench.kernels.names import KERNELS, NAMES
 from bench.kernels.rows import DeviceLost, Run, measure_attention, measure_cache_ops, measure_work_lists
 from bench.measure import ceilings, manifest
 from bench.measure.ceilings import Ceilings
@@ -58,8 +59,7 @@ def _parse() -> argparse.Namespace:
     size.add_argument("--quick", action="store_true", help="a representative tenth, in minutes")
     size.add_argument("--smoke", action="store_true", help="tiny sizes and no times: does it run at all")
     parser.add_argument("--ops", nargs="+", choices=OPS, default=OPS)
-    names = attention_candidates.NAMES
-    parser.add_argument("--implementations", nargs="+", choices=names, default=names)
+    parser.add_argument("--implementations", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there, and go on")
     parser.add_argument("--output-dir", type=pathlib.Path)
     return parser.parse_args()
@@ -108,7 +108,7 @@ def _measure_all(args: argparse.Namespace, run: Run) -> None:
     if "cache" in args.ops:
         measure_cache_ops(cache_ops.grid(args.smoke), run)
     if "plan" in args.ops:
-        names = [name for name in attention_candidates.KERNELS if name in args.implementations]
+        names = [name for name in KERNELS if name in args.implementations]
         measure_work_lists([cases[0] for cases in grids.values()], names, run)
 
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bench.kernels.names import FOREIGN
 from bench.measure.journal import UNDER_WAY, Row
+from pallas_kernels.names import NAMES
 
 DECODE_GOALS = (0.80, 0.92)  # share of the measured read bandwidth, from 64 sequences x 1k tokens
 PREFILL_GOALS = (0.40, 0.55)  # share of the measured matrix products
 META = ("manifest", "ceilings")
-COLOURS = {
-    "mosaic": "#c0392b",
-    "triton": "#2471a3",
-    "xla": "#7f8c8d",
-    "cudnn": "#1e8449",
-    "flashinfer": "#7d3c98",
-    "flash-attn-3": "#ca6f1e",
-}
+PALETTE = ("#c0392b", "#2471a3", "#7f8c8d", "#1e8449", "#7d3c98", "#ca6f1e")
+COLOURS = dict(zip((*NAMES, *FOREIGN["decode"]), itertools.cycle(PALETTE), strict=False))
 
 
 def line(row: Row) -> str:

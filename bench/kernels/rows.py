@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from bench.kernels import cache_ops
-from bench.kernels import candidates as attention_candidates
 from bench.kernels import problems as attention_problems
 from bench.kernels import report as kernel_report
 from bench.kernels.cache_ops import CacheCase
 from bench.kernels.candidates import VALUE_SCALE, Builder, Declined, Setup, build_kernel, make_setup
 from bench.kernels.check import TOLERANCE, is_right, relative_error
+from bench.kernels.names import KERNELS
 from bench.kernels.problems import DTYPE, MIN_CALLS, Case
 from bench.measure import random_data
 from bench.measure.ceilings import Ceilings
@@ -178,7 +178,7 @@ def measure_cache_ops(cases: Sequence[CacheCase], run: Run) -> None:
     """Check and time writes and copies; bytes read and bytes written count alike."""
     for case in cases:
         right = []
-        for name in attention_candidates.KERNELS if case.op == "write_kv" else ("xla",):
+        for name in KERNELS if case.op == "write_kv" else ("xla",):
             if not _is_to_do(case.op, case.name, name, run.journal):
                 continue
             row = run.journal.add(_named(case.op, case.name, name, "started"))

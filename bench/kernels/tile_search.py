@@ -11,7 +11,7 @@ from typing import Any
 
 from pallas_kernels import tuning
 from pallas_kernels.problem import Problem
-from pallas_kernels.tuning import ORDER_FIELDS, TILES, Tiles
+from pallas_kernels.tuning import ORDER_FIELDS, Tiles
 
 Measured = dict[Tiles, dict[str, Any]]  # of one problem, with "us" and "floor_us"
 Order = tuple[tuple[str, Any], ...]
@@ -23,9 +23,8 @@ def tiles_to_try(implementation: str, problem: Problem, device_kind: str, limit:
     Args:
       limit: values per field, at most.
     """
-    rule = tuning.heuristic(implementation, problem, device_kind)
-    known = (number for name, number in tuning.NUM_CORES.items() if device_kind.startswith(name))
-    cores = next(known, tuning.DEFAULT_CORES)
+    rule = tuning.default_tiles(implementation, problem, device_kind)
+    cores = tuning.num_cores(device_kind)
     fields = rule._asdict()
     others: dict[str, tuple[Any, ...]] = {
         "chunk": (2 * fields.get("chunk", 0), fields.get("chunk", 0) // 2),
@@ -80,6 +79,6 @@ def rewrite(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     )
     tuning.check(tuple(tuning.Row(**row) for row in merged))
     for row in merged:
-        TILES[row["implementation"], row["kind"]](**row["tiles"])
+        tuning.tiles_of(row["implementation"], row["kind"], row["tiles"])
     lines = ",\n".join("  " + json.dumps(row) for row in merged)
     path.write_text(f'{{"schema": 1, "rows": [\n{lines}\n]}}\n')

@@ -34,6 +34,7 @@ from bench.measure.ceilings import Ceilings
 from bench.measure.journal import Journal
 from bench.measure.timing import Candidate, time_in_turns
 from pallas_kernels import implementations, tuning
+from pallas_kernels.names import COMPILERS
 from pallas_kernels.tuning import Tiles
 
 TABLE = Path(tuning.__file__).with_name("tuning.json")
@@ -190,9 +191,7 @@ def _parse() -> argparse.Namespace:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="few values and problems, GQA with page 64")
     size.add_argument("--smoke", action="store_true", help="tiny problems, no times")
-    parser.add_argument(
-        "--implementations", nargs="+", default=["mosaic", "triton"], choices=("mosaic", "triton")
-    )
+    parser.add_argument("--implementations", nargs="+", default=list(COMPILERS), choices=COMPILERS)
     parser.add_argument("--ops", nargs="+", default=["decode", "prefill"], choices=("decode", "prefill"))
     parser.add_argument("--models", nargs="+", choices=HEADS)
     parser.add_argument("--page-sizes", nargs="+", type=int)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from bench.kernels import report as kernel_report
 from bench.report import page
 from bench.report.figures import BLUE, GREEN, RED, new_figure, styled, to_png
 from bench.report.page import Picture, Section
+from pallas_kernels.names import NAMES
 
-BACKEND_COLOURS = {"mosaic": RED, "triton": BLUE, "xla": GREEN}
+BACKEND_COLOURS = dict(zip(NAMES, itertools.cycle((RED, BLUE, GREEN)), strict=False))
 TINY = "a tiny run: it shows that the code works, and is not a measurement"
 
 

@@ -27,7 +27,6 @@ from pallas_kernels import _compat
 from pallas_kernels.mosaic.common import Ring, clear_rows, swizzled_smem
 from pallas_kernels.problem import Problem
 from pallas_kernels.softmax import LOG2E, NEG_INF
-from pallas_kernels.tuning import MosaicDecode
 from pallas_kernels.work_list import DecodeWork
 
 COMPUTE, LOAD = 0, 1  # warpgroups
@@ -37,6 +36,28 @@ COMBINE_ROWS = 64  # of head_dim per CTA of the second kernel: wgmma's row tile,
 COMBINE_UNROLL = 8  # partial sums in flight
 WGMMA = plgpu.Layout.WGMMA
 F32 = jnp.float32
+
+
+class Tiles(NamedTuple):
+    """How the kernel cuts up its work."""
+
+    chunk: int  # tokens of a work item
+    block_kv: int  # tokens of a product
+    num_stages: int  # of the ring of pages in shared memory
+    num_ctas: int  # of the persistent grid
+
+
+def default_tiles(problem: Problem, num_cores: int, interpreted: bool) -> Tiles:
+    """Tiles that compile without spills for every shape.
+
+    A ring of 3 x 32 KB leaves room for two CTAs on a core, one of 4 x 16 KB for three; more than are resident
+    would run after the others. An item holds the chunks of a pack's heads: about 512 tokens of one head,
+    beside 4 KB of partial sums.
+    """
+    del interpreted
+    packed = max(1, MIN_PACK // problem.group)
+    num_stages, ctas_per_core = (3, 2) if problem.head_dim > 64 else (4, 3)
+    return Tiles(max(64, 512 // packed), 64, num_stages, ctas_per_core * num_cores)
 
 
 def declines(problem: Problem) -> str | None:
@@ -80,7 +101,7 @@ def paged_decode(
     work: DecodeWork,
     *,
     scale: float,
-    tiles: MosaicDecode,
+    tiles: Tiles,
     interpret: Any = False,
 ) -> Float[Array, "slots heads head_dim"]:
     """One query per slot against the first `kv_lens` tokens of its sequence; zeros where that is 0, NaN
@@ -105,12 +126,12 @@ class _Sizes(NamedTuple):
     """How a problem is cut up."""
 
     pack: Pack
-    tiles: MosaicDecode
+    tiles: Tiles
     page_size: int
     copy_rows: int  # of one copy: a page, or the part of it that makes up a block
 
     @classmethod
-    def of(cls, pack: Pack, tiles: MosaicDecode, page_size: int) -> _Sizes:
+    def of(cls, pack: Pack, tiles: Tiles, page_size: int) -> _Sizes:
         return cls(pack, tiles, page_size, min(page_size, tiles.block_kv))
 
     @property
@@ -152,7 +173,7 @@ def partials(
     work: DecodeWork,
     pack: Pack,
     scale: float,
-    tiles: MosaicDecode,
+    tiles: Tiles,
     interpret: Any,
 ) -> tuple[
     Float[Array, "packs items head_dim columns"],

@@ -9,7 +9,8 @@ from bench.kernels import tile_search
 from bench.kernels import tune as tune_kernels
 from bench.kernels.problems import GQA, decode_case
 from pallas_kernels import tuning
-from pallas_kernels.tuning import MosaicDecode
+from pallas_kernels.mosaic.decode import Tiles
+from pallas_kernels.names import COMPILERS
 
 H200 = "NVIDIA H200"
 PROBLEM = decode_case(GQA, 64, 64, 1024).problem(num_pages=2000)
@@ -20,15 +21,16 @@ def measured(**us: float) -> dict:
     found = {}
     for name, time in us.items():
         chunk, stages = (int(part[1:]) for part in name.split("_"))
-        found[MosaicDecode(chunk, 64, stages, 132)] = {"us": time, "floor_us": 10.0}
+        found[Tiles(chunk, 64, stages, 132)] = {"us": time, "floor_us": 10.0}
     return found
 
 
-@pytest.mark.parametrize("implementation, kind", list(tuning.TILES))
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+@pytest.mark.parametrize("implementation", COMPILERS)
 def test_tiles_to_try(implementation, kind):
     problem = PROBLEM._replace(kind=kind)
     tried = tile_search.tiles_to_try(implementation, problem, H200, limit=None)
-    assert tried[0] == tuning.heuristic(implementation, problem, H200)
+    assert tried[0] == tuning.default_tiles(implementation, problem, H200)
     assert len(tried) == len(set(tried)) <= 128
     assert all(getattr(tiles, "chunk", 0) % tiles.block_kv == 0 for tiles in tried)
     quick = tile_search.tiles_to_try(implementation, problem, H200, limit=2)
@@ -77,7 +79,7 @@ def test_smoke_run_writes_a_table(tmp_path, monkeypatch):
     assert tune_kernels.main() == 0
     (found,) = json.loads((tmp_path / "tuning.json").read_text())["rows"]
     tuning.check((tuning.Row(**found),))
-    tiles = tuning.TILES[found["implementation"], found["kind"]](**found["tiles"])
+    tiles = tuning.tiles_of(found["implementation"], found["kind"], found["tiles"])
     assert tiles.chunk % tiles.block_kv == 0 and (found["batch"], found["context"]) == (2, 64)
     assert found["measured"]["status"] == "smoke" and "us" not in found["measured"]
     assert found["measured"]["jax"]
