@@ -20,7 +20,7 @@ from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device, memory_of, prepare_jax
 from jbatch.device.runner import Runner, Variants, largest_programs, programs_for, temp_bytes
 from jbatch.device.state import StateShape
-from jbatch.engine.engine import Engine
+from jbatch.engine.engine import Engine, RunnerLike
 from jbatch.engine.prompts import Asked, Prompt, check_idle, list_requests
 from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.engine.stream import AsyncStream, TextDelta, flatten, stream_steps
@@ -221,9 +221,11 @@ class LLM:
         mode: ModeName | None = None,
         policy: PolicyName | Policy | None = None,
         limits: Limits | None = None,
+        runner: RunnerLike | None = None,
     ) -> Engine:
         """A fresh engine on the same weights, cache and compiled programs: for another mode, another order of
-        admission (a name, or any sort key), or other budgets per step.
+        admission (a name, or any sort key), other budgets per step, or another runner: one that wraps
+        `self.runner`, to see or change what passes, or one over a cache of its own of the same sizes.
 
         Only one engine of an LLM may have unfinished requests at a time. `generate` uses `self.engine`,
         which may be set to it.
@@ -246,7 +248,7 @@ class LLM:
         )
         return Engine(
             scheduler,
-            self.runner,
+            self.runner if runner is None else runner,
             vocab_size=self.model_config.vocab_size,
             eos_token_ids=self._eos_token_ids,
             tokenizer=self._tokenizer,
