@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.kernels import problems as attention_problems
-from bench.kernels.candidates import Declined
+from bench.kernels.arms import Declined
 from bench.kernels.problems import DTYPE, GQA, ITEM_BYTES, TINY, Case, Heads
 from bench.measure import random_data
-from bench.measure.timing import Candidate
+from bench.measure.timing import CompiledArm
 from pallas_kernels import copy_pages, implementations, tuning, work_list, write_kv
 
 CHAIN = 16
@@ -111,7 +111,7 @@ def check(case: CacheCase, call: Callable[..., jax.Array]) -> bool:
     return np.array_equal(np.asarray(got), want)
 
 
-def build(name: str, case: CacheCase, call: Callable[..., jax.Array], pool_bytes: int) -> Candidate:
+def build(name: str, case: CacheCase, call: Callable[..., jax.Array], pool_bytes: int) -> CompiledArm:
     """A chain of calls on one pool, in place, each writing pages of its own."""
     page_bytes = int(np.prod(case.kv_shape(1))) * ITEM_BYTES
     num_pages = 1 + max(CHAIN * case.pages, pool_bytes // page_bytes)
@@ -131,10 +131,10 @@ def build(name: str, case: CacheCase, call: Callable[..., jax.Array], pool_bytes
             pool[0] = compiled(pool[0], k, v, at)
         pool[0].block_until_ready()
 
-    return Candidate(name, lambda: None, many, CHAIN)
+    return CompiledArm(name, lambda: None, many, CHAIN)
 
 
-def build_work_list(name: str, case: Case, interpret: bool) -> Candidate:
+def build_work_list(name: str, case: Case, interpret: bool) -> CompiledArm:
     """Making a step's work list, which is done once for all layers. Each list's lengths depend on the
     list before; there is no floor to compare with, only the layers' time.
 
@@ -171,7 +171,7 @@ def build_work_list(name: str, case: Case, interpret: bool) -> Candidate:
             now, _ = compiled(now)
         now.block_until_ready()
 
-    return Candidate(name, lambda: None, many, CHAIN, tiles._asdict())
+    return CompiledArm(name, lambda: None, many, CHAIN, tiles._asdict())
 
 
 def _new_tokens(case: CacheCase) -> tuple[jax.Array, jax.Array]:

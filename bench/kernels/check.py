@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.kernels import problems as attention_problems
-from bench.kernels.candidates import Setup, kernel_call, make_setup
+from bench.kernels.arms import Setup, kernel_call, make_setup
 from bench.kernels.problems import DTYPE, TINY, Case, decode_case
 from bench.measure import random_data
 

@@ -21,8 +21,8 @@ import sys
 
 import jax
 
+from bench.kernels import arms as attention_arms
 from bench.kernels import cache_ops
-from bench.kernels import candidates as attention_candidates
 from bench.kernels import problems as attention_problems
 from bench.kernels import report as kernel_report
 from bench.kernels.check import is_right, reference_error
@@ -38,17 +38,17 @@ DEVICE_LOST = 3  # exit status: go on with --resume
 
 
 def _ceilings(journal: Journal, smoke: bool) -> Ceilings | None:
-    """Measured, or those of the run that is resumed."""
+    """The device's rates: measured, or those of the run that is resumed; None of a smoke run."""
     for row in journal.rows:
         if row["op"] == "ceilings":
             return Ceilings(*(row[field] for field in Ceilings._fields))
     print("ceilings ...", flush=True)
-    found = ceilings.measure(ceilings.SMOKE if smoke else ceilings.Sizes(), rounds=0 if smoke else ROUNDS)
+    rates = ceilings.measure(ceilings.SMOKE if smoke else ceilings.Sizes(), rounds=0 if smoke else ROUNDS)
     if smoke:
         return None
-    journal.add({"op": "ceilings", "case": "", "implementation": "", "status": "ok", **found._asdict()})
-    print(ceilings.table(found), flush=True)
-    return found
+    journal.add({"op": "ceilings", "case": "", "implementation": "", "status": "ok", **rates._asdict()})
+    print(ceilings.table(rates), flush=True)
+    return rates
 
 
 def _parse() -> argparse.Namespace:
@@ -104,7 +104,7 @@ def _measure_all(args: argparse.Namespace, run: Run) -> None:
         grids = {op: [case for case in smoke if case.op == op] for op in grids}
     for op, cases in grids.items():
         if op in args.ops:
-            measure_attention(cases, attention_candidates.builders(op, args.implementations), run)
+            measure_attention(cases, attention_arms.builders(op, args.implementations), run)
     if "cache" in args.ops:
         measure_cache_ops(cache_ops.grid(args.smoke), run)
     if "plan" in args.ops:

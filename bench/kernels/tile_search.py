@@ -36,25 +36,25 @@ def tiles_to_try(implementation: str, problem: Problem, device_kind: str, limit:
         "num_ctas": (2 * cores, 4 * cores, cores),
     }
     values = [tuple(dict.fromkeys((value, *others[name])))[:limit] for name, value in fields.items()]
-    found = [type(rule)(*chosen) for chosen in itertools.product(*values)]
-    return [tiles for tiles in found if getattr(tiles, "chunk", 0) % tiles.block_kv == 0]
+    combinations = [type(rule)(*chosen) for chosen in itertools.product(*values)]
+    return [tiles for tiles in combinations if getattr(tiles, "chunk", 0) % tiles.block_kv == 0]
 
 
 def choose(measured: Sequence[Measured]) -> list[Tiles]:
     """The tiles of each problem, which share an order of summation; none where no order works for all."""
-    orders = list(dict.fromkeys(order_of(tiles) for found in measured for tiles in found))
+    orders = list(dict.fromkeys(order_of(tiles) for times in measured for tiles in times))
     best: dict[Order, list[Tiles]] = {}
     for order in orders:
-        mine = [[tiles for tiles in found if order_of(tiles) == order] for found in measured]
+        mine = [[tiles for tiles in times if order_of(tiles) == order] for times in measured]
         if all(mine):
             best[order] = [
-                min(some, key=lambda tiles: found[tiles]["us"])
-                for some, found in zip(mine, measured, strict=True)
+                min(some, key=lambda tiles: times[tiles]["us"])
+                for some, times in zip(mine, measured, strict=True)
             ]
 
     def cost(order: Order) -> float:
         pairs = zip(best[order], measured, strict=True)
-        return sum(math.log(found[tiles]["us"] / found[tiles]["floor_us"]) for tiles, found in pairs)
+        return sum(math.log(times[tiles]["us"] / times[tiles]["floor_us"]) for tiles, times in pairs)
 
     return best[min(best, key=cost)] if best else []
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from bench.measure import manifest, random_data
-from bench.measure.timing import Candidate, time_in_turns
+from bench.measure.timing import CompiledArm, time_in_turns
 
 ROUNDS = 7
 CHAIN = 16  # matrix products of a program
@@ -71,14 +71,14 @@ def _memory(sizes: Sizes, rounds: int) -> dict[str, Any]:
         "read columns": functools.partial(_read, arrays, lambda x, dtype: x.sum(axis=0, dtype=dtype).max()),
         "copy": functools.partial(_copy, arrays),
     }
-    candidates = [make(name) for name, make in programs.items()]
-    return _rates(candidates, {"copy": 2 * num_bytes}, num_bytes, rounds)
+    arms = [make(name) for name, make in programs.items()]
+    return _rates(arms, {"copy": 2 * num_bytes}, num_bytes, rounds)
 
 
 def _rates(
-    candidates: list[Candidate], work: dict[str, int], default: int, rounds: int
+    arms: list[CompiledArm], work: dict[str, int], default: int, rounds: int
 ) -> dict[str, dict[str, float]]:
-    times = time_in_turns(candidates, rounds)
+    times = time_in_turns(arms, rounds)
     return {
         name: {
             "rate": work.get(name, default) / spans.median,
@@ -89,7 +89,7 @@ def _rates(
     }
 
 
-def _read(arrays: list[jax.Array], total: Callable[..., jax.Array], name: str) -> Candidate:
+def _read(arrays: list[jax.Array], total: Callable[..., jax.Array], name: str) -> CompiledArm:
     """Sums of all arrays, of elements no smaller than a limit that changes nothing and that the sum before
     decides, so that no sum can be left out or made ready early."""
 
@@ -107,10 +107,10 @@ def _read(arrays: list[jax.Array], total: Callable[..., jax.Array], name: str) -
             limit = compiled(limit, arrays)
         limit.block_until_ready()
 
-    return Candidate(name, lambda: None, many, num_calls=1)
+    return CompiledArm(name, lambda: None, many, num_calls=1)
 
 
-def _copy(arrays: list[jax.Array], name: str) -> Candidate:
+def _copy(arrays: list[jax.Array], name: str) -> CompiledArm:
     compiled = jax.jit(jnp.negative).lower(arrays[0]).compile()
 
     def many(passes: int) -> None:
@@ -119,7 +119,7 @@ def _copy(arrays: list[jax.Array], name: str) -> Candidate:
                 result = compiled(array)
         result.block_until_ready()
 
-    return Candidate(name, lambda: None, many, num_calls=1)
+    return CompiledArm(name, lambda: None, many, num_calls=1)
 
 
 def _gemm(sizes: Sizes, rounds: int) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _gemm(sizes: Sizes, rounds: int) -> dict[str, Any]:
         x.block_until_ready()
 
     flop = 2 * sizes.matrix**3
-    return _rates([Candidate("gemm", lambda: None, many, CHAIN)], {}, flop, rounds)
+    return _rates([CompiledArm("gemm", lambda: None, many, CHAIN)], {}, flop, rounds)
 
 
 def table(ceilings: Ceilings) -> str:

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from bench.kernels.candidates import Setup, no_null_pages
-from bench.measure.timing import Candidate
+from bench.kernels.arms import Setup, no_null_pages
+from bench.measure.timing import CompiledArm
 
 WORKSPACE_BYTES = 128 * 2**20
 
 Call = Callable[[torch.Tensor], torch.Tensor]
 
 
-def build(name: str, setup: Setup) -> Candidate:
+def build(name: str, setup: Setup) -> CompiledArm:
     """A CUDA graph of the setup's calls, each on another cache with the result of the one before.
 
     Raises:
@@ -57,7 +57,7 @@ def build(name: str, setup: Setup) -> Candidate:
         torch.cuda.synchronize()
         return jnp.from_dlpack(out.reshape(setup.q.shape).contiguous())
 
-    return Candidate(name, once, many, setup.num_calls)
+    return CompiledArm(name, once, many, setup.num_calls)
 
 
 def _flashinfer_calls(setup: Setup) -> list[Call]:

@@ -1,4 +1,4 @@
-"""The implementations of attention that are compared, each compiled for one problem on this device."""
+"""The arms of bench.kernels: implementations of attention, each compiled for one problem on this device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.kernels import problems as attention_problems
 from bench.kernels.names import FOREIGN, KERNELS, NAMES
 from bench.kernels.problems import DTYPE, Case
 from bench.measure import random_data
-from bench.measure.timing import Candidate
+from bench.measure.timing import CompiledArm
 from pallas_kernels import RaggedMetadata, add_work_list, implementations, paged_decode, paged_prefill, tuning
 
 VALUE_SCALE = 8.0  # an average of many values is small, and results are the next call's queries
@@ -50,7 +50,7 @@ class Setup(NamedTuple):
         return RaggedMetadata(starts, np.ones_like(starts), self.lens[0])
 
 
-Builder = Callable[[Setup], Candidate]
+Builder = Callable[[Setup], CompiledArm]
 
 
 def make_setup(case: Case, kv_pages: jax.Array, num_caches: int, num_calls: int, interpret: bool) -> Setup:
@@ -110,7 +110,7 @@ def kernel_call(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> K
     return KernelCall(jax.jit(call), work, tiles)
 
 
-def build_kernel(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> Candidate:
+def build_kernel(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> CompiledArm:
     """One of pallas_kernels' implementations, compiled.
 
     Raises:
@@ -131,19 +131,14 @@ def chain(
     per_program: int,
     convert: Callable[[np.ndarray], Any] = lambda table: table,
     tiles: dict[str, Any] | None = None,
-) -> Candidate:
+) -> CompiledArm:
     """Compile a program of `per_program` calls, each of which reads another cache with the queries that the
     one before made. It is one CUDA graph of attention kernels alone: tables and work lists are inputs.
 
     Args:
       convert: makes `call`'s table of one of the setup's.
     """
-    per_program = min(per_program, setup.num_calls)
-    num_calls = per_program if name == "xla" and setup.case.op == "prefill" else setup.num_calls
-    num_calls = -(-num_calls // per_program) * per_program
-    tables = [jax.device_put(convert(table)) for table in setup.tables]
-    turns = [tables[index % len(tables)] for index in range(num_calls)]
-    sets = [tuple(turns[index : index + per_program]) for index in range(0, num_calls, per_program)]
+    sets = _table_sets(name, setup, per_program, convert)
 
     def program(
         q: jax.Array, first: jax.Array, kv_pages: jax.Array, tables: Any, lens: Any, work: Any
@@ -172,10 +167,22 @@ def chain(
             q, first = compiled(q, first, setup.kv_pages, chosen, setup.lens, work)
         buffers[:] = jax.block_until_ready((q, first))
 
-    return Candidate(name, once, many, num_calls, tiles)
+    return CompiledArm(name, once, many, sum(map(len, sets)), tiles)
 
 
-def build_cudnn(setup: Setup) -> Candidate:
+def _table_sets(
+    name: str, setup: Setup, per_program: int, convert: Callable[[np.ndarray], Any]
+) -> list[tuple[Any, ...]]:
+    """The tables of each turn of the program, on the device: the setup's, one after the other."""
+    per_program = min(per_program, setup.num_calls)
+    num_calls = per_program if name == "xla" and setup.case.op == "prefill" else setup.num_calls
+    num_calls = -(-num_calls // per_program) * per_program
+    tables = [jax.device_put(convert(table)) for table in setup.tables]
+    turns = [tables[index % len(tables)] for index in range(num_calls)]
+    return [tuple(turns[index : index + per_program]) for index in range(0, num_calls, per_program)]
+
+
+def build_cudnn(setup: Setup) -> CompiledArm:
     """cuDNN's paged attention, through what jax has of it for its own use.
 
     jax's public wrapper wants a pool of exactly batch x table width pages; the shape check is left out
@@ -213,12 +220,12 @@ def no_null_pages(table: np.ndarray) -> np.ndarray:
     return np.where(table == 0, table[:, :1], table)
 
 
-def _build_torch(name: str, setup: Setup) -> Candidate:
+def _build_torch(name: str, setup: Setup) -> CompiledArm:
     if jax.devices()[0].platform == "cpu":
         raise Declined("needs an NVIDIA GPU")
     try:
-        torch_candidates = importlib.import_module("bench.kernels.torch_candidates")
-        return torch_candidates.build(name, setup)
+        torch_arms = importlib.import_module("bench.kernels.torch_arms")
+        return torch_arms.build(name, setup)
     except ImportError as error:
         raise Declined(f"not installed: {error}") from error
 
