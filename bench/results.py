@@ -99,7 +99,7 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Per second of busy time."""
+    """What was done per second of busy time, and how busy the device was in it."""
 
     duration_s: float  # from the run's begin to its last token
     idle_s: float  # of it, with nothing unfinished: skipped
@@ -113,7 +113,7 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Of one latency, over requests (ITL: over gaps between tokens), in milliseconds."""
+    """How one latency is spread over requests (ITL: over gaps between tokens), in milliseconds."""
 
     mean: float
     p50: float
@@ -132,12 +132,12 @@ class Latencies:
     e2el: Spread | None
 
     def to_json(self) -> dict[str, float | None]:
-        found: dict[str, float | None] = {}
+        fields: dict[str, float | None] = {}
         for name in ("ttft", "tpot", "itl", "e2el"):
             spread = getattr(self, name)
             for part in ("mean", "p50", "p90", "p99"):
-                found[f"{part}_{name}_ms"] = None if spread is None else getattr(spread, part)
-        return found
+                fields[f"{part}_{name}_ms"] = None if spread is None else getattr(spread, part)
+        return fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,7 @@ class ArmResult:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """One file."""
+    """The content of one file."""
 
     kind: Kind
     manifest: dict[str, Any]
@@ -201,7 +201,7 @@ class Results:
 
 
 def describe(workload: Workload) -> dict[str, Any]:
-    """The "workload" of a file."""
+    """A workload, as a file has it."""
     return {
         "name": workload.name,
         "hash": workload.hash,

@@ -141,7 +141,7 @@ def measure(model: Model, size: Size, buckets: tuple[Bucket, Bucket], backend: s
     run = Forward(model, bucket, backend)
     bits = {name: run(members) for name, members in cases(bucket.kind, bucket, model).items()}
     alone, control = bits.pop("alone"), bits.pop("another token")
-    unequal = [name for name, found in bits.items() if found != alone]
+    unequal = [name for name, others in bits.items() if others != alone]
     watched = cases(bucket.kind, bucket, model)["alone"][0]
     elsewhere = Forward(model, other, backend)([watched, *[None] * (other.slots - 1)])
     row |= {

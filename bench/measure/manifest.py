@@ -63,7 +63,7 @@ def machine() -> str:
 
 
 def results_dir(smoke: bool, output_dir: pathlib.Path | None = None, name: str | None = None) -> pathlib.Path:
-    """Where results go: what was asked for; else bench/results/MACHINE, or build/ for a smoke run, whose
+    """Where results go: the folder given; else bench/results/MACHINE, or build/ for a smoke run, whose
     results are worth nothing. The machine is this one, unless a `name` is given."""
     base = ROOT / "build" if smoke else ROOT / "bench" / "results"
     path = output_dir

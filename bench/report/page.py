@@ -136,8 +136,8 @@ def number(value: Any) -> str:
 
 def records(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table of dictionaries; columns in the order in which they first come, but for the reason."""
-    found = dict.fromkeys(key for row in rows for key in row)
-    columns = sorted(found, key=lambda name: name == "why")  # last
+    names = dict.fromkeys(key for row in rows for key in row)
+    columns = sorted(names, key=lambda name: name == "why")  # last
     return table(
         [column.replace("_", " ") for column in columns],
         [[_flat(row.get(column)) for column in columns] for row in rows],
@@ -167,19 +167,19 @@ def details(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>\n{content}\n</details>"
 
 
-def contents(entries: Iterable[tuple[str, str]]) -> str:
-    """Links to (anchor, title)."""
-    items = "".join(f'<li><a href="#{escape(anchor)}">{escape(title)}</a></li>' for anchor, title in entries)
+def contents(sections: Iterable[tuple[str, str]]) -> str:
+    """Links to sections, each an (anchor, title)."""
+    items = "".join(f'<li><a href="#{escape(anchor)}">{escape(title)}</a></li>' for anchor, title in sections)
     return f"<nav><ul>{items}</ul></nav>"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """(dotted name, value) of nested dictionaries."""
-    found: list[tuple[str, Any]] = []
+    leaves: list[tuple[str, Any]] = []
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            found += flatten(value, f"{name}.")
+            leaves += flatten(value, f"{name}.")
         else:
-            found.append((name, _flat(value)))
-    return found
+            leaves.append((name, _flat(value)))
+    return leaves

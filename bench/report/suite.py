@@ -43,6 +43,7 @@ def suite(file: Path, content: dict[str, Any]) -> Section:
 
 
 def ceilings(file: Path, content: dict[str, Any]) -> Section:
+    """The rates of the device."""
     details = {name: row for name, row in content["ceilings"]["details"].items() if "rate" in row}
     rows = [
         {
@@ -107,6 +108,7 @@ def _draw_steps(rows: Sequence[Mapping[str, Any]], kind: str) -> Figure:
 
 
 def rows_only(file: Path, content: dict[str, Any]) -> Section:
+    """A table of all rows."""
     title, text = ROWS_TEXTS[content["kind"]]
     rows = [_short(row) for row in content["rows"]]
     parts: list[str | Picture] = [page.paragraph(text), page.records(rows), _manifest(content)]
@@ -143,12 +145,12 @@ def kernels(file: Path, content: dict[str, Any]) -> Section:
 
 
 def _short(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Shares in per cent; the reason last."""
-    found = {key: value for key, value in row.items() if key != "reason"}
-    for key in found:
-        if "share" in key and found[key] is not None:
-            found[key] = f"{found[key]:.1%}"
-    return found | {"why": row.get("reason")}
+    """A row for a table: shares in per cent, the reason last."""
+    short = {key: value for key, value in row.items() if key != "reason"}
+    for key, value in short.items():
+        if "share" in key and value is not None:
+            short[key] = f"{value:.1%}"
+    return short | {"why": row.get("reason")}
 
 
 def _label(content: Mapping[str, Any]) -> str:

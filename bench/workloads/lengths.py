@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Lengths = tuple[np.ndarray, np.ndarray]  # of prompts and of outputs, tokens
-Draw = Callable[[int, np.random.Generator, Any], Lengths]
+Distribution = Callable[[int, np.random.Generator, Any], Lengths]
 
 SHARE_LONG = 0.2  # of mixed_length's outputs
 SHAREGPT_MEANS, SHAREGPT_SIGMA, SHAREGPT_CAP = (161, 338), 1.1, 1024
@@ -26,8 +26,8 @@ class Range(NamedTuple):
 
 
 def draw(name: str, num_prompts: int, rng: np.random.Generator, options: Any) -> Lengths:
-    """Lengths before scaling; `options` is a WorkloadOptions."""
-    return DRAWS[name](num_prompts, rng, options)
+    """A workload's lengths before scaling; `options` is a WorkloadOptions."""
+    return DISTRIBUTIONS[name](num_prompts, rng, options)
 
 
 def _uniform_short(size: int, rng: np.random.Generator, options: Any) -> Lengths:
@@ -41,12 +41,10 @@ def _mixed(size: int, rng: np.random.Generator, options: Any) -> Lengths:
 
 
 def _random(size: int, rng: np.random.Generator, options: Any) -> Lengths:
-    """Symmetric about the lengths asked for, as vLLM's flag of that name means it."""
-    ranges = (
-        _around(length, options.random_range_ratio) for length in (options.input_len, options.output_len)
-    )
-    prompts, outputs = (found.draw(size, rng) for found in ranges)
-    return prompts, outputs
+    """Uniform and symmetric about the lengths of the options, as vLLM's flag of that name means it."""
+    ratio = options.random_range_ratio
+    prompts, outputs = (_around(length, ratio) for length in (options.input_len, options.output_len))
+    return prompts.draw(size, rng), outputs.draw(size, rng)
 
 
 def _around(length: int, ratio: float) -> Range:
@@ -69,7 +67,7 @@ def _lognormal(mean: float, size: int, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.rint(drawn), 1, SHAREGPT_CAP).astype(int)
 
 
-DRAWS: dict[str, Draw] = {
+DISTRIBUTIONS: dict[str, Distribution] = {
     "uniform_short": _uniform_short,
     "mixed_length": _mixed,
     "bursty_traffic": _mixed,
@@ -78,6 +76,6 @@ DRAWS: dict[str, Draw] = {
     "sharegpt-like": _sharegpt_like,
     "prefix": _random,  # behind the prefix
 }
-NAMES = (*DRAWS, "trace")
+NAMES = (*DISTRIBUTIONS, "trace")
 CAPPED = ("sharegpt-like", "trace")  # lengths that the context cuts
 SCENARIOS = ("uniform_short", "mixed_length", "bursty_traffic")  # that gains were claimed for

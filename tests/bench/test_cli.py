@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli
 from bench.ladder import batching, throughput
 from bench.ladder.arms import ARMS
 from bench.ladder.ladder import climb
@@ -169,7 +168,7 @@ def test_flags_of_other_commands_are_theirs(command, function, monkeypatch, caps
 
     seen = []
     setattr(Module, function, staticmethod(lambda args: seen.append(args) or 3))
-    monkeypatch.setattr(cli.importlib, "import_module", lambda name: {f"bench.{command}": Module}[name])
+    monkeypatch.setitem(sys.modules, f"bench.{command}.command", Module)
     ended = run(capsys, "bench", command, "DIR", "--flag", "--help")
     assert ended.code == 3 and seen == [["DIR", "--flag", "--help"]]
 

@@ -16,6 +16,7 @@ RUN = Run(
     events=[],
     arrivals=[0.0, 2.0],
     token_times=[[0.1, 0.2, 0.5], [2.4]],
+    token_ids=[[7, 8, 9], [7]],
     duration_s=2.5,
     idle_s=1.5,
     summary=Summary(),
