@@ -65,7 +65,7 @@ class StepRow(NamedTuple):
 
 
 class RequestRow(NamedTuple):
-    """One request, in the workload's order. Seconds since the run's begin."""
+    """One request, in the workload's order; times are seconds since the run's begin."""
 
     arrival: float
     first_token: float
@@ -132,6 +132,7 @@ class Latencies:
     e2el: Spread | None
 
     def to_json(self) -> dict[str, float | None]:
+        """The latencies as a file has them."""
         fields: dict[str, float | None] = {}
         for name in ("ttft", "tpot", "itl", "e2el"):
             spread = getattr(self, name)
@@ -164,6 +165,7 @@ class ArmResult:
         return (max(self.repeats) - min(self.repeats)) / sorted(self.repeats)[(len(self.repeats) - 1) // 2]
 
     def to_json(self) -> dict[str, Any]:
+        """The arm as a file has it."""
         head: dict[str, Any] = {"label": self.label, "definition": self.definition}
         if self.not_run is not None:
             return head | {"not_run": self.not_run}
@@ -187,6 +189,7 @@ class Results:
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """The content as a file has it."""
         return self.extra | {
             "schema": SCHEMA,
             "kind": self.kind,
@@ -266,8 +269,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _strict(value: Any) -> Any:
-    """Without numbers that JSON does not know: infinite ones as text, NaN as null. Others keep as many digits
-    as a measurement has: most of a file are steps."""
+    """A value without numbers that JSON does not know: infinite ones as text, NaN as null. Others keep as
+    many digits as a measurement has: most of a file are steps."""
     if isinstance(value, dict):
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

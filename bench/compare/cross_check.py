@@ -99,7 +99,7 @@ class LogitGap:
 
 @functools.lru_cache(maxsize=8)
 def _last_logits(config: ModelConfig) -> Callable[..., Any]:
-    """The logits behind the first `length` tokens of `ids`; attention over all of them at once."""
+    """A compiled function (params, ids, length) -> the logits behind the first `length` tokens of `ids`."""
     import jax
     import jax.numpy as jnp
 

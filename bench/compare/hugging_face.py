@@ -53,7 +53,8 @@ def build(model_dir: Path, params: Mapping[str, Tensor], attention: str = "sdpa"
 
 
 def to_hugging_face(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights.to_hugging_face`, of tensors: views where that is possible."""
+    """As `weights.to_hugging_face`, for tensors: by Hugging Face's names, and views where that is
+    possible."""
     return {
         part.name: tensor[part.where].reshape(part.shape)
         for name, tensor in params.items()
@@ -169,7 +170,7 @@ class Continuous:
         }
 
     def run(self, items: Sequence[WorkItem]) -> list[list[int]]:
-        """Token ids of each request.
+        """One pass over the requests: the token ids of each.
 
         Raises:
           JBatchError: for a request that transformers failed, and where its thread ended.

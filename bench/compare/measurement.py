@@ -103,7 +103,7 @@ def _build(stage: Stage, measurement: Measurement, checker: Checker) -> None:
 
 
 def _repeat(measurement: Measurement, checker: Checker) -> None:
-    """One more pass, checked too."""
+    """Run an arm once more, and check its tokens."""
     assert measurement.ready is not None
     outcome = measurement.ready.run()
     checker.check(outcome.tokens)

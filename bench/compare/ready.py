@@ -15,7 +15,7 @@ from jbatch.sim.replay import Executor, replay, tokens_by_sequence
 
 
 class Outcome(NamedTuple):
-    """One pass over the workload."""
+    """What one pass over the workload gave."""
 
     tokens: list[list[int]]  # by request
     duration_s: float
@@ -84,11 +84,17 @@ class ReplayedArm:
 class ForeignEngine(Protocol):
     """An engine that is not jbatch's."""
 
-    def run(self, items: Sequence[WorkItem]) -> list[list[int]]: ...
+    def run(self, items: Sequence[WorkItem]) -> list[list[int]]:
+        """One pass over the requests: the token ids of each."""
+        ...
 
-    def describe(self) -> dict[str, Any]: ...
+    def describe(self) -> dict[str, Any]:
+        """Attention, execution and device, for the report."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of the engine's memory."""
+        ...
 
 
 class ForeignArm:

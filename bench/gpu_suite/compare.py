@@ -25,6 +25,7 @@ FEW_PROMPTS = 64  # of transformers' arms, which take longer than the suite has 
 
 
 def main() -> int:
+    """The command; the exit code is 4 where PyTorch is not installed, 1 where no arm of it ran."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

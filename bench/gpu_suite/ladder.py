@@ -40,6 +40,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def main() -> int:
+    """The command; the exit code is 1 where an arm did not run, or there was no time for a scenario."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -71,7 +72,7 @@ def run(scenario: str, args: argparse.Namespace) -> list[Results]:
 
 
 def skip(scenario: str, args: argparse.Namespace) -> None:
-    """A file that says of every arm that there was no time for it."""
+    """Write a file that says of every arm that there was no time for it."""
     experiment, setting, options, scale = request(scenario, args)
     (workload,) = make_workloads(experiment, setting, options, scale)
     arms = {
@@ -87,7 +88,7 @@ def skip(scenario: str, args: argparse.Namespace) -> None:
 def request(
     scenario: str, args: argparse.Namespace
 ) -> tuple[Experiment, Setting, dict[str, Any], dict[str, Any]]:
-    """What `run_batching` takes."""
+    """The arguments of `run_batching` for one scenario."""
     model = "demo" if args.tiny else args.model
     options = TINY_OPTIONS if args.tiny else OPTIONS | {"attention_backend": fastest_attention(args.steps)}
     slots = options["max_num_seqs"]

@@ -40,10 +40,12 @@ class Setup(NamedTuple):
 
     @property
     def scale(self) -> float:
+        """The scale of the scores."""
         return self.case.heads.head_dim**-0.5
 
     @property
     def metadata(self) -> RaggedMetadata:
+        """The lengths, as pallas_kernels takes them."""
         if self.case.op == "prefill":
             return RaggedMetadata(*self.lens)
         starts = np.arange(self.case.batch, dtype=np.int32)
@@ -221,6 +223,7 @@ def no_null_pages(table: np.ndarray) -> np.ndarray:
 
 
 def _build_torch(name: str, setup: Setup) -> CompiledArm:
+    """A kernel of a PyTorch library, compiled. Raises Declined where it cannot run here."""
     if jax.devices()[0].platform == "cpu":
         raise Declined("needs an NVIDIA GPU")
     try:

@@ -22,7 +22,7 @@ POOL_BYTES = 2 * 10**9  # many times the L2; every call writes pages that no oth
 
 
 class CacheCase(NamedTuple):
-    """Writing or copying some part of a pool."""
+    """A call that writes tokens to a pool, or copies pages of it."""
 
     op: str  # "write_kv": `num` tokens; "copy_pages": `num` pages
     heads: Heads
@@ -32,12 +32,13 @@ class CacheCase(NamedTuple):
 
     @property
     def name(self) -> str:
+        """How rows and tables call the case."""
         unit = "tokens" if self.op == "write_kv" else "pages"
         return f"{self.op} {self.heads.name} page {self.page_size} {self.num} {unit} {self.label}".strip()
 
     @property
     def bytes(self) -> int:
-        """Each number read once, and written once."""
+        """The bytes that a call moves: each number is read once and written once."""
         numbers = 2 * self.heads.kv_heads * self.heads.head_dim * self.num
         return 2 * ITEM_BYTES * numbers * (1 if self.op == "write_kv" else self.page_size)
 
@@ -47,10 +48,12 @@ class CacheCase(NamedTuple):
         return -(-self.num // self.page_size) if self.label == "prompt" else self.num
 
     def kv_shape(self, num_pages: int) -> tuple[int, ...]:
+        """The shape of a pool of so many pages."""
         return (num_pages, 2, self.heads.kv_heads, self.page_size, self.heads.head_dim)
 
 
 def grid(smoke: bool) -> list[CacheCase]:
+    """The cases to measure; those of a smoke run are tiny."""
     if smoke:
         return [CacheCase("write_kv", TINY, 16, 8, "rows"), CacheCase("copy_pages", TINY, 16, 2)]
     return [
@@ -112,7 +115,7 @@ def check(case: CacheCase, call: Callable[..., jax.Array]) -> bool:
 
 
 def build(name: str, case: CacheCase, call: Callable[..., jax.Array], pool_bytes: int) -> CompiledArm:
-    """A chain of calls on one pool, in place, each writing pages of its own."""
+    """Compile a chain of calls on one pool, in place, each writing pages of its own."""
     page_bytes = int(np.prod(case.kv_shape(1))) * ITEM_BYTES
     num_pages = 1 + max(CHAIN * case.pages, pool_bytes // page_bytes)
     k, v = _new_tokens(case)
@@ -135,8 +138,8 @@ def build(name: str, case: CacheCase, call: Callable[..., jax.Array], pool_bytes
 
 
 def build_work_list(name: str, case: Case, interpret: bool) -> CompiledArm:
-    """Making a step's work list, which is done once for all layers. Each list's lengths depend on the
-    list before; there is no floor to compare with, only the layers' time.
+    """Compile the making of a step's work list, which is done once for all layers. Each list's lengths depend
+    on the list before; there is no floor to compare with, only the layers' time.
 
     Raises:
       Declined: as the implementation's kernel does.
@@ -175,6 +178,7 @@ def build_work_list(name: str, case: Case, interpret: bool) -> CompiledArm:
 
 
 def _new_tokens(case: CacheCase) -> tuple[jax.Array, jax.Array]:
+    """Keys and values to write; where pages are copied, a token that nobody reads."""
     tokens = case.num if case.op == "write_kv" else 1
     shape = (tokens, case.heads.kv_heads, case.heads.head_dim)
     return random_data.normal(shape, DTYPE, 3), random_data.normal(shape, DTYPE, 4)

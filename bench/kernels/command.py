@@ -66,6 +66,8 @@ def _parse() -> argparse.Namespace:
 
 
 def main() -> int:
+    """The command; the exit code is 1 where a kernel is wrong, 2 without a GPU, 3 where the device was
+    lost."""
     args = _parse()
     if args.smoke:
         manifest.prepare_smoke()

@@ -20,7 +20,7 @@ COLOURS = dict(zip((*NAMES, *FOREIGN["decode"]), itertools.cycle(PALETTE), stric
 
 
 def line(row: Row) -> str:
-    """A row for people; one that is not right has no time."""
+    """A row as a line for people; one that is not right has no time."""
     head = f"{row['case']:52} {row['implementation']:12}"
     if row["status"] != "ok":
         error = f" relative error {row['error']:.1e}" if "error" in row else ""
@@ -35,7 +35,7 @@ def line(row: Row) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Times by problem, and why there is none where there is none."""
+    """The times by problem, and why there is none where there is none."""
     results = [row for row in rows if row["op"] not in META and row["status"] not in UNDER_WAY]
     lines = [line(row) for row in _sorted(results) if row["status"] != "declined"]
     reasons: dict[tuple[str, str, str], int] = {}
@@ -48,7 +48,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _sorted(rows: Iterable[Row]) -> list[Row]:
-    """Problems in the order in which they first came, each with its implementations together."""
+    """The rows by problem, in the order in which problems first came."""
     order: dict[tuple[str, str], int] = {}
     kept = list(rows)
     for row in kept:
@@ -57,7 +57,7 @@ def _sorted(rows: Iterable[Row]) -> list[Row]:
 
 
 def write(rows: Sequence[Row], folder: pathlib.Path) -> None:
-    """kernels.json and the pictures; the table to stdout."""
+    """Write kernels.json and the pictures; print the table."""
     meta = {row["op"]: {k: v for k, v in row.items() if k not in ("op", "case", "implementation", "status")}
             for row in rows if row["op"] in META}  # fmt: skip
     results = [row for row in rows if row["op"] not in META]
@@ -74,7 +74,7 @@ def write(rows: Sequence[Row], folder: pathlib.Path) -> None:
 
 
 def draw(rows: Sequence[Row], ceilings: dict[str, Any] | None, folder: pathlib.Path) -> list[pathlib.Path]:
-    """kernels-decode.png and kernels-prefill.png, as far as there are times.
+    """Draw kernels-decode.png and kernels-prefill.png, as far as there are times; their paths.
 
     Raises:
       ImportError: without matplotlib.

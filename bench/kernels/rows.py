@@ -41,9 +41,11 @@ class Run(NamedTuple):
 
     @property
     def smoke(self) -> bool:
+        """Whether times are left out, as on a machine without a GPU."""
         return self.ceilings is None
 
     def report(self, row: Row) -> None:
+        """Write a row, and print it, but for what is declined for the same reason again."""
         same = [r for r in self.journal.rows if _why_not(r) == _why_not(row)]
         self.journal.add(row)
         if row["status"] != "declined" or not same:  # once is enough for what is not installed
@@ -118,7 +120,8 @@ def _compile(
 
 
 def measure_case(setup: Setup, built: Built, reference: Future[CompiledArm], run: Run) -> None:
-    """One problem: a row for each implementation, with a time for those whose result is right."""
+    """Check and time one problem: a row for each implementation, with a time for those whose result is
+    right."""
     case, right = setup.case, {}
     try:
         expected = reference.result().once()
@@ -148,7 +151,7 @@ def measure_case(setup: Setup, built: Built, reference: Future[CompiledArm], run
 
 
 def _check(case: Case, arm: CompiledArm, expected: jax.Array, run: Run) -> Row:
-    """A row without a time: "checked", or what is wrong with the result."""
+    """Check an arm's result: a row without a time, which is "checked" or says what is wrong."""
     row = run.journal.add(_row(case, arm.name, "started", tiles=arm.tiles))
     try:
         error = float(relative_error(jnp.asarray(arm.once()), expected))
@@ -163,7 +166,7 @@ def _check(case: Case, arm: CompiledArm, expected: jax.Array, run: Run) -> Row:
 
 
 def _report_failure(row: Row, error: Exception, run: Run) -> Row:
-    """Raises DeviceLost where nothing can be computed after a failure."""
+    """Write and print why an arm has no time. Raises DeviceLost where nothing can be computed any more."""
     row = row | {"status": "failed", "reason": _reason(error)}
     try:
         (jnp.zeros(()) + 1).block_until_ready()

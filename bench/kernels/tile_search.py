@@ -60,7 +60,7 @@ def choose(measured: Sequence[Measured]) -> list[Tiles]:
 
 
 def order_of(tiles: Tiles) -> Order:
-    """What decides the order of summation."""
+    """The fields of the tiles that decide the order of summation."""
     return tuple((name, value) for name, value in tiles._asdict().items() if name in ORDER_FIELDS)
 
 

@@ -23,7 +23,8 @@ Call = Callable[[torch.Tensor], torch.Tensor]
 
 
 def build(name: str, setup: Setup) -> CompiledArm:
-    """A CUDA graph of the setup's calls, each on another cache with the result of the one before.
+    """Compile a library's kernel: a CUDA graph of the setup's calls, each on another cache with the result of
+    the one before.
 
     Raises:
       ImportError: where the library is not installed.
@@ -61,7 +62,7 @@ def build(name: str, setup: Setup) -> CompiledArm:
 
 
 def _flashinfer_calls(setup: Setup) -> list[Call]:
-    """Decode over pages [num_pages, 2, kv_heads, page_size, head_dim], which it calls HND.
+    """FlashInfer's decode over pages [num_pages, 2, kv_heads, page_size, head_dim], which it calls HND.
     https://docs.flashinfer.ai/api/decode.html"""
     flashinfer = importlib.import_module("flashinfer")
     case, cache = setup.case, torch.from_dlpack(setup.kv_pages)
@@ -83,7 +84,7 @@ def _flashinfer_calls(setup: Setup) -> list[Call]:
 
 
 def _flash_attention_calls(setup: Setup) -> list[Call]:
-    """Pages seen as [num_pages, page_size, kv_heads, head_dim], without a copy.
+    """FlashAttention 3 over pages seen as [num_pages, page_size, kv_heads, head_dim], without a copy.
     https://github.com/Dao-AILab/flash-attention, hopper/flash_attn_interface.py"""
     attend = importlib.import_module("flash_attn_interface").flash_attn_with_kvcache
     case, cache = setup.case, torch.from_dlpack(setup.kv_pages)

@@ -53,6 +53,7 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
+        """How the output calls the job."""
         case = self.cases[0]
         return f"{self.implementation} {case.op} {case.heads.name} page {case.page_size}"
 
@@ -68,7 +69,7 @@ class Tuner(NamedTuple):
 
 
 def tune(job: Job, tuner: Tuner) -> list[dict[str, Any]]:
-    """The table's rows for a kernel and a model; none where no tiles work."""
+    """Measure a kernel's tiles for a model: its rows of the table; none where no tiles work."""
     caches = {case: 2 if tuner.ceilings is None else num_caches(case) for case in job.cases}
     num_pages = max(attention_problems.pool_pages(case, num) for case, num in caches.items())
     problem = job.cases[0].problem(num_pages)
@@ -95,7 +96,7 @@ def tune(job: Job, tuner: Tuner) -> list[dict[str, Any]]:
 
 
 def measure(setup: Setup, implementation: str, tried: Sequence[Tiles], tuner: Tuner) -> Measured:
-    """Compile, check and time tiles on one problem; those that work."""
+    """Compile, check and time tiles on one problem; the times of those that work."""
     call = kernel_call("xla", setup)
     expected = call.function(setup.q, setup.kv_pages, jnp.asarray(setup.tables[0]), setup.lens, call.work)
     expected.block_until_ready()
@@ -108,7 +109,7 @@ def measure(setup: Setup, implementation: str, tried: Sequence[Tiles], tuner: Tu
 def _measure(
     setup: Setup, implementation: str, tried: Sequence[Tiles], expected: jax.Array, tuner: Tuner
 ) -> Measured:
-    """Compile some tiles together, then check and time them; those that work."""
+    """Compile some tiles together, then check and time them; the times of those that work."""
     with ThreadPoolExecutor(COMPILE_THREADS) as pool:
         built = list(pool.map(lambda tiles: attempt(build_kernel, implementation, setup, tiles), tried))
     right: dict[Tiles, CompiledArm] = {}
@@ -134,7 +135,7 @@ def _wrong(arm: CompiledArm, expected: jax.Array) -> str | None:
 
 
 def attempt(function: Callable[..., Any], *args: Any) -> Any:
-    """The result, or what went wrong, as a string."""
+    """Call a function: its result, or what went wrong, as a string."""
     try:
         return function(*args)
     except Exception as error:
@@ -152,7 +153,7 @@ def report(case: Case, implementation: str, tiles: Tiles, fields: dict[str, Any]
 def table_row(
     implementation: str, setup: Setup, tiles: Tiles, measured: dict[str, Any], about: dict[str, Any]
 ) -> dict[str, Any]:
-    """A row of tuning.json, with what was seen."""
+    """A row of tuning.json, with what was measured."""
     problem = setup.case.problem(setup.kv_pages.shape[0])
     kept = ["status"]
     if measured["status"] == "ok":
@@ -175,7 +176,7 @@ def jobs(args: argparse.Namespace) -> list[Job]:
 
 
 def problems(op: str, heads: Heads, page_size: int, quick: bool) -> tuple[Case, ...]:
-    """What the rows of a model are measured on."""
+    """The problems that the rows of a model are measured on."""
     if op == "prefill":
         tokens = (2048, 512) if quick else (2048, 512, 8192)
         return tuple(prefill_case(heads, page_size, num, "fresh") for num in tokens)
@@ -208,6 +209,7 @@ def _parse() -> argparse.Namespace:
 
 
 def main() -> int:
+    """The command; the exit code is 2 where there is nothing to measure on."""
     args = _parse()
     if args.smoke:
         manifest.prepare_smoke()

@@ -41,7 +41,7 @@ class Experiment:
 def run_batching(
     experiment: Experiment, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
 ) -> list[Results]:
-    """Measure, print and write; each file is up to date after each repeat.
+    """Measure, print and write an experiment; each file is up to date after each repeat.
 
     Raises:
       ConfigError, WorkloadError, TraceError: before any work, for what cannot be measured as it is described.
@@ -81,7 +81,8 @@ def _measure_all(
 def make_workloads(
     experiment: Experiment, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
 ) -> list[Workload]:
-    """One per dataset: scenarios at a quarter of their lengths for the demo model, in bursts of 8 batches."""
+    """A workload for each dataset: scenarios at a quarter of their lengths for the demo model, in bursts of 8
+    batches."""
     engine = EngineConfig(**engine_options)
     path, _ = find_model(experiment.model)
     config = load_config(path)
@@ -105,7 +106,7 @@ def make_workloads(
 
 
 def samplers(setting: Setting) -> dict[str, Any]:
-    """What the engine compiles: nothing that greedy requests do not need."""
+    """The engine option that compiles nothing that greedy requests do not need."""
     return {"samplers": ("greedy",)} if setting.temperature == 0 else {}
 
 

@@ -22,7 +22,7 @@ SMALLEST_SWEEP = 2  # sequences: one is the arm "unbatched"
 
 
 class Pass(NamedTuple):
-    """One repeat of an arm."""
+    """What one repeat of an arm gave."""
 
     run: Run
     steps: list[StepRow]
@@ -97,7 +97,8 @@ def climb(
 def sweep(
     subject: Subject, arms: Sequence[Arm], workload: Workload, setting: Setting
 ) -> dict[str, list[tuple[int, float]]]:
-    """Output tokens/s of each arm at each batch size, once; sizes at which it fails are left out."""
+    """Run each arm once at each batch size: its points of (size, output tokens/s); sizes at which it fails
+    are left out."""
     curves: dict[str, list[tuple[int, float]]] = {arm.name: [] for arm in arms}
     for size in sweep_sizes(subject.max_num_seqs):
         for arm in arms:
@@ -111,7 +112,7 @@ def sweep(
 
 
 def sweep_sizes(most: int) -> list[int]:
-    """Powers of two below `most`, and `most`."""
+    """The batch sizes of a sweep: powers of two below `most`, and `most`."""
     sizes = [SMALLEST_SWEEP << power for power in range(16) if SMALLEST_SWEEP << power < most]
     return [*sizes, most]
 
@@ -144,7 +145,7 @@ def offered_load(
 
 
 def run_once(subject: Subject, arm: Arm, size: int, workload: Workload, setting: Setting) -> Pass:
-    """One pass, on a fresh engine. Raises whatever the engine raises, and RunError."""
+    """Run an arm once, on a fresh engine. Raises whatever the engine raises, and RunError."""
     before = subject.num_compilations()
     run = drive(
         subject.new_engine(arm, size),
@@ -175,7 +176,8 @@ def _attempt(
 
 
 def _thinned(steps: Sequence[StepRow]) -> list[StepRow]:
-    """Who was in a step is kept of the first ones: more than a picture can show, and most of a file."""
+    """The steps, of which only the first keep who was in them: that is more than a picture can show, and most
+    of a file."""
     return [step if number < STEPS_WITH_ROWS else step._replace(rows=[]) for number, step in enumerate(steps)]
 
 

@@ -26,11 +26,12 @@ OVER_UNBATCHED = ("static", "static-padded", "static-sorted", "continuous")
 
 
 def console() -> Console:
+    """A console of the tables' width, for plain text."""
     return Console(width=WIDTH, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_ladder(out: Console, results: Results) -> None:
-    """All tables of one workload."""
+    """Print all tables of one workload."""
     manifest = results.manifest
     out.print(f"\n{describe_workload(results.workload)}")
     out.print(f"{manifest['model']} on {manifest['device']}, at most {manifest['max_num_seqs']} at once\n")
@@ -135,7 +136,7 @@ def _waited(arms: Mapping[str, ArmResult]) -> Table:
 
 
 def print_sweep(out: Console, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """Tokens/s by batch size; the best of each arm is the one that the tables show."""
+    """Print tokens/s by batch size; the best of each arm is the size that the tables show."""
     sizes = sorted({size for curve in curves.values() for size, _ in curve})
     rows = []
     for name, curve in curves.items():
@@ -148,7 +149,8 @@ def print_sweep(out: Console, curves: Mapping[str, Sequence[tuple[int, float]]])
 
 
 def print_gains(out: Console, every: Sequence[Results]) -> None:
-    """Scenario x gain over unbatched, and continuous over each static baseline, beside what was claimed."""
+    """Print scenario x gain over unbatched, and continuous over each static baseline, beside what was
+    claimed."""
     named = {r.workload["name"]: r.gains for r in every if "refused" not in r.gains}
     if named:
         out.print("gain over unbatched, by output tokens/s (in brackets: claimed)")
@@ -170,7 +172,7 @@ def print_gains(out: Console, every: Sequence[Results]) -> None:
 
 
 def _print_range(out: Console, ranges: Sequence[float | None]) -> None:
-    """Whether the timed gains mean something."""
+    """Say whether the timed gains mean something."""
     known = [width for width in ranges if width is not None]
     if not known:
         out.print("Timed gains are of one repeat: no spread is known.")
@@ -200,7 +202,7 @@ def _over_static(scenario: str, gains: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def print_definitions(out: Console, arms: Mapping[str, ArmResult]) -> None:
-    """What each arm is, and what the words of the tables mean."""
+    """Print what each arm is, and what the words of the tables mean."""
     out.print("what each arm is; all run on the same weights, kernels and compiled programs:")
     for name, arm in arms.items():
         out.print(f"  {name}: {arm.definition}")

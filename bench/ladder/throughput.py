@@ -32,7 +32,7 @@ class ArmFailed(JBatchError):
 def run_throughput(
     experiment: Experiment, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
 ) -> Results:
-    """One workload through one engine. Raises what `run_batching` raises, and ArmFailed."""
+    """Run one workload through one engine. Raises what `run_batching` raises, and ArmFailed."""
     options: dict[str, Any] = {"max_num_seqs": EngineConfig.max_num_seqs, "seed": setting.seed}
     options |= samplers(setting) | engine_options
     (workload,) = make_workloads(experiment, setting, options, workload_options)
@@ -63,7 +63,7 @@ def run_throughput(
 
 
 def run_latency(experiment: Experiment, setting: LatencySetting, engine_options: dict[str, Any]) -> Results:
-    """The time of one batch, again and again. Raises what `run_batching` raises, and ArmFailed."""
+    """Measure the time of one batch, again and again. Raises what `run_batching` raises, and ArmFailed."""
     passes = Setting(setting.batch_size, setting.seed, setting.num_iters)
     options = {"max_num_seqs": setting.batch_size, "seed": setting.seed} | samplers(passes) | engine_options
     lengths = {"input_len": setting.input_len, "output_len": setting.output_len}

@@ -38,8 +38,8 @@ SMOKE = Sizes(2, 2**16, 64)
 
 
 def sizes_beside(device: jax.Device, dtype: str) -> Sizes:
-    """For rates that a model's steps are compared with, in its own dtype: in a second or two, and on a CPU
-    too, where arrays need only be larger than its caches."""
+    """Sizes for rates that a model's steps are compared with, in its own dtype: measured in a second or two,
+    and on a CPU too, where arrays need only be larger than its caches."""
     if device.platform == "cpu":
         return Sizes(2, 2**26, 512, dtype)
     return Sizes(2, 2**30, 8192, dtype)
@@ -55,13 +55,15 @@ class Ceilings(NamedTuple):
 
 
 def measure(sizes: Sizes, rounds: int = ROUNDS) -> Ceilings:
-    """The rate of reading is that of the fastest of several programs that read everything once."""
+    """Measure the device's rates; that of reading is of the fastest of several programs that read everything
+    once."""
     details = _memory(sizes, rounds) | _gemm(sizes, rounds)
     read = max(entry["rate"] for name, entry in details.items() if name.startswith("read"))
     return Ceilings(read, details["copy"]["rate"], details["gemm"]["rate"], details)
 
 
 def _memory(sizes: Sizes, rounds: int) -> dict[str, Any]:
+    """The rates of reading and of copying."""
     shape = (sizes.array_bytes // jnp.dtype(sizes.dtype).itemsize // 8192, 8192)
     arrays = [random_data.normal(shape, sizes.dtype, seed) for seed in range(sizes.num_arrays)]
     num_bytes = sum(array.nbytes for array in arrays)
@@ -78,6 +80,7 @@ def _memory(sizes: Sizes, rounds: int) -> dict[str, Any]:
 def _rates(
     arms: list[CompiledArm], work: dict[str, int], default: int, rounds: int
 ) -> dict[str, dict[str, float]]:
+    """Each arm's work over its time; `default` is the work of an arm that `work` does not name."""
     times = time_in_turns(arms, rounds)
     return {
         name: {
@@ -90,8 +93,8 @@ def _rates(
 
 
 def _read(arrays: list[jax.Array], total: Callable[..., jax.Array], name: str) -> CompiledArm:
-    """Sums of all arrays, of elements no smaller than a limit that changes nothing and that the sum before
-    decides, so that no sum can be left out or made ready early."""
+    """Compile sums of all arrays, of elements no smaller than a limit that changes nothing and that the sum
+    before decides, so that no sum can be left out or made ready early."""
 
     def program(limit: jax.Array, arrays: list[jax.Array]) -> jax.Array:
         for array in arrays:
@@ -123,6 +126,7 @@ def _copy(arrays: list[jax.Array], name: str) -> CompiledArm:
 
 
 def _gemm(sizes: Sizes, rounds: int) -> dict[str, Any]:
+    """The rate of matrix products."""
     shape = (sizes.matrix, sizes.matrix)
     start = random_data.normal(shape, sizes.dtype, 100)
     weight = random_data.normal(shape, sizes.dtype, 101) * sizes.matrix**-0.5  # results stay of order one
@@ -146,6 +150,7 @@ def _gemm(sizes: Sizes, rounds: int) -> dict[str, Any]:
 
 
 def table(ceilings: Ceilings) -> str:
+    """The rates, a line each."""
     lines = [
         f"{name:12} {entry['rate'] / 1e12:8.3f} {'TFLOP/s' if name == 'gemm' else 'TB/s'}"
         f"  ({entry['worst'] / 1e12:.3f} to {entry['best'] / 1e12:.3f})"
@@ -155,6 +160,7 @@ def table(ceilings: Ceilings) -> str:
 
 
 def main() -> None:
+    """The command: measure, print, write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

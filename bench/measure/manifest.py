@@ -50,7 +50,7 @@ def clocks() -> str | None:
 
 
 def prepare_smoke() -> None:
-    """What a smoke run needs before JAX starts its backend: Mosaic's interpreter runs each warpgroup on a
+    """Set what a smoke run needs before JAX starts its backend: Mosaic's interpreter runs each warpgroup on a
     thread of XLA's pool, which has one per core unless this says otherwise."""
     os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
 

@@ -40,7 +40,7 @@ class Subject(Protocol):
         ...
 
     def rebuild(self) -> None:
-        """After an arm failed: it may have taken the device's state along."""
+        """Build everything anew, after an arm failed: it may have taken the device's state along."""
         ...
 
 
@@ -73,13 +73,16 @@ class LLMSubject:
         )
 
     def num_compilations(self) -> int:
+        """Programs that were compiled since the engine was ready."""
         return self.llm.runner.compilations_after_warmup
 
     def rebuild(self) -> None:
+        """Load the model and compile its programs anew."""
         self.close()
         self.llm = self._build()
 
     def close(self) -> None:
+        """Free the device's memory."""
         self.llm.close()
 
     def _build(self) -> LLM:

@@ -41,7 +41,7 @@ NOT_SCALARS = ("steps", "requests", "repeats", "definition", "label")
 
 
 def section(file: Path, content: dict[str, Any]) -> Section:
-    """All there is to show of one file."""
+    """The section on one file: all there is to show of it."""
     arms, not_run = read_arms(content)
     manifest, workload = content["manifest"], content["workload"]
     title = f"{content['kind']}: {workload['name']}, {manifest['model']} ({label(manifest)})"
@@ -114,7 +114,7 @@ def _figure(key: str, value: Any) -> Any:
 
 
 def _gains(content: Mapping[str, Any]) -> list[str | Picture]:
-    """The gains, each with the definition of its static baseline."""
+    """The gains, each with the definition of its static baseline, or why none is named."""
     gains = content.get("gains") or {}
     if "refused" in gains:
         return [page.heading("Gains", 3), page.paragraph(f"No gain is named: {gains['refused']}.")]
@@ -222,7 +222,7 @@ def _baseline(ratio: str, arms: Mapping[str, Any]) -> str:
 
 
 def pictures(stem: str, content: Mapping[str, Any], arms: Sequence[Arm]) -> list[str | Picture]:
-    """What can be drawn of the arms that have the figures for it."""
+    """The pictures that can be drawn of the arms that have the figures for them."""
     timed = [arm for arm in arms if arm.figures.get("output_throughput") is not None]
     served = [arm for arm in arms if arm.requests.get("end")]
     stepped = [arm for arm in served if arm.steps.get("kind")]

@@ -20,7 +20,7 @@ TINY = "a tiny run: it shows that the code works, and is not a measurement"
 
 
 def suite(file: Path, content: dict[str, Any]) -> Section:
-    """How each part ended."""
+    """The section on how each part ended."""
     rows = [
         {
             "part": row["part"],
@@ -43,7 +43,7 @@ def suite(file: Path, content: dict[str, Any]) -> Section:
 
 
 def ceilings(file: Path, content: dict[str, Any]) -> Section:
-    """The rates of the device."""
+    """The section on the device's rates."""
     details = {name: row for name, row in content["ceilings"]["details"].items() if "rate" in row}
     rows = [
         {
@@ -59,7 +59,7 @@ def ceilings(file: Path, content: dict[str, Any]) -> Section:
 
 
 def steps(file: Path, content: dict[str, Any]) -> Section:
-    """Decode or prefill steps of whole models."""
+    """The section on decode or prefill steps of whole models."""
     kind = content["kind"].removesuffix("-steps")
     rows = content["rows"]
     parts: list[str | Picture] = [page.paragraph(STEPS_TEXTS[kind])]
@@ -108,7 +108,7 @@ def _draw_steps(rows: Sequence[Mapping[str, Any]], kind: str) -> Figure:
 
 
 def rows_only(file: Path, content: dict[str, Any]) -> Section:
-    """A table of all rows."""
+    """A section that is a table of all rows."""
     title, text = ROWS_TEXTS[content["kind"]]
     rows = [_short(row) for row in content["rows"]]
     parts: list[str | Picture] = [page.paragraph(text), page.records(rows), _manifest(content)]
@@ -134,7 +134,7 @@ ROWS_TEXTS = {
 
 
 def kernels(file: Path, content: dict[str, Any]) -> Section:
-    """The table of bench.kernels, and the pictures that it left."""
+    """The section on the kernels: the table of bench.kernels, and the pictures that it left."""
     table = kernel_report.table(content["rows"])
     parts: list[str | Picture] = [page.preformatted(table)]
     for name in ("kernels-decode", "kernels-prefill"):

@@ -16,12 +16,13 @@ SHAREGPT_MEANS, SHAREGPT_SIGMA, SHAREGPT_CAP = (161, 338), 1.1, 1024
 
 
 class Range(NamedTuple):
-    """Uniform in [low, high], both included."""
+    """A uniform distribution over [low, high], both included."""
 
     low: int
     high: int
 
     def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
+        """Random lengths in the range."""
         return rng.integers(self.low, self.high + 1, size)
 
 
@@ -35,13 +36,14 @@ def _uniform_short(size: int, rng: np.random.Generator, options: Any) -> Lengths
 
 
 def _mixed(size: int, rng: np.random.Generator, options: Any) -> Lengths:
-    """Many short outputs, and a few long ones that a batch without refill waits for."""
+    """Lengths with many short outputs, and a few long ones that a batch without refill waits for."""
     prompts, short, long = (Range(*ends).draw(size, rng) for ends in ((16, 64), (16, 64), (256, 512)))
     return prompts, np.where(rng.random(size) < SHARE_LONG, long, short)
 
 
 def _random(size: int, rng: np.random.Generator, options: Any) -> Lengths:
-    """Uniform and symmetric about the lengths of the options, as vLLM's flag of that name means it."""
+    """Lengths that are uniform and symmetric about those of the options, as vLLM's flag of that name means
+    it."""
     ratio = options.random_range_ratio
     prompts, outputs = (_around(length, ratio) for length in (options.input_len, options.output_len))
     return prompts.draw(size, rng), outputs.draw(size, rng)
@@ -52,12 +54,12 @@ def _around(length: int, ratio: float) -> Range:
 
 
 def _nano(size: int, rng: np.random.Generator, options: Any) -> Lengths:
-    """The benchmark of nano-vllm, there with 256 sequences."""
+    """The lengths of nano-vllm's benchmark, which has 256 sequences."""
     return Range(100, 1024).draw(size, rng), Range(100, 1024).draw(size, rng)
 
 
 def _sharegpt_like(size: int, rng: np.random.Generator, options: Any) -> Lengths:
-    """Lognormal, with the means of ShareGPT's conversations before the cap."""
+    """Lognormal lengths, with the means of ShareGPT's conversations before the cap."""
     prompts, outputs = (_lognormal(mean, size, rng) for mean in SHAREGPT_MEANS)
     return prompts, outputs
 

@@ -54,10 +54,12 @@ class Workload(NamedTuple):
 
     @property
     def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
         return sum(len(item.prompt_token_ids) for item in self.items)
 
     @property
     def num_output_tokens(self) -> int:
+        """Tokens that all requests want."""
         return sum(item.output_len for item in self.items)
 
     @property

@@ -18,11 +18,11 @@ PROBLEM = decode_case(GQA, 64, 64, 1024).problem(num_pages=2000)
 
 def measured(**us: float) -> dict:
     """Times by chunk and stages: measured(c256_s2=10.0)."""
-    found = {}
+    times = {}
     for name, time in us.items():
         chunk, stages = (int(part[1:]) for part in name.split("_"))
-        found[Tiles(chunk, 64, stages, 132)] = {"us": time, "floor_us": 10.0}
-    return found
+        times[Tiles(chunk, 64, stages, 132)] = {"us": time, "floor_us": 10.0}
+    return times
 
 
 @pytest.mark.parametrize("kind", ["decode", "prefill"])
@@ -62,8 +62,8 @@ def test_rows_replace_those_of_their_model(tmp_path):
     tile_search.rewrite(table, [row(8), row(64)])
     tile_search.rewrite(table, [row(8, "NVIDIA H100")])
     tile_search.rewrite(table, [row(256, chunk=512), row(8, chunk=512)])  # another order: all rows go
-    found = [(r["device"], r["batch"], r["tiles"]["chunk"]) for r in json.loads(table.read_text())["rows"]]
-    assert found == [("NVIDIA H100", 8, 256), (H200, 8, 512), (H200, 256, 512)]
+    written = [(r["device"], r["batch"], r["tiles"]["chunk"]) for r in json.loads(table.read_text())["rows"]]
+    assert written == [("NVIDIA H100", 8, 256), (H200, 8, 512), (H200, 256, 512)]
     before = table.read_text()
     with pytest.raises(ValueError, match="an engine's bits need one"):
         tile_search.rewrite(table, [row(8), row(64, chunk=512)])
@@ -77,12 +77,12 @@ def test_smoke_run_writes_a_table(tmp_path, monkeypatch):
     arguments = ["--smoke", "--implementations", "triton", "--ops", "decode", "--output-dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["tune_kernels", *arguments])
     assert tune_kernels.main() == 0
-    (found,) = json.loads((tmp_path / "tuning.json").read_text())["rows"]
-    tuning.check((tuning.Row(**found),))
-    tiles = tuning.tiles_of(found["implementation"], found["kind"], found["tiles"])
-    assert tiles.chunk % tiles.block_kv == 0 and (found["batch"], found["context"]) == (2, 64)
-    assert found["measured"]["status"] == "smoke" and "us" not in found["measured"]
-    assert found["measured"]["jax"]
+    (row_written,) = json.loads((tmp_path / "tuning.json").read_text())["rows"]
+    tuning.check((tuning.Row(**row_written),))
+    tiles = tuning.tiles_of(row_written["implementation"], row_written["kind"], row_written["tiles"])
+    assert tiles.chunk % tiles.block_kv == 0 and (row_written["batch"], row_written["context"]) == (2, 64)
+    assert row_written["measured"]["status"] == "smoke" and "us" not in row_written["measured"]
+    assert row_written["measured"]["jax"]
     rows = [json.loads(line) for line in (tmp_path / "tuning.jsonl").read_text().splitlines()]
     assert len(rows) == tune_kernels.SMOKE_TILES
     assert tune_kernels.TABLE.read_text() == shipped
