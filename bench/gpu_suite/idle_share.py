@@ -63,8 +63,9 @@ def measure(case: Case, backend: str) -> dict[str, Any]:
     with LLM(path, **options | case.options, attention_backend=backend) as llm:
         page_size, max_tokens = llm.config.page_size, llm.max_model_len - case.prompt_len
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-        for row in range(case.slots):
-            llm.engine.add_request(str(row), [3 + (row + i) % 90 for i in range(case.prompt_len)], params)
+        for number in range(case.slots):
+            prompt = [3 + (number + i) % 90 for i in range(case.prompt_len)]
+            llm.engine.add_request(str(number), prompt, params)
         step_s, device_s = _engine_steps(llm.engine, case.steps)
         plan = _at_page_begin(llm.engine)
         same_s = statistics.median(_same_step(llm, plan, page_size // (2 * ROUNDS)) for _ in range(ROUNDS))

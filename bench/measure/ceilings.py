@@ -58,7 +58,7 @@ def measure(sizes: Sizes, rounds: int = ROUNDS) -> Ceilings:
     """Measure the device's rates; that of reading is of the fastest of several programs that read everything
     once."""
     details = _memory(sizes, rounds) | _gemm(sizes, rounds)
-    read = max(entry["rate"] for name, entry in details.items() if name.startswith("read"))
+    read = max(timed["rate"] for name, timed in details.items() if name.startswith("read"))
     return Ceilings(read, details["copy"]["rate"], details["gemm"]["rate"], details)
 
 
@@ -152,9 +152,9 @@ def _gemm(sizes: Sizes, rounds: int) -> dict[str, Any]:
 def table(ceilings: Ceilings) -> str:
     """The rates, a line each."""
     lines = [
-        f"{name:12} {entry['rate'] / 1e12:8.3f} {'TFLOP/s' if name == 'gemm' else 'TB/s'}"
-        f"  ({entry['worst'] / 1e12:.3f} to {entry['best'] / 1e12:.3f})"
-        for name, entry in ceilings.details.items()
+        f"{name:12} {timed['rate'] / 1e12:8.3f} {'TFLOP/s' if name == 'gemm' else 'TB/s'}"
+        f"  ({timed['worst'] / 1e12:.3f} to {timed['best'] / 1e12:.3f})"
+        for name, timed in ceilings.details.items()
     ]
     return "\n".join(lines)
 
