@@ -56,7 +56,7 @@ def compare(
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes what PyTorch needs
     from bench.ladder.batching import Experiment, make_workloads, samplers
-    from bench.measure.subject import LLMSubject, find_model
+    from bench.ladder.subject import LLMSubject, find_model
 
     arms = choose_arms(list(comparison.arms))
     if setting.repeats < LEAST_REPEATS:
@@ -116,7 +116,7 @@ def versions() -> dict[str, str | None]:
 
 def _with_pages(model: str, longest: int, options: dict[str, Any]) -> dict[str, Any]:
     """A cache that holds every row at its longest, and no more: other engines need memory too."""
-    from bench.measure.subject import engine_options
+    from bench.ladder.subject import engine_options
     from jbatch.config import EngineConfig
 
     if {"num_pages", "kv_cache_memory_bytes"} & options.keys():

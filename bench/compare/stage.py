@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bench.ladder.subject import LLMSubject
 from bench.measure.drive import Run
-from bench.measure.subject import LLMSubject
 from bench.workloads.workload import Workload
 from jbatch.sim.plan_file import PlanShape, PlanWriter, Recording, read_plans
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from bench.gpu_suite.models import TINY_OPTIONS
-from bench.measure.subject import find_model
+from bench.ladder.subject import find_model
 from bench.steps.step_model import BACKENDS, Rows, add_arguments
 from jbatch import LLM, SamplingParams
 from jbatch.config import EngineConfig

@@ -13,9 +13,9 @@ from bench.ladder import tables
 from bench.ladder.arms import ARMS, Arm, choose_arms
 from bench.ladder.gains import gains
 from bench.ladder.ladder import best_sizes, climb, offered_load, sweep
+from bench.ladder.subject import DEMO_SCALE, LLMSubject, find_model
 from bench.measure import manifest
 from bench.measure.shapes import DEMO
-from bench.measure.subject import DEMO_SCALE, LLMSubject, find_model
 from bench.options import Setting
 from bench.results import ArmResult, Results, claimed, describe, write
 from bench.workloads.lengths import SCENARIOS

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bench.ladder.arms import Arm, predicted_lens
+from bench.ladder.subject import Subject
 from bench.measure import measures
 from bench.measure.account import step_rows
 from bench.measure.drive import Run, drive
-from bench.measure.subject import Subject
 from bench.options import Setting
 from bench.results import ArmResult, Counts, Rates, StepRow
 from bench.workloads.workload import Workload

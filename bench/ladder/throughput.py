@@ -13,8 +13,8 @@ from bench.ladder import tables
 from bench.ladder.arms import ARMS
 from bench.ladder.batching import Experiment, make_workloads, samplers
 from bench.ladder.ladder import climb
+from bench.ladder.subject import LLMSubject
 from bench.measure import manifest
-from bench.measure.subject import LLMSubject
 from bench.options import LatencySetting, Setting
 from bench.results import ArmResult, Results, claimed, describe, write
 from bench.workloads.workload import Workload

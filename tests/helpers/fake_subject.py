@@ -30,7 +30,7 @@ class CountingRunner(FakeRunner):
 
 @dataclasses.dataclass
 class FakeSubject:
-    """As `bench.measure.subject.LLMSubject`, with the same buckets."""
+    """As `bench.ladder.subject.LLMSubject`, with the same buckets."""
 
     max_num_seqs: int = 16
     page_size: int = 16
