@@ -87,7 +87,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--implementation", action="append", choices=NAMES)
+    parser.add_argument("--implementation", action="append", choices=NAMES[::-1])
     parser.add_argument("--op", action="append", choices=OPS)
     parser.add_argument("--cases", type=int, help="of each implementation and op; by default all")
     parser.add_argument("--fuzz", type=int, default=0, help="random cases of each implementation and op")
