@@ -74,11 +74,11 @@ def batching(
     Lengths are forced, so that all modes do equal work on the same weights, kernels and programs.
     """
     setting = Setting(**setting_options, goodput=parse_goodput(goodput or ()))
-    from bench.ladder.batching import Batching, run_batching
+    from bench.ladder.batching import Experiment, run_batching
 
     names = tuple(dict.fromkeys(dataset_name or ("mixed_length",)))
-    asked = Batching(model, names, tuple(arms or ()), output_json, output_dir)
-    run_batching(asked, setting, engine_options, workload_options)
+    experiment = Experiment(model, names, tuple(arms or ()), output_json, output_dir)
+    run_batching(experiment, setting, engine_options, workload_options)
 
 
 @app.command(short_help="Requests and tokens per second of continuous batching.")
@@ -93,11 +93,11 @@ def throughput(
 ) -> None:
     """Measure offline throughput, as `vllm bench throughput` does."""
     setting = Setting(**{"num_prompts": 1000, "repeats": 1, "no_floor": True} | setting_options)
-    from bench.ladder.batching import Batching
+    from bench.ladder.batching import Experiment
     from bench.ladder.throughput import run_throughput
 
-    asked = Batching(model, (dataset_name,), output_json=output_json)
-    run_throughput(asked, setting, engine_options, workload_options)
+    experiment = Experiment(model, (dataset_name,), output_json=output_json)
+    run_throughput(experiment, setting, engine_options, workload_options)
 
 
 @app.command(short_help="The time of one batch.")
@@ -110,10 +110,10 @@ def latency(
 ) -> None:
     """Measure the time of one batch, again and again, as `vllm bench latency` does."""
     setting = LatencySetting(**latency_options)
-    from bench.ladder.batching import Batching
+    from bench.ladder.batching import Experiment
     from bench.ladder.throughput import run_latency
 
-    run_latency(Batching(model, ("random",), output_json=output_json), setting, engine_options)
+    run_latency(Experiment(model, ("random",), output_json=output_json), setting, engine_options)
 
 
 PASSED_ON: Any = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
@@ -134,9 +134,9 @@ def report(context: typer.Context) -> None:
 def _pass_on(module: str, function: str, args: list[str]) -> None:
     """Call `function(args)` of a module that has its own flags; what it returns is the exit code, if any."""
     try:
-        found = importlib.import_module(module)
+        command = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise JBatchError(f"{module}: {error.name} is not installed: {install_hint('bench')}") from None
-    code = getattr(found, function)(args)
+    code = getattr(command, function)(args)
     if code:
         raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""What `jbatch bench` may be asked for: frozen, validated, and each field a flag."""
+"""The options of `jbatch bench`: frozen, validated, and each field a flag."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class StepRow(NamedTuple):
 
 
 class RequestRow(NamedTuple):
-    """One request, in the workload's order. Seconds since the run's begin."""
+    """One request, in the workload's order; times are seconds since the run's begin."""
 
     arrival: float
     first_token: float
@@ -99,7 +99,7 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Per second of busy time."""
+    """What was done per second of busy time, and how busy the device was in it."""
 
     duration_s: float  # from the run's begin to its last token
     idle_s: float  # of it, with nothing unfinished: skipped
@@ -113,7 +113,7 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Of one latency, over requests (ITL: over gaps between tokens), in milliseconds."""
+    """How one latency is spread over requests (ITL: over gaps between tokens), in milliseconds."""
 
     mean: float
     p50: float
@@ -132,12 +132,13 @@ class Latencies:
     e2el: Spread | None
 
     def to_json(self) -> dict[str, float | None]:
-        found: dict[str, float | None] = {}
+        """The latencies as a file has them."""
+        fields: dict[str, float | None] = {}
         for name in ("ttft", "tpot", "itl", "e2el"):
             spread = getattr(self, name)
             for part in ("mean", "p50", "p90", "p99"):
-                found[f"{part}_{name}_ms"] = None if spread is None else getattr(spread, part)
-        return found
+                fields[f"{part}_{name}_ms"] = None if spread is None else getattr(spread, part)
+        return fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +165,7 @@ class ArmResult:
         return (max(self.repeats) - min(self.repeats)) / sorted(self.repeats)[(len(self.repeats) - 1) // 2]
 
     def to_json(self) -> dict[str, Any]:
+        """The arm as a file has it."""
         head: dict[str, Any] = {"label": self.label, "definition": self.definition}
         if self.not_run is not None:
             return head | {"not_run": self.not_run}
@@ -176,7 +178,7 @@ class ArmResult:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """One file."""
+    """The content of one file."""
 
     kind: Kind
     manifest: dict[str, Any]
@@ -187,6 +189,7 @@ class Results:
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """The content as a file has it."""
         return self.extra | {
             "schema": SCHEMA,
             "kind": self.kind,
@@ -201,7 +204,7 @@ class Results:
 
 
 def describe(workload: Workload) -> dict[str, Any]:
-    """The "workload" of a file."""
+    """A workload, as a file has it."""
     return {
         "name": workload.name,
         "hash": workload.hash,
@@ -266,8 +269,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _strict(value: Any) -> Any:
-    """Without numbers that JSON does not know: infinite ones as text, NaN as null. Others keep as many digits
-    as a measurement has: most of a file are steps."""
+    """A value without numbers that JSON does not know: infinite ones as text, NaN as null. Others keep as
+    many digits as a measurement has: most of a file are steps."""
     if isinstance(value, dict):
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -27,6 +27,7 @@ from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam.bucket import buckets_of
+from jbatch.seam.runner import Runner
 from jbatch.text.chat import ChatEncoder, Conversation, list_conversations
 from jbatch.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -215,9 +216,11 @@ class LLM:
         mode: ModeName | None = None,
         policy: PolicyName | Policy | None = None,
         limits: Limits | None = None,
+        runner: Runner[Any] | None = None,
     ) -> Engine:
         """A fresh engine on the same weights, cache and compiled programs: for another mode, another order of
-        admission (a name, or any sort key), or other budgets per step.
+        admission (a name, or any sort key), other budgets per step, or another runner: one that wraps
+        `self.runner`, to see or change what passes, or one over a cache of its own of the same sizes.
 
         Only one engine of an LLM may have unfinished requests at a time. `generate` uses `self.engine`,
         which may be set to it.
@@ -241,7 +244,7 @@ class LLM:
             tokenizer=self._tokenizer,
             seed=config.seed,
         )
-        return Engine(scheduler, self.runner, intake, overlap=config.overlap)
+        return Engine(scheduler, self.runner if runner is None else runner, intake, overlap=config.overlap)
 
     def get_tokenizer(self) -> Tokenizer | None:
         """The tokenizer, or None where the model directory has none."""

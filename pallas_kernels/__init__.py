@@ -8,13 +8,13 @@ from typing import Any
 _EXPORTS = {
     "Problem": "pallas_kernels.problem",
     "RaggedMetadata": "pallas_kernels.api",
+    "add_work_list": "pallas_kernels.api",
     "check_block_tables": "pallas_kernels.checks",
     "choose": "pallas_kernels.implementations",
     "copy_pages": "pallas_kernels.cache",
     "paged_attention": "pallas_kernels.api",
     "paged_decode": "pallas_kernels.api",
     "paged_prefill": "pallas_kernels.api",
-    "plan_work": "pallas_kernels.api",
     "write_kv": "pallas_kernels.api",
 }
 

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import cache, implementations, reference, tuning
-from pallas_kernels import work_list as plan
+from pallas_kernels import cache, implementations, reference, tuning, work_list
 from pallas_kernels.problem import PAGE_SIZES, Problem
 
 
@@ -23,7 +22,7 @@ class RaggedMetadata(NamedTuple):
     q_starts: Int[Array, " slots"]
     q_lens: Int[Array, " slots"]
     kv_lens: Int[Array, " slots"]  # with this step's tokens
-    work: Any = None  # `plan_work`'s answer, shared by all layers of a step; None: planned by the call
+    work: Any = None  # of `add_work_list`, shared by all layers of a step; None: made by the call
 
 
 def paged_attention(
@@ -44,8 +43,8 @@ def paged_attention(
 
     Args:
       max_q_len: 1 says that this is a decode step: tokens = slots, and query i is slot i's only one.
-      implementation: "mosaic", "triton", "xla", or several in order of preference: what one cannot do
-        falls through to the next. None: the default of this machine's device. `choose` says which it is.
+      implementation: one of `names.NAMES`, or several in order of preference: what one cannot do falls
+        through to the next. None: the default of this machine's device. `choose` says which it is.
       interpret: run a kernel in Pallas' interpreter, on any machine: True, or Mosaic's
         `plgpu.InterpretGPUParams`.
 
@@ -71,7 +70,7 @@ def paged_decode(
     kv_lens: Int[Array, " slots"],
     *,
     scale: float,
-    work: plan.DecodeWork | None = None,
+    work: work_list.DecodeWork | None = None,
     tiles: tuning.Tiles | None = None,
     implementation: str | Sequence[str] | None = None,
     interpret: Any = False,
@@ -79,7 +78,7 @@ def paged_decode(
     """One query per slot against the first `kv_lens` tokens of its sequence; zeros where that is 0.
 
     A slot's bits do not depend on the other slots. `tiles` replace those of the tuning table; `work` must
-    come from `plan_work` with the same ones. The rest is as in `paged_attention`.
+    come from `add_work_list` with the same ones. The rest is as in `paged_attention`.
     """
     problem = _problem("decode", q, kv_pages, block_tables)
     _check_per_slot(problem, kv_lens=kv_lens)
@@ -88,7 +87,7 @@ def paged_decode(
         return reference.paged_decode(q, kv_pages, block_tables, kv_lens, scale=scale)
     tiles = tiles or tuning.lookup(name, problem, _device_kind(interpret))
     if work is None:
-        work = _plan_decode(problem, kv_lens, tiles)
+        work = _decode_work(problem, kv_lens, tiles)
     kernel = _traced_once(implementations.module(name, "decode").paged_decode)
     return kernel(q, kv_pages, block_tables, kv_lens, work, scale=scale, tiles=tiles, interpret=interpret)
 
@@ -102,7 +101,7 @@ def paged_prefill(
     kv_lens: Int[Array, " slots"],
     *,
     scale: float,
-    work: plan.PrefillWork | None = None,
+    work: work_list.PrefillWork | None = None,
     tiles: tuning.Tiles | None = None,
     implementation: str | Sequence[str] | None = None,
     interpret: Any = False,
@@ -118,12 +117,12 @@ def paged_prefill(
         return reference.paged_prefill(q, kv_pages, block_tables, q_starts, q_lens, kv_lens, scale=scale)
     tiles = tiles or tuning.lookup(name, problem, _device_kind(interpret))
     if work is None:
-        work = _plan_prefill(name, problem, q_starts, q_lens, kv_lens, tiles)
+        work = _prefill_work(name, problem, q_starts, q_lens, kv_lens, tiles)
     kernel = _traced_once(implementations.module(name, "prefill").paged_prefill)
     return kernel(q, kv_pages, block_tables, work, scale=scale, tiles=tiles, interpret=interpret)
 
 
-def plan_work(
+def add_work_list(
     q: Float[Array, "tokens heads head_dim"] | jax.ShapeDtypeStruct,
     kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
     block_tables: Int[Array, "slots pages_per_seq"],
@@ -134,16 +133,16 @@ def plan_work(
     implementation: str | Sequence[str] | None = None,
     interpret: Any = False,
 ) -> RaggedMetadata:
-    """The metadata with the work of a `paged_attention` call with these arguments: planned once per step,
-    for all its layers. Of `q` only the shape and the dtype matter. Plain JAX needs no plan."""
+    """The metadata with the work list of a `paged_attention` call with these arguments: made once per step,
+    for all its layers. Of `q` only the shape and the dtype matter. Plain JAX needs no list."""
     problem = _problem("decode" if max_q_len == 1 else "prefill", q, kv_pages, block_tables)
     name = _choose(problem, implementation, interpret)
     if name == "xla":
         return metadata
     tiles = tiles or tuning.lookup(name, problem, _device_kind(interpret))
     if problem.kind == "decode":
-        return metadata._replace(work=_plan_decode(problem, metadata.kv_lens, tiles))
-    return metadata._replace(work=_plan_prefill(name, problem, *metadata[:3], tiles))
+        return metadata._replace(work=_decode_work(problem, metadata.kv_lens, tiles))
+    return metadata._replace(work=_prefill_work(name, problem, *metadata[:3], tiles))
 
 
 def write_kv(
@@ -172,22 +171,24 @@ def _traced_once(kernel: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return jax.jit(kernel, static_argnames=("scale", "tiles", "interpret"))
 
 
-def _plan_decode(problem: Problem, kv_lens: jax.Array, tiles: tuning.Tiles) -> plan.DecodeWork:
-    chunk = tiles.chunk  # type: ignore[union-attr]
-    return plan.plan_decode(kv_lens, chunk=chunk, max_items=plan.max_items(problem, chunk))
+def _decode_work(problem: Problem, kv_lens: jax.Array, tiles: tuning.Tiles) -> work_list.DecodeWork:
+    max_items = work_list.max_items(problem, tiles.chunk)
+    return work_list.make_decode_work(kv_lens, chunk=tiles.chunk, max_items=max_items)
 
 
-def _plan_prefill(
+def _prefill_work(
     name: str,
     problem: Problem,
     q_starts: jax.Array,
     q_lens: jax.Array,
     kv_lens: jax.Array,
     tiles: tuning.Tiles,
-) -> plan.PrefillWork:
+) -> work_list.PrefillWork:
     tile_tokens = implementations.module(name, "prefill").tile_tokens(problem, tiles)
-    num_tiles = plan.num_tiles(problem, tile_tokens)
-    return plan.plan_prefill(q_starts, q_lens, kv_lens, tile_tokens=tile_tokens, num_tiles=num_tiles)
+    num_tiles = work_list.num_tiles(problem, tile_tokens)
+    return work_list.make_prefill_work(
+        q_starts, q_lens, kv_lens, tile_tokens=tile_tokens, num_tiles=num_tiles
+    )
 
 
 def _choose(problem: Problem, implementation: str | Sequence[str] | None, interpret: Any) -> str:

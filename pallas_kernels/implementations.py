@@ -1,4 +1,14 @@
-"""Which implementation computes a problem, and why not another."""
+"""Which implementation computes a problem, and why not another.
+
+"xla" is plain JAX: `reference` and `cache`. Every other name is that of a folder, whose files hold
+
+    __init__    declines_device
+    decode      declines, Tiles, default_tiles, paged_decode
+    prefill     declines, Tiles, default_tiles, tile_tokens, paged_prefill
+    write       write_kv
+
+with the signatures of those that are there.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +19,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from pallas_kernels.names import COMPILERS, NAMES
 from pallas_kernels.problem import Kind, Problem
-
-NAMES = ("mosaic", "triton", "xla")  # fastest first, where each can run
 
 # What is tried on a device where nothing else is asked for, by compute capability. No kernel has run on a
 # GPU yet, so plain JAX is the default everywhere; a run of bench.kernels is the reason to change a line.
@@ -58,13 +67,13 @@ def declines(name: str, problem: Problem, device: Any = None) -> str | None:
     """Why an implementation does not take a problem on a device, or None."""
     if name == "xla":
         return None
-    if device is not None and (reason := _declines_device(name, device)):
+    if device is not None and (reason := declines_device(name, device)):
         return reason
     return module(name, problem.kind).declines(problem)
 
 
 def module(name: str, kind: Kind) -> ModuleType:
-    """The file of a kernel, in its compiler's folder; imported when it is asked for, since not every jax has
+    """The file of a kernel, in its compiler's folder; imported when it is needed, since not every jax has
     every backend."""
     return importlib.import_module(f"pallas_kernels.{name}.{kind}")
 
@@ -75,7 +84,7 @@ def writer(name: str) -> Callable[..., jax.Array]:
     Raises:
       ValueError: for a name without one.
     """
-    if name not in NAMES or name == "xla":
+    if name not in COMPILERS:
         raise ValueError(f"implementation={name!r} of write_kv: choose from {', '.join(NAMES)}")
     return importlib.import_module(f"pallas_kernels.{name}.write").write_kv
 
@@ -90,15 +99,12 @@ def _names(implementation: str | Sequence[str] | None, device: Any) -> tuple[str
     return names
 
 
-def _declines_device(name: str, device: Any) -> str | None:
+def declines_device(name: str, device: Any) -> str | None:
+    """Why the kernels of a folder do not run on a device, whatever the problem, or None."""
     capability = compute_capability(device)
     if not capability:
         return f"device {device.platform}: an NVIDIA GPU only, unless interpreted"
-    if name == "mosaic" and capability != "9.0":
-        return f"compute capability {capability}: 9.0 (Hopper) only"
-    if name == "triton" and float(capability) < 8:
-        return f"compute capability {capability}: at least 8.0"
-    return None
+    return importlib.import_module(f"pallas_kernels.{name}").declines_device(capability)
 
 
 def compute_capability(device: Any) -> str:

@@ -13,53 +13,11 @@ import json
 import math
 from typing import Any, NamedTuple
 
+from pallas_kernels import implementations
+from pallas_kernels.names import COMPILERS
 from pallas_kernels.problem import Kind, Problem
 
-
-class MosaicDecode(NamedTuple):
-    """Tiles of the Mosaic decode kernel."""
-
-    chunk: int  # tokens of a work item
-    block_kv: int  # tokens of a product
-    num_stages: int  # of the ring of pages in shared memory
-    num_ctas: int  # of the persistent grid
-
-
-class MosaicPrefill(NamedTuple):
-    """Tiles of the Mosaic prefill kernel; a tile has 128 rows of (head of the group, token)."""
-
-    block_kv: int
-    num_stages: int
-    p_in_registers: bool  # the probabilities, or through shared memory
-
-
-class TritonDecode(NamedTuple):
-    """Tiles of the Triton decode kernel."""
-
-    chunk: int
-    block_kv: int
-    num_warps: int
-    num_stages: int
-    num_ctas: int
-
-
-class TritonPrefill(NamedTuple):
-    """Tiles of the Triton prefill kernel."""
-
-    block_q: int  # rows of (token, head of the group)
-    block_kv: int
-    num_warps: int
-    num_stages: int
-
-
-Tiles = MosaicDecode | MosaicPrefill | TritonDecode | TritonPrefill
-
-TILES: dict[tuple[str, Kind], type] = {
-    ("mosaic", "decode"): MosaicDecode,
-    ("mosaic", "prefill"): MosaicPrefill,
-    ("triton", "decode"): TritonDecode,
-    ("triton", "prefill"): TritonPrefill,
-}
+Tiles = Any  # a named tuple: the `Tiles` of a kernel's file
 
 # Fields that decide the order of summation.
 ORDER_FIELDS = ("chunk", "block_kv", "block_q", "num_warps", "p_in_registers")
@@ -116,8 +74,17 @@ def lookup(implementation: str, problem: Problem, device_kind: str) -> Tiles:
     rows = [row for row in table() if row[: len(mine)] == mine]
     if rows:
         nearest = min(rows, key=lambda row: (abs(math.log2(row.batch / batch)), row.context < context))
-        return TILES[implementation, problem.kind](**nearest.tiles)
-    return heuristic(implementation, problem, device_kind)
+        return tiles_of(implementation, problem.kind, nearest.tiles)
+    return default_tiles(implementation, problem, device_kind)
+
+
+def tiles_of(implementation: str, kind: Kind, fields: dict[str, Any]) -> Tiles:
+    """A kernel's tiles from their fields by name, as a row of the table has them.
+
+    Raises:
+      TypeError: for fields that are not those of the kernel's tiles.
+    """
+    return implementations.module(implementation, kind).Tiles(**fields)
 
 
 def bucket(problem: Problem) -> tuple[int, int]:
@@ -130,26 +97,19 @@ def _power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def heuristic(implementation: str, problem: Problem, device_kind: str) -> Tiles:
-    """Tiles that compile without spills for every shape; what was not measured is a guess."""
-    cores = next((n for name, n in NUM_CORES.items() if device_kind.startswith(name)), DEFAULT_CORES)
-    wide = problem.head_dim > 64
-    match implementation, problem.kind:
-        case "mosaic", "decode":
-            # A ring of 3 x 32 KB leaves room for two CTAs on a core, one of 4 x 16 KB for three; more than
-            # are resident would run after the others. An item holds the chunks of a pack's heads: about 512
-            # tokens of one head, beside 4 KB of partial sums.
-            packed = max(1, 8 // problem.group)
-            ring_and_grid = (3, 2 * cores) if wide else (4, 3 * cores)
-            return MosaicDecode(max(64, 512 // packed), 64, *ring_and_grid)
-        case "mosaic", "prefill":
-            in_registers = device_kind != INTERPRETER  # which knows no operand in registers
-            return MosaicPrefill(128, 2 if wide else 4, in_registers)
-        case "triton", "decode":
-            # Three stages: page ids are read one block ahead of the keys, and those one ahead of the product.
-            # Up to 127 registers and 39 KB leave room for four CTAs on a core.
-            return TritonDecode(512, 64, 4, 3, cores * 4)
-        case "triton", "prefill":
-            return TritonPrefill(64, 64, 4, 3)
-        case _:
-            raise ValueError(f"implementation={implementation!r} has no tiles")
+def default_tiles(implementation: str, problem: Problem, device_kind: str) -> Tiles:
+    """Tiles that compile without spills for every shape, by the kernel's own rule; what was not measured is
+    a guess.
+
+    Raises:
+      ValueError: for an implementation that is no kernel.
+    """
+    if implementation not in COMPILERS:
+        raise ValueError(f"implementation={implementation!r} has no tiles")
+    kernel = implementations.module(implementation, problem.kind)
+    return kernel.default_tiles(problem, num_cores(device_kind), device_kind == INTERPRETER)
+
+
+def num_cores(device_kind: str) -> int:
+    """Streaming multiprocessors of a device."""
+    return next((cores for name, cores in NUM_CORES.items() if device_kind.startswith(name)), DEFAULT_CORES)

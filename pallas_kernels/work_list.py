@@ -1,7 +1,7 @@
-"""What a kernel is to do, as arrays: planned once per step, for all layers.
+"""The work lists of the attention kernels, as arrays: made once per step, for all its layers.
 
-The functions are jit-able and their results have static shapes, so that a step plans on the device from
-the lengths that only the device knows.
+The functions are jit-able and their results have static shapes, so that a step makes them on the device
+from the lengths that only the device knows.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class PrefillWork(NamedTuple):
 def max_items(problem: Problem, chunk: int) -> int:
     """Items that a decode step can have at most, as its live sequences share no page.
 
-    `plan_decode` drops items beyond, and kernels then answer NaN for the slots concerned.
+    `make_decode_work` drops items beyond, and kernels then answer NaN for the slots concerned.
     """
     per_slot = -(-problem.max_len // chunk)
     pool_tokens = problem.num_pages * problem.page_size
     return min(problem.slots * per_slot, problem.slots + pool_tokens // chunk)
 
 
-def plan_decode(kv_lens: Int[Array, " slots"], *, chunk: int, max_items: int) -> DecodeWork:
+def make_decode_work(kv_lens: Int[Array, " slots"], *, chunk: int, max_items: int) -> DecodeWork:
     """Cut each sequence into chunks of `chunk` tokens; dead slots (`kv_lens` 0) have none."""
     counts = (kv_lens + chunk - 1) // chunk
     first = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
@@ -65,7 +65,7 @@ def num_tiles(problem: Problem, tile_tokens: int) -> int:
     return problem.tokens // tile_tokens + min(problem.slots, problem.tokens)
 
 
-def plan_prefill(
+def make_prefill_work(
     q_starts: Int[Array, " slots"],
     q_lens: Int[Array, " slots"],
     kv_lens: Int[Array, " slots"],

@@ -6,44 +6,33 @@ Every arm's tokens are compared with jbatch's before it is timed; then all arms 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bench.compare.contenders import (
-    ENTRIES,
-    GROUPS,
-    REFERENCE,
-    Contender,
-    Driven,
-    Entry,
-    Outcome,
-    Stage,
-    choose_entries,
-    versions,
-)
-from bench.compare.table import LEAST_COMPARED, compared_share, print_comparison
-from bench.ladder.gains import LEAST_BATCHES
+from bench.compare.arms import ARMS, GROUPS, choose_arms
+from bench.compare.measurement import Measurement, measure, result
+from bench.compare.ratios import ratios
+from bench.compare.stage import Stage
+from bench.compare.table import print_comparison
 from bench.options import LADDER_ENGINE, SETTING_HELP, WORKLOAD, Setting
-from bench.results import ArmResult, Rates, Results, claimed, describe, write
-from bench.workloads.workload import Workload
+from bench.results import Results, claimed, describe, write
 from jbatch.cli.options import with_options
 from jbatch.errors import ConfigError
 
 LEAST_REPEATS = 3
-STATIC = ("hf-generate",)  # arms that run batch by batch
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """What the command was asked for, beside a Setting."""
+class Comparison:
+    """What is compared, on which requests, and where the results go."""
 
     model: str = "demo"
     dataset_name: str = "mixed_length"
@@ -52,210 +41,76 @@ class Asked:
     record: Path | None = None  # a file for the plans; None: one that does not stay
 
 
-@dataclasses.dataclass
-class Row:
-    """An arm, and what it has given so far."""
-
-    entry: Entry
-    contender: Contender | None = None
-    about: dict[str, Any] = dataclasses.field(default_factory=dict)
-    outcomes: list[Outcome] = dataclasses.field(default_factory=list)
-    not_run: str | None = None
-
-    def attempt(self, what: str, do: Callable[[], None]) -> None:
-        """Do something; an error makes this a row "not run: why", and takes nobody along."""
-        if self.not_run is not None:
-            return
-        try:
-            do()
-        except Exception as error:  # of whatever kind: the other arms' results matter more
-            name = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-            self.not_run = f"{what}: {name}{error}"
-            self.outcomes = []
-            self.close()
-
-    def close(self) -> None:
-        contender, self.contender = self.contender, None
-        if contender is not None:
-            try:
-                contender.close()
-            except Exception as error:  # it has failed already, or is done
-                self.about["close_error"] = str(error)
-
-
 def compare(
-    asked: Asked, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
+    comparison: Comparison,
+    setting: Setting,
+    engine_options: dict[str, Any],
+    workload_options: dict[str, Any],
 ) -> Results:
     """Check, measure, print and write; the file is up to date after each arm that is built, and each repeat.
 
     Raises:
-      ConfigError, WorkloadError, TraceError: before any work, for what was asked for wrongly.
+      ConfigError, WorkloadError, TraceError: before any work, for what cannot be compared as it is described.
       JBatchError, and what LLM raises: where jbatch itself cannot run, as there is nothing to compare with.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes what PyTorch needs
-    from bench.ladder.batching import Batching, make_workloads, samplers
+    from bench.ladder.batching import Experiment, make_workloads, samplers
     from bench.ladder.subject import LLMSubject, find_model
 
-    entries = choose_entries(list(asked.arms))
+    arms = choose_arms(list(comparison.arms))
     if setting.repeats < LEAST_REPEATS:
         raise ConfigError("repeats", setting.repeats, f"must be at least {LEAST_REPEATS}")
     options = {"max_num_seqs": 16, "seed": setting.seed} | samplers(setting) | engine_options
-    asked_for = Batching(asked.model, (asked.dataset_name,))
-    (workload,) = make_workloads(asked_for, setting, options, workload_options | {"closed": True})
-    options = _with_pages(asked.model, workload.longest, options)
-    model_dir, _ = find_model(asked.model)
-    with claimed(asked.output_json), claimed(asked.record), tempfile.TemporaryDirectory() as scratch:
-        subject = LLMSubject(asked.model, workload.longest, options, measure_floor=False)
-        stage = Stage(subject, workload, model_dir, asked.record or Path(scratch) / "plans.jsonl")
-        rows = [Row(entry) for entry in entries]
+    experiment = Experiment(comparison.model, (comparison.dataset_name,))
+    (workload,) = make_workloads(experiment, setting, options, workload_options | {"closed": True})
+    options = _with_pages(comparison.model, workload.longest, options)
+    model_dir, _ = find_model(comparison.model)
+    path, record = comparison.output_json, comparison.record
+    with claimed(path), claimed(record), tempfile.TemporaryDirectory() as scratch:
+        subject = LLMSubject(comparison.model, workload.longest, options, measure_floor=False)
+        stage = Stage(subject, workload, model_dir, record or Path(scratch) / "plans.jsonl")
+        measurements = [Measurement(arm) for arm in arms]
         try:
-            return _compare(stage, rows, setting.repeats, asked.output_json)
+            return _compare(stage, measurements, setting.repeats, path)
         finally:
-            for row in rows:
-                row.close()
+            for measurement in measurements:
+                measurement.close()
             stage.close()
             subject.close()
 
 
-def _compare(stage: Stage, rows: Sequence[Row], repeats: int, path: Path | None) -> Results:
+def _compare(stage: Stage, measurements: Sequence[Measurement], repeats: int, path: Path | None) -> Results:
     from bench.measure import manifest
 
     about = manifest.collect() | stage.subject.about | {"versions": versions(), "arrivals": "all at time 0"}
 
     def results() -> Results:
-        arms = {row.entry.name: result(row, stage) for row in rows}
+        arms = {measurement.arm.name: result(measurement, stage) for measurement in measurements}
         seen = about | {"clocks_after": manifest.clocks()}
         return Results("compare", seen, describe(stage.workload), arms, gains=ratios(arms, stage.workload))
 
-    measure(stage, rows, repeats, lambda: _save(path, results))
+    measure(stage, measurements, repeats, lambda: _save(path, results))
     return results()
 
 
-def measure(stage: Stage, rows: Sequence[Row], repeats: int, on_news: Callable[[], None]) -> None:
-    """Build and check each arm, and run those that agree in turn. Raises what jbatch's own arm raises.
+def versions() -> dict[str, str | None]:
+    """The versions of what the arms are made of, by package; None for what is not installed."""
+    from importlib import metadata
 
-    on_news: is called when an arm is built, or is not, and after each repeat.
-    """
-    from bench.compare.cross_check import NEAR_TIE, LogitGap, cross_check
-
-    config, runner = stage.subject.llm.model_config, stage.subject.llm.runner
-    gap, tolerance = LogitGap(config, runner.params, stage.workload.longest), NEAR_TIE[config.dtype]
-    prompts = [item.prompt_token_ids for item in stage.workload.items]
-    reference: list[list[int]] = []
-
-    def prepare(row: Row) -> None:
-        begin = time.perf_counter()
-        row.contender = row.entry.build(stage)
-        row.about["build_s"] = time.perf_counter() - begin
-        tokens = row.contender.run().tokens
-        row.about |= {"warm_up_s": time.perf_counter() - begin, **row.contender.describe()}
-        if row.entry.name == REFERENCE:
-            assert isinstance(row.contender, Driven)
-            reference[:] = tokens
-            stage.record(row.contender.plans)
-        row.about["check"] = cross_check(prompts, reference, tokens, gap, tolerance)._asdict()
-
-    def run_again(row: Row) -> None:
-        assert row.contender is not None
-        outcome = row.contender.run()
-        cross_check(prompts, reference, outcome.tokens, gap, tolerance)
-        row.outcomes.append(outcome._replace(tokens=[]))
-
-    for row in rows:
-        if row.entry.name == REFERENCE:
-            prepare(row)  # without it nothing can be compared: its error is the command's
-        else:
-            row.attempt("not built, or not checked", lambda row=row: prepare(row))
-        on_news()
-    for repeat in range(repeats):
-        for row in rows:
-            row.attempt(f"repeat {repeat + 1}", lambda row=row: run_again(row))
-        on_news()
-
-
-def result(row: Row, stage: Stage) -> ArmResult:
-    """Of the repeat of median duration."""
-    from bench.measure import measures
-    from bench.measure.account import step_rows
-
-    entry, max_num_seqs = row.entry, stage.subject.max_num_seqs
-    if row.not_run is not None or not row.outcomes:
-        return ArmResult(entry.name, entry.definition, not_run=row.not_run or _cut_off(row))
-    middle = sorted(row.outcomes, key=lambda one: -one.duration_s)[(len(row.outcomes) - 1) // 2]
-    steps, counts, latencies, requests = [], None, None, []
-    if middle.run is None:
-        rates = _rates(stage, middle.duration_s)
-    else:
-        steps = step_rows(middle.run, stage.subject.page_size, False)
-        counts = measures.counts(middle.run, steps, stage.subject.page_size, 0)
-        rates, latencies = measures.rates(middle.run, steps), measures.latencies(middle.run)
-        requests = measures.request_rows(middle.run)
-    num_tokens = stage.workload.num_output_tokens
-    return ArmResult(
-        label=f"{entry.name}: {row.about['attention']}",
-        definition=entry.definition,
-        max_num_seqs=max_num_seqs,
-        counts=counts,
-        rates=rates,
-        latencies=latencies,
-        repeats=tuple(num_tokens / one.duration_s for one in row.outcomes),
-        steps=tuple(steps),
-        requests=tuple(requests),
-        extra=row.about,
-    )
-
-
-def _cut_off(row: Row) -> str:
-    """Why an arm that did not fail has no figures."""
-    if "check" not in row.about:
-        return "the run was cut off before it was built and checked"
-    check = row.about["check"]
-    return (
-        f"the run was cut off before it was timed; {check['equal']} of {check['requests']} requests had the "
-        f"same tokens, {check['near_ties']} parted at a near-tie"
-    )
-
-
-def _rates(stage: Stage, duration_s: float) -> Rates:
-    workload = stage.workload
-    return Rates(
-        duration_s=duration_s,
-        idle_s=0.0,
-        request_throughput=len(workload.items) / duration_s,
-        output_throughput=workload.num_output_tokens / duration_s,
-        total_token_throughput=(workload.num_prompt_tokens + workload.num_output_tokens) / duration_s,
-        request_goodput=None,
-        device_busy_share=None,
-        floor_share=None,
-    )
-
-
-def ratios(arms: dict[str, ArmResult], workload: Workload) -> dict[str, Any]:
-    """jbatch's output throughput over each other's; a replay's over the other executor's; {"refused": why}
-    in the place of one that would mislead."""
-    found: dict[str, Any] = {}
-    for name, arm in arms.items():
-        base = "replay-jbatch" if name.startswith("replay") else REFERENCE
-        over = arms.get(base)
-        if name != base and over is not None and over.rates is not None and arm.rates is not None:
-            reason = _refusal(base, over, workload) or _refusal(name, arm, workload)
-            ratio = over.rates.output_throughput / arm.rates.output_throughput
-            found[f"{base} / {name}"] = ratio if reason is None else {"refused": reason}
-    return found
-
-
-def _refusal(name: str, arm: ArmResult, workload: Workload) -> str | None:
-    """Why an arm is in no ratio; None where it may be."""
-    share = compared_share(arm, workload.num_output_tokens)
-    if share < LEAST_COMPARED:
-        return f"{name} is not trusted: only {share:.0%} of its tokens could be compared"
-    most = arm.max_num_seqs or 1
-    if name in STATIC and len(workload.items) < LEAST_BATCHES * most:
-        return (
-            f"{len(workload.items)} requests are fewer than {LEAST_BATCHES} static batches of {most}: "
-            "the first and the last batch weigh too much"
-        )
-    return None
+    installed: dict[str, str | None] = {}
+    for module, package in (
+        ("torch", "torch"),
+        ("transformers", "transformers"),
+        ("triton", "triton"),
+        ("flash_attn", "flash-attn"),
+        ("flash_attn_interface", "flash-attn-3"),
+    ):
+        try:
+            there = importlib.util.find_spec(module) is not None
+            installed[package] = metadata.version(package) if there else None
+        except metadata.PackageNotFoundError:
+            installed[package] = "unknown"
+    return installed
 
 
 def _with_pages(model: str, longest: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -265,8 +120,8 @@ def _with_pages(model: str, longest: int, options: dict[str, Any]) -> dict[str, 
 
     if {"num_pages", "kv_cache_memory_bytes"} & options.keys():
         return options
-    _, found = engine_options(model, longest, options)
-    config = EngineConfig(**found)
+    _, complete = engine_options(model, longest, options)
+    config = EngineConfig(**complete)
     per_sequence = -(-(config.max_model_len or longest) // config.page_size)
     return options | {"num_pages": 1 + config.max_num_seqs * per_sequence}
 
@@ -280,7 +135,7 @@ def _save(path: Path | None, results: Callable[[], Results]) -> None:
 
 
 HELP = {name: SETTING_HELP[name] for name in ("num_prompts", "seed", "repeats")}
-ARM_NAMES = ", ".join((*ENTRIES, *GROUPS))
+ARM_NAMES = ", ".join((*ARMS, *GROUPS))
 
 
 def run(args: list[str]) -> int:
@@ -313,5 +168,5 @@ def command(
     Greedy tokens are compared before any time is shown; an arm that cannot run, or that gives other tokens,
     is a line that says why.
     """
-    asked = Asked(model, dataset_name, tuple(arms or ()), output_json, record)
-    print_comparison(compare(asked, Setting(**setting_options), engine_options, workload_options))
+    comparison = Comparison(model, dataset_name, tuple(arms or ()), output_json, record)
+    print_comparison(compare(comparison, Setting(**setting_options), engine_options, workload_options))

@@ -59,13 +59,13 @@ def cross_check(
             continue
         context = [*prompt, *expected[:place]]
         gaps = [gap(context, token) for token in (expected[place], got[place])]
-        found = max(gaps)
-        if not all(one <= tolerance for one in gaps):  # or NaN
+        widest = max(gaps)
+        if not all(gap_to_best <= tolerance for gap_to_best in gaps):  # or NaN
             raise Disagreement(
                 f"request {number}, token {place}: {got[place]}, and the reference has {expected[place]}: "
-                f"their logits are up to {found:.3g} below the best, and a near-tie is at most {tolerance:g}"
+                f"their logits are up to {widest:.3g} below the best, and a near-tie is at most {tolerance:g}"
             )
-        near_ties, compared, largest = near_ties + 1, compared + place, max(largest, found)
+        near_ties, compared, largest = near_ties + 1, compared + place, max(largest, widest)
     return Agreement(len(tokens), equal, near_ties, largest, tolerance, compared)
 
 
@@ -78,7 +78,7 @@ class LogitGap:
 
     def __init__(self, config: ModelConfig, params: Mapping[str, Any], longest: int):
         self._config, self._params, self._longest = config, tuple(params.values()), longest
-        self._last: tuple[tuple[int, ...], Any] = (), None  # two tokens of a context are asked for in turn
+        self._last: tuple[tuple[int, ...], Any] = (), None  # two tokens of a context come in turn
 
     def __call__(self, context: Sequence[int], token: int) -> float:
         if self._last[0] != tuple(context):
@@ -99,7 +99,7 @@ class LogitGap:
 
 @functools.lru_cache(maxsize=8)
 def _last_logits(config: ModelConfig) -> Callable[..., Any]:
-    """The logits behind the first `length` tokens of `ids`; attention over all of them at once."""
+    """A compiled function (params, ids, length) -> the logits behind the first `length` tokens of `ids`."""
     import jax
     import jax.numpy as jnp
 

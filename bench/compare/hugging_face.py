@@ -5,7 +5,6 @@ For transformers 5.17 and later; run here with 5.24 on a CPU, and never on a GPU
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import importlib.util
 import warnings
@@ -41,10 +40,10 @@ def build(model_dir: Path, params: Mapping[str, Tensor], attention: str = "sdpa"
         model = transformers.AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention
         )
-    found = model.load_state_dict(to_hugging_face(params), strict=False, assign=True)
-    missing = set(found.missing_keys) - ({"lm_head.weight"} if config.tie_word_embeddings else set())
-    if missing or found.unexpected_keys:
-        raise JBatchError(f"transformers lacks {sorted(missing)} and does not know {found.unexpected_keys}")
+    keys = model.load_state_dict(to_hugging_face(params), strict=False, assign=True)
+    missing = set(keys.missing_keys) - ({"lm_head.weight"} if config.tie_word_embeddings else set())
+    if missing or keys.unexpected_keys:
+        raise JBatchError(f"transformers lacks {sorted(missing)} and does not know {keys.unexpected_keys}")
     model.tie_weights()
     device = params["embedding"].device
     rotary = type(model.model.rotary_emb)  # its frequencies are no parameters, so they have no values yet
@@ -54,7 +53,8 @@ def build(model_dir: Path, params: Mapping[str, Tensor], attention: str = "sdpa"
 
 
 def to_hugging_face(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`weights.to_hugging_face`, of tensors: views where that is possible."""
+    """As `weights.to_hugging_face`, for tensors: by Hugging Face's names, and views where that is
+    possible."""
     return {
         part.name: tensor[part.where].reshape(part.shape)
         for name, tensor in params.items()
@@ -77,23 +77,25 @@ class Generate:
         self._cache = transformers.StaticCache(config=model.config, max_cache_len=most)
 
     def describe(self) -> dict[str, Any]:
+        """Attention, execution, device and version, for the report."""
         compiled = "compiled by generate" if self._model.device.type == "cuda" else "not compiled"
         return {
-            "attention": self._model.config._attn_implementation,
+            "attention": attention_of(self._model),
             "execution": f"static cache of {self._max_cache_len} tokens, {compiled}",
             "device": str(self._model.device),
             "transformers": transformers.__version__,
         }
 
     def run(self, items: Sequence[WorkItem]) -> list[list[int]]:
-        """Token ids of each request, as many as it asked for."""
+        """Token ids of each request, as many as its `output_len`."""
         outputs: list[list[int]] = []
         for begin in range(0, len(items), self._batch_size):
             outputs += self._batch(items[begin : begin + self._batch_size])
         return outputs
 
     def close(self) -> None:
-        self._model = self._cache = None
+        """Let go of the model's and the cache's memory."""
+        del self._model, self._cache
 
     def _batch(self, items: Sequence[WorkItem]) -> list[list[int]]:
         prompt_len = _longest_prompt(items)
@@ -136,9 +138,9 @@ class Continuous:
 
     def __init__(self, model: Any, max_num_seqs: int, cache_tokens: int, page_size: int):
         fields = {field.name for field in dataclasses.fields(transformers.ContinuousBatchingConfig)}
-        if model.config._attn_implementation.startswith("flash"):
+        if attention_of(model).startswith("flash"):
             page_size = -(-page_size // FLASH_PAGE) * FLASH_PAGE
-        options = {
+        options: dict[str, Any] = {
             "page_size" if "page_size" in fields else "block_size": page_size,  # until 5.17
             "num_blocks": max_num_seqs + -(-cache_tokens // page_size),  # a page of each may be part full
             "max_batch_tokens": max(2048, max_num_seqs) if model.device.type == "cuda" else 256,
@@ -150,7 +152,7 @@ class Continuous:
             generation_config=transformers.GenerationConfig(
                 do_sample=False, eos_token_id=NO_EOS, pad_token_id=0, max_new_tokens=1
             ),
-            continuous_batching_config=transformers.ContinuousBatchingConfig(**copy.copy(options)),
+            continuous_batching_config=transformers.ContinuousBatchingConfig(**options),
         )
         if model.device.type == "cuda" and (warm_up := getattr(self._manager, "warmup", None)):
             warm_up()
@@ -158,7 +160,8 @@ class Continuous:
         self._round = 0
 
     def describe(self) -> dict[str, Any]:
-        attention = self._model.config._attn_implementation
+        """Attention, execution, device and version, for the report."""
+        attention = attention_of(self._model)
         return {
             "attention": attention + ("" if "flash" in attention else ATTENDS_OVER_ALL),
             "execution": ", ".join(f"{name}={value}" for name, value in self._options.items()),
@@ -167,7 +170,7 @@ class Continuous:
         }
 
     def run(self, items: Sequence[WorkItem]) -> list[list[int]]:
-        """Token ids of each request.
+        """One pass over the requests: the token ids of each.
 
         Raises:
           JBatchError: for a request that transformers failed, and where its thread ended.
@@ -191,9 +194,15 @@ class Continuous:
         return [outputs[request_id] for request_id in request_ids]
 
     def close(self) -> None:
+        """End the manager's thread, and let go of the model's memory."""
         self._manager.stop(block=True, timeout=5 * WAIT_S)
         self._manager.destroy()
-        self._model = None
+        del self._model
+
+
+def attention_of(model: Any) -> str:
+    """What attends in a model: continuous batching may have changed it, and no public name tells."""
+    return model.config._attn_implementation
 
 
 def best_attention(device: torch.device, dtype: torch.dtype) -> str:

@@ -8,10 +8,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.compare.ratios import compared_share
 from bench.ladder.tables import console, describe_workload
 from bench.results import ArmResult, Results
-
-LEAST_COMPARED = 0.2  # of an arm's tokens: with fewer, it is not trusted
 
 
 def print_comparison(results: Results, out: Console | None = None) -> None:
@@ -43,11 +42,6 @@ HEADINGS = (
     *("arm", "tokens/s", "spread", "requests/s", "warm-up s", "same tokens", "near-ties", "largest gap"),
     "compared",
 )
-
-
-def compared_share(arm: ArmResult, num_output_tokens: int) -> float:
-    """Of an arm's tokens, those that were held against the reference's: not what lies behind a parting."""
-    return arm.extra["check"]["compared_tokens"] / num_output_tokens
 
 
 def _ratio(value: Any) -> str:

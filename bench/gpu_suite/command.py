@@ -23,6 +23,7 @@ from typing import Any
 from bench.gpu_suite.parts import Part, run_part
 from bench.measure import manifest
 from jbatch.distribution import install_hint
+from pallas_kernels.names import COMPILERS
 
 BUDGET_S = 540.0
 TINY_BUDGET_S = TINY_LIMIT_S = 1800.0  # of all parts and of one: how busy a CPU is, nobody knows
@@ -37,7 +38,7 @@ SANITIZER_ENV = {
 
 
 def _checks(name: str, limit_s: float) -> Part:
-    """A part of the test cases, not interpreted."""
+    """The part that runs the kernels' test cases as they are, not interpreted."""
     command = ("-m", "tests.long.check_kernels", "--implementation", name)
     return Part(
         name=f"correct-{name}",
@@ -49,28 +50,29 @@ def _checks(name: str, limit_s: float) -> Part:
 
 
 def _kernels(name: str, ops: tuple[str, ...], limit_s: float, *more: str) -> Part:
+    """The part that times the kernels of some ops."""
     command = ("-m", "bench.kernels", "--output-dir", "OUT", *more, "--ops", *ops)
     tiny = ("--smoke", "--implementations", "xla")  # the tests interpret the others
     return Part(name, command, limit_s, tiny, ("--quick",), result="kernels.jsonl", resume=True)
 
 
 def _steps(kind: str, limit_s: float) -> Part:
-    """Steps of whole models; their own limit leaves time to write what was measured."""
+    """The part that times steps of whole models; their own limit leaves time to write what was measured."""
     command: tuple[str, ...] = ("-m", "bench.steps", kind, "--ceilings", "OUT/ceilings.json")
     command += ("--json", f"OUT/{kind}-steps.json", "--seconds", str(limit_s - 10))
     return Part(f"{kind}-steps", command, limit_s, ("--tiny",), result=f"{kind}-steps.json")
 
 
 def _sanitizer(tool: str, limit_s: float) -> Part:
-    """The kernels on tiny sizes, under a checker; what they leave is of no interest."""
+    """The part that runs the kernels on tiny sizes under a checker; what they leave is of no interest."""
     command = ("-m", "bench.kernels", "--smoke", "--ops", "decode", "prefill", "--output-dir", "TMP")
     under = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no")
-    implementations = ("--implementations", "mosaic", "triton")
+    implementations = ("--implementations", *COMPILERS)
     return Part(f"sanitizer-{tool}", command + implementations, limit_s, None, tool=under, env=SANITIZER_ENV)
 
 
 def _torch(name: str, limit_s: float, *arms: str, tiny: bool) -> Part:
-    """Arms of `jbatch bench compare`."""
+    """The part that runs some arms of `jbatch bench compare`."""
     command: tuple[str, ...] = ("-m", "bench.gpu_suite.compare", "--json", f"OUT/compare-{name}.json")
     command += ("--steps", "OUT/decode-steps.json", "--arms", *arms)
     result = f"compare-{name}.json"
@@ -149,7 +151,7 @@ LAST_MAIN_PART = "row-bits"  # up to here the parts' limits fit the budget; the 
 
 
 def run_suite(parts: list[Part], folder: Path, tiny: bool, budget_s: float) -> dict[str, Any]:
-    """Run the parts in turn; results.json is written after each. The content of it."""
+    """Run the parts in turn; the content of results.json, which is written after each."""
     begin = time.monotonic()
     result: dict[str, Any] = {"schema": 1, "kind": "gpu-suite", "tiny": tiny, "parts": []}
     result["manifest"] = collect_manifest()
@@ -167,20 +169,22 @@ def run_suite(parts: list[Part], folder: Path, tiny: bool, budget_s: float) -> d
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
-    """Replace results.json as a whole."""
+    """Replace results.json as a whole, so that it is never half written."""
     whole = folder / "results.json.partial"
     whole.write_text(json.dumps(result, indent=1) + "\n")
     whole.replace(folder / "results.json")
 
 
 def collect_manifest() -> dict[str, Any]:
-    """In a process of its own: one that starts JAX here would take the GPU's memory from the parts."""
+    """The machine, as a process of its own sees it: if JAX started here, it would take the GPU's memory from
+    the parts."""
     command = [sys.executable, "-m", "bench.measure.manifest"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=manifest.ROOT, check=True)
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def main() -> int:
+    """The command; the exit code is 0 where every part ended well or could not run here."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -207,7 +211,7 @@ def main() -> int:
 
 
 def write_report(folder: Path) -> None:
-    """The page and the pictures; without matplotlib, a line that says so."""
+    """Write the page and the pictures; without matplotlib, print a line that says so."""
     from bench.report import command as report
 
     try:
@@ -217,6 +221,7 @@ def write_report(folder: Path) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    """How the parts ended, a line each."""
     lines = (
         f"{r['part']:20} {r['status']:10} {r.get('seconds', 0):7.1f} s  {r.get('reason', '')}" for r in rows
     )

@@ -26,6 +26,7 @@ FEW_PROMPTS = 64  # of transformers' arms, which take longer than the suite has 
 
 
 def main() -> int:
+    """The command; the exit code is 4 where PyTorch is not installed, 1 where no arm of it ran."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,17 +40,17 @@ def main() -> int:
     if missing:
         print(f"{' and '.join(missing)} not installed: {install_hint('bench')}")
         return NOT_RUN
-    from bench.compare.command import Asked, compare
+    from bench.compare.command import Comparison, compare
     from bench.compare.table import print_comparison
 
     options: dict[str, Any] = TINY_OPTIONS
     if not args.tiny:
         options = OPTIONS | {"attention_backend": fastest_attention(args.steps)}
-    asked = Asked("demo" if args.tiny else args.model, arms=tuple(args.arms), output_json=args.json)
+    comparison = Comparison("demo" if args.tiny else args.model, arms=tuple(args.arms), output_json=args.json)
     many = FEW_PROMPTS if any(name.startswith("hf-") for name in args.arms) else NUM_PROMPTS
     setting = Setting(num_prompts=TINY_PROMPTS if args.tiny else many)
     scale = {"length_scale": TINY_SCALE if args.tiny else LENGTH_SCALE}
-    results = compare(asked, setting, options, scale)
+    results = compare(comparison, setting, options, scale)
     print_comparison(results)
     return 1 if all(arm.not_run for name, arm in results.arms.items() if name != "jbatch") else 0
 

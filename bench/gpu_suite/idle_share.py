@@ -40,7 +40,7 @@ OPTIONS: dict[str, Any] = {
 
 
 class Case(NamedTuple):
-    """So many sequences as the options have slots; all prompts fit one step."""
+    """A model that decodes as many sequences as its options have slots; all their prompts fit one step."""
 
     model: str
     options: dict[str, Any]
@@ -49,6 +49,7 @@ class Case(NamedTuple):
 
     @property
     def slots(self) -> int:
+        """Sequences that decode."""
         return self.options["max_num_seqs"]
 
 
@@ -57,13 +58,14 @@ TINY = (Case("demo", TINY_OPTIONS, 16, 24),)
 
 
 def measure(case: Case, backend: str) -> dict[str, Any]:
-    """A row's figures, for one attention backend."""
+    """A case's figures with one attention backend, for a row of the results."""
     path, options = find_model(case.model)
     with LLM(path, **options | case.options, attention_backend=backend) as llm:
         page_size, max_tokens = llm.config.page_size, llm.max_model_len - case.prompt_len
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-        for row in range(case.slots):
-            llm.engine.add_request(str(row), [3 + (row + i) % 90 for i in range(case.prompt_len)], params)
+        for number in range(case.slots):
+            prompt = [3 + (number + i) % 90 for i in range(case.prompt_len)]
+            llm.engine.add_request(str(number), prompt, params)
         step_s, device_s = _engine_steps(llm.engine, case.steps)
         plan = _at_page_begin(llm.engine)
         same_s = statistics.median(_same_step(llm, plan, page_size // (2 * ROUNDS)) for _ in range(ROUNDS))
@@ -114,7 +116,7 @@ def _same_step(llm: LLM, plan: StepPlan, calls: int) -> float:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row for people."""
+    """A row as a line for people."""
     head = f"{row['model']:12} {row['slots']:4} slots  {row['attention']:8}"
     if row["status"] != "ok":
         return f"{head} {row['status']}: {row['reason']}"
@@ -125,6 +127,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main() -> int:
+    """The command; the exit code is 1 where a backend failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

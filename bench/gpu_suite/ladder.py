@@ -17,7 +17,7 @@ from typing import Any
 from bench.gpu_suite.models import TINY_OPTIONS, fastest_attention
 from bench.ladder import tables
 from bench.ladder.arms import choose_arms
-from bench.ladder.batching import Batching, make_workloads, run_batching
+from bench.ladder.batching import Experiment, make_workloads, run_batching
 from bench.ladder.gains import LEAST_BATCHES
 from bench.measure import manifest
 from bench.options import Setting
@@ -40,6 +40,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def main() -> int:
+    """The command; the exit code is 1 where an arm did not run, or there was no time for a scenario."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,9 +56,9 @@ def main() -> int:
             skip(scenario, args)
             late.append(scenario)
             continue
-        found = run(scenario, args)
-        results += found
-        failed += sum(arm.not_run is not None for one in found for arm in one.arms.values())
+        (measured,) = run(scenario, args)
+        results.append(measured)
+        failed += sum(arm.not_run is not None for arm in measured.arms.values())
     if len(results) > 1:
         tables.print_gains(tables.console(), results)
     if late:
@@ -65,29 +66,29 @@ def main() -> int:
     return 1 if failed or late else 0
 
 
-def run(scenario: str, args: argparse.Namespace) -> list[Any]:
+def run(scenario: str, args: argparse.Namespace) -> list[Results]:
     """One scenario's results, which are also in its file."""
     return run_batching(*request(scenario, args))
 
 
 def skip(scenario: str, args: argparse.Namespace) -> None:
-    """A file that says of every arm that there was no time for it."""
-    asked, setting, options, scale = request(scenario, args)
-    (workload,) = make_workloads(asked, setting, options, scale)
+    """Write a file that says of every arm that there was no time for it."""
+    experiment, setting, options, scale = request(scenario, args)
+    (workload,) = make_workloads(experiment, setting, options, scale)
     arms = {
         arm.name: ArmResult(arm.name, arm.definition, not_run="no time left")
-        for arm in choose_arms(list(asked.arms))
+        for arm in choose_arms(list(experiment.arms))
     }
-    about = manifest.collect() | {"model": asked.model, "max_num_seqs": options["max_num_seqs"]}
-    assert asked.output_json is not None
-    with claimed(asked.output_json):
-        write(asked.output_json, Results("batching", about, describe(workload), arms))
+    about = manifest.collect() | {"model": experiment.model, "max_num_seqs": options["max_num_seqs"]}
+    assert experiment.output_json is not None
+    with claimed(experiment.output_json):
+        write(experiment.output_json, Results("batching", about, describe(workload), arms))
 
 
 def request(
     scenario: str, args: argparse.Namespace
-) -> tuple[Batching, Setting, dict[str, Any], dict[str, Any]]:
-    """What `run_batching` takes."""
+) -> tuple[Experiment, Setting, dict[str, Any], dict[str, Any]]:
+    """The arguments of `run_batching` for one scenario."""
     model = "demo" if args.tiny else args.model
     options = TINY_OPTIONS if args.tiny else OPTIONS | {"attention_backend": fastest_attention(args.steps)}
     slots = options["max_num_seqs"]
@@ -95,9 +96,9 @@ def request(
         num_prompts=LEAST_BATCHES * slots, repeats=1 if args.tiny else REPEATS, no_floor=args.tiny
     )
     arms = TINY_ARMS if args.tiny else ()  # all
-    asked = Batching(model, (scenario,), arms, output_json=args.out / f"batching-{scenario}.json")
+    experiment = Experiment(model, (scenario,), arms, output_json=args.out / f"batching-{scenario}.json")
     scale = {"length_scale": TINY_SCALE if args.tiny else LENGTH_SCALE}
-    return asked, setting, options, scale
+    return experiment, setting, options, scale
 
 
 if __name__ == "__main__":

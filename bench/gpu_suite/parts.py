@@ -89,7 +89,7 @@ def _explain(status: str, log: Path) -> dict[str, Any]:
 
 
 def _result(part: Part, folder: Path) -> dict[str, Any]:
-    """The file with the result, also of a part that was stopped; its content where that is small."""
+    """The file that a part left, even when it was stopped, with the content where that is small."""
     path = folder / part.result if part.result else None
     if path is None or not path.exists():
         return {}
@@ -101,13 +101,14 @@ def _result(part: Part, folder: Path) -> dict[str, Any]:
 
 
 def full_command(part: Part, folder: Path, scratch: Path, tiny: bool) -> list[str]:
+    """A part's whole command, with its folders in place."""
     more = (part.tiny or ()) if tiny else part.full
     given = (*part.command, *more)
     return [*part.tool, sys.executable, *(_placed(arg, {"OUT": folder, "TMP": scratch}) for arg in given)]
 
 
 def _placed(argument: str, folders: Mapping[str, Path]) -> str:
-    """With a folder in the place of its name at the beginning."""
+    """An argument with a folder in the place of the name that it begins with."""
     head, slash, tail = argument.partition("/")
     return f"{folders[head]}{slash}{tail}" if head in folders else argument
 
@@ -147,7 +148,8 @@ def run_process(command: list[str], log: Path, limit_s: float, quiet_s: float, e
 
 
 def _copy_output(process: subprocess.Popen[str], log: Path, heard: list[float]) -> None:
-    """With the seconds since the beginning on the terminal; also note when the last line came."""
+    """Copy a process' output to the log, and to the terminal with the seconds since the beginning; note when
+    the last line came."""
     begin = heard[0]
     with log.open("a") as file:
         for line in process.stdout or ():

@@ -132,7 +132,7 @@ def cases(kind: str, bucket: Bucket, model: Model) -> dict[str, list[Member | No
 
 
 def measure(model: Model, size: Size, buckets: tuple[Bucket, Bucket], backend: str) -> dict[str, Any]:
-    """A row: in the first bucket all must be equal; the second is another one."""
+    """A row of the results: in the first bucket all must be equal; the second is there to compare with."""
     bucket, other = buckets
     row = {"model": size.name, "kind": bucket.kind, "bucket": bucket.tokens, "attention": backend}
     if reason := why_not(backend, model, bucket) or why_not(backend, model, other):
@@ -141,7 +141,7 @@ def measure(model: Model, size: Size, buckets: tuple[Bucket, Bucket], backend: s
     run = Forward(model, bucket, backend)
     bits = {name: run(members) for name, members in cases(bucket.kind, bucket, model).items()}
     alone, control = bits.pop("alone"), bits.pop("another token")
-    unequal = [name for name, found in bits.items() if found != alone]
+    unequal = [name for name, others in bits.items() if others != alone]
     watched = cases(bucket.kind, bucket, model)["alone"][0]
     elsewhere = Forward(model, other, backend)([watched, *[None] * (other.slots - 1)])
     row |= {
@@ -160,7 +160,7 @@ def measure(model: Model, size: Size, buckets: tuple[Bucket, Bucket], backend: s
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row for people."""
+    """A row as a line for people."""
     head = f"{row['model']}, {row['kind']} bucket {row['bucket']}, {row['attention']}: {row['status']}"
     if row["status"] != "ok":
         return f"{head}: {row['reason']}"
@@ -169,6 +169,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main() -> int:
+    """The command; the exit code is 1 where a comparison is WRONG."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

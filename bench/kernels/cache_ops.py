@@ -1,4 +1,4 @@
-"""The small operations around attention: writing the cache, copying pages, planning a step's work."""
+"""The small operations around attention: writing the cache, copying pages, making a step's work list."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.kernels import problems as attention_problems
-from bench.kernels.candidates import Declined
+from bench.kernels.arms import Declined
 from bench.kernels.problems import DTYPE, GQA, ITEM_BYTES, TINY, Case, Heads
 from bench.measure import random_data
-from bench.measure.timing import Candidate
-from pallas_kernels import copy_pages, implementations, tuning, write_kv
-from pallas_kernels import work_list as plan
+from bench.measure.timing import CompiledArm
+from pallas_kernels import copy_pages, implementations, tuning, work_list, write_kv
 
 CHAIN = 16
 POOL_BYTES = 2 * 10**9  # many times the L2; every call writes pages that no other does
 
 
 class CacheCase(NamedTuple):
-    """Writing or copying some part of a pool."""
+    """A call that writes tokens to a pool, or copies pages of it."""
 
     op: str  # "write_kv": `num` tokens; "copy_pages": `num` pages
     heads: Heads
@@ -33,12 +32,13 @@ class CacheCase(NamedTuple):
 
     @property
     def name(self) -> str:
+        """How rows and tables call the case."""
         unit = "tokens" if self.op == "write_kv" else "pages"
         return f"{self.op} {self.heads.name} page {self.page_size} {self.num} {unit} {self.label}".strip()
 
     @property
     def bytes(self) -> int:
-        """Each number read once, and written once."""
+        """The bytes that a call moves: each number is read once and written once."""
         numbers = 2 * self.heads.kv_heads * self.heads.head_dim * self.num
         return 2 * ITEM_BYTES * numbers * (1 if self.op == "write_kv" else self.page_size)
 
@@ -48,10 +48,12 @@ class CacheCase(NamedTuple):
         return -(-self.num // self.page_size) if self.label == "prompt" else self.num
 
     def kv_shape(self, num_pages: int) -> tuple[int, ...]:
+        """The shape of a pool of so many pages."""
         return (num_pages, 2, self.heads.kv_heads, self.page_size, self.heads.head_dim)
 
 
 def grid(smoke: bool) -> list[CacheCase]:
+    """The cases to measure; those of a smoke run are tiny."""
     if smoke:
         return [CacheCase("write_kv", TINY, 16, 8, "rows"), CacheCase("copy_pages", TINY, 16, 2)]
     return [
@@ -112,8 +114,8 @@ def check(case: CacheCase, call: Callable[..., jax.Array]) -> bool:
     return np.array_equal(np.asarray(got), want)
 
 
-def build(name: str, case: CacheCase, call: Callable[..., jax.Array], pool_bytes: int) -> Candidate:
-    """A chain of calls on one pool, in place, each writing pages of its own."""
+def build(name: str, case: CacheCase, call: Callable[..., jax.Array], pool_bytes: int) -> CompiledArm:
+    """Compile a chain of calls on one pool, in place, each writing pages of its own."""
     page_bytes = int(np.prod(case.kv_shape(1))) * ITEM_BYTES
     num_pages = 1 + max(CHAIN * case.pages, pool_bytes // page_bytes)
     k, v = _new_tokens(case)
@@ -132,12 +134,12 @@ def build(name: str, case: CacheCase, call: Callable[..., jax.Array], pool_bytes
             pool[0] = compiled(pool[0], k, v, at)
         pool[0].block_until_ready()
 
-    return Candidate(name, lambda: None, many, CHAIN)
+    return CompiledArm(name, lambda: None, many, CHAIN)
 
 
-def build_plan(name: str, case: Case, interpret: bool) -> Candidate:
-    """Planning a step's work, which is done once for all layers. Each plan's lengths depend on the one
-    before; there is no floor to compare with, only the layers' time.
+def build_work_list(name: str, case: Case, interpret: bool) -> CompiledArm:
+    """Compile the making of a step's work list, which is done once for all layers. Each list's lengths depend
+    on the list before; there is no floor to compare with, only the layers' time.
 
     Raises:
       Declined: as the implementation's kernel does.
@@ -149,15 +151,13 @@ def build_plan(name: str, case: Case, interpret: bool) -> Candidate:
     tiles: Any = tuning.lookup(name, problem, tuning.INTERPRETER if interpret else device.device_kind)
     lens = jnp.asarray(case.kv_lens, jnp.int32)
     if case.op == "decode":
-        items = plan.max_items(problem, tiles.chunk)
-        step: Callable[..., Any] = functools.partial(plan.plan_decode, chunk=tiles.chunk, max_items=items)
+        sizes = {"chunk": tiles.chunk, "max_items": work_list.max_items(problem, tiles.chunk)}
+        step: Callable[..., Any] = functools.partial(work_list.make_decode_work, **sizes)
     else:
         tile_tokens = implementations.module(name, "prefill").tile_tokens(problem, tiles)
         starts, q_lens = jnp.asarray(attention_problems.q_starts(case)), jnp.asarray(case.q_lens, jnp.int32)
-        num_tiles = plan.num_tiles(problem, tile_tokens)
-        step = functools.partial(
-            plan.plan_prefill, starts, q_lens, tile_tokens=tile_tokens, num_tiles=num_tiles
-        )
+        sizes = {"tile_tokens": tile_tokens, "num_tiles": work_list.num_tiles(problem, tile_tokens)}
+        step = functools.partial(work_list.make_prefill_work, starts, q_lens, **sizes)
 
     def program(lens: jax.Array) -> tuple[jax.Array, list[Any]]:
         works = []
@@ -174,10 +174,11 @@ def build_plan(name: str, case: Case, interpret: bool) -> Candidate:
             now, _ = compiled(now)
         now.block_until_ready()
 
-    return Candidate(name, lambda: None, many, CHAIN, tiles._asdict())
+    return CompiledArm(name, lambda: None, many, CHAIN, tiles._asdict())
 
 
 def _new_tokens(case: CacheCase) -> tuple[jax.Array, jax.Array]:
+    """Keys and values to write; where pages are copied, a token that nobody reads."""
     tokens = case.num if case.op == "write_kv" else 1
     shape = (tokens, case.heads.kv_heads, case.heads.head_dim)
     return random_data.normal(shape, DTYPE, 3), random_data.normal(shape, DTYPE, 4)

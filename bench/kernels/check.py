@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.kernels import problems as attention_problems
-from bench.kernels.candidates import Setup, kernel_call, make_setup
+from bench.kernels.arms import Setup, kernel_call, make_setup
 from bench.kernels.problems import DTYPE, TINY, Case, decode_case
 from bench.measure import random_data
 
@@ -17,6 +17,7 @@ TOLERANCE = 0.01
 
 
 def is_right(error: float) -> bool:
+    """Whether a relative error is that of rounding; NaN is not."""
     return error <= TOLERANCE  # NaN is not
 
 
@@ -39,6 +40,7 @@ def reference_error() -> float:
 
 
 def _reference_error(case: Case) -> float:
+    """The relative error of plain JAX on one case."""
     num_pages = attention_problems.pool_pages(case, 1)
     shape = (num_pages, *attention_problems.page_shape(case))
     pool = random_data.kv_pool(shape, DTYPE, 5, 1.0)

@@ -21,12 +21,13 @@ import sys
 
 import jax
 
+from bench.kernels import arms as attention_arms
 from bench.kernels import cache_ops
-from bench.kernels import candidates as attention_candidates
 from bench.kernels import problems as attention_problems
 from bench.kernels import report as kernel_report
 from bench.kernels.check import is_right, reference_error
-from bench.kernels.rows import DeviceLost, Run, measure_attention, measure_cache_ops, measure_plans
+from bench.kernels.names import KERNELS, NAMES
+from bench.kernels.rows import DeviceLost, Run, measure_attention, measure_cache_ops, measure_work_lists
 from bench.measure import ceilings, manifest
 from bench.measure.ceilings import Ceilings
 from bench.measure.journal import Journal
@@ -37,17 +38,17 @@ DEVICE_LOST = 3  # exit status: go on with --resume
 
 
 def _ceilings(journal: Journal, smoke: bool) -> Ceilings | None:
-    """Measured, or those of the run that is resumed."""
+    """The device's rates: measured, or those of the run that is resumed; None of a smoke run."""
     for row in journal.rows:
         if row["op"] == "ceilings":
             return Ceilings(*(row[field] for field in Ceilings._fields))
     print("ceilings ...", flush=True)
-    found = ceilings.measure(ceilings.SMOKE if smoke else ceilings.Sizes(), rounds=0 if smoke else ROUNDS)
+    rates = ceilings.measure(ceilings.SMOKE if smoke else ceilings.Sizes(), rounds=0 if smoke else ROUNDS)
     if smoke:
         return None
-    journal.add({"op": "ceilings", "case": "", "implementation": "", "status": "ok", **found._asdict()})
-    print(ceilings.table(found), flush=True)
-    return found
+    journal.add({"op": "ceilings", "case": "", "implementation": "", "status": "ok", **rates._asdict()})
+    print(ceilings.table(rates), flush=True)
+    return rates
 
 
 def _parse() -> argparse.Namespace:
@@ -58,14 +59,15 @@ def _parse() -> argparse.Namespace:
     size.add_argument("--quick", action="store_true", help="a representative tenth, in minutes")
     size.add_argument("--smoke", action="store_true", help="tiny sizes and no times: does it run at all")
     parser.add_argument("--ops", nargs="+", choices=OPS, default=OPS)
-    names = attention_candidates.NAMES
-    parser.add_argument("--implementations", nargs="+", choices=names, default=names)
+    parser.add_argument("--implementations", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there, and go on")
     parser.add_argument("--output-dir", type=pathlib.Path)
     return parser.parse_args()
 
 
 def main() -> int:
+    """The command; the exit code is 1 where a kernel is wrong, 2 without a GPU, 3 where the device was
+    lost."""
     args = _parse()
     if args.smoke:
         manifest.prepare_smoke()
@@ -104,12 +106,12 @@ def _measure_all(args: argparse.Namespace, run: Run) -> None:
         grids = {op: [case for case in smoke if case.op == op] for op in grids}
     for op, cases in grids.items():
         if op in args.ops:
-            measure_attention(cases, attention_candidates.builders(op, args.implementations), run)
+            measure_attention(cases, attention_arms.builders(op, args.implementations), run)
     if "cache" in args.ops:
         measure_cache_ops(cache_ops.grid(args.smoke), run)
     if "plan" in args.ops:
-        names = [name for name in attention_candidates.KERNELS if name in args.implementations]
-        measure_plans([cases[0] for cases in grids.values()], names, run)
+        names = [name for name in KERNELS if name in args.implementations]
+        measure_work_lists([cases[0] for cases in grids.values()], names, run)
 
 
 if __name__ == "__main__":

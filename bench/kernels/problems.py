@@ -43,11 +43,13 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
+        """How rows and tables call the case."""
         size = f"{self.batch} x {self.context}" if self.op == "decode" else f"{self.tokens} tokens"
         return f"{self.op} {self.heads.name} page {self.page_size} {size} {self.label}"
 
     @property
     def batch(self) -> int:
+        """Sequences of the step."""
         return len(self.kv_lens)
 
     @property
@@ -57,7 +59,7 @@ class Case(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Queries."""
+        """Queries of the step, of all sequences together."""
         return sum(self.q_lens)
 
     @property
@@ -67,7 +69,7 @@ class Case(NamedTuple):
 
     @property
     def kv_bytes(self) -> int:
-        """Keys and values, each read once."""
+        """The bytes of all live keys and values, each read once."""
         return sum(self.kv_lens) * 2 * self.heads.kv_heads * self.heads.head_dim * ITEM_BYTES
 
     @property
@@ -87,15 +89,15 @@ class Case(NamedTuple):
         return 4 * self.heads.num_heads * self.heads.head_dim * pairs
 
     def problem(self, num_pages: int) -> Problem:
-        """What pallas_kernels calls it, over a pool of `num_pages`."""
+        """The case as a problem of pallas_kernels, over a pool of `num_pages`."""
         heads, pages_per_seq = self.heads, -(-self.context // self.page_size)
         sizes = (self.tokens, self.batch, heads.num_heads, heads.kv_heads, heads.head_dim)
         return Problem(self.op, DTYPE, *sizes, num_pages, self.page_size, pages_per_seq)
 
 
 def decode_case(heads: Heads, page_size: int, batch: int, context: int, label: str = "uniform") -> Case:
-    """The first sequence has `context` tokens. The others: `uniform`: as many; `ragged`: from 1 to that;
-    `one long`: 256."""
+    """A decode step, whose first sequence has `context` tokens. The others have: `uniform`: as many;
+    `ragged`: from 1 to that; `one long`: 256."""
     lengths = np.full(batch, context)
     if label == "ragged":
         lengths[1:] = np.random.default_rng(batch * context).integers(1, context, batch - 1, endpoint=True)
@@ -105,15 +107,15 @@ def decode_case(heads: Heads, page_size: int, batch: int, context: int, label: s
 
 
 def prefill_case(heads: Heads, page_size: int, tokens: int, label: str) -> Case:
-    """`fresh`: one prompt; `chunk`: the next tokens of one whose first 8192 are cached; `prefix`: 8 prompts,
-    each behind 2048 cached tokens; `packed`: 8 fresh prompts."""
+    """A prefill step. `fresh`: one prompt; `chunk`: the next tokens of one whose first 8192 are cached;
+    `prefix`: 8 prompts, each behind 2048 cached tokens; `packed`: 8 fresh prompts."""
     num, cached = {"fresh": (1, 0), "chunk": (1, 8192), "prefix": (8, 2048), "packed": (8, 0)}[label]
     q_lens = (tokens // num,) * num
     return Case("prefill", heads, page_size, label, q_lens, tuple(cached + n for n in q_lens))
 
 
 def decode_grid(quick: bool) -> list[Case]:
-    """The most telling cases first; `quick`: about a tenth, at every batch size."""
+    """Decode steps to time, the most telling first; `quick`: about a tenth of them, at every batch size."""
     if quick:
         first = [(64, 1024), (64, 8192), (1, 32768), (8, 4096), (256, 1024), (1, 1024), (256, 4096)]
         cases = [decode_case(GQA, 64, *size) for size in first]
@@ -133,6 +135,7 @@ def decode_grid(quick: bool) -> list[Case]:
 
 
 def prefill_grid(quick: bool) -> list[Case]:
+    """Prefill steps to time; `quick`: about a tenth of them."""
     if quick:
         sizes = [(2048, "fresh"), (8192, "fresh"), (2048, "chunk"), (2048, "packed"), (512, "prefix")]
         cases = [prefill_case(GQA, 64, *size) for size in [*sizes, (512, "fresh")]]
@@ -146,7 +149,7 @@ def prefill_grid(quick: bool) -> list[Case]:
 
 
 def smoke_grid() -> list[Case]:
-    """Sizes for an interpreter."""
+    """Steps of sizes for an interpreter."""
     return [
         decode_case(TINY, 16, 2, 48),
         decode_case(TINY, 16, 3, 40, "ragged"),
@@ -155,8 +158,8 @@ def smoke_grid() -> list[Case]:
 
 
 def num_caches(case: Case) -> int:
-    """Distinct caches: together more than four times the L2, so that nothing is still there from the turn
-    before; one is enough where it is many times as large."""
+    """How many distinct caches a case needs: together more than four times the L2, so that nothing is still
+    there from the turn before; one is enough where it is many times as large."""
     if case.kv_bytes > LARGE_CACHE:
         return 1
     return max(2, 1 + 4 * L2_BYTES // case.kv_bytes)
@@ -168,10 +171,12 @@ def pool_pages(case: Case, caches: int) -> int:
 
 
 def pool_bytes(case: Case, caches: int) -> int:
+    """Bytes of a pool that holds so many caches, and the null page."""
     return pool_pages(case, caches) * math.prod(page_shape(case)) * ITEM_BYTES
 
 
 def page_shape(case: Case) -> tuple[int, ...]:
+    """The shape of a page: keys and values of all heads."""
     return (2, case.heads.kv_heads, case.page_size, case.heads.head_dim)
 
 

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bench.kernels.names import FOREIGN
 from bench.measure.journal import UNDER_WAY, Row
 from jbatch.distribution import install_hint
+from pallas_kernels.names import NAMES
 
 DECODE_GOALS = (0.80, 0.92)  # share of the measured read bandwidth, from 64 sequences x 1k tokens
 PREFILL_GOALS = (0.40, 0.55)  # share of the measured matrix products
 META = ("manifest", "ceilings")
-COLOURS = {
-    "mosaic": "#c0392b",
-    "triton": "#2471a3",
-    "xla": "#7f8c8d",
-    "cudnn": "#1e8449",
-    "flashinfer": "#7d3c98",
-    "flash-attn-3": "#ca6f1e",
-}
+PALETTE = ("#c0392b", "#2471a3", "#7f8c8d", "#1e8449", "#7d3c98", "#ca6f1e")
+COLOURS = dict(zip((*NAMES, *FOREIGN["decode"]), itertools.cycle(PALETTE), strict=False))
 
 
 def line(row: Row) -> str:
-    """A row for people; one that is not right has no time."""
+    """A row as a line for people; one that is not right has no time."""
     head = f"{row['case']:52} {row['implementation']:12}"
     if row["status"] != "ok":
         error = f" relative error {row['error']:.1e}" if "error" in row else ""
@@ -39,7 +36,7 @@ def line(row: Row) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Times by problem, and why there is none where there is none."""
+    """The times by problem, and why there is none where there is none."""
     results = [row for row in rows if row["op"] not in META and row["status"] not in UNDER_WAY]
     lines = [line(row) for row in _sorted(results) if row["status"] != "declined"]
     reasons: dict[tuple[str, str, str], int] = {}
@@ -52,7 +49,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _sorted(rows: Iterable[Row]) -> list[Row]:
-    """Problems in the order in which they first came, each with its implementations together."""
+    """The rows by problem, in the order in which problems first came."""
     order: dict[tuple[str, str], int] = {}
     kept = list(rows)
     for row in kept:
@@ -61,7 +58,7 @@ def _sorted(rows: Iterable[Row]) -> list[Row]:
 
 
 def write(rows: Sequence[Row], folder: pathlib.Path) -> None:
-    """kernels.json and the pictures; the table to stdout."""
+    """Write kernels.json and the pictures; print the table."""
     meta = {row["op"]: {k: v for k, v in row.items() if k not in ("op", "case", "implementation", "status")}
             for row in rows if row["op"] in META}  # fmt: skip
     results = [row for row in rows if row["op"] not in META]
@@ -78,7 +75,7 @@ def write(rows: Sequence[Row], folder: pathlib.Path) -> None:
 
 
 def draw(rows: Sequence[Row], ceilings: dict[str, Any] | None, folder: pathlib.Path) -> list[pathlib.Path]:
-    """kernels-decode.png and kernels-prefill.png, as far as there are times.
+    """Draw kernels-decode.png and kernels-prefill.png, as far as there are times; their paths.
 
     Raises:
       ImportError: without matplotlib.

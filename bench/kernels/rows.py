@@ -11,24 +11,24 @@ import jax
 import jax.numpy as jnp
 
 from bench.kernels import cache_ops
-from bench.kernels import candidates as attention_candidates
 from bench.kernels import problems as attention_problems
 from bench.kernels import report as kernel_report
+from bench.kernels.arms import VALUE_SCALE, Builder, Declined, Setup, build_kernel, make_setup
 from bench.kernels.cache_ops import CacheCase
-from bench.kernels.candidates import VALUE_SCALE, Builder, Declined, Setup, build_kernel, make_setup
 from bench.kernels.check import TOLERANCE, is_right, relative_error
+from bench.kernels.names import KERNELS
 from bench.kernels.problems import DTYPE, MIN_CALLS, Case
 from bench.measure import random_data
 from bench.measure.ceilings import Ceilings
 from bench.measure.journal import Journal, Row
-from bench.measure.timing import Candidate, Times, time_in_turns
+from bench.measure.timing import CompiledArm, Times, time_in_turns
 
 COMPILE_THREADS = 8
 COMPILE_AHEAD = 4  # problems compiled together; nothing is timed meanwhile
 MEMORY_SHARE = 0.8  # of what JAX may take, for a pool
 SMOKE_LABEL = "smoke run: not a measurement"
 
-Built = dict[str, "Future[Candidate]"]
+Built = dict[str, "Future[CompiledArm]"]
 
 
 class Run(NamedTuple):
@@ -41,9 +41,11 @@ class Run(NamedTuple):
 
     @property
     def smoke(self) -> bool:
+        """Whether times are left out, as on a machine without a GPU."""
         return self.ceilings is None
 
     def report(self, row: Row) -> None:
+        """Write a row, and print it, but for what is declined for the same reason again."""
         same = [r for r in self.journal.rows if _why_not(r) == _why_not(row)]
         self.journal.add(row)
         if row["status"] != "declined" or not same:  # once is enough for what is not installed
@@ -103,8 +105,8 @@ def _batches(items: Sequence[Case], size: int) -> Iterator[Sequence[Case]]:
 
 def _compile(
     cases: Sequence[Case], kv_pages: jax.Array, builders: Mapping[str, Builder], run: Run
-) -> list[tuple[Setup, Built, Future[Candidate]]]:
-    """Compile some problems' candidates in parallel, and wait: compilers try kernels out on the device."""
+) -> list[tuple[Setup, Built, Future[CompiledArm]]]:
+    """Compile some problems' arms in parallel, and wait: compilers try kernels out on the device."""
     compiled = []
     with ThreadPoolExecutor(COMPILE_THREADS) as pool:
         for case in cases:
@@ -117,8 +119,9 @@ def _compile(
     return compiled
 
 
-def measure_case(setup: Setup, built: Built, reference: Future[Candidate], run: Run) -> None:
-    """One problem: a row for each implementation, with a time for those whose result is right."""
+def measure_case(setup: Setup, built: Built, reference: Future[CompiledArm], run: Run) -> None:
+    """Check and time one problem: a row for each implementation, with a time for those whose result is
+    right."""
     case, right = setup.case, {}
     try:
         expected = reference.result().once()
@@ -127,31 +130,31 @@ def measure_case(setup: Setup, built: Built, reference: Future[Candidate], run: 
         return
     for name, future in built.items():
         try:
-            candidate = future.result()
+            arm = future.result()
         except Declined as error:
             run.report(_row(case, name, "declined", reason=str(error)))
         except Exception as error:  # whatever a compiler says: the other implementations go on
             run.report(_row(case, name, "failed", reason=_reason(error)))
         else:
-            row = _check(case, candidate, expected, run)
+            row = _check(case, arm, expected, run)
             if row["status"] == "checked":
-                right[name] = candidate, row
+                right[name] = arm, row
     try:
-        times = time_in_turns([candidate for candidate, _ in right.values()], run.rounds)
+        times = time_in_turns([arm for arm, _ in right.values()], run.rounds)
     except Exception as error:  # they ran in turns: nobody knows whose it was
         for _, row in right.values():
             _report_failure(row, error, run)
         return
-    for name, (candidate, row) in right.items():
-        row |= {"caches": min(len(setup.tables), candidate.num_calls)}
+    for name, (arm, row) in right.items():
+        row |= {"caches": min(len(setup.tables), arm.num_calls)}
         run.report(row | timing_fields(times[name], case.bytes, case.flop, run.ceilings))
 
 
-def _check(case: Case, candidate: Candidate, expected: jax.Array, run: Run) -> Row:
-    """A row without a time: "checked", or what is wrong with the result."""
-    row = run.journal.add(_row(case, candidate.name, "started", tiles=candidate.tiles))
+def _check(case: Case, arm: CompiledArm, expected: jax.Array, run: Run) -> Row:
+    """Check an arm's result: a row without a time, which is "checked" or says what is wrong."""
+    row = run.journal.add(_row(case, arm.name, "started", tiles=arm.tiles))
     try:
-        error = float(relative_error(jnp.asarray(candidate.once()), expected))
+        error = float(relative_error(jnp.asarray(arm.once()), expected))
     except Exception as failure:
         return _report_failure(row, failure, run)
     row = row | {"status": "checked", "error": error, "tolerance": TOLERANCE}
@@ -163,7 +166,7 @@ def _check(case: Case, candidate: Candidate, expected: jax.Array, run: Run) -> R
 
 
 def _report_failure(row: Row, error: Exception, run: Run) -> Row:
-    """Raises DeviceLost where nothing can be computed after a failure."""
+    """Write and print why an arm has no time. Raises DeviceLost where nothing can be computed any more."""
     row = row | {"status": "failed", "reason": _reason(error)}
     try:
         (jnp.zeros(()) + 1).block_until_ready()
@@ -178,7 +181,7 @@ def measure_cache_ops(cases: Sequence[CacheCase], run: Run) -> None:
     """Check and time writes and copies; bytes read and bytes written count alike."""
     for case in cases:
         right = []
-        for name in attention_candidates.KERNELS if case.op == "write_kv" else ("xla",):
+        for name in KERNELS if case.op == "write_kv" else ("xla",):
             if not _is_to_do(case.op, case.name, name, run.journal):
                 continue
             row = run.journal.add(_named(case.op, case.name, name, "started"))
@@ -196,22 +199,22 @@ def measure_cache_ops(cases: Sequence[CacheCase], run: Run) -> None:
             run.report(row | timing_fields(times, case.bytes, 0, run.ceilings))
 
 
-def measure_plans(cases: Sequence[Case], names: Sequence[str], run: Run) -> None:
-    """Time the planning of a step's work, done once for all its layers: no floor, and nothing to check."""
+def measure_work_lists(cases: Sequence[Case], names: Sequence[str], run: Run) -> None:
+    """Time the making of a step's work list, once for all its layers: no floor, and nothing to check."""
     for case, name in itertools.product(cases, names):
-        plan_name = f"plan of {case.name}"
-        if name == "xla" or not _is_to_do("plan", plan_name, name, run.journal):
+        case_name = f"plan of {case.name}"
+        if name == "xla" or not _is_to_do("plan", case_name, name, run.journal):
             continue
-        row = run.journal.add(_named("plan", plan_name, name, "started"))
+        row = run.journal.add(_named("plan", case_name, name, "started"))
         try:
-            candidate = cache_ops.build_plan(name, case, run.interpret)
-            times = time_in_turns([candidate], run.rounds)[name]
+            arm = cache_ops.build_work_list(name, case, run.interpret)
+            times = time_in_turns([arm], run.rounds)[name]
         except Declined as error:
             run.report(row | {"status": "declined", "reason": str(error)})
         except Exception as error:
             _report_failure(row, error, run)
         else:
-            run.report(row | {"tiles": candidate.tiles} | timing_fields(times, 0, 0, run.ceilings))
+            run.report(row | {"tiles": arm.tiles} | timing_fields(times, 0, 0, run.ceilings))
 
 
 def timing_fields(times: Times, num_bytes: int, flop: int, ceilings: Ceilings | None) -> Row:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pallas_kernels import tuning
 from pallas_kernels.problem import Problem
-from pallas_kernels.tuning import ORDER_FIELDS, TILES, Tiles
+from pallas_kernels.tuning import ORDER_FIELDS, Tiles
 
 Measured = dict[Tiles, dict[str, Any]]  # of one problem, with "us" and "floor_us"
 Order = tuple[tuple[str, Any], ...]
@@ -23,9 +23,8 @@ def tiles_to_try(implementation: str, problem: Problem, device_kind: str, limit:
     Args:
       limit: values per field, at most.
     """
-    rule = tuning.heuristic(implementation, problem, device_kind)
-    known = (number for name, number in tuning.NUM_CORES.items() if device_kind.startswith(name))
-    cores = next(known, tuning.DEFAULT_CORES)
+    rule = tuning.default_tiles(implementation, problem, device_kind)
+    cores = tuning.num_cores(device_kind)
     fields = rule._asdict()
     others: dict[str, tuple[Any, ...]] = {
         "chunk": (2 * fields.get("chunk", 0), fields.get("chunk", 0) // 2),
@@ -37,31 +36,31 @@ def tiles_to_try(implementation: str, problem: Problem, device_kind: str, limit:
         "num_ctas": (2 * cores, 4 * cores, cores),
     }
     values = [tuple(dict.fromkeys((value, *others[name])))[:limit] for name, value in fields.items()]
-    found = [type(rule)(*chosen) for chosen in itertools.product(*values)]
-    return [tiles for tiles in found if getattr(tiles, "chunk", 0) % tiles.block_kv == 0]
+    combinations = [type(rule)(*chosen) for chosen in itertools.product(*values)]
+    return [tiles for tiles in combinations if getattr(tiles, "chunk", 0) % tiles.block_kv == 0]
 
 
 def choose(measured: Sequence[Measured]) -> list[Tiles]:
     """The tiles of each problem, which share an order of summation; none where no order works for all."""
-    orders = list(dict.fromkeys(order_of(tiles) for found in measured for tiles in found))
+    orders = list(dict.fromkeys(order_of(tiles) for times in measured for tiles in times))
     best: dict[Order, list[Tiles]] = {}
     for order in orders:
-        mine = [[tiles for tiles in found if order_of(tiles) == order] for found in measured]
+        mine = [[tiles for tiles in times if order_of(tiles) == order] for times in measured]
         if all(mine):
             best[order] = [
-                min(some, key=lambda tiles: found[tiles]["us"])
-                for some, found in zip(mine, measured, strict=True)
+                min(some, key=lambda tiles: times[tiles]["us"])
+                for some, times in zip(mine, measured, strict=True)
             ]
 
     def cost(order: Order) -> float:
         pairs = zip(best[order], measured, strict=True)
-        return sum(math.log(found[tiles]["us"] / found[tiles]["floor_us"]) for tiles, found in pairs)
+        return sum(math.log(times[tiles]["us"] / times[tiles]["floor_us"]) for tiles, times in pairs)
 
     return best[min(best, key=cost)] if best else []
 
 
 def order_of(tiles: Tiles) -> Order:
-    """What decides the order of summation."""
+    """The fields of the tiles that decide the order of summation."""
     return tuple((name, value) for name, value in tiles._asdict().items() if name in ORDER_FIELDS)
 
 
@@ -80,6 +79,6 @@ def rewrite(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     )
     tuning.check(tuple(tuning.Row(**row) for row in merged))
     for row in merged:
-        TILES[row["implementation"], row["kind"]](**row["tiles"])
+        tuning.tiles_of(row["implementation"], row["kind"], row["tiles"])
     lines = ",\n".join("  " + json.dumps(row) for row in merged)
     path.write_text(f'{{"schema": 1, "rows": [\n{lines}\n]}}\n')

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from bench.kernels import problems as attention_problems
-from bench.kernels.candidates import VALUE_SCALE, Setup, build_kernel, kernel_call, make_setup
+from bench.kernels.arms import VALUE_SCALE, Setup, build_kernel, kernel_call, make_setup
 from bench.kernels.check import is_right, relative_error
 from bench.kernels.problems import DTYPE, HEADS, MIN_CALLS, Case, Heads, decode_case, num_caches, prefill_case
 from bench.kernels.rows import timing_fields
@@ -32,8 +32,9 @@ from bench.kernels.tile_search import Measured, choose, rewrite, tiles_to_try
 from bench.measure import ceilings, manifest, random_data
 from bench.measure.ceilings import Ceilings
 from bench.measure.journal import Journal
-from bench.measure.timing import Candidate, time_in_turns
+from bench.measure.timing import CompiledArm, time_in_turns
 from pallas_kernels import implementations, tuning
+from pallas_kernels.names import COMPILERS
 from pallas_kernels.tuning import Tiles
 
 TABLE = Path(tuning.__file__).with_name("tuning.json")
@@ -52,6 +53,7 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
+        """How the output calls the job."""
         case = self.cases[0]
         return f"{self.implementation} {case.op} {case.heads.name} page {case.page_size}"
 
@@ -67,7 +69,7 @@ class Tuner(NamedTuple):
 
 
 def tune(job: Job, tuner: Tuner) -> list[dict[str, Any]]:
-    """The table's rows for a kernel and a model; none where no tiles work."""
+    """Measure a kernel's tiles for a model: its rows of the table; none where no tiles work."""
     caches = {case: 2 if tuner.ceilings is None else num_caches(case) for case in job.cases}
     num_pages = max(attention_problems.pool_pages(case, num) for case, num in caches.items())
     problem = job.cases[0].problem(num_pages)
@@ -86,15 +88,15 @@ def tune(job: Job, tuner: Tuner) -> list[dict[str, Any]]:
     chosen = choose(measured)
     about = manifest.collect() if chosen else {}
     rows = [
-        table_row(job.implementation, setup, tiles, found[tiles], about)
-        for setup, found, tiles in zip(setups, measured, chosen, strict=False)
+        table_row(job.implementation, setup, tiles, times[tiles], about)
+        for setup, times, tiles in zip(setups, measured, chosen, strict=False)
     ]
     kv_pages.delete()
     return rows
 
 
 def measure(setup: Setup, implementation: str, tried: Sequence[Tiles], tuner: Tuner) -> Measured:
-    """Compile, check and time tiles on one problem; those that work."""
+    """Compile, check and time tiles on one problem; the times of those that work."""
     call = kernel_call("xla", setup)
     expected = call.function(setup.q, setup.kv_pages, jnp.asarray(setup.tables[0]), setup.lens, call.work)
     expected.block_until_ready()
@@ -107,31 +109,33 @@ def measure(setup: Setup, implementation: str, tried: Sequence[Tiles], tuner: Tu
 def _measure(
     setup: Setup, implementation: str, tried: Sequence[Tiles], expected: jax.Array, tuner: Tuner
 ) -> Measured:
+    """Compile some tiles together, then check and time them; the times of those that work."""
     with ThreadPoolExecutor(COMPILE_THREADS) as pool:
         built = list(pool.map(lambda tiles: attempt(build_kernel, implementation, setup, tiles), tried))
-    right: dict[Tiles, Candidate] = {}
-    for tiles, candidate in zip(tried, built, strict=True):
-        reason = candidate if isinstance(candidate, str) else attempt(_wrong, candidate, expected)
+    right: dict[Tiles, CompiledArm] = {}
+    for tiles, outcome in zip(tried, built, strict=True):
+        reason = outcome if isinstance(outcome, str) else attempt(_wrong, outcome, expected)
         if reason is None:
-            right[tiles] = candidate._replace(name=str(tuple(tiles)))
+            right[tiles] = outcome._replace(name=str(tuple(tiles)))
         else:
             report(setup.case, implementation, tiles, {"status": "failed", "reason": reason}, tuner)
     times = time_in_turns(list(right.values()), 0 if tuner.ceilings is None else ROUNDS)
     result = {}
-    for tiles, candidate in right.items():
-        fields = timing_fields(times[candidate.name], setup.case.bytes, setup.case.flop, tuner.ceilings)
+    for tiles, arm in right.items():
+        fields = timing_fields(times[arm.name], setup.case.bytes, setup.case.flop, tuner.ceilings)
         report(setup.case, implementation, tiles, fields, tuner)
         result[tiles] = {"us": 1.0, "floor_us": 1.0} | fields
     return result
 
 
-def _wrong(candidate: Candidate, expected: jax.Array) -> str | None:
-    error = float(relative_error(candidate.once(), expected))
+def _wrong(arm: CompiledArm, expected: jax.Array) -> str | None:
+    """What is wrong with a result, or None."""
+    error = float(relative_error(arm.once(), expected))
     return None if is_right(error) else f"WRONG: relative error {error:.1e}"
 
 
 def attempt(function: Callable[..., Any], *args: Any) -> Any:
-    """The result, or what went wrong, as a string."""
+    """Call a function: its result, or what went wrong, as a string."""
     try:
         return function(*args)
     except Exception as error:
@@ -139,6 +143,7 @@ def attempt(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def report(case: Case, implementation: str, tiles: Tiles, fields: dict[str, Any], tuner: Tuner) -> None:
+    """Write and print a measurement."""
     row = {"op": case.op, "case": case.name, "implementation": f"{implementation} {tuple(tiles)}"}
     tuner.journal.add(row | {"tiles": tiles._asdict()} | fields)
     text = f"{fields['us']:8.1f} us, {100 * fields['share']:.1f} %" if "us" in fields else fields["reason"]
@@ -148,7 +153,7 @@ def report(case: Case, implementation: str, tiles: Tiles, fields: dict[str, Any]
 def table_row(
     implementation: str, setup: Setup, tiles: Tiles, measured: dict[str, Any], about: dict[str, Any]
 ) -> dict[str, Any]:
-    """A row of tuning.json, with what was seen."""
+    """A row of tuning.json, with what was measured."""
     problem = setup.case.problem(setup.kv_pages.shape[0])
     kept = ["status"]
     if measured["status"] == "ok":
@@ -162,16 +167,16 @@ def table_row(
 
 def jobs(args: argparse.Namespace) -> list[Job]:
     """What to tune: the most used first."""
-    found = []
+    to_tune = []
     for implementation, op in itertools.product(args.implementations, args.ops):
         for model, page_size in itertools.product(args.models, args.page_sizes):
             cases = smoke_cases(op) if args.smoke else problems(op, HEADS[model], page_size, args.quick)
-            found.append(Job(implementation, cases))
-    return list(dict.fromkeys(found))
+            to_tune.append(Job(implementation, cases))
+    return list(dict.fromkeys(to_tune))
 
 
 def problems(op: str, heads: Heads, page_size: int, quick: bool) -> tuple[Case, ...]:
-    """What the rows of a model are measured on."""
+    """The problems that the rows of a model are measured on."""
     if op == "prefill":
         tokens = (2048, 512) if quick else (2048, 512, 8192)
         return tuple(prefill_case(heads, page_size, num, "fresh") for num in tokens)
@@ -180,6 +185,7 @@ def problems(op: str, heads: Heads, page_size: int, quick: bool) -> tuple[Case, 
 
 
 def smoke_cases(op: str) -> tuple[Case, ...]:
+    """A problem for an interpreter."""
     return tuple(case for case in attention_problems.smoke_grid() if case.op == op)[:1]
 
 
@@ -190,9 +196,7 @@ def _parse() -> argparse.Namespace:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="few values and problems, GQA with page 64")
     size.add_argument("--smoke", action="store_true", help="tiny problems, no times")
-    parser.add_argument(
-        "--implementations", nargs="+", default=["mosaic", "triton"], choices=("mosaic", "triton")
-    )
+    parser.add_argument("--implementations", nargs="+", default=list(COMPILERS), choices=COMPILERS)
     parser.add_argument("--ops", nargs="+", default=["decode", "prefill"], choices=("decode", "prefill"))
     parser.add_argument("--models", nargs="+", choices=HEADS)
     parser.add_argument("--page-sizes", nargs="+", type=int)
@@ -205,6 +209,7 @@ def _parse() -> argparse.Namespace:
 
 
 def main() -> int:
+    """The command; the exit code is 2 where there is nothing to measure on."""
     args = _parse()
     if args.smoke:
         manifest.prepare_smoke()

@@ -1,4 +1,4 @@
-"""The rungs of the ladder: admission rules of one engine, and what each is called and means."""
+"""The arms of the ladder: admission rules of one engine, and what each is called and means."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ STATIC = tuple(name for name, arm in ARMS.items() if arm.mode.startswith("static
 
 
 def choose_arms(names: list[str] | None) -> list[Arm]:
-    """In the ladder's order; all by default. Raises ConfigError for an unknown name."""
+    """The arms of these names, in the ladder's order; all where none is named. Raises ConfigError for an
+    unknown name."""
     for name in names or ():
         if name not in ARMS:
             raise ConfigError("arms", name, f"must be one of {', '.join(ARMS)}")
@@ -69,7 +70,7 @@ def choose_arms(names: list[str] | None) -> list[Arm]:
 
 
 def predicted_lens(arm: Arm, workload: Workload) -> list[int] | None:
-    """What the arm's policy sorts by, at most what may be generated; None where it does not sort."""
+    """The output lengths that an arm's policy sorts by, which are at least 1; None where it does not sort."""
     if arm.policy == "fcfs":
         return None
     lens = np.array([item.output_len for item in workload.items])

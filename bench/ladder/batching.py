@@ -28,8 +28,8 @@ BURST_BATCHES = 8  # of a burst
 
 
 @dataclasses.dataclass(frozen=True)
-class Batching:
-    """What the command was asked for, beside a Setting."""
+class Experiment:
+    """What a command measures, beside a Setting, and where the results go."""
 
     model: str = DEMO
     dataset_names: tuple[str, ...] = ("mixed_length",)
@@ -39,19 +39,21 @@ class Batching:
 
 
 def run_batching(
-    asked: Batching, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
+    experiment: Experiment, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
 ) -> list[Results]:
-    """Measure, print and write; each file is up to date after each repeat.
+    """Measure, print and write an experiment; each file is up to date after each repeat.
 
     Raises:
-      ConfigError, WorkloadError, TraceError: before any work, for what was asked for wrongly.
+      ConfigError, WorkloadError, TraceError: before any work, for what cannot be measured as it is described.
     """
-    arms = choose_arms(list(asked.arms))
+    arms = choose_arms(list(experiment.arms))
     options = {"max_num_seqs": 16, "seed": setting.seed} | samplers(setting) | engine_options
-    workloads = make_workloads(asked, setting, options, workload_options)
-    paths = _paths(asked)
-    with claimed(asked.output_json, asked.output_dir):
-        subject = LLMSubject(asked.model, max(w.longest for w in workloads), options, not setting.no_floor)
+    workloads = make_workloads(experiment, setting, options, workload_options)
+    paths = _paths(experiment)
+    with claimed(experiment.output_json, experiment.output_dir):
+        subject = LLMSubject(
+            experiment.model, max(w.longest for w in workloads), options, not setting.no_floor
+        )
         try:
             every = _measure_all(setting, subject, arms, workloads, paths)
         finally:
@@ -67,6 +69,7 @@ def _measure_all(
     workloads: Sequence[Workload],
     paths: Sequence[Path | None],
 ) -> list[Results]:
+    """The results of each workload, printed as soon as they are there."""
     out, every = tables.console(), []
     about = manifest.collect() | subject.about | {"setting": dataclasses.asdict(setting)}
     for workload, path in zip(workloads, paths, strict=True):
@@ -76,16 +79,17 @@ def _measure_all(
 
 
 def make_workloads(
-    asked: Batching, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
+    experiment: Experiment, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
 ) -> list[Workload]:
-    """One per dataset: scenarios at a quarter of their lengths for the demo model, in bursts of 8 batches."""
+    """A workload for each dataset: scenarios at a quarter of their lengths for the demo model, in bursts of 8
+    batches."""
     engine = EngineConfig(**engine_options)
-    path, _ = find_model(asked.model)
+    path, _ = find_model(experiment.model)
     config = load_config(path)
     workloads = []
-    for name in asked.dataset_names:
+    for name in experiment.dataset_names:
         options: dict[str, Any] = {}
-        if asked.model == DEMO and name in SCENARIOS:
+        if experiment.model == DEMO and name in SCENARIOS:
             options["length_scale"] = DEMO_SCALE
         if name == "bursty_traffic":
             options["burst_size"] = BURST_BATCHES * engine.max_num_seqs
@@ -102,18 +106,18 @@ def make_workloads(
 
 
 def samplers(setting: Setting) -> dict[str, Any]:
-    """What the engine compiles: nothing that greedy requests do not need."""
+    """The engine option that compiles nothing that greedy requests do not need."""
     return {"samplers": ("greedy",)} if setting.temperature == 0 else {}
 
 
-def _paths(asked: Batching) -> list[Path | None]:
-    """A file for each dataset."""
-    names = asked.dataset_names
-    if asked.output_dir is not None:
-        return [asked.output_dir / f"batching-{name}.json" for name in names]
-    if asked.output_json is not None and len(names) > 1:
-        raise ConfigError("output_json", str(asked.output_json), "holds one dataset; use --output-dir")
-    return [asked.output_json] * len(names)
+def _paths(experiment: Experiment) -> list[Path | None]:
+    """The file of each dataset's results; None: they are only printed."""
+    names = experiment.dataset_names
+    if experiment.output_dir is not None:
+        return [experiment.output_dir / f"batching-{name}.json" for name in names]
+    if experiment.output_json is not None and len(names) > 1:
+        raise ConfigError("output_json", str(experiment.output_json), "holds one dataset; use --output-dir")
+    return [experiment.output_json] * len(names)
 
 
 def _measure(
@@ -125,6 +129,7 @@ def _measure(
     path: Path | None,
     out: Console,
 ) -> Results:
+    """One workload's results; their file is up to date after each repeat."""
     if setting.load is not None:
         workload, capacity, factor = offered_load(subject, workload, ARMS["continuous"], setting.load)
         about = about | {"load": {"of_capacity": setting.load, "capacity_requests_per_s": capacity}}
@@ -132,15 +137,15 @@ def _measure(
             f"{workload.name}: continuous batching serves {capacity:.2f} requests/s; arrivals are rescaled "
             f"by {factor:.6g}, so that {setting.load:g} times that are offered"
         )
-    found, sizes = {}, {}
+    curves, sizes = {}, {}
     if setting.sweep:
-        found = sweep(subject, arms, workload, setting)
-        sizes = best_sizes(found)
+        curves = sweep(subject, arms, workload, setting)
+        sizes = best_sizes(curves)
 
     def results(done: dict[str, ArmResult]) -> Results:
         seen = about | {"clocks_after": manifest.clocks()}
         named = gains(done, workload, setting.max_concurrency)
-        return Results("batching", seen, describe(workload), done, found, named)
+        return Results("batching", seen, describe(workload), done, curves, named)
 
     def save(done: dict[str, ArmResult]) -> None:
         if path is not None:

@@ -46,17 +46,17 @@ def gains(
     pairs = [("continuous", base) for base in ran if base != "continuous"]
     if "unbatched" in ran:
         pairs += [(name, "unbatched") for name in ran if name not in ("unbatched", "continuous")]
-    found = {f"{over} / {under}": statistics.median(ratios(arms, over, under)) for over, under in pairs}
+    named = {f"{over} / {under}": statistics.median(ratios(arms, over, under)) for over, under in pairs}
     for field in ("decode_steps", "slot_steps"):
         counted = {name: getattr(arms[name].counts, field) for name in ran}
         for base in ran:
             if base != "continuous":
-                found[f"{field} {base} / continuous"] = counted[base] / counted["continuous"]
-    return found
+                named[f"{field} {base} / continuous"] = counted[base] / counted["continuous"]
+    return named
 
 
 def ratios(arms: Mapping[str, ArmResult], over: str, under: str) -> list[float]:
-    """Of output throughput, repeat by repeat."""
+    """Ratios of output throughput, repeat by repeat."""
     return [a / b for a, b in zip(arms[over].repeats, arms[under].repeats, strict=False)]
 
 
@@ -64,13 +64,13 @@ def worst_range(arms: Mapping[str, ArmResult]) -> float | None:
     """By how much continuous over a static arm differed between repeats, relative to its median, at most;
     None where there was one repeat."""
     bases = (base for base in STATIC if base in arms and arms[base].not_run is None)
-    found = [relative_range(ratios(arms, "continuous", base)) for base in bases]
-    return max((one for one in found if one is not None), default=None)
+    ranges = [relative_range(ratios(arms, "continuous", base)) for base in bases]
+    return max((known for known in ranges if known is not None), default=None)
 
 
-def relative_range(found: Sequence[float]) -> float | None:
+def relative_range(values: Sequence[float]) -> float | None:
     """(most - least) / median; None of fewer than two."""
-    return (max(found) - min(found)) / statistics.median(found) if len(found) > 1 else None
+    return (max(values) - min(values)) / statistics.median(values) if len(values) > 1 else None
 
 
 def open_loop(workload: Workload) -> bool:

@@ -22,7 +22,7 @@ SMALLEST_SWEEP = 2  # sequences: one is the arm "unbatched"
 
 
 class Pass(NamedTuple):
-    """One repeat of an arm."""
+    """What one repeat of an arm gave."""
 
     run: Run
     steps: list[StepRow]
@@ -31,7 +31,7 @@ class Pass(NamedTuple):
 
 
 @dataclasses.dataclass
-class Rung:
+class Measurement:
     """An arm at a batch size, and what it has given so far."""
 
     arm: Arm
@@ -40,12 +40,12 @@ class Rung:
     failed: str | None = None
 
     def result(self) -> ArmResult:
-        """Of the repeat of median output throughput, of those that ended."""
+        """The figures of the repeat of median output throughput, among those that ended."""
         label = f"{self.arm.name}, {self.max_num_seqs} at once"
         if not self.passes:
             return ArmResult(label, self.arm.definition, not_run=self.failed or "its turn did not come")
-        found = [one.rates.output_throughput for one in self.passes]
-        middle = sorted(self.passes, key=lambda one: one.rates.output_throughput)[(len(found) - 1) // 2]
+        speeds = [ended.rates.output_throughput for ended in self.passes]
+        middle = sorted(self.passes, key=lambda ended: ended.rates.output_throughput)[(len(speeds) - 1) // 2]
         return ArmResult(
             label=label,
             definition=self.arm.definition,
@@ -53,12 +53,12 @@ class Rung:
             counts=middle.counts,
             rates=middle.rates,
             latencies=measures.latencies(middle.run),
-            repeats=tuple(found),
+            repeats=tuple(speeds),
             steps=tuple(_thinned(middle.steps)),
             requests=tuple(measures.request_rows(middle.run)),
             extra={
-                "least_prompt_tokens": min(one.counts.useful_prefill_tokens for one in self.passes),
-                "most_compilations": max(one.counts.compilations_after_warmup for one in self.passes),
+                "least_prompt_tokens": min(ended.counts.useful_prefill_tokens for ended in self.passes),
+                "most_compilations": max(ended.counts.compilations_after_warmup for ended in self.passes),
                 "failed": self.failed,
             },
         )
@@ -74,47 +74,52 @@ def climb(
 ) -> dict[str, ArmResult]:
     """Run each arm once per repeat, in turn, so that a slow spell of the machine hits all of them.
 
-    An arm that fails is not tried again and takes nobody along: where no repeat of it had ended, it is a row
+    An arm that fails is not tried again and takes nobody along: where no repeat of it had ended, it is
     "not run: why".
 
     Args:
       sizes: batch size by arm; by default the subject's, and 1 for "unbatched".
       on_round: is given what there is after each repeat.
     """
-    rungs = [Rung(arm, (sizes or {}).get(arm.name, _size(arm, subject))) for arm in arms]
+    measurements = [Measurement(arm, (sizes or {}).get(arm.name, _size(arm, subject))) for arm in arms]
+
+    def results() -> dict[str, ArmResult]:
+        return {measurement.arm.name: measurement.result() for measurement in measurements}
+
     for repeat in range(setting.repeats):
-        for rung in rungs:
-            if rung.failed is None:
-                _attempt(subject, rung, workload, setting, repeat)
-        on_round({rung.arm.name: rung.result() for rung in rungs})
-    return {rung.arm.name: rung.result() for rung in rungs}
+        for measurement in measurements:
+            if measurement.failed is None:
+                _attempt(subject, measurement, workload, setting, repeat)
+        on_round(results())
+    return results()
 
 
 def sweep(
     subject: Subject, arms: Sequence[Arm], workload: Workload, setting: Setting
 ) -> dict[str, list[tuple[int, float]]]:
-    """Output tokens/s of each arm at each batch size, once; sizes at which it fails are left out."""
-    found: dict[str, list[tuple[int, float]]] = {arm.name: [] for arm in arms}
+    """Run each arm once at each batch size: its points of (size, output tokens/s); sizes at which it fails
+    are left out."""
+    curves: dict[str, list[tuple[int, float]]] = {arm.name: [] for arm in arms}
     for size in sweep_sizes(subject.max_num_seqs):
         for arm in arms:
-            if MODES[arm.mode].one_by_one and found[arm.name]:
+            if MODES[arm.mode].one_by_one and curves[arm.name]:
                 continue
-            rung = Rung(arm, min(size, _size(arm, subject)))
-            _attempt(subject, rung, workload, setting, 0)
-            for one in rung.passes:
-                found[arm.name].append((rung.max_num_seqs, one.rates.output_throughput))
-    return found
+            measurement = Measurement(arm, min(size, _size(arm, subject)))
+            _attempt(subject, measurement, workload, setting, 0)
+            for ended in measurement.passes:
+                curves[arm.name].append((measurement.max_num_seqs, ended.rates.output_throughput))
+    return curves
 
 
 def sweep_sizes(most: int) -> list[int]:
-    """Powers of two below `most`, and `most`."""
+    """The batch sizes of a sweep: powers of two below `most`, and `most`."""
     sizes = [SMALLEST_SWEEP << power for power in range(16) if SMALLEST_SWEEP << power < most]
     return [*sizes, most]
 
 
-def best_sizes(found: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, int]:
+def best_sizes(curves: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, int]:
     """The batch size of the highest throughput, of each arm that ran."""
-    return {name: max(rows, key=lambda row: row[1])[0] for name, rows in found.items() if rows}
+    return {name: max(curve, key=lambda point: point[1])[0] for name, curve in curves.items() if curve}
 
 
 def offered_load(
@@ -140,7 +145,7 @@ def offered_load(
 
 
 def run_once(subject: Subject, arm: Arm, size: int, workload: Workload, setting: Setting) -> Pass:
-    """One pass, on a fresh engine. Raises whatever the engine raises, and RunError."""
+    """Run an arm once, on a fresh engine. Raises whatever the engine raises, and RunError."""
     before = subject.num_compilations()
     run = drive(
         subject.new_engine(arm, size),
@@ -155,23 +160,29 @@ def run_once(subject: Subject, arm: Arm, size: int, workload: Workload, setting:
     return Pass(run, steps, counts, measures.rates(run, steps, setting.goodput))
 
 
-def _attempt(subject: Subject, rung: Rung, workload: Workload, setting: Setting, repeat: int) -> None:
+def _attempt(
+    subject: Subject, measurement: Measurement, workload: Workload, setting: Setting, repeat: int
+) -> None:
+    """One pass of an arm; an error is the arm's own, and the others go on with a new model."""
+    arm, size = measurement.arm, measurement.max_num_seqs
     try:
-        rung.passes.append(run_once(subject, rung.arm, rung.max_num_seqs, workload, setting))
+        measurement.passes.append(run_once(subject, arm, size, workload, setting))
     except Exception as error:  # of whatever kind: the other arms' results matter more
-        rung.failed = f"repeat {repeat + 1}: {type(error).__name__}: {error}"
+        measurement.failed = f"repeat {repeat + 1}: {type(error).__name__}: {error}"
         try:
             subject.rebuild()
         except Exception as again:  # then the other arms fail too, but what they have given stays
-            rung.failed += f"; building anew: {type(again).__name__}: {again}"
+            measurement.failed += f"; building anew: {type(again).__name__}: {again}"
 
 
 def _thinned(steps: Sequence[StepRow]) -> list[StepRow]:
-    """Who was in a step is kept of the first ones: more than a picture can show, and most of a file."""
+    """The steps, of which only the first keep who was in them: that is more than a picture can show, and most
+    of a file."""
     return [step if number < STEPS_WITH_ROWS else step._replace(rows=[]) for number, step in enumerate(steps)]
 
 
 def _size(arm: Arm, subject: Subject) -> int:
+    """An arm's batch size where none is given."""
     return 1 if MODES[arm.mode].one_by_one else subject.max_num_seqs
 
 
@@ -181,4 +192,5 @@ def missing_prompt_tokens(arm: ArmResult, workload: Workload) -> int:
 
 
 def ran(arms: Mapping[str, ArmResult]) -> Iterator[tuple[str, ArmResult]]:
+    """The arms that have figures."""
     return ((name, arm) for name, arm in arms.items() if arm.not_run is None)

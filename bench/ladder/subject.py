@@ -16,7 +16,7 @@ from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import load_config
 
 if TYPE_CHECKING:
-    from jbatch.engine.engine import Engine
+    from jbatch.engine.engine import Engine, RunnerLike
     from jbatch.llm import LLM
 
 DEMO_OPTIONS: dict[str, Any] = {"page_size": 16}  # its sequences are short
@@ -36,11 +36,11 @@ class Subject(Protocol):
         ...
 
     def num_compilations(self) -> int:
-        """So far."""
+        """Programs that were compiled since the engine was ready."""
         ...
 
     def rebuild(self) -> None:
-        """After an arm failed: it may have taken the device's state along."""
+        """Build everything anew, after an arm failed: it may have taken the device's state along."""
         ...
 
 
@@ -63,20 +63,26 @@ class LLMSubject:
         self.llm = self._build()
         self.page_size, self.max_num_seqs = self.llm.config.page_size, self.llm.config.max_num_seqs
 
-    def new_engine(self, arm: Arm, max_num_seqs: int) -> Engine:
+    def new_engine(self, arm: Arm, max_num_seqs: int, runner: RunnerLike | None = None) -> Engine:
+        """As `Subject` has it; on another runner than the LLM's where one is given."""
         from jbatch.host.scheduler import StepLimits
 
         limits = StepLimits(self.llm.config.max_num_batched_tokens, max_num_seqs)
-        return self.llm.new_engine(mode=arm.mode, policy=arm.policy, limits=lambda view: limits)
+        return self.llm.new_engine(
+            mode=arm.mode, policy=arm.policy, limits=lambda view: limits, runner=runner
+        )
 
     def num_compilations(self) -> int:
+        """Programs that were compiled since the engine was ready."""
         return self.llm.runner.compilations_after_warmup
 
     def rebuild(self) -> None:
+        """Load the model and compile its programs anew."""
         self.close()
         self.llm = self._build()
 
     def close(self) -> None:
+        """Free the device's memory."""
         self.llm.close()
 
     def _build(self) -> LLM:
@@ -114,19 +120,19 @@ class LLMSubject:
             device = find_device(config.device)
         sizes = ceilings.sizes_beside(device, model.dtype)
         with jax.default_device(device):
-            found = ceilings.measure(sizes, CEILING_ROUNDS)
-        self.about["ceilings"] = found._asdict() | {"sizes": sizes._asdict()}
-        return floor_of(model, found.read_bytes_per_s, found.gemm_flop_per_s)
+            rates = ceilings.measure(sizes, CEILING_ROUNDS)
+        self.about["ceilings"] = rates._asdict() | {"sizes": sizes._asdict()}
+        return floor_of(model, rates.read_bytes_per_s, rates.gemm_flop_per_s)
 
 
 def engine_options(model: str, max_model_len: int, options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The model's directory, and an LLM's options for requests of at most `max_model_len` tokens."""
-    path, found = find_model(model)
-    found |= options
-    page_size = found.get("page_size", EngineConfig.page_size)
+    path, defaults = find_model(model)
+    complete = defaults | options
+    page_size = complete.get("page_size", EngineConfig.page_size)
     longest = load_config(path).max_context_len
-    found.setdefault("max_model_len", min(longest, -(-max_model_len // page_size) * page_size))
-    return path, found
+    complete.setdefault("max_model_len", min(longest, -(-max_model_len // page_size) * page_size))
+    return path, complete
 
 
 def find_model(model: str) -> tuple[Path, dict[str, Any]]:

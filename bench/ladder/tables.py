@@ -26,11 +26,12 @@ OVER_UNBATCHED = ("static", "static-padded", "static-sorted", "continuous")
 
 
 def console() -> Console:
+    """A console of the tables' width, for plain text."""
     return Console(width=WIDTH, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_ladder(out: Console, results: Results) -> None:
-    """All tables of one workload."""
+    """Print all tables of one workload."""
     manifest = results.manifest
     out.print(f"\n{describe_workload(results.workload)}")
     out.print(f"{manifest['model']} on {manifest['device']}, at most {manifest['max_num_seqs']} at once\n")
@@ -48,7 +49,7 @@ def print_ladder(out: Console, results: Results) -> None:
 
 
 def describe_workload(workload: Mapping[str, Any]) -> str:
-    """In one line; scales included."""
+    """A workload in one line, its scales included."""
     scales = ", ".join(
         f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in workload["scales"].items()
@@ -61,7 +62,7 @@ def describe_workload(workload: Mapping[str, Any]) -> str:
 
 
 def _methods(arms: Mapping[str, ArmResult]) -> Table:
-    """Method, tokens/s, latency, utilisation."""
+    """The arms by tokens/s, latency and utilisation."""
     headings = "method", "at once", "tokens/s", "spread", "latency p50", "p99", "slot use", "busy", "of floor"
     rows = []
     for name, arm in ran(arms):
@@ -83,6 +84,7 @@ def _methods(arms: Mapping[str, ArmResult]) -> Table:
 
 
 def _per_second(arms: Mapping[str, ArmResult]) -> Table:
+    """The arms by their rates."""
     headings = "per second", "output tokens", "total tokens", "requests", "within limits", "seconds", "idle"
     rows = [
         (
@@ -101,6 +103,7 @@ def _per_second(arms: Mapping[str, ArmResult]) -> Table:
 
 
 def _counted(arms: Mapping[str, ArmResult]) -> Table:
+    """The arms by what does not depend on the machine."""
     headings = "counted", "decode steps", "slot-steps", "prefill steps", "padding", "KV use", "preempted"
     rows = [
         (
@@ -120,23 +123,24 @@ def _counted(arms: Mapping[str, ArmResult]) -> Table:
 
 
 def _waited(arms: Mapping[str, ArmResult]) -> Table:
+    """The arms by their latencies."""
     parts = ("mean", "p50", "p90", "p99")
     rows = []
     for name, arm in ran(arms):
-        found = arm.latencies.to_json() if arm.latencies is not None else {}
+        latencies = arm.latencies.to_json() if arm.latencies is not None else {}
         for latency in ("ttft", "tpot", "itl", "e2el"):
-            values = [found.get(f"{part}_{latency}_ms") for part in parts]
+            values = [latencies.get(f"{part}_{latency}_ms") for part in parts]
             rows.append((name, latency.upper(), *("" if v is None else f"{v:.1f}" for v in values)))
             name = ""
     return _table(("milliseconds", "", *parts), rows)
 
 
-def print_sweep(out: Console, found: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """Tokens/s by batch size; the best of each arm is the one that the tables show."""
-    sizes = sorted({size for rows in found.values() for size, _ in rows})
+def print_sweep(out: Console, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Print tokens/s by batch size; the best of each arm is the size that the tables show."""
+    sizes = sorted({size for curve in curves.values() for size, _ in curve})
     rows = []
-    for name, pairs in found.items():
-        speeds = dict(pairs)
+    for name, curve in curves.items():
+        speeds = dict(curve)
         best = max(speeds, key=lambda size: speeds[size]) if speeds else None
         cells = (f"{speeds[s]:.0f}{' *' if s == best else ''}" if s in speeds else "" for s in sizes)
         rows.append((name, *cells))
@@ -145,7 +149,8 @@ def print_sweep(out: Console, found: Mapping[str, Sequence[tuple[int, float]]]) 
 
 
 def print_gains(out: Console, every: Sequence[Results]) -> None:
-    """Scenario x gain over unbatched, and continuous over each static baseline, beside what was claimed."""
+    """Print scenario x gain over unbatched, and continuous over each static baseline, beside what was
+    claimed."""
     named = {r.workload["name"]: r.gains for r in every if "refused" not in r.gains}
     if named:
         out.print("gain over unbatched, by output tokens/s (in brackets: claimed)")
@@ -155,8 +160,8 @@ def print_gains(out: Console, every: Sequence[Results]) -> None:
         out.print(_table(headings, [_over_static(*item) for item in named.items()]))
         for field in ("decode_steps", "slot_steps"):
             rows = [
-                (name, *(_beside(found.get(f"{field} {base} / continuous"), None) for base in STATIC))
-                for name, found in named.items()
+                (name, *(_beside(gains.get(f"{field} {base} / continuous"), None) for base in STATIC))
+                for name, gains in named.items()
             ]
             out.print(_table((f"{field.replace('_', ' ')}, counted", *STATIC), rows))
         _print_range(out, [worst_range(r.arms) for r in every if "refused" not in r.gains])
@@ -167,8 +172,8 @@ def print_gains(out: Console, every: Sequence[Results]) -> None:
 
 
 def _print_range(out: Console, ranges: Sequence[float | None]) -> None:
-    """Whether the timed gains mean something."""
-    known = [one for one in ranges if one is not None]
+    """Say whether the timed gains mean something."""
+    known = [width for width in ranges if width is not None]
     if not known:
         out.print("Timed gains are of one repeat: no spread is known.")
         return
@@ -181,22 +186,23 @@ def _print_range(out: Console, ranges: Sequence[float | None]) -> None:
     )
 
 
-def _over_unbatched(scenario: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+def _over_unbatched(scenario: str, gains: Mapping[str, Any]) -> tuple[str, ...]:
     claim = CLAIMS.get(scenario)
     claimed = {"static": claim.static, "continuous": claim.continuous} if claim else {}
-    cells = (_beside(found.get(f"{name} / unbatched"), claimed.get(name)) for name in OVER_UNBATCHED)
+    cells = (_beside(gains.get(f"{name} / unbatched"), claimed.get(name)) for name in OVER_UNBATCHED)
     return (scenario, *cells)
 
 
-def _over_static(scenario: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+def _over_static(scenario: str, gains: Mapping[str, Any]) -> tuple[str, ...]:
     cells = (
-        _beside(found.get(f"continuous / {base}"), CLAIMED_OVER_STATIC if base in BASELINES else None)
+        _beside(gains.get(f"continuous / {base}"), CLAIMED_OVER_STATIC if base in BASELINES else None)
         for base in STATIC
     )
     return (scenario, *cells)
 
 
 def print_definitions(out: Console, arms: Mapping[str, ArmResult]) -> None:
+    """Print what each arm is, and what the words of the tables mean."""
     out.print("what each arm is; all run on the same weights, kernels and compiled programs:")
     for name, arm in arms.items():
         out.print(f"  {name}: {arm.definition}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.ladder import tables
 from bench.ladder.arms import ARMS
-from bench.ladder.batching import Batching, make_workloads, samplers
+from bench.ladder.batching import Experiment, make_workloads, samplers
 from bench.ladder.ladder import climb
 from bench.ladder.subject import LLMSubject
 from bench.measure import manifest
@@ -30,14 +30,14 @@ class ArmFailed(JBatchError):
 
 
 def run_throughput(
-    asked: Batching, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
+    experiment: Experiment, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
 ) -> Results:
-    """One workload through one engine. Raises what `run_batching` raises, and ArmFailed."""
+    """Run one workload through one engine. Raises what `run_batching` raises, and ArmFailed."""
     options: dict[str, Any] = {"max_num_seqs": EngineConfig.max_num_seqs, "seed": setting.seed}
     options |= samplers(setting) | engine_options
-    (workload,) = make_workloads(asked, setting, options, workload_options)
-    with claimed(asked.output_json):
-        arm, about = _run(asked.model, options, workload, setting)
+    (workload,) = make_workloads(experiment, setting, options, workload_options)
+    with claimed(experiment.output_json):
+        arm, about = _run(experiment.model, options, workload, setting)
         assert arm.rates is not None
         total = workload.num_prompt_tokens + workload.num_output_tokens
         figures = {
@@ -49,7 +49,7 @@ def run_throughput(
         }
         arms = {CONTINUOUS.name: arm}
         results = Results("throughput", about, describe(workload), arms, extra=figures)
-        _save(asked.output_json, results)
+        _save(experiment.output_json, results)
     out = tables.console()
     out.print(tables.describe_workload(results.workload))
     out.print(
@@ -62,20 +62,20 @@ def run_throughput(
     return results
 
 
-def run_latency(asked: Batching, setting: LatencySetting, engine_options: dict[str, Any]) -> Results:
-    """The time of one batch, again and again. Raises what `run_batching` raises, and ArmFailed."""
+def run_latency(experiment: Experiment, setting: LatencySetting, engine_options: dict[str, Any]) -> Results:
+    """Measure the time of one batch, again and again. Raises what `run_batching` raises, and ArmFailed."""
     passes = Setting(setting.batch_size, setting.seed, setting.num_iters)
     options = {"max_num_seqs": setting.batch_size, "seed": setting.seed} | samplers(passes) | engine_options
     lengths = {"input_len": setting.input_len, "output_len": setting.output_len}
-    (workload,) = make_workloads(asked, passes, options, lengths)
-    with claimed(asked.output_json):
-        arm, about = _run(asked.model, options, workload, passes, setting.num_iters_warmup)
+    (workload,) = make_workloads(experiment, passes, options, lengths)
+    with claimed(experiment.output_json):
+        arm, about = _run(experiment.model, options, workload, passes, setting.num_iters_warmup)
         seconds = [workload.num_output_tokens / speed for speed in arm.repeats]
         points = dict(zip(PERCENTILES, np.percentile(seconds, PERCENTILES).tolist(), strict=True))
         figures = {"avg_latency": statistics.mean(seconds), "latencies": seconds, "percentiles": points}
         arms = {CONTINUOUS.name: arm}
         results = Results("latency", about, describe(workload), arms, extra=figures)
-        _save(asked.output_json, results)
+        _save(experiment.output_json, results)
     out = tables.console()
     out.print(tables.describe_workload(results.workload))
     out.print(f"Avg latency: {figures['avg_latency']} seconds")

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from bench.measure import manifest, random_data
-from bench.measure.timing import Candidate, time_in_turns
+from bench.measure.timing import CompiledArm, time_in_turns
 
 ROUNDS = 7
 CHAIN = 16  # matrix products of a program
@@ -38,8 +38,8 @@ SMOKE = Sizes(2, 2**16, 64)
 
 
 def sizes_beside(device: jax.Device, dtype: str) -> Sizes:
-    """For rates that a model's steps are compared with, in its own dtype: in a second or two, and on a CPU
-    too, where arrays need only be larger than its caches."""
+    """Sizes for rates that a model's steps are compared with, in its own dtype: measured in a second or two,
+    and on a CPU too, where arrays need only be larger than its caches."""
     if device.platform == "cpu":
         return Sizes(2, 2**26, 512, dtype)
     return Sizes(2, 2**30, 8192, dtype)
@@ -55,13 +55,15 @@ class Ceilings(NamedTuple):
 
 
 def measure(sizes: Sizes, rounds: int = ROUNDS) -> Ceilings:
-    """The rate of reading is that of the fastest of several programs that read everything once."""
+    """Measure the device's rates; that of reading is of the fastest of several programs that read everything
+    once."""
     details = _memory(sizes, rounds) | _gemm(sizes, rounds)
-    read = max(entry["rate"] for name, entry in details.items() if name.startswith("read"))
+    read = max(timed["rate"] for name, timed in details.items() if name.startswith("read"))
     return Ceilings(read, details["copy"]["rate"], details["gemm"]["rate"], details)
 
 
 def _memory(sizes: Sizes, rounds: int) -> dict[str, Any]:
+    """The rates of reading and of copying."""
     shape = (sizes.array_bytes // jnp.dtype(sizes.dtype).itemsize // 8192, 8192)
     arrays = [random_data.normal(shape, sizes.dtype, seed) for seed in range(sizes.num_arrays)]
     num_bytes = sum(array.nbytes for array in arrays)
@@ -71,14 +73,15 @@ def _memory(sizes: Sizes, rounds: int) -> dict[str, Any]:
         "read columns": functools.partial(_read, arrays, lambda x, dtype: x.sum(axis=0, dtype=dtype).max()),
         "copy": functools.partial(_copy, arrays),
     }
-    candidates = [make(name) for name, make in programs.items()]
-    return _rates(candidates, {"copy": 2 * num_bytes}, num_bytes, rounds)
+    arms = [make(name) for name, make in programs.items()]
+    return _rates(arms, {"copy": 2 * num_bytes}, num_bytes, rounds)
 
 
 def _rates(
-    candidates: list[Candidate], work: dict[str, int], default: int, rounds: int
+    arms: list[CompiledArm], work: dict[str, int], default: int, rounds: int
 ) -> dict[str, dict[str, float]]:
-    times = time_in_turns(candidates, rounds)
+    """Each arm's work over its time; `default` is the work of an arm that `work` does not name."""
+    times = time_in_turns(arms, rounds)
     return {
         name: {
             "rate": work.get(name, default) / spans.median,
@@ -89,9 +92,9 @@ def _rates(
     }
 
 
-def _read(arrays: list[jax.Array], total: Callable[..., jax.Array], name: str) -> Candidate:
-    """Sums of all arrays, of elements no smaller than a limit that changes nothing and that the sum before
-    decides, so that no sum can be left out or made ready early."""
+def _read(arrays: list[jax.Array], total: Callable[..., jax.Array], name: str) -> CompiledArm:
+    """Compile sums of all arrays, of elements no smaller than a limit that changes nothing and that the sum
+    before decides, so that no sum can be left out or made ready early."""
 
     def program(limit: jax.Array, arrays: list[jax.Array]) -> jax.Array:
         for array in arrays:
@@ -107,10 +110,10 @@ def _read(arrays: list[jax.Array], total: Callable[..., jax.Array], name: str) -
             limit = compiled(limit, arrays)
         limit.block_until_ready()
 
-    return Candidate(name, lambda: None, many, num_calls=1)
+    return CompiledArm(name, lambda: None, many, num_calls=1)
 
 
-def _copy(arrays: list[jax.Array], name: str) -> Candidate:
+def _copy(arrays: list[jax.Array], name: str) -> CompiledArm:
     compiled = jax.jit(jnp.negative).lower(arrays[0]).compile()
 
     def many(passes: int) -> None:
@@ -119,10 +122,11 @@ def _copy(arrays: list[jax.Array], name: str) -> Candidate:
                 result = compiled(array)
         result.block_until_ready()
 
-    return Candidate(name, lambda: None, many, num_calls=1)
+    return CompiledArm(name, lambda: None, many, num_calls=1)
 
 
 def _gemm(sizes: Sizes, rounds: int) -> dict[str, Any]:
+    """The rate of matrix products."""
     shape = (sizes.matrix, sizes.matrix)
     start = random_data.normal(shape, sizes.dtype, 100)
     weight = random_data.normal(shape, sizes.dtype, 101) * sizes.matrix**-0.5  # results stay of order one
@@ -142,19 +146,21 @@ def _gemm(sizes: Sizes, rounds: int) -> dict[str, Any]:
         x.block_until_ready()
 
     flop = 2 * sizes.matrix**3
-    return _rates([Candidate("gemm", lambda: None, many, CHAIN)], {}, flop, rounds)
+    return _rates([CompiledArm("gemm", lambda: None, many, CHAIN)], {}, flop, rounds)
 
 
 def table(ceilings: Ceilings) -> str:
+    """The rates, a line each."""
     lines = [
-        f"{name:12} {entry['rate'] / 1e12:8.3f} {'TFLOP/s' if name == 'gemm' else 'TB/s'}"
-        f"  ({entry['worst'] / 1e12:.3f} to {entry['best'] / 1e12:.3f})"
-        for name, entry in ceilings.details.items()
+        f"{name:12} {timed['rate'] / 1e12:8.3f} {'TFLOP/s' if name == 'gemm' else 'TB/s'}"
+        f"  ({timed['worst'] / 1e12:.3f} to {timed['best'] / 1e12:.3f})"
+        for name, timed in ceilings.details.items()
     ]
     return "\n".join(lines)
 
 
 def main() -> None:
+    """The command: measure, print, write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -38,6 +38,7 @@ class Run(NamedTuple):
     events: list[Event]
     arrivals: list[float]  # by request
     token_times: list[list[float]]
+    token_ids: list[list[int]]
     duration_s: float  # until the last token
     idle_s: float  # of it, with nothing unfinished
     summary: Summary
@@ -68,9 +69,8 @@ def drive(
     items = workload.items
     params = [_params(item.output_len, temperature) for item in items]
     most = math.inf if max_concurrency is None else max_concurrency
-    token_times: list[list[float]] = [[] for _ in items]
     arrivals: list[float] = []  # of those that were sent
-    events: list[Event] = []
+    run = Run(workload, [], arrivals, [[] for _ in items], [[] for _ in items], 0.0, 0.0, engine.summary)
     begin, skipped, last = clock(), 0.0, 0.0
     while len(arrivals) < len(items) or engine.has_unfinished:
         now = clock() - begin + skipped
@@ -91,22 +91,23 @@ def drive(
             )
         step = engine.step()
         last = clock() - begin + skipped
-        _note(step, last, events, token_times, workload)
-    return Run(workload, events, arrivals, token_times, last, skipped, engine.summary)
+        _note(step, last, run)
+    return run._replace(duration_s=last, idle_s=skipped, summary=engine.summary)
 
 
 def _params(output_len: int, temperature: float) -> SamplingParams:
     return SamplingParams(max_tokens=output_len, ignore_eos=True, temperature=temperature, detokenize=False)
 
 
-def _note(
-    step: EngineStep, now: float, events: list[Event], token_times: list[list[float]], workload: Workload
-) -> None:
-    events.append(Event(step.plan, step.record, now))
+def _note(step: EngineStep, now: float, run: Run) -> None:
+    """Keep what a step gave."""
+    run.events.append(Event(step.plan, step.record, now))
     for new in step.progress:
-        token_times[int(new.request_id)] += [now] * len(new.token_ids)
+        run.token_times[int(new.request_id)] += [now] * len(new.token_ids)
     for output in step.outputs:
-        _check(output, workload.items[int(output.request_id)].output_len)
+        number = int(output.request_id)
+        _check(output, run.workload.items[number].output_len)
+        run.token_ids[number] = output.outputs[0].token_ids
 
 
 def _check(output: RequestOutput, output_len: int) -> None:

@@ -33,6 +33,7 @@ class Journal:
 
     @property
     def rows(self) -> list[Row]:
+        """The rows that hold, in the order in which they came."""
         return list(self._rows.values())
 
     def add(self, row: Row) -> Row:
@@ -43,14 +44,16 @@ class Journal:
         return row
 
     def is_done(self, op: str, case: str, implementation: str) -> bool:
+        """Whether there is a row that no other one follows."""
         row = self._rows.get((op, case, implementation))
         return row is not None and row["status"] not in UNDER_WAY
 
     def deadly(self) -> set[tuple[str, str]]:
-        """(op, implementation) of what ended a process."""
+        """The pairs of (op, implementation) that ended a process."""
         return {(row["op"], row["implementation"]) for row in self.rows if row.get("fatal")}
 
     def _keep(self, row: Row) -> None:
+        """Let a row take the place of the one before it."""
         key = tuple(row[name] for name in KEY)
         self._rows.pop(key, None)
         self._rows[key] = row

@@ -50,7 +50,7 @@ def clocks() -> str | None:
 
 
 def prepare_smoke() -> None:
-    """What a smoke run needs before JAX starts its backend: Mosaic's interpreter runs each warpgroup on a
+    """Set what a smoke run needs before JAX starts its backend: Mosaic's interpreter runs each warpgroup on a
     thread of XLA's pool, which has one per core unless this says otherwise."""
     os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
 
@@ -63,7 +63,7 @@ def machine() -> str:
 
 
 def results_dir(smoke: bool, output_dir: pathlib.Path | None = None, name: str | None = None) -> pathlib.Path:
-    """Where results go: what was asked for; else bench/results/MACHINE, or build/ for a smoke run, whose
+    """Where results go: the folder given; else bench/results/MACHINE, or build/ for a smoke run, whose
     results are worth nothing. The machine is this one, unless a `name` is given."""
     base = ROOT / "build" if smoke else ROOT / "bench" / "results"
     path = output_dir

@@ -12,7 +12,7 @@ from bench.results import Counts, Latencies, Rates, RequestRow, Spread, StepRow
 
 
 def counts(run: Run, steps: Sequence[StepRow], page_size: int, compilations: int) -> Counts:
-    """Totals over the steps."""
+    """What a pass computed, summed over its steps."""
     summary = run.summary
     prefill = [step for step in steps if step.kind == "prefill"]
     decode = [step for step in steps if step.kind == "decode"]
@@ -39,7 +39,7 @@ def counts(run: Run, steps: Sequence[StepRow], page_size: int, compilations: int
 
 
 def rates(run: Run, steps: Sequence[StepRow], limits: Mapping[str, float] | None = None) -> Rates:
-    """Per second of busy time; `limits` (ms, by latency) are those of goodput."""
+    """What a pass did per second of busy time; `limits` (ms, by latency) are those of goodput."""
     busy_s = max(run.duration_s - run.idle_s, 1e-9)
     num_output, device_s = run.workload.num_output_tokens, sum(step.device_s for step in steps)
     floors = [step.floor_s for step in steps if step.floor_s is not None]
@@ -56,6 +56,7 @@ def rates(run: Run, steps: Sequence[StepRow], limits: Mapping[str, float] | None
 
 
 def request_rows(run: Run) -> list[RequestRow]:
+    """When each request came, got its first token and ended."""
     return [
         RequestRow(arrival, times[0], times[-1], len(item.prompt_token_ids), item.output_len)
         for arrival, times, item in zip(run.arrivals, run.token_times, run.workload.items, strict=True)
@@ -63,7 +64,7 @@ def request_rows(run: Run) -> list[RequestRow]:
 
 
 def latencies(run: Run) -> Latencies:
-    """In milliseconds."""
+    """The latencies of a pass, in milliseconds."""
     rows = request_rows(run)
     gaps = (later - sooner for times in run.token_times for sooner, later in itertools.pairwise(times))
     return Latencies(
@@ -75,7 +76,7 @@ def latencies(run: Run) -> Latencies:
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """None where there are no values; percentiles are interpolated."""
+    """Mean and interpolated percentiles of the values that are known; None where there are none."""
     known = np.array([value for value in values if value is not None])
     if not known.size:
         return None
@@ -83,7 +84,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def num_within(run: Run, limits: Mapping[str, float]) -> int:
-    """Requests that keep all limits; one without a latency (TPOT of one token) keeps its limit."""
+    """How many requests keep all limits; one without a latency (TPOT of one token) keeps its limit."""
     return sum(
         all((_latency(row, name) or 0.0) <= limit for name, limit in limits.items())
         for row in request_rows(run)
@@ -91,7 +92,7 @@ def num_within(run: Run, limits: Mapping[str, float]) -> int:
 
 
 def _latency(row: RequestRow, name: str) -> float | None:
-    """Milliseconds of one request."""
+    """A request's latency by its name, in milliseconds; None where it has none."""
     if name == "ttft":
         return 1e3 * (row.first_token - row.arrival)
     if name == "e2el":

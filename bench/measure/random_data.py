@@ -15,7 +15,7 @@ BLOCK_ELEMENTS = 2**25  # of a turn of the loop, which bounds the temporaries
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def normal(shape: tuple[int, ...], dtype: str, seed: int) -> jax.Array:
-    """Standard normal numbers."""
+    """An array of standard normal numbers."""
     return fill(shape, dtype, lambda key, block: jax.random.normal(key, block, dtype), seed)
 
 

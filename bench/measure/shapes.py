@@ -43,7 +43,7 @@ MODEL_NAMES = (*RUNNABLE, DEMO)
 
 
 def model_config(name: str, num_layers: int, max_model_len: int) -> ModelConfig:
-    """The model of that shape, with fewer layers."""
+    """The configuration of a model of that shape, with fewer layers."""
     shape = RUNNABLE[name]._asdict() | {"num_layers": num_layers}
     rope = RopeConfig(theta=shape.pop("rope_theta"))
     del shape["context_len"]
@@ -91,5 +91,5 @@ def model_dir(name: str) -> Path:
 
 @functools.cache
 def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """The process's one; it removes itself."""
+    """The process' one folder for model directories; it removes itself."""
     return tempfile.TemporaryDirectory(prefix="jbatch-shapes-")

@@ -41,7 +41,7 @@ NOT_SCALARS = ("steps", "requests", "repeats", "definition", "label")
 
 
 def section(file: Path, content: dict[str, Any]) -> Section:
-    """All there is to show of one file."""
+    """The section on one file: all there is to show of it."""
     arms, not_run = read_arms(content)
     manifest, workload = content["manifest"], content["workload"]
     title = f"{content['kind']}: {workload['name']}, {manifest['model']} ({label(manifest)})"
@@ -63,7 +63,7 @@ MAKERS: dict[str, Callable[[Path, dict[str, Any]], Section]] = dict.fromkeys(
 
 
 def read_arms(content: Mapping[str, Any]) -> tuple[list[Arm], list[tuple[str, str]]]:
-    """Those that ran, and (name, why not) of the others."""
+    """The arms that ran, and (name, why not) of the others."""
     ran, not_run = [], []
     for name, figure in content["arms"].items():
         if "not_run" in figure:
@@ -76,14 +76,14 @@ def read_arms(content: Mapping[str, Any]) -> tuple[list[Arm], list[tuple[str, st
 
 
 def columns(rows: Sequence[Sequence[Any]], fields: Sequence[str]) -> dict[str, list[Any]]:
-    """Field -> its values. Raises ValueError where a row has other fields."""
+    """The values of each field. Raises ValueError where a row has other fields."""
     if any(len(row) != len(fields) for row in rows):
         raise ValueError(f"a row does not have the {len(fields)} fields {', '.join(fields)}")
     return {name: [row[index] for row in rows] for index, name in enumerate(fields)}
 
 
 def label(manifest: Mapping[str, Any]) -> str:
-    """What the figures are worth."""
+    """What the figures are worth: the device that they were measured on, or why they say little."""
     if manifest.get("compute_capability") is not None:
         return str(manifest["device"])
     if manifest.get("model") == "demo":
@@ -92,6 +92,7 @@ def label(manifest: Mapping[str, Any]) -> str:
 
 
 def describe(workload: Mapping[str, Any]) -> str:
+    """A workload, in two sentences."""
     scales = ", ".join(
         f"{name.replace('_', ' ')} {page.number(value)}" for name, value in workload["scales"].items()
     )
@@ -113,7 +114,7 @@ def _figure(key: str, value: Any) -> Any:
 
 
 def _gains(content: Mapping[str, Any]) -> list[str | Picture]:
-    """Each with the definition of its static baseline."""
+    """The gains, each with the definition of its static baseline, or why none is named."""
     gains = content.get("gains") or {}
     if "refused" in gains:
         return [page.heading("Gains", 3), page.paragraph(f"No gain is named: {gains['refused']}.")]
@@ -126,7 +127,7 @@ def _gains(content: Mapping[str, Any]) -> list[str | Picture]:
         (n, _ratio(gains[n]), _range(ranges[n]), _claimed(n, scenario), _baseline(n, arms)) for n in names
     ]
     parts: list[str | Picture] = [page.heading("Gains", 3), page.paragraph(GAINS_TEXT)]
-    worst = max((relative_range(found) or 0.0 for found in ranges.values()), default=0.0)
+    worst = max((relative_range(values) or 0.0 for values in ranges.values()), default=0.0)
     if worst > TRUSTED_RANGE:
         parts.append(page.paragraph(DOUBT.format(worst), label=True))
     return [*parts, page.table(GAINS_HEADER, rows)]
@@ -150,8 +151,8 @@ DOUBT = (
 
 
 def repeat_ratios(name: str, arms: Mapping[str, Any]) -> list[float]:
-    """Of output tokens/s within each repeat, of a ratio such as "continuous / static"; none of what is
-    counted."""
+    """A ratio such as "continuous / static", of output tokens/s within each repeat; empty for ratios of what
+    is counted."""
     over, _, under = name.partition(" / ")
     if not {over, under} <= arms.keys():
         return []
@@ -159,13 +160,14 @@ def repeat_ratios(name: str, arms: Mapping[str, Any]) -> list[float]:
     return [a / b for a, b in pairs]
 
 
-def _range(found: Sequence[float]) -> str | None:
-    if not found:
+def _range(values: Sequence[float]) -> str | None:
+    """From the least to the most, and whether that is too much to trust."""
+    if not values:
         return None
-    if len(found) == 1:
+    if len(values) == 1:
         return "one repeat: no spread is known"
-    doubt = " (not trusted)" if (relative_range(found) or 0.0) > TRUSTED_RANGE else ""
-    return f"{min(found):.2f} to {max(found):.2f} x{doubt}"
+    doubt = " (not trusted)" if (relative_range(values) or 0.0) > TRUSTED_RANGE else ""
+    return f"{min(values):.2f} to {max(values):.2f} x{doubt}"
 
 
 def _ratio(value: Any) -> str:
@@ -173,13 +175,14 @@ def _ratio(value: Any) -> str:
 
 
 def over_unbatched(contents: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Scenario x gain over unbatched, of the files in which gains are named; nothing of fewer than two."""
+    """A table of scenario x gain over unbatched, of the files in which gains are named; nothing where there
+    are fewer than two."""
     named = [c for c in contents if c["kind"] == "batching" and "refused" not in (c.get("gains") or {})]
     rows = []
     for content in named:
         name, gains = content["workload"]["name"], content.get("gains") or {}
-        found = ((gains.get(ratio), _claimed(ratio, name)) for ratio in OVER_UNBATCHED)
-        cells = (None if gain is None else _ratio(gain) + _in_brackets(claim) for gain, claim in found)
+        pairs = ((gains.get(ratio), _claimed(ratio, name)) for ratio in OVER_UNBATCHED)
+        cells = (None if gain is None else _ratio(gain) + _in_brackets(claim) for gain, claim in pairs)
         rows.append((name, str(content["manifest"]["model"]), *cells))
     if len(rows) < 2:
         return []
@@ -219,7 +222,7 @@ def _baseline(ratio: str, arms: Mapping[str, Any]) -> str:
 
 
 def pictures(stem: str, content: Mapping[str, Any], arms: Sequence[Arm]) -> list[str | Picture]:
-    """What can be drawn of the arms that have the figures for it."""
+    """The pictures that can be drawn of the arms that have the figures for them."""
     timed = [arm for arm in arms if arm.figures.get("output_throughput") is not None]
     served = [arm for arm in arms if arm.requests.get("end")]
     stepped = [arm for arm in served if arm.steps.get("kind")]
@@ -267,7 +270,7 @@ def _definitions(arms: Mapping[str, Any]) -> str:
 
 
 def _definition(arm: Mapping[str, Any]) -> str:
-    """With what attends and how it is executed, where arms differ in that."""
+    """What an arm is, with what attends and how it is executed, where arms differ in that."""
     made_of = [f"{part}: {arm[part]}" for part in ("attention", "execution") if part in arm]
     return "; ".join((str(arm["definition"]), *made_of))
 

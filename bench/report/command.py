@@ -28,7 +28,7 @@ class Left(NamedTuple):
 def write(folder: Path, max_pictures: int | None = None) -> Path:
     """Read every JSON file of the folder; write report.html and the pictures; the page's path.
 
-    A file that cannot be read is a row of the page, with the reason; the others are drawn.
+    A file that cannot be read is named on the page, with the reason; the others are drawn.
 
     Args:
       max_pictures: PNG files that the folder may hold in the end; the page has all pictures anyway.
@@ -74,7 +74,7 @@ def read(files: Sequence[Path]) -> tuple[list[Section], list[Left], list[str]]:
 
 
 def _content(file: Path) -> dict[str, Any]:
-    """Raises ValueError for what is not a result of a known kind."""
+    """A file's content. Raises ValueError for what is not a result of a known kind."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -94,7 +94,7 @@ def _body(sections: Sequence[Section], left: Sequence[Left], across: Sequence[st
 
 
 def main(args: list[str]) -> int:
-    """The command's own flags; the exit code."""
+    """The command, with its own flags; the exit code."""
     parser = argparse.ArgumentParser(
         prog="jbatch bench report",
         description="Draw all results (*.json) of a folder: DIR/report.html, and its pictures as DIR/*.png.",

@@ -63,18 +63,19 @@ class Arm(NamedTuple):
 
     @property
     def num_slots(self) -> int:
+        """Slots to draw: the rows of device state that were used, and no fewer than the largest bucket's."""
         rows = (row[0] + 1 for rows in self.steps.get("rows", ()) for row in rows)
         return max([*rows, *self.steps.get("slots", ())], default=0)
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """The same arm has the same colour in every picture."""
+    """A colour for each arm, the same in every picture."""
     others = [name for name in names if name not in ARM_COLOURS]
     return {name: ARM_COLOURS.get(name) or OTHER_COLOURS[others.index(name) % 7] for name in names}
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """The style holds while a picture is drawn, and nowhere else."""
+    """Draw in this module's style, which holds nowhere else."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **options: P.kwargs) -> R:
@@ -86,7 +87,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @styled
 def to_png(figure: Figure) -> bytes:
-    """The same bytes for the same figures: no date, no version."""
+    """A figure as a PNG file: the same bytes for the same figures, without date and version."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
@@ -99,7 +100,7 @@ def new_figure(height: float, rows: int = 1, **options: Any) -> tuple[Figure, An
 
 
 def logarithmic(axis: Any) -> None:
-    """Of an x or y axis: ticks at 1, 2, 5 of each power of ten, written out."""
+    """Give an x or y axis ticks at 1, 2, 5 of each power of ten, written out."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
     axis.set_major_formatter(lambda value, _: f"{value:,g}")
     axis.set_minor_formatter(NullFormatter())
@@ -158,7 +159,7 @@ def latencies(arms: Sequence[Arm]) -> Figure:
 
 
 def request_latencies(arm: Arm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Seconds: TTFT, TPOT of requests of more than one token, E2EL."""
+    """Seconds of each request: TTFT, TPOT where it has more than one token, E2EL."""
     arrival, first, end, tokens = (
         np.asarray(arm.requests[name], float) for name in ("arrival", "first_token", "end", "output_len")
     )
@@ -185,7 +186,8 @@ def tokens_over_time(arms: Sequence[Arm]) -> Figure:
 
 
 def cumulative_tokens(arm: Arm) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds, and tokens by then: a request's first one when it came, a row of a decode step one each."""
+    """Seconds, and the tokens that had come by then: a request's first one when it came, then one for each
+    row of a decode step."""
     decode = [kind == "decode" for kind in arm.steps["kind"]]
     times = [t for t, is_decode in zip(arm.steps["t"], decode, strict=True) if is_decode]
     counts = [n for n, is_decode in zip(arm.steps["useful"], decode, strict=True) if is_decode]

@@ -51,15 +51,17 @@ class Section(NamedTuple):
 
     @property
     def pictures(self) -> list[Picture]:
+        """The section's pictures, in order."""
         return [item for item in self.content if isinstance(item, Picture)]
 
     def html(self) -> str:
+        """The section as HTML."""
         parts = (figure(item) if isinstance(item, Picture) else item for item in self.content)
         return "\n".join((heading(self.title, 2, self.anchor), *parts))
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """The whole file."""
+    """The whole file, as HTML."""
     return "\n".join(
         (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -73,10 +75,12 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def escape(text: object) -> str:
+    """Text as HTML."""
     return html.escape(str(text))
 
 
 def heading(text: str, level: int = 2, anchor: str = "") -> str:
+    """A heading, which links may lead to."""
     attribute = f' id="{escape(anchor)}"' if anchor else ""
     return f"<h{level}{attribute}>{escape(text)}</h{level}>"
 
@@ -88,6 +92,7 @@ def paragraph(text: str, label: bool = False) -> str:
 
 
 def figure(picture: Picture) -> str:
+    """A picture inside the page, with its caption."""
     data = base64.b64encode(picture.png).decode()
     image = f'<img src="data:image/png;base64,{data}" alt="{escape(picture.caption)}">'
     return f"<figure>{image}<figcaption>{escape(picture.caption)}</figcaption></figure>"
@@ -136,8 +141,8 @@ def number(value: Any) -> str:
 
 def records(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table of dictionaries; columns in the order in which they first come, but for the reason."""
-    found = dict.fromkeys(key for row in rows for key in row)
-    columns = sorted(found, key=lambda name: name == "why")  # last
+    names = dict.fromkeys(key for row in rows for key in row)
+    columns = sorted(names, key=lambda name: name == "why")  # last
     return table(
         [column.replace("_", " ") for column in columns],
         [[_flat(row.get(column)) for column in columns] for row in rows],
@@ -149,37 +154,39 @@ def _flat(value: Any) -> Any:
 
 
 def definitions(pairs: Iterable[tuple[str, str]]) -> str:
+    """A list of terms and what they mean."""
     items = "\n".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in pairs)
     return f"<dl>\n{items}\n</dl>"
 
 
 def settings(pairs: Iterable[tuple[str, Any]]) -> str:
-    """Names and values as they are."""
+    """A table of names and values, as they are."""
     return table(("", "value"), ((name, "–" if value is None else str(value)) for name, value in pairs))
 
 
 def preformatted(text: str) -> str:
+    """Text whose spaces count."""
     return f"<pre>{escape(text)}</pre>"
 
 
 def details(summary: str, content: str) -> str:
-    """What is folded away at first."""
+    """Content that is folded away at first."""
     return f"<details><summary>{escape(summary)}</summary>\n{content}\n</details>"
 
 
-def contents(entries: Iterable[tuple[str, str]]) -> str:
-    """Links to (anchor, title)."""
-    items = "".join(f'<li><a href="#{escape(anchor)}">{escape(title)}</a></li>' for anchor, title in entries)
+def contents(sections: Iterable[tuple[str, str]]) -> str:
+    """Links to sections, each an (anchor, title)."""
+    items = "".join(f'<li><a href="#{escape(anchor)}">{escape(title)}</a></li>' for anchor, title in sections)
     return f"<nav><ul>{items}</ul></nav>"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted name, value) of nested dictionaries."""
-    found: list[tuple[str, Any]] = []
+    """The leaves of nested dictionaries, each as (dotted name, value)."""
+    leaves: list[tuple[str, Any]] = []
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            found += flatten(value, f"{name}.")
+            leaves += flatten(value, f"{name}.")
         else:
-            found.append((name, _flat(value)))
-    return found
+            leaves.append((name, _flat(value)))
+    return leaves

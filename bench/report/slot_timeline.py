@@ -24,7 +24,7 @@ PREFILL_SHADE = 0.45  # of the request's colour
 
 
 def choose(arms: Sequence[Arm]) -> list[Arm]:
-    """Those whose timelines tell most, in the order of the report."""
+    """The arms whose timelines tell most, in the order of the report."""
     many = [arm for arm in arms if arm.num_slots > 1]
     kept = sorted(many, key=lambda arm: arm.name not in PREFERRED)[:MAX_ARMS]
     return [arm for arm in arms if arm in kept]
@@ -32,7 +32,7 @@ def choose(arms: Sequence[Arm]) -> list[Arm]:
 
 @styled
 def draw(arms: Sequence[Arm]) -> Figure:
-    """A panel for each arm, all on one scale."""
+    """Draw a panel for each arm, all on one scale."""
     heights = [0.75 + 0.085 * min(arm.num_slots, MAX_SLOTS) for arm in arms]
     figure, axes = new_figure(
         1.1 + sum(heights), rows=len(arms), sharex=True, gridspec_kw={"height_ratios": heights}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from bench.kernels import report as kernel_report
 from bench.report import page
 from bench.report.figures import BLUE, GREEN, RED, new_figure, styled, to_png
 from bench.report.page import Picture, Section
+from pallas_kernels.names import NAMES
 
-BACKEND_COLOURS = {"mosaic": RED, "triton": BLUE, "xla": GREEN}
+BACKEND_COLOURS = dict(zip(NAMES, itertools.cycle((RED, BLUE, GREEN)), strict=False))
 TINY = "a tiny run: it shows that the code works, and is not a measurement"
 
 
 def suite(file: Path, content: dict[str, Any]) -> Section:
-    """How each part ended."""
+    """The section on how each part ended."""
     rows = [
         {
             "part": row["part"],
@@ -41,6 +43,7 @@ def suite(file: Path, content: dict[str, Any]) -> Section:
 
 
 def ceilings(file: Path, content: dict[str, Any]) -> Section:
+    """The section on the device's rates."""
     details = {name: row for name, row in content["ceilings"]["details"].items() if "rate" in row}
     rows = [
         {
@@ -56,7 +59,7 @@ def ceilings(file: Path, content: dict[str, Any]) -> Section:
 
 
 def steps(file: Path, content: dict[str, Any]) -> Section:
-    """Decode or prefill steps of whole models."""
+    """The section on decode or prefill steps of whole models."""
     kind = content["kind"].removesuffix("-steps")
     rows = content["rows"]
     parts: list[str | Picture] = [page.paragraph(STEPS_TEXTS[kind])]
@@ -105,6 +108,7 @@ def _draw_steps(rows: Sequence[Mapping[str, Any]], kind: str) -> Figure:
 
 
 def rows_only(file: Path, content: dict[str, Any]) -> Section:
+    """A section that is a table of all rows."""
     title, text = ROWS_TEXTS[content["kind"]]
     rows = [_short(row) for row in content["rows"]]
     parts: list[str | Picture] = [page.paragraph(text), page.records(rows), _manifest(content)]
@@ -130,7 +134,7 @@ ROWS_TEXTS = {
 
 
 def kernels(file: Path, content: dict[str, Any]) -> Section:
-    """The table of bench.kernels, and the pictures that it left."""
+    """The section on the kernels: the table of bench.kernels, and the pictures that it left."""
     table = kernel_report.table(content["rows"])
     parts: list[str | Picture] = [page.preformatted(table)]
     for name in ("kernels-decode", "kernels-prefill"):
@@ -141,12 +145,12 @@ def kernels(file: Path, content: dict[str, Any]) -> Section:
 
 
 def _short(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Shares in per cent; the reason last."""
-    found = {key: value for key, value in row.items() if key != "reason"}
-    for key in found:
-        if "share" in key and found[key] is not None:
-            found[key] = f"{found[key]:.1%}"
-    return found | {"why": row.get("reason")}
+    """A row for a table: shares in per cent, the reason last."""
+    short = {key: value for key, value in row.items() if key != "reason"}
+    for key, value in short.items():
+        if "share" in key and value is not None:
+            short[key] = f"{value:.1%}"
+    return short | {"why": row.get("reason")}
 
 
 def _label(content: Mapping[str, Any]) -> str:

@@ -25,14 +25,15 @@ def times(name: str, given: np.ndarray, rng: np.random.Generator, options: Any) 
 
 
 def at_rate(size: int, rate: float, burstiness: float, rng: np.random.Generator) -> np.ndarray:
-    """Gamma-distributed gaps of mean 1 / rate; their coefficient of variation is burstiness ** -0.5, so that
-    1 is a Poisson process (as `vllm bench serve`)."""
+    """Arrival times with gamma-distributed gaps of mean 1 / rate, whose coefficient of variation is
+    burstiness ** -0.5, so that 1 is a Poisson process (as `vllm bench serve`)."""
     gaps = rng.gamma(burstiness, 1 / (rate * burstiness), size)
     gaps[:1] = 0
     return np.cumsum(gaps)
 
 
 def bursts(size: int, burst_size: int) -> np.ndarray:
-    """As many equal bursts as are no smaller than `burst_size`, far apart; one where there are too few."""
+    """Arrival times of as many equal bursts as are no smaller than `burst_size`, far apart; of a single one
+    where there are too few requests."""
     num_bursts = max(1, size // burst_size)
     return np.sort(np.arange(size) % num_bursts) * BURST_INTERVAL_S

@@ -9,25 +9,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Lengths = tuple[np.ndarray, np.ndarray]  # of prompts and of outputs, tokens
-Draw = Callable[[int, np.random.Generator, Any], Lengths]
+Distribution = Callable[[int, np.random.Generator, Any], Lengths]
 
 SHARE_LONG = 0.2  # of mixed_length's outputs
 SHAREGPT_MEANS, SHAREGPT_SIGMA, SHAREGPT_CAP = (161, 338), 1.1, 1024
 
 
 class Range(NamedTuple):
-    """Uniform in [low, high], both included."""
+    """A uniform distribution over [low, high], both included."""
 
     low: int
     high: int
 
     def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
+        """Random lengths in the range."""
         return rng.integers(self.low, self.high + 1, size)
 
 
 def draw(name: str, num_prompts: int, rng: np.random.Generator, options: Any) -> Lengths:
-    """Lengths before scaling; `options` is a WorkloadOptions."""
-    return DRAWS[name](num_prompts, rng, options)
+    """A workload's lengths before scaling; `options` is a WorkloadOptions."""
+    return DISTRIBUTIONS[name](num_prompts, rng, options)
 
 
 def _uniform_short(size: int, rng: np.random.Generator, options: Any) -> Lengths:
@@ -35,18 +36,17 @@ def _uniform_short(size: int, rng: np.random.Generator, options: Any) -> Lengths
 
 
 def _mixed(size: int, rng: np.random.Generator, options: Any) -> Lengths:
-    """Many short outputs, and a few long ones that a batch without refill waits for."""
+    """Lengths with many short outputs, and a few long ones that a batch without refill waits for."""
     prompts, short, long = (Range(*ends).draw(size, rng) for ends in ((16, 64), (16, 64), (256, 512)))
     return prompts, np.where(rng.random(size) < SHARE_LONG, long, short)
 
 
 def _random(size: int, rng: np.random.Generator, options: Any) -> Lengths:
-    """Symmetric about the lengths asked for, as vLLM's flag of that name means it."""
-    ranges = (
-        _around(length, options.random_range_ratio) for length in (options.input_len, options.output_len)
-    )
-    prompts, outputs = (found.draw(size, rng) for found in ranges)
-    return prompts, outputs
+    """Lengths that are uniform and symmetric about those of the options, as vLLM's flag of that name means
+    it."""
+    ratio = options.random_range_ratio
+    prompts, outputs = (_around(length, ratio) for length in (options.input_len, options.output_len))
+    return prompts.draw(size, rng), outputs.draw(size, rng)
 
 
 def _around(length: int, ratio: float) -> Range:
@@ -54,12 +54,12 @@ def _around(length: int, ratio: float) -> Range:
 
 
 def _nano(size: int, rng: np.random.Generator, options: Any) -> Lengths:
-    """The benchmark of nano-vllm, there with 256 sequences."""
+    """The lengths of nano-vllm's benchmark, which has 256 sequences."""
     return Range(100, 1024).draw(size, rng), Range(100, 1024).draw(size, rng)
 
 
 def _sharegpt_like(size: int, rng: np.random.Generator, options: Any) -> Lengths:
-    """Lognormal, with the means of ShareGPT's conversations before the cap."""
+    """Lognormal lengths, with the means of ShareGPT's conversations before the cap."""
     prompts, outputs = (_lognormal(mean, size, rng) for mean in SHAREGPT_MEANS)
     return prompts, outputs
 
@@ -69,7 +69,7 @@ def _lognormal(mean: float, size: int, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.rint(drawn), 1, SHAREGPT_CAP).astype(int)
 
 
-DRAWS: dict[str, Draw] = {
+DISTRIBUTIONS: dict[str, Distribution] = {
     "uniform_short": _uniform_short,
     "mixed_length": _mixed,
     "bursty_traffic": _mixed,
@@ -78,6 +78,6 @@ DRAWS: dict[str, Draw] = {
     "sharegpt-like": _sharegpt_like,
     "prefix": _random,  # behind the prefix
 }
-NAMES = (*DRAWS, "trace")
+NAMES = (*DISTRIBUTIONS, "trace")
 CAPPED = ("sharegpt-like", "trace")  # lengths that the context cuts
 SCENARIOS = ("uniform_short", "mixed_length", "bursty_traffic")  # that gains were claimed for

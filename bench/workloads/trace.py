@@ -49,6 +49,7 @@ def read_trace(path: str | Path, num_prompts: int) -> Trace:
 
 
 def _rows(path: Path, reader: csv.DictReader[str], num_rows: int) -> list[tuple[float, int, int]]:
+    """The first `num_rows` requests: time and lengths. Raises TraceError, naming the line."""
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise TraceError(f"{path}:1: no column {', '.join(missing)}; a trace has {', '.join(COLUMNS)}")
@@ -66,7 +67,7 @@ def _rows(path: Path, reader: csv.DictReader[str], num_rows: int) -> list[tuple[
 
 
 def _seconds(where: str, value: str | None) -> float:
-    """Of a date and time, or of a number of seconds."""
+    """A time in seconds, from a date and time or a number of seconds."""
     try:
         moment = datetime.datetime.fromisoformat((value or "").strip())
         return moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp()
@@ -82,6 +83,7 @@ def _seconds(where: str, value: str | None) -> float:
 
 
 def _length(where: str, column: str, value: str | None) -> int:
+    """A number of tokens. Raises TraceError for what is none."""
     try:
         length = int(value or "")
     except ValueError:

@@ -46,7 +46,7 @@ class Workload(NamedTuple):
 
     @property
     def hash(self) -> str:
-        """Of lengths, ids and arrivals: equal hashes are equal work."""
+        """A digest of lengths, ids and arrivals: equal hashes are equal work."""
         digest = hashlib.sha256()
         for item in self.items:
             digest.update(f"{item.output_len} {item.arrival!r} {item.prompt_token_ids}\n".encode())
@@ -54,15 +54,17 @@ class Workload(NamedTuple):
 
     @property
     def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
         return sum(len(item.prompt_token_ids) for item in self.items)
 
     @property
     def num_output_tokens(self) -> int:
+        """Tokens that all requests want."""
         return sum(item.output_len for item in self.items)
 
     @property
     def longest(self) -> int:
-        """Tokens, prompt and output, of the longest request."""
+        """Tokens of the longest request, prompt and output."""
         return max(len(item.prompt_token_ids) + item.output_len for item in self.items)
 
     def arriving(self, times: Iterable[float]) -> Workload:
@@ -104,7 +106,7 @@ def make_workload(
     else:
         prompts, outputs = lengths.draw(name, num_prompts, draws[0], chosen)
         times = np.zeros(num_prompts)
-    prompts, outputs = (_scaled(found, chosen.length_scale) for found in (prompts, outputs))
+    prompts, outputs = (_scaled(lens, chosen.length_scale) for lens in (prompts, outputs))
     prefix = _scaled(np.array([chosen.prefix_len]), chosen.length_scale)[0] if name == "prefix" else 0
     prompts, outputs, num_capped = _fit(name, prompts + prefix, outputs, max_model_len)
     token_ids = _token_ids(prompts, int(prefix), chosen.num_prefixes, vocab_size, draws[1])
@@ -161,7 +163,7 @@ def _token_ids(
 
 
 def _scales(options: WorkloadOptions, num_capped: int) -> dict[str, Any]:
-    """Whatever is not as it is by default; both scales always."""
+    """The options that are not as they are by default; both scales always."""
     changed: dict[str, Any] = {"length_scale": options.length_scale, "time_scale": options.time_scale}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)

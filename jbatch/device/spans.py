@@ -14,7 +14,7 @@ from jbatch.device.backend import Attention
 from jbatch.device.state import Rows, write_columns
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.step_input import StepFields
-from pallas_kernels import RaggedMetadata, paged_attention, plan_work, write_kv
+from pallas_kernels import RaggedMetadata, add_work_list, paged_attention, write_kv
 
 
 class Part(NamedTuple):
@@ -116,7 +116,7 @@ def _attention(
         "interpret": attention.interpret,
     }
     like = jax.ShapeDtypeStruct((*part.ids.shape, num_heads, head_dim), kv_pages.dtype)
-    metadata = plan_work(like, kv_pages, part.block_tables, part.metadata, **options)
+    metadata = add_work_list(like, kv_pages, part.block_tables, part.metadata, **options)
 
     def attend(q: jax.Array, cache: jax.Array) -> jax.Array:
         return paged_attention(q, cache, part.block_tables, metadata, scale=head_dim**-0.5, **options)

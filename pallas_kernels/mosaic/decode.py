@@ -1,7 +1,7 @@
 """Paged decode attention for Hopper in Pallas Mosaic GPU.
 
 A decode step is bounded by reading the cache once, so the kernel is a stream of page copies with a little
-arithmetic behind it. A persistent grid walks a list of KV chunks (`plan.DecodeWork`); one warpgroup copies
+arithmetic behind it. A persistent grid walks a list of KV chunks (`DecodeWork`); one warpgroup copies
 pages into a ring in shared memory and runs ahead across chunks, the other computes an online softmax
 (Milakov & Gimelshein 2018). Chunks leave partial sums, which a small second kernel combines in their order
 (Flash-Decoding, Dao et al. 2023), so a sequence's bits depend on nothing but the sequence.
@@ -27,7 +27,6 @@ from pallas_kernels import _compat
 from pallas_kernels.mosaic.common import Ring, clear_rows, swizzled_smem
 from pallas_kernels.problem import Problem
 from pallas_kernels.softmax import LOG2E, NEG_INF
-from pallas_kernels.tuning import MosaicDecode
 from pallas_kernels.work_list import DecodeWork
 
 COMPUTE, LOAD = 0, 1  # warpgroups
@@ -37,6 +36,28 @@ COMBINE_ROWS = 64  # of head_dim per CTA of the second kernel: wgmma's row tile,
 COMBINE_UNROLL = 8  # partial sums in flight
 WGMMA = plgpu.Layout.WGMMA
 F32 = jnp.float32
+
+
+class Tiles(NamedTuple):
+    """How the kernel cuts up its work."""
+
+    chunk: int  # tokens of a work item
+    block_kv: int  # tokens of a product
+    num_stages: int  # of the ring of pages in shared memory
+    num_ctas: int  # of the persistent grid
+
+
+def default_tiles(problem: Problem, num_cores: int, interpreted: bool) -> Tiles:
+    """Tiles that compile without spills for every shape.
+
+    A ring of 3 x 32 KB leaves room for two CTAs on a core, one of 4 x 16 KB for three; more than are resident
+    would run after the others. An item holds the chunks of a pack's heads: about 512 tokens of one head,
+    beside 4 KB of partial sums.
+    """
+    del interpreted
+    packed = max(1, MIN_PACK // problem.group)
+    num_stages, ctas_per_core = (3, 2) if problem.head_dim > 64 else (4, 3)
+    return Tiles(max(64, 512 // packed), 64, num_stages, ctas_per_core * num_cores)
 
 
 def declines(problem: Problem) -> str | None:
@@ -80,7 +101,7 @@ def paged_decode(
     work: DecodeWork,
     *,
     scale: float,
-    tiles: MosaicDecode,
+    tiles: Tiles,
     interpret: Any = False,
 ) -> Float[Array, "slots heads head_dim"]:
     """One query per slot against the first `kv_lens` tokens of its sequence; zeros where that is 0, NaN
@@ -105,12 +126,12 @@ class _Sizes(NamedTuple):
     """How a problem is cut up."""
 
     pack: Pack
-    tiles: MosaicDecode
+    tiles: Tiles
     page_size: int
     copy_rows: int  # of one copy: a page, or the part of it that makes up a block
 
     @classmethod
-    def of(cls, pack: Pack, tiles: MosaicDecode, page_size: int) -> _Sizes:
+    def of(cls, pack: Pack, tiles: Tiles, page_size: int) -> _Sizes:
         return cls(pack, tiles, page_size, min(page_size, tiles.block_kv))
 
     @property
@@ -152,7 +173,7 @@ def partials(
     work: DecodeWork,
     pack: Pack,
     scale: float,
-    tiles: MosaicDecode,
+    tiles: Tiles,
     interpret: Any,
 ) -> tuple[
     Float[Array, "packs items head_dim columns"],
@@ -379,7 +400,7 @@ def combine(
         acc = plgpu.layout_cast(jnp.zeros((COMBINE_ROWS, columns), F32), WGMMA)
         acc, _, total = lax.fori_loop(0, num_turns, combine_some, (acc, zeros + NEG_INF, zeros))
         out = acc / by_column(jnp.where(total == 0, 1.0, total))
-        dropped = (end > max_items) & (end > begin)  # the plan had no room: do not answer with a part
+        dropped = (end > max_items) & (end > begin)  # the work list had no room: do not answer with a part
         out += jnp.where(dropped, jnp.nan, 0.0)
         out_smem.T[...] = out.astype(dtype)
         plgpu.commit_smem()

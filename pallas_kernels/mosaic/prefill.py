@@ -2,7 +2,7 @@
 
 FlashAttention (Dao 2023; Shah et al. 2024) over packed queries of any lengths, whose keys and values lie in
 the cache: a fresh prompt, a chunk of one and a prompt behind a cached prefix are one case. A CTA takes one
-tile of `plan.PrefillWork` for one KV head. Two warpgroups compute, with 64 rows of (head of the group,
+tile of `PrefillWork` for one KV head. Two warpgroups compute, with 64 rows of (head of the group,
 token) each; a third walks the block table and copies pages into a ring in shared memory.
 """
 
@@ -22,7 +22,6 @@ from pallas_kernels import _compat
 from pallas_kernels.mosaic.common import Ring, clear_rows, swizzled_smem
 from pallas_kernels.problem import TOKEN_ALIGN, Problem
 from pallas_kernels.softmax import LOG2E, NEG_INF
-from pallas_kernels.tuning import MosaicPrefill
 from pallas_kernels.work_list import PrefillWork
 
 COMPUTE_WARPGROUPS = 2
@@ -35,6 +34,20 @@ MAX_GROUP = TILE_ROWS // TOKEN_ALIGN
 HEAD_DIMS = (64, 128)
 WGMMA = plgpu.Layout.WGMMA
 F32 = jnp.float32
+
+
+class Tiles(NamedTuple):
+    """How the kernel cuts up its work; a tile has 128 rows of (head of the group, token)."""
+
+    block_kv: int
+    num_stages: int
+    p_in_registers: bool  # the probabilities, or through shared memory
+
+
+def default_tiles(problem: Problem, num_cores: int, interpreted: bool) -> Tiles:
+    """Tiles that compile without spills for every shape. The interpreter knows no operand in registers."""
+    del num_cores
+    return Tiles(128, 2 if problem.head_dim > 64 else 4, not interpreted)
 
 
 def declines(problem: Problem) -> str | None:
@@ -52,7 +65,7 @@ def declines(problem: Problem) -> str | None:
     return None
 
 
-def tile_tokens(problem: Problem, tiles: MosaicPrefill) -> int:
+def tile_tokens(problem: Problem, tiles: Tiles) -> int:
     """Query tokens of a tile."""
     return TILE_ROWS // pl.next_power_of_2(problem.group)
 
@@ -69,7 +82,7 @@ class _Sizes(NamedTuple):
     num_stages: int
 
     @classmethod
-    def of(cls, group: int, page_size: int, tiles: MosaicPrefill) -> _Sizes:
+    def of(cls, group: int, page_size: int, tiles: Tiles) -> _Sizes:
         heads = max(1, pl.next_power_of_2(group) // COMPUTE_WARPGROUPS)
         copy_rows = min(page_size, tiles.block_kv)
         return cls(group, heads, ROWS // heads, page_size, tiles.block_kv, copy_rows, tiles.num_stages)
@@ -113,12 +126,12 @@ def paged_prefill(
     work: PrefillWork,
     *,
     scale: float,
-    tiles: MosaicPrefill,
+    tiles: Tiles,
     interpret: Any = False,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Causal attention of packed queries over their sequences' pages; rows of no slot hold anything.
 
-    `work` comes from `plan.plan_prefill` with this module's `tile_tokens`. `scale` is positive.
+    `work` comes from `make_prefill_work` with this module's `tile_tokens`. `scale` is positive.
     """
     _, num_heads, head_dim = q.shape
     _, _, kv_heads, page_size, _ = kv_pages.shape

@@ -1,6 +1,6 @@
 """Paged decode attention in Pallas Triton, for Ampere and Hopper.
 
-A persistent grid walks a list of KV chunks (`plan.DecodeWork`), one KV head at a time. A chunk leaves
+A persistent grid walks a list of KV chunks (`DecodeWork`), one KV head at a time. A chunk leaves
 partial sums, which a small second kernel combines in their order (Flash-Decoding, Dao et al. 2023), so a
 sequence's bits depend on nothing but the sequence.
 """
@@ -8,6 +8,7 @@ sequence's bits depend on nothing but the sequence.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,30 @@ from pallas_kernels.problem import Problem
 from pallas_kernels.softmax import LOG2E, NEG_INF
 from pallas_kernels.triton import common as triton_common
 from pallas_kernels.triton.common import MIN_DOT, Softmax, column_parts
-from pallas_kernels.tuning import TritonDecode
 from pallas_kernels.work_list import DecodeWork
 
 COMBINE_UNROLL = 8  # partial sums in flight
 F32 = jnp.float32
+
+
+class Tiles(NamedTuple):
+    """How the kernel cuts up its work."""
+
+    chunk: int  # tokens of a work item
+    block_kv: int  # tokens of a product
+    num_warps: int
+    num_stages: int
+    num_ctas: int  # of the persistent grid
+
+
+def default_tiles(problem: Problem, num_cores: int, interpreted: bool) -> Tiles:
+    """Tiles that compile without spills for every shape.
+
+    Three stages: page ids are read one block ahead of the keys, and those one ahead of the product. Up to 127
+    registers and 39 KB leave room for four CTAs on a core.
+    """
+    del problem, interpreted
+    return Tiles(512, 64, 4, 3, num_cores * 4)
 
 
 def declines(problem: Problem) -> str | None:
@@ -41,7 +61,7 @@ def paged_decode(
     work: DecodeWork,
     *,
     scale: float,
-    tiles: TritonDecode,
+    tiles: Tiles,
     interpret: bool = False,
 ) -> Float[Array, "slots heads head_dim"]:
     """One query per slot against the first `kv_lens` tokens of its sequence; zeros where that is 0, NaN
@@ -63,7 +83,7 @@ def _partials(
     kv_lens: Int[Array, " slots"],
     work: DecodeWork,
     scale: float,
-    tiles: TritonDecode,
+    tiles: Tiles,
     interpret: bool,
 ) -> tuple[
     Float[Array, "items heads head_dim"],
@@ -175,7 +195,7 @@ def _combine(
         num_turns = lax.div(last - begin + COMBINE_UNROLL, COMBINE_UNROLL)
         state = lax.fori_loop(0, num_turns, visit_items, Softmax.empty(rows, parts))
         norm = 1 / jnp.where(state.total == 0, 1.0, state.total)
-        dropped = (end > max_items) & (end > begin)  # the plan had no room: do not answer with a part
+        dropped = (end > max_items) & (end > begin)  # the work list had no room: do not answer with a part
         norm = jnp.where(dropped, jnp.nan, norm)
         for part, out in zip(parts, state.out, strict=True):
             triton.store(

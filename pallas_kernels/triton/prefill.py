@@ -1,6 +1,6 @@
 """Packed causal prefill over the paged KV cache in Pallas Triton, for Ampere and Hopper.
 
-A program computes one tile (`plan.PrefillWork`) for one KV head: its rows are the tile's tokens times the
+A program computes one tile (`PrefillWork`) for one KV head: its rows are the tile's tokens times the
 heads of the group. Keys and values come from the cache alone, so a fresh prompt, a chunk of one, and a
 prompt behind a cached prefix are one case (FlashAttention-2, Dao 2023, over pages).
 """
@@ -8,6 +8,7 @@ prompt behind a cached prefix are one case (FlashAttention-2, Dao 2023, over pag
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,22 @@ from pallas_kernels.problem import Problem
 from pallas_kernels.softmax import LOG2E, NEG_INF
 from pallas_kernels.triton import common as triton_common
 from pallas_kernels.triton.common import Softmax, column_parts
-from pallas_kernels.tuning import TritonPrefill
 from pallas_kernels.work_list import PrefillWork
+
+
+class Tiles(NamedTuple):
+    """How the kernel cuts up its work."""
+
+    block_q: int  # rows of (token, head of the group)
+    block_kv: int
+    num_warps: int
+    num_stages: int
+
+
+def default_tiles(problem: Problem, num_cores: int, interpreted: bool) -> Tiles:
+    """Tiles that compile without spills for every shape."""
+    del problem, num_cores, interpreted
+    return Tiles(64, 64, 4, 3)
 
 
 def declines(problem: Problem) -> str | None:
@@ -29,7 +44,7 @@ def declines(problem: Problem) -> str | None:
     return triton_common.declines(problem)
 
 
-def tile_tokens(problem: Problem, tiles: TritonPrefill) -> int:
+def tile_tokens(problem: Problem, tiles: Tiles) -> int:
     """Query tokens per tile."""
     return tiles.block_q // problem.group
 
@@ -41,7 +56,7 @@ def paged_prefill(
     work: PrefillWork,
     *,
     scale: float,
-    tiles: TritonPrefill,
+    tiles: Tiles,
     interpret: bool = False,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Causal attention of the queries in `work`'s tiles of `tile_tokens`. Rows of no slot hold anything.

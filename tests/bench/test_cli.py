@@ -38,19 +38,19 @@ def test_batching_prints_and_writes_the_counts_of_any_runner(model, tmp_path, ca
         "--goodput", "ttft:60000", "--output-dir", out,
     )  # fmt: skip
     assert (ended.code, ended.err) == (0, "")
-    found = json.loads((out / "batching-mixed_length.json").read_text())
-    manifest = found["manifest"]
+    content = json.loads((out / "batching-mixed_length.json").read_text())
+    manifest = content["manifest"]
     assert manifest["max_num_seqs"] == 2 and manifest["compile_s"] > 0 and manifest["warm_up_s"] > 0
     assert manifest["ceilings"]["read_bytes_per_s"] > 0 and manifest["command"]
     assert manifest["setting"]["repeats"] == 2 and manifest["engine"]["samplers"] == ["greedy"]
     workload = make_workload(
         "mixed_length", num_prompts=32, seed=0, vocab_size=264, max_model_len=256, length_scale=0.1
     )
-    assert found["workload"]["hash"] == workload.hash
+    assert content["workload"]["hash"] == workload.hash
     subject = FakeSubject(max_num_seqs=2, max_model_len=256)
     counted = climb(subject, list(ARMS.values()), workload, Setting(repeats=1))
-    assert found["arms"].keys() == counted.keys()
-    for name, arm in found["arms"].items():
+    assert content["arms"].keys() == counted.keys()
+    for name, arm in content["arms"].items():
         expected = counted[name].counts
         for field in ("decode_steps", "slot_steps", "useful_slot_steps", "output_tokens", "decode_wasted"):
             assert arm[field] == getattr(expected, field), (name, field)
@@ -58,8 +58,8 @@ def test_batching_prints_and_writes_the_counts_of_any_runner(model, tmp_path, ca
         assert 0 < arm["device_busy_share"] <= 1.01 and arm["floor_share"] > 0
         assert arm["request_goodput"] == arm["request_throughput"]
         assert arm["p50_ttft_ms"] <= arm["p99_ttft_ms"] <= arm["p99_e2el_ms"]
-    assert found["gains"]["slot_steps static-padded / continuous"] > 1
-    assert f"{found['gains']['continuous / unbatched']:.2f} (3.2)" in ended.out
+    assert content["gains"]["slot_steps static-padded / continuous"] > 1
+    assert f"{content['gains']['continuous / unbatched']:.2f} (3.2)" in ended.out
     assert all(f"  {name}: {arm.definition}" in ended.out.replace("\n", "") for name, arm in ARMS.items())
 
 
@@ -80,22 +80,22 @@ def test_throughput_and_latency_have_vllms_keys(tmp_path, monkeypatch, capsys):
     file = tmp_path / "throughput.json"
     ended = run(capsys, "bench", "throughput", *flags, "--num-prompts", "6", "--output-json", file)
     assert ended.code == 0, ended.err
-    found = json.loads(file.read_text())
-    assert (found["kind"], found["num_requests"], found["total_num_tokens"]) == ("throughput", 6, 72)
-    assert found["manifest"]["setting"]["num_prompts"] == 6
-    assert found["tokens_per_second"] == pytest.approx(72 / found["elapsed_time"])
-    assert found["requests_per_second"] == pytest.approx(6 / found["elapsed_time"])
-    assert f"Throughput: {found['requests_per_second']:.2f} requests/s, " in ended.out
+    content = json.loads(file.read_text())
+    assert (content["kind"], content["num_requests"], content["total_num_tokens"]) == ("throughput", 6, 72)
+    assert content["manifest"]["setting"]["num_prompts"] == 6
+    assert content["tokens_per_second"] == pytest.approx(72 / content["elapsed_time"])
+    assert content["requests_per_second"] == pytest.approx(6 / content["elapsed_time"])
+    assert f"Throughput: {content['requests_per_second']:.2f} requests/s, " in ended.out
     assert "Total num prompt tokens:  48\nTotal num output tokens:  24\n" in ended.out
 
     file = tmp_path / "latency.json"
     flags += ("--batch-size", "2", "--num-iters-warmup", "1", "--num-iters", "3")
     ended = run(capsys, "bench", "latency", *flags, "--output-json", file)
     assert ended.code == 0, ended.err
-    found = json.loads(file.read_text())
-    assert len(found["latencies"]) == 3 and min(found["latencies"]) > 0
-    assert found["avg_latency"] == pytest.approx(sum(found["latencies"]) / 3)
-    assert list(found["percentiles"]) == ["10", "25", "50", "75", "90", "99"]
+    content = json.loads(file.read_text())
+    assert len(content["latencies"]) == 3 and min(content["latencies"]) > 0
+    assert content["avg_latency"] == pytest.approx(sum(content["latencies"]) / 3)
+    assert list(content["percentiles"]) == ["10", "25", "50", "75", "90", "99"]
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_an_arm_that_fails_is_printed_and_gains_are_not(tmp_path, monkeypatch, c
     assert "static-padded: not run: repeat 1: RuntimeError: out of memory" in ended.out
     assert "mixed_length: no gain is named: static-padded was not run" in ended.out
     assert "gain over unbatched" not in ended.out and " *" in ended.out
-    found = json.loads(file.read_text())
-    assert [size for size, _ in found["sweep"]["continuous"]] == [2, 4]
-    assert found["sweep"]["static-padded"] == [] and found["arms"]["continuous"]["max_num_seqs"] in (2, 4)
+    content = json.loads(file.read_text())
+    assert [size for size, _ in content["sweep"]["continuous"]] == [2, 4]
+    assert content["sweep"]["static-padded"] == [] and content["arms"]["continuous"]["max_num_seqs"] in (2, 4)
 
 
 def test_two_datasets_do_not_go_into_one_file(no_model, tmp_path, capsys):

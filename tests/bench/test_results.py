@@ -42,16 +42,16 @@ def test_what_is_written_is_read(tmp_path):
     with claimed(path):
         assert path.exists()
         write(path, results())
-    found = read(path)
-    assert (found["schema"], found["kind"]) == (1, "batching")
-    assert found["workload"]["hash"] == WORKLOAD.hash and found["workload"]["num_prompts"] == 2
-    arm = found["arms"]["continuous"]
+    content = read(path)
+    assert (content["schema"], content["kind"]) == (1, "batching")
+    assert content["workload"]["hash"] == WORKLOAD.hash and content["workload"]["num_prompts"] == 2
+    arm = content["arms"]["continuous"]
     (step,), (request,) = arm["steps"], arm["requests"]
-    assert dict(zip(found["step_fields"], step, strict=True)) == STEP._asdict()
-    assert dict(zip(found["request_fields"], request, strict=True))["end"] == 0.2
+    assert dict(zip(content["step_fields"], step, strict=True)) == STEP._asdict()
+    assert dict(zip(content["request_fields"], request, strict=True))["end"] == 0.2
     assert arm["spread"] == pytest.approx(30 / 90), "over the lower of two medians"
-    assert found["arms"]["static"]["not_run"] == "out of memory"
-    assert found["sweep"]["static"] == [[2, None]], "strict JSON knows no NaN"
+    assert content["arms"]["static"]["not_run"] == "out of memory"
+    assert content["sweep"]["static"] == [[2, None]], "strict JSON knows no NaN"
     assert list(tmp_path.rglob("*.partial")) == []
 
 

@@ -14,42 +14,45 @@ import jax.numpy as jnp
 import numpy as np
 
 import pallas_kernels
-from pallas_kernels import _compat, implementations, tuning
-from pallas_kernels import work_list as plan
+from pallas_kernels import _compat, implementations, names, tuning, work_list
+from pallas_kernels.mosaic import decode as mosaic_decode
+from pallas_kernels.mosaic import prefill as mosaic_prefill
 from pallas_kernels.problem import Kind, Problem
+from pallas_kernels.triton import decode as triton_decode
+from pallas_kernels.triton import prefill as triton_prefill
 from tests.helpers.attention_cases import Case
 
-NAMES = ("xla", "triton", "mosaic")
+NAMES = tuple(reversed(names.NAMES))  # the quickest to test first
 
 # Chunks of one block and of several, a ring of two stages and of more than a chunk fills, and grids of one
 # program, of several, and of more than there is work for.
 TILES: dict[tuple[str, Kind], tuple[tuning.Tiles, ...]] = {
     ("mosaic", "decode"): (
-        tuning.MosaicDecode(chunk=64, block_kv=64, num_stages=2, num_ctas=1),
-        tuning.MosaicDecode(chunk=128, block_kv=64, num_stages=3, num_ctas=2),
-        tuning.MosaicDecode(chunk=256, block_kv=128, num_stages=2, num_ctas=3),
-        tuning.MosaicDecode(chunk=64, block_kv=64, num_stages=4, num_ctas=7),
+        mosaic_decode.Tiles(chunk=64, block_kv=64, num_stages=2, num_ctas=1),
+        mosaic_decode.Tiles(chunk=128, block_kv=64, num_stages=3, num_ctas=2),
+        mosaic_decode.Tiles(chunk=256, block_kv=128, num_stages=2, num_ctas=3),
+        mosaic_decode.Tiles(chunk=64, block_kv=64, num_stages=4, num_ctas=7),
     ),
     ("mosaic", "prefill"): (
-        tuning.MosaicPrefill(block_kv=64, num_stages=2, p_in_registers=False),
-        tuning.MosaicPrefill(block_kv=128, num_stages=2, p_in_registers=False),
-        tuning.MosaicPrefill(block_kv=64, num_stages=3, p_in_registers=False),
+        mosaic_prefill.Tiles(block_kv=64, num_stages=2, p_in_registers=False),
+        mosaic_prefill.Tiles(block_kv=128, num_stages=2, p_in_registers=False),
+        mosaic_prefill.Tiles(block_kv=64, num_stages=3, p_in_registers=False),
     ),
     ("triton", "decode"): (
-        tuning.TritonDecode(chunk=32, block_kv=32, num_warps=4, num_stages=2, num_ctas=1),
-        tuning.TritonDecode(chunk=96, block_kv=16, num_warps=2, num_stages=3, num_ctas=3),
-        tuning.TritonDecode(chunk=128, block_kv=64, num_warps=4, num_stages=2, num_ctas=2),
-        tuning.TritonDecode(chunk=64, block_kv=64, num_warps=8, num_stages=3, num_ctas=100),
+        triton_decode.Tiles(chunk=32, block_kv=32, num_warps=4, num_stages=2, num_ctas=1),
+        triton_decode.Tiles(chunk=96, block_kv=16, num_warps=2, num_stages=3, num_ctas=3),
+        triton_decode.Tiles(chunk=128, block_kv=64, num_warps=4, num_stages=2, num_ctas=2),
+        triton_decode.Tiles(chunk=64, block_kv=64, num_warps=8, num_stages=3, num_ctas=100),
     ),
     ("triton", "prefill"): (
-        tuning.TritonPrefill(block_q=16, block_kv=32, num_warps=4, num_stages=2),
-        tuning.TritonPrefill(block_q=64, block_kv=64, num_warps=4, num_stages=3),
-        tuning.TritonPrefill(block_q=128, block_kv=16, num_warps=8, num_stages=2),
+        triton_prefill.Tiles(block_q=16, block_kv=32, num_warps=4, num_stages=2),
+        triton_prefill.Tiles(block_q=64, block_kv=64, num_warps=4, num_stages=3),
+        triton_prefill.Tiles(block_q=128, block_kv=16, num_warps=8, num_stages=2),
     ),
 }
 IN_REGISTERS = (  # not interpretable
-    tuning.MosaicPrefill(block_kv=64, num_stages=2, p_in_registers=True),
-    tuning.MosaicPrefill(block_kv=128, num_stages=2, p_in_registers=True),
+    mosaic_prefill.Tiles(block_kv=64, num_stages=2, p_in_registers=True),
+    mosaic_prefill.Tiles(block_kv=128, num_stages=2, p_in_registers=True),
 )
 
 
@@ -112,11 +115,8 @@ def uninterpretable(name: str) -> str | None:
 
 def on_device(device: jax.Device) -> list[Kernel]:
     """The implementations that run on a device as they are."""
-    capability = implementations.compute_capability(device)
-    names = [name for name in NAMES if name == "xla" or capability]
-    if capability != "9.0" or not _compat.HAS_MOSAIC:
-        names = [name for name in names if name != "mosaic"]
-    return [Kernel(name) for name in names]
+    able = [n for n in NAMES if n == "xla" or implementations.declines_device(n, device) is None]
+    return [Kernel(name) for name in able if name != "mosaic" or _compat.HAS_MOSAIC]
 
 
 @contextlib.contextmanager
@@ -141,7 +141,7 @@ def _decode(kernel: Kernel, tiles: Any, scale: float, max_items: int | None) -> 
     def decode(q, kv_pages, block_tables, kv_lens):
         work = None
         if max_items is not None:
-            work = plan.plan_decode(kv_lens, chunk=tiles.chunk, max_items=max_items)
+            work = work_list.make_decode_work(kv_lens, chunk=tiles.chunk, max_items=max_items)
         options = {"implementation": kernel.name, "interpret": kernel.interpret, "tiles": tiles, "work": work}
         return pallas_kernels.paged_decode(q, kv_pages, block_tables, kv_lens, scale=scale, **options)
 

@@ -1,11 +1,17 @@
 """EngineConfig: every field is checked, and an error names the field and its value."""
 
 import dataclasses
+import typing
 
 import pytest
 
-from jbatch.config import DECODE_SIZES, EngineConfig, ModelConfig, RopeConfig
+from jbatch.config import DECODE_SIZES, BackendName, EngineConfig, ModelConfig, RopeConfig
 from jbatch.errors import ConfigError
+from pallas_kernels.names import NAMES
+
+
+def test_every_implementation_of_the_kernels_may_be_named():
+    assert set(typing.get_args(BackendName)) == {"auto", *NAMES}
 
 
 @pytest.mark.parametrize(

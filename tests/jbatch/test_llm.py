@@ -400,6 +400,33 @@ def test_a_policy_and_limits_of_the_users_own(llm):
     assert ended == ["9", "6", "3"]
 
 
+def test_a_runner_of_the_users_own_sees_every_step(llm):
+    class Watching:
+        """Passes everything on, and keeps what it saw."""
+
+        def __init__(self, runner):
+            self.runner, self.steps = runner, []
+
+        def __getattr__(self, name):
+            return getattr(self.runner, name)
+
+        def submit(self, step):
+            self.steps.append(step.bucket)
+            return self.runner.submit(step)
+
+    watching = Watching(llm.runner)
+    engine = llm.new_engine(runner=watching)
+    engine.add_request("watched", [5, 6], GREEDY)
+    plans, outputs = [], []
+    while engine.has_unfinished:
+        step = engine.step()
+        plans += [step.plan] if step.plan is not None else []
+        outputs += step.outputs
+    assert watching.steps == [plan.bucket for plan in plans]
+    assert [outputs[0].outputs[0].token_ids] == ids_of(llm.generate([[5, 6]], GREEDY))
+    assert llm.new_engine().runner is llm.runner
+
+
 def test_without_a_tokenizer(tmp_path):
     write_checkpoint(tmp_path, seed=3)
     with LLM(tmp_path, **SMALL) as llm:

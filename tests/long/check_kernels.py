@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from pallas_kernels.names import NAMES
+
 OPS = ("decode", "prefill", "write_kv")
 NOTHING_RUNS = 4  # exit status
 
@@ -85,7 +87,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--implementation", action="append", choices=["xla", "triton", "mosaic"])
+    parser.add_argument("--implementation", action="append", choices=NAMES[::-1])
     parser.add_argument("--op", action="append", choices=OPS)
     parser.add_argument("--cases", type=int, help="of each implementation and op; by default all")
     parser.add_argument("--fuzz", type=int, default=0, help="random cases of each implementation and op")

@@ -10,10 +10,10 @@ import pytest
 from pallas_kernels import (
     Problem,
     RaggedMetadata,
+    add_work_list,
     choose,
     paged_attention,
     paged_decode,
-    plan_work,
     write_kv,
 )
 from pallas_kernels._compat import HAS_MOSAIC
@@ -160,22 +160,22 @@ def test_when_all_decline_every_reason_is_given():
         choose(problem(dtype="float32"), ("mosaic", "triton"), HOPPER)
 
 
-def test_a_plan_is_shared_by_layers_and_changes_nothing():
+def test_a_work_list_is_shared_by_layers_and_changes_nothing():
     case = make_case(4, [1, 1], [40, 17], num_heads=4, kv_heads=2, head_dim=64, page_size=16, decode=True)
     q, kv_pages = jnp.asarray(case.q, jnp.bfloat16), jnp.asarray(case.kv_pages, jnp.bfloat16)
     arrays = (q, kv_pages, jnp.asarray(case.block_tables))
     options = dict(max_q_len=1, implementation="triton", interpret=True)
     metadata = RaggedMetadata(*map(jnp.asarray, (case.q_starts, case.q_lens, case.kv_lens)))
-    planned = plan_work(*arrays, metadata, **options)
-    assert metadata.work is None and planned.work is not None
-    outs = [paged_attention(*arrays, some, scale=0.125, **options) for some in (metadata, planned)]
+    listed = add_work_list(*arrays, metadata, **options)
+    assert metadata.work is None and listed.work is not None
+    outs = [paged_attention(*arrays, some, scale=0.125, **options) for some in (metadata, listed)]
     np.testing.assert_array_equal(*(np.asarray(out, np.float32) for out in outs))
     np.testing.assert_allclose(np.asarray(outs[0], np.float64), case.expected, atol=0.03, rtol=0.03)
-    assert plan_work(*arrays, metadata, max_q_len=1, implementation="xla") == metadata
+    assert add_work_list(*arrays, metadata, max_q_len=1, implementation="xla") == metadata
 
 
 def test_write_kv_names_an_unknown_implementation():
-    with pytest.raises(ValueError, match="implementation='magic' of write_kv: choose from xla, triton"):
+    with pytest.raises(ValueError, match="'magic' of write_kv: choose from mosaic, triton, xla"):
         write_kv(jnp.zeros((3, 2, 1, 16, 64)), *(jnp.zeros((1, 1, 64)),) * 2, *(jnp.zeros(1, int),) * 2,
                  implementation="magic")  # fmt: skip
 

@@ -2,9 +2,11 @@
 
 import pytest
 
-from pallas_kernels import tuning
+from pallas_kernels import implementations, tuning
+from pallas_kernels.mosaic.decode import Tiles
+from pallas_kernels.names import COMPILERS
 from pallas_kernels.problem import Problem
-from pallas_kernels.tuning import MosaicDecode, Row
+from pallas_kernels.tuning import Row
 
 H200 = "NVIDIA H200"
 
@@ -25,13 +27,13 @@ def rows(monkeypatch):
 
 
 def test_the_shipped_table_is_sound():
-    for found in tuning.table():
-        tuning.TILES[found.implementation, found.kind](**found.tiles)
+    for measured in tuning.table():
+        tuning.tiles_of(measured.implementation, measured.kind, measured.tiles)
 
 
 def test_a_measured_row_wins(rows):
     rows(row(num_stages=4))
-    assert tuning.lookup("mosaic", problem(), H200) == MosaicDecode(256, 64, 4, 132)
+    assert tuning.lookup("mosaic", problem(), H200) == Tiles(256, 64, 4, 132)
 
 
 def test_the_nearest_bucket_is_taken(rows):
@@ -55,13 +57,14 @@ def test_rows_of_one_model_share_the_order_of_summation(change):
     tuning.check((row(batch=8), row(batch=64, device="NVIDIA H100", **change)))
 
 
-@pytest.mark.parametrize("implementation, kind", list(tuning.TILES))
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+@pytest.mark.parametrize("implementation", COMPILERS)
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("group", [1, 3, 8, 16])
 def test_the_rule_covers_everything_and_ignores_the_batch(implementation, kind, head_dim, group):
     def order(slots):
         tiles = tuning.lookup(implementation, problem(slots, group, kind=kind, head_dim=head_dim), H200)
-        assert isinstance(tiles, tuning.TILES[implementation, kind])
+        assert isinstance(tiles, implementations.module(implementation, kind).Tiles)
         return {name: value for name, value in tiles._asdict().items() if name in tuning.ORDER_FIELDS}
 
     assert order(1) == order(8) == order(256)

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import work_list as plan
+from pallas_kernels import work_list
 from pallas_kernels.problem import PAGE_SIZES, TOKEN_ALIGN, Problem
 
 SLOTS = 5
@@ -23,15 +23,15 @@ def jitted(function, **static):
     return jax.jit(functools.partial(function, **static))
 
 
-def plan_decode(kv_lens, chunk, max_items):
-    work = jitted(plan.plan_decode, chunk=chunk, max_items=max_items)(np.asarray(kv_lens, np.int32))
-    return plan.DecodeWork(*map(np.asarray, work))
+def decode_work(kv_lens, chunk, max_items):
+    work = jitted(work_list.make_decode_work, chunk=chunk, max_items=max_items)(np.asarray(kv_lens, np.int32))
+    return work_list.DecodeWork(*map(np.asarray, work))
 
 
-def plan_prefill(q_starts, q_lens, kv_lens, tile_tokens, num_tiles):
+def prefill_work(q_starts, q_lens, kv_lens, tile_tokens, num_tiles):
     ragged = (np.asarray(x, np.int32) for x in (q_starts, q_lens, kv_lens))
-    work = jitted(plan.plan_prefill, tile_tokens=tile_tokens, num_tiles=num_tiles)(*ragged)
-    return plan.PrefillWork(*map(np.asarray, work))
+    work = jitted(work_list.make_prefill_work, tile_tokens=tile_tokens, num_tiles=num_tiles)(*ragged)
+    return work_list.PrefillWork(*map(np.asarray, work))
 
 
 def problem(kind, *, tokens, num_pages, page_size, pages_per_seq):
@@ -70,7 +70,7 @@ def packed_queries(draw):
 @quickly
 @given(kv_lens=lengths, chunk=st.sampled_from(CHUNKS), max_items=st.sampled_from([1, 4, 130]))
 def test_decode_items_are_each_sequences_chunks_in_order(kv_lens, chunk, max_items):
-    work = plan_decode(kv_lens, chunk, max_items)
+    work = decode_work(kv_lens, chunk, max_items)
     wanted = [(slot, i) for slot, n in enumerate(kv_lens) for i in range(-(-n // chunk))]
     assert work.num_items == work.first[-1] == len(wanted)  # also where the list is too short for them
     live = min(len(wanted), max_items)
@@ -83,7 +83,7 @@ def test_decode_items_are_each_sequences_chunks_in_order(kv_lens, chunk, max_ite
 @quickly
 @given(kv_lens=lengths, chunk=st.sampled_from(CHUNKS))
 def test_dead_decode_items_name_a_slot_that_exists(kv_lens, chunk):
-    work = plan_decode(kv_lens, chunk, 130)
+    work = decode_work(kv_lens, chunk, 130)
     assert ((work.slots >= 0) & (work.slots < SLOTS) & (work.chunks >= 0)).all()
 
 
@@ -92,13 +92,13 @@ def test_dead_decode_items_name_a_slot_that_exists(kv_lens, chunk):
 def test_the_bound_of_decode_items_holds_and_is_no_larger_than_needed(pool, chunk):
     static, kv_lens = pool
     num_items = sum(-(-n // chunk) for n in kv_lens)
-    assert num_items <= plan.max_items(static, chunk)
-    assert plan.max_items(static, chunk) <= SLOTS * -(-static.max_len // chunk)
+    assert num_items <= work_list.max_items(static, chunk)
+    assert work_list.max_items(static, chunk) <= SLOTS * -(-static.max_len // chunk)
 
 
 def test_the_bound_of_decode_items_is_reached():
     full = problem("decode", tokens=SLOTS, num_pages=1 + 4 * SLOTS, page_size=16, pages_per_seq=4)
-    assert plan.max_items(full, 64) == SLOTS == int(plan_decode([64] * SLOTS, 64, 9).num_items)
+    assert work_list.max_items(full, 64) == SLOTS == int(decode_work([64] * SLOTS, 64, 9).num_items)
 
 
 @quickly
@@ -106,7 +106,7 @@ def test_the_bound_of_decode_items_is_reached():
 def test_prefill_tiles_hold_each_query_once(packed, tile_tokens):
     q_starts, q_lens, kv_lens, tokens = packed
     num_tiles = 5 + sum(q_lens) // tile_tokens  # rounded, so that few programs are compiled
-    work = plan_prefill(q_starts, q_lens, kv_lens, tile_tokens, -(-num_tiles // 64) * 64)
+    work = prefill_work(q_starts, q_lens, kv_lens, tile_tokens, -(-num_tiles // 64) * 64)
     seen = np.zeros(tokens + tile_tokens, int)
     for slot, start, position, count in zip(*work, strict=True):
         if count == 0:
@@ -128,7 +128,7 @@ def test_prefill_tiles_hold_each_query_once(packed, tile_tokens):
 def test_prefill_tiles_come_longest_first_and_dead_ones_last(packed, tile_tokens):
     q_starts, q_lens, kv_lens, _ = packed
     num_tiles = -(-(5 + sum(q_lens) // tile_tokens) // 64) * 64
-    work = plan_prefill(q_starts, q_lens, kv_lens, tile_tokens, num_tiles)
+    work = prefill_work(q_starts, q_lens, kv_lens, tile_tokens, num_tiles)
     live = work.num_tokens > 0
     num_live = sum(-(-n // tile_tokens) for n in q_lens)
     assert live[:num_live].all() and not live[num_live:].any()
@@ -142,4 +142,4 @@ def test_prefill_tiles_come_longest_first_and_dead_ones_last(packed, tile_tokens
 def test_the_bound_of_prefill_tiles_holds(packed, tile_tokens):
     _, q_lens, _, tokens = packed
     static = problem("prefill", tokens=tokens, num_pages=100, page_size=16, pages_per_seq=30)
-    assert sum(-(-n // tile_tokens) for n in q_lens) <= plan.num_tiles(static, tile_tokens)
+    assert sum(-(-n // tile_tokens) for n in q_lens) <= work_list.num_tiles(static, tile_tokens)

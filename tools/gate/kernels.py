@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.measure.shapes import SHAPES
+from pallas_kernels.names import COMPILERS, NAMES
 from tools.gate import ptxas
 from tools.gate.target import Target, compiling, find_ptxas, thunks
 
@@ -30,9 +31,9 @@ KERNELS = {
     "copy": ("copy_pages",),
 }
 IMPLEMENTATIONS = {
-    "decode": ("mosaic", "triton"),
-    "prefill": ("mosaic", "triton"),
-    "write": ("mosaic", "triton", "xla"),
+    "decode": COMPILERS,
+    "prefill": COMPILERS,
+    "write": NAMES,
     "copy": ("xla",),
 }
 IN_PLACE = ("write_kv", "copy_pages")
@@ -200,7 +201,7 @@ def with_shipped_tiles(case: Case, target: Target) -> list[Case]:
     chosen = tuning.lookup(case.implementation, problem, device)
     key = (device, case.implementation, problem.kind, problem.group, problem.head_dim, problem.page_size)
     others = {
-        tuning.TILES[case.implementation, problem.kind](**row.tiles): row.batch
+        tuning.tiles_of(case.implementation, problem.kind, row.tiles): row.batch
         for row in tuning.table()
         if row[: len(key)] == key
     }
@@ -279,7 +280,7 @@ def _kernels(case: Case, target: Target) -> Iterator[ptxas.Resources]:
 
 
 def _is_own(kernel: str, case: Case) -> bool:
-    """Whether a kernel is the case's own: in a program with one of Triton's, the others plan its work."""
+    """Whether a kernel is the case's own: in a program with Triton's, the others make the work list."""
     return case.implementation == "xla" or kernel.endswith(SUFFIXES["triton"])
 
 

@@ -95,7 +95,7 @@ def build(config: ModelConfig, shape: Any) -> attention.Decode:
 
 
 def plan_work(kv_lens: Int[Tensor, " slots"], chunk: int, max_items: int) -> Work:
-    """`pallas_kernels.work_list.plan_decode`, in PyTorch."""
+    """`pallas_kernels.work_list.make_decode_work`, in PyTorch."""
     counts = (kv_lens + chunk - 1) // chunk
     first = functional.pad(counts.cumsum(0), (1, 0))
     items = torch.arange(max_items, device=kv_lens.device)

@@ -15,11 +15,13 @@ import torch
 
 from bench import results
 from bench.compare import command as compare
-from bench.compare import contenders
 from bench.compare import cross_check as cross_check_module
-from bench.compare.command import Asked
-from bench.compare.contenders import ENTRIES, choose_entries
+from bench.compare.arms import ARMS, Arm, choose_arms
+from bench.compare.command import Comparison
 from bench.compare.cross_check import Disagreement, LogitGap, cross_check
+from bench.compare.measurement import Measurement
+from bench.compare.ratios import ratios
+from bench.compare.ready import DrivenArm
 from bench.options import Setting
 from bench.workloads.workload import make_workload
 from jbatch.errors import ConfigError
@@ -61,10 +63,10 @@ def model_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(model_dir, tmp_path_factory):
+def compared(model_dir, tmp_path_factory):
     """One comparison of all arms, in which FlashAttention's has a cache full of holes."""
     out = tmp_path_factory.mktemp("out")
-    asked = Asked(str(model_dir), "random", (), out / "results.json", out / "plans.jsonl")
+    comparison = Comparison(str(model_dir), "random", (), out / "results.json", out / "plans.jsonl")
     written = []
 
     def write(path, content):
@@ -73,12 +75,12 @@ def found(model_dir, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "write", write)
-        patch.setitem(ENTRIES, "torch-paged-flash-attn", broken_entry())
-        compare.compare(asked, SETTING, ENGINE, WORKLOAD)
+        patch.setitem(ARMS, "torch-paged-flash-attn", broken_arm())
+        compare.compare(comparison, SETTING, ENGINE, WORKLOAD)
     return results.read(out / "results.json"), out, written
 
 
-def broken_entry():
+def broken_arm():
     """The PyTorch engine with an attention that forgets a sequence's first token."""
     from bench.compare.torch_engine.attention import gather_decode
 
@@ -93,75 +95,72 @@ def broken_entry():
         return forget
 
     def build(stage):
-        contender = ENTRIES["torch-paged"].build(stage)
-        runner = contender._runner
-        contender._runner = type(runner)(
-            runner.config, stage.tensors(), runner.shape, runner._buckets, beside=runner
-        )
-        contender._runner._functions = runner._functions._replace(decode_attention=forgetful)
-        return contender
+        whole = stage.torch_runner("auto")
+        broken = type(whole)(whole.config, stage.tensors(), whole.shape, whole._buckets, beside=whole)
+        broken._functions = whole._functions._replace(decode_attention=forgetful)
+        return DrivenArm(stage, broken, broken.describe())
 
-    return contenders.Entry("torch-paged-flash-attn", "broken", build)
+    return Arm("torch-paged-flash-attn", "broken", build)
 
 
-def test_every_arm_that_can_run_here_agrees_and_is_timed(found):
-    arms = found[0]["arms"]
-    assert list(arms) == list(ENTRIES)
+def test_every_arm_that_can_run_here_agrees_and_is_timed(compared):
+    arms = compared[0]["arms"]
+    assert list(arms) == list(ARMS)
     for name in RUN_HERE:
         arm = arms[name]
         check = arm["check"]
         assert check["equal"] + check["near_ties"] == check["requests"] == 10
         assert check["compared_tokens"] > 60 and check["largest_gap"] <= check["tolerance"] == 1e-4
         assert len(arm["repeats"]) == 3 and min(arm["repeats"]) > 0 and arm["spread"] >= 0
-        num_tokens = found[0]["workload"]["num_output_tokens"]
+        num_tokens = compared[0]["workload"]["num_output_tokens"]
         assert arm["output_throughput"] == pytest.approx(sorted(arm["repeats"])[1])
         assert arm["output_throughput"] == pytest.approx(num_tokens / arm["duration_s"])
 
 
-def test_the_file_is_whole_after_each_arm_that_is_built_and_each_repeat(found):
-    written = found[2]
-    assert len(written) == len(ENTRIES) + 3
+def test_the_file_is_whole_after_each_arm_that_is_built_and_each_repeat(compared):
+    written = compared[2]
+    assert len(written) == len(ARMS) + 3
     timed = [sum("repeats" in arm for arm in arms.values()) for arms in written]
-    assert timed == [0] * len(ENTRIES) + [len(RUN_HERE)] * 3
+    assert timed == [0] * len(ARMS) + [len(RUN_HERE)] * 3
     first = written[0]
     assert "10 of 10 requests had the same tokens" in first["jbatch"]["not_run"]
     assert first["torch-paged"]["not_run"] == "the run was cut off before it was built and checked"
 
 
-def test_the_arms_say_what_they_are_made_of(found):
-    arms = found[0]["arms"]
+def test_the_arms_say_what_they_are_made_of(compared):
+    arms = compared[0]["arms"]
     assert arms["torch-paged"]["attention"] == "gather"
     assert arms["torch-paged"]["execution"].startswith("eager; prefill: ")
     assert "packed keys of all sequences" in arms["hf-continuous"]["attention"]
     assert "static cache" in arms["hf-generate"]["execution"]
     assert arms["jbatch"]["attention"] == "xla (decode), xla (prefill)"
-    assert found[0]["manifest"]["versions"]["transformers"]
+    assert compared[0]["manifest"]["versions"]["transformers"]
 
 
-def test_an_arm_with_other_tokens_shows_no_time(found):
-    broken = found[0]["arms"]["torch-paged-flash-attn"]
+def test_an_arm_with_other_tokens_shows_no_time(compared):
+    broken = compared[0]["arms"]["torch-paged-flash-attn"]
     assert set(broken) == {"label", "definition", "not_run"}
     assert "Disagreement" in broken["not_run"] and "below the best" in broken["not_run"]
 
 
-def test_an_arm_that_cannot_run_says_why(found):
+def test_an_arm_that_cannot_run_says_why(compared):
     for name in ("torch-paged-flash-attn-3", "torch-paged-mosaic"):
-        reason = found[0]["arms"][name]["not_run"]
+        reason = compared[0]["arms"][name]["not_run"]
         assert "needs an NVIDIA GPU" in reason or "not installed" in reason
 
 
-def test_both_executors_take_equal_steps(found):
+def test_both_executors_take_equal_steps(compared):
     """The scheduler drives both to the same steps, and the replays execute the recorded ones."""
-    arms = found[0]["arms"]
+    arms = compared[0]["arms"]
     counts = ("decode_steps", "prefill_steps", "slot_steps", "useful_slot_steps", "prefill_tokens")
     assert [arms["jbatch"][name] for name in counts] == [arms["torch-paged"][name] for name in counts]
-    plans = read_plans(found[1] / "plans.jsonl").plans
+    plans = read_plans(compared[1] / "plans.jsonl").plans
     assert len(plans) == arms["jbatch"]["decode_steps"] + arms["jbatch"]["prefill_steps"]
     assert arms["replay-jbatch"]["num_steps"] == arms["replay-torch"]["num_steps"] == len(plans)
 
 
-def test_ratios_are_of_like_with_like(found):
-    arms, gains = found[0]["arms"], found[0]["gains"]
+def test_ratios_are_of_like_with_like(compared):
+    arms, gains = compared[0]["arms"], compared[0]["gains"]
     over = arms["jbatch"]["output_throughput"] / arms["torch-paged"]["output_throughput"]
     assert gains["jbatch / torch-paged"] == pytest.approx(over)
     assert "replay-jbatch / replay-torch" in gains and "jbatch / replay-torch" not in gains
@@ -178,23 +177,23 @@ def test_an_arm_of_which_little_was_compared_is_not_trusted():
         return results.ArmResult("", "", max_num_seqs=4, rates=rates, extra={"check": check})
 
     arms = {"jbatch": arm(1.0), "torch-paged": arm(0.19), "hf-generate": arm(0.3)}
-    found = compare.ratios(arms, workload)
-    assert found["jbatch / hf-generate"] == 1.0
-    assert found["jbatch / torch-paged"] == {
+    named = ratios(arms, workload)
+    assert named["jbatch / hf-generate"] == 1.0
+    assert named["jbatch / torch-paged"] == {
         "refused": "torch-paged is not trusted: only 19% of its tokens could be compared"
     }
 
 
-def test_the_table_shows_each_arm_or_why_not(found, capsys):
+def test_the_table_shows_each_arm_or_why_not(compared, capsys):
     from bench.compare.table import print_comparison
 
-    content = found[0]
+    content = compared[0]
     arms = {name: arm_result(arm) for name, arm in content["arms"].items()}
     print_comparison(
         results.Results("compare", content["manifest"], content["workload"], arms, gains=content["gains"])
     )
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ENTRIES) and shown.count("not run:") == 3
+    assert all(name in shown for name in ARMS) and shown.count("not run:") == 3
     assert "10 of 10" in shown and "100%" in shown and "compared" in shown
     assert "jbatch / hf-generate: no ratio: 10 requests" in shown
 
@@ -211,26 +210,26 @@ def arm_result(arm):
 # Refusals, and the parts.
 
 
-def test_what_is_asked_wrongly_is_refused_before_any_work(model_dir, tmp_path):
-    def run(asked, setting=SETTING, engine=ENGINE):
-        compare.compare(asked, setting, engine, WORKLOAD)
+def test_what_cannot_be_compared_is_refused_before_any_work(model_dir, tmp_path):
+    def run(comparison, setting=SETTING, engine=ENGINE):
+        compare.compare(comparison, setting, engine, WORKLOAD)
 
     with pytest.raises(ConfigError, match="arms='vllm': must be one of jbatch, torch-paged"):
-        run(Asked(str(model_dir), "random", ("vllm",)))
+        run(Comparison(str(model_dir), "random", ("vllm",)))
     with pytest.raises(ConfigError, match="repeats=2: must be at least 3"):
-        run(Asked(str(model_dir), "random"), Setting(num_prompts=4, repeats=2))
+        run(Comparison(str(model_dir), "random"), Setting(num_prompts=4, repeats=2))
     with pytest.raises(ConfigError, match="dataset_name='rnadom'"):
-        run(Asked(str(model_dir), "rnadom"))
+        run(Comparison(str(model_dir), "rnadom"))
     with pytest.raises(ConfigError, match="model='8b': must be a model directory or one of"):
-        run(Asked("8b", "random"))
+        run(Comparison("8b", "random"))
     taken = tmp_path / "taken.json"
     taken.write_text("{}")
     with pytest.raises(ConfigError, match="exists"):
-        run(Asked(str(model_dir), "random", output_json=taken))
+        run(Comparison(str(model_dir), "random", output_json=taken))
 
 
 def test_arms_by_name():
-    names = [entry.name for entry in choose_entries(["hf-generate", "replay"])]
+    names = [arm.name for arm in choose_arms(["hf-generate", "replay"])]
     assert names == ["jbatch", "hf-generate", "replay-jbatch", "replay-torch"]
 
 
@@ -239,8 +238,8 @@ def test_the_check_knows_near_ties_from_errors():
         return {5: 0.0, 6: 5e-5, 7: 0.1, 8: float("nan")}[token]
 
     prompts, reference = [[1, 2], [3]], [[5, 5, 5], [5, 5]]
-    found = cross_check(prompts, reference, [[5, 6, 9], [5, 5]], gap, 1e-4)
-    assert found == (2, 1, 1, 5e-5, 1e-4, 3)
+    agreement = cross_check(prompts, reference, [[5, 6, 9], [5, 5]], gap, 1e-4)
+    assert agreement == (2, 1, 1, 5e-5, 1e-4, 3)
     for wrong in ([[5, 7, 5], [5, 5]], [[5, 8, 5], [5, 5]], [[5, 5], [5, 5]]):
         with pytest.raises(Disagreement):
             cross_check(prompts, reference, wrong, gap, 1e-4)
@@ -276,14 +275,15 @@ def test_a_jbatch_that_fails_is_an_error_and_another_arm_is_not(monkeypatch):
     def fail(stage):
         raise MemoryError("no room")
 
-    row = compare.Row(contenders.Entry("x", "y", fail))
-    row.attempt("not built", lambda: fail(None))
-    assert row.not_run == "not built: MemoryError: no room"
-    row.attempt("repeat 1", lambda: pytest.fail("it must not be tried again"))
+    measurement = Measurement(Arm("x", "y", fail))
+    measurement.attempt("not built", lambda: fail(None))
+    assert measurement.not_run == "not built: MemoryError: no room"
+    measurement.attempt("repeat 1", lambda: pytest.fail("it must not be tried again"))
 
 
 def test_light_modules_import_neither_torch_nor_jax():
-    names = "bench.compare.command, bench.compare.contenders, bench.compare.cross_check, bench.compare.table"
+    light = ("arms", "command", "cross_check", "measurement", "ratios", "ready", "stage", "table")
+    names = ", ".join(f"bench.compare.{name}" for name in light)
     heavy = "{'torch', 'jax', 'transformers', 'triton'}"
     script = f"import sys, {names}; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run(
@@ -292,6 +292,6 @@ def test_light_modules_import_neither_torch_nor_jax():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_file_is_strict_json(found):
-    text = (found[1] / "results.json").read_text()
+def test_the_file_is_strict_json(compared):
+    text = (compared[1] / "results.json").read_text()
     assert json.loads(text)["kind"] == "compare" and "NaN" not in text

@@ -14,7 +14,7 @@ def test_a_scenario_that_time_is_short_for_is_told(tmp_path, monkeypatch, capsys
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "not run, no time left: mixed_length, uniform_short, bursty_traffic"
     for scenario in suite_ladder.SCENARIOS:
-        found = json.loads((tmp_path / f"batching-{scenario}.json").read_text())
-        assert {arm["not_run"] for arm in found["arms"].values()} == {"no time left"}
-        longest = max(suite_ladder.SLOTS, found["workload"]["num_prompts"])
-        assert longest == 256 and found["workload"]["name"] == scenario
+        content = json.loads((tmp_path / f"batching-{scenario}.json").read_text())
+        assert {arm["not_run"] for arm in content["arms"].values()} == {"no time left"}
+        longest = max(suite_ladder.SLOTS, content["workload"]["num_prompts"])
+        assert longest == 256 and content["workload"]["name"] == scenario

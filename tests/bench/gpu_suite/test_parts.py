@@ -13,8 +13,8 @@ def part(code: str, limit_s: float = 60, **fields) -> Part:
     return Part("test", ("-c", code), limit_s, (), **fields)
 
 
-def run(found: Part, folder, tiny: bool = True, budget: float = 60):
-    return run_part(found, folder, folder / "scratch", tiny, time.monotonic() + budget)
+def run(part: Part, folder, tiny: bool = True, budget: float = 60):
+    return run_part(part, folder, folder / "scratch", tiny, time.monotonic() + budget)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_what_is_not_run(tmp_path):
 
 def test_the_result_of_a_part_that_was_stopped_counts(tmp_path):
     code = "import sys, time; open(sys.argv[1] + '/r.json', 'w').write('[1]'); time.sleep(60)"
-    found = Part("test", ("-c", code, "OUT"), 2, (), result="r.json")
-    row = run(found, tmp_path)
+    leaves_a_file = Part("test", ("-c", code, "OUT"), 2, (), result="r.json")
+    row = run(leaves_a_file, tmp_path)
     assert row["status"] == "timed out" and row["file"] == "r.json" and row["result"] == [1]
 
 

@@ -50,11 +50,11 @@ def test_a_comparison_that_sees_nothing(monkeypatch):
 def test_tokens_lie_as_in_an_engine_step(kind, slots, tokens):
     tables = np.arange(1, 1 + 4 * 3).reshape(4, 3)
     members = [None, row_bits.Member(2, np.array([7]), 5), row_bits.Member(0, np.array([8]), 0), None]
-    found = row_bits.tokens_of(members, Bucket(kind, slots, tokens), tables)
+    packed = row_bits.tokens_of(members, Bucket(kind, slots, tokens), tables)
     places = [1, 2] if kind == "decode" else [0, 8]  # a slot each; end to end, aligned
-    assert np.asarray(found.ids)[places].tolist() == [7, 8]
-    assert np.asarray(found.positions)[places].tolist() == [5, 0]
-    assert np.asarray(found.live).sum() == 2
-    assert np.asarray(found.metadata.kv_lens).tolist() == [0, 6, 1, 0]
-    assert np.asarray(found.metadata.q_starts)[1:3].tolist() == places
-    assert np.asarray(found.block_tables)[1].tolist() == tables[2].tolist()
+    assert np.asarray(packed.ids)[places].tolist() == [7, 8]
+    assert np.asarray(packed.positions)[places].tolist() == [5, 0]
+    assert np.asarray(packed.live).sum() == 2
+    assert np.asarray(packed.metadata.kv_lens).tolist() == [0, 6, 1, 0]
+    assert np.asarray(packed.metadata.q_starts)[1:3].tolist() == places
+    assert np.asarray(packed.block_tables)[1].tolist() == tables[2].tolist()

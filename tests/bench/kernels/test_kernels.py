@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bench.kernels import arms as attention_arms
 from bench.kernels import cache_ops
-from bench.kernels import candidates as attention_candidates
 from bench.kernels import command as kernels
 from bench.kernels import problems as attention_problems
 from bench.kernels import report as kernel_report
 from bench.kernels import rows as kernel_rows
+from bench.kernels.arms import Declined, build_kernel
 from bench.kernels.cache_ops import CacheCase
-from bench.kernels.candidates import Declined, build_kernel
 from bench.kernels.problems import GQA, L2_BYTES, MHA, TINY, Case, decode_case, prefill_case
 from bench.kernels.rows import Run, measure_attention, measure_cache_ops, timing_fields
 from bench.measure.ceilings import Ceilings
 from bench.measure.journal import Journal
-from bench.measure.timing import Candidate, Times, summary, time_in_turns
+from bench.measure.timing import CompiledArm, Times, summary, time_in_turns
 
 CEILINGS = Ceilings(1e12, 1e12, 1e15, {})
 CASE = decode_case(TINY, 16, 2, 40)
@@ -89,17 +89,17 @@ def test_block_tables_share_no_page():
         assert np.all(tables[:, slot, : -(-length // 16)] > 0)
 
 
-def test_candidates_take_turns():
+def test_arms_take_turns():
     order = []
 
-    def candidate(name: str) -> Candidate:
-        return Candidate(name, lambda: None, lambda passes: order.append(name), num_calls=4)
+    def arm(name: str) -> CompiledArm:
+        return CompiledArm(name, lambda: None, lambda passes: order.append(name), num_calls=4)
 
-    times = time_in_turns([candidate("a"), candidate("b")], rounds=3)
+    times = time_in_turns([arm("a"), arm("b")], rounds=3)
     assert order[-6:] == ["a", "b"] * 3
     assert times["a"].rounds == 3 and times["a"].calls % 4 == 0
     order.clear()
-    assert math.isnan(time_in_turns([candidate("a")], rounds=0)["a"].median) and order == ["a"]
+    assert math.isnan(time_in_turns([arm("a")], rounds=0)["a"].median) and order == ["a"]
 
 
 def test_time_per_call():
@@ -129,8 +129,8 @@ def broken(change):
     """What builds plain JAX with its results changed."""
 
     def build(setup):
-        candidate = build_kernel("xla", setup)
-        return candidate._replace(name="triton", once=lambda: change(candidate.once()))
+        arm = build_kernel("xla", setup)
+        return arm._replace(name="triton", once=lambda: change(arm.once()))
 
     return build
 
@@ -203,11 +203,11 @@ def test_what_does_not_fit(run, monkeypatch):
     assert row["status"] == "declined" and "GB of cache" in row["reason"]
 
 
-def test_comparators_say_why_not(run):
+def test_others_kernels_say_why_not(run):
     names = ("cudnn", "flashinfer", "flash-attn-3")
-    builders = attention_candidates.builders("decode", names)
+    builders = attention_arms.builders("decode", names)
     assert tuple(builders) == names
-    assert tuple(attention_candidates.builders("prefill", names)) == ("flash-attn-3",)
+    assert tuple(attention_arms.builders("prefill", names)) == ("flash-attn-3",)
     for build in builders.values():
         with pytest.raises(Declined, match="NVIDIA GPU"):
             build(None)

@@ -9,7 +9,8 @@ from bench.kernels import tile_search
 from bench.kernels import tune as tune_kernels
 from bench.kernels.problems import GQA, decode_case
 from pallas_kernels import tuning
-from pallas_kernels.tuning import MosaicDecode
+from pallas_kernels.mosaic.decode import Tiles
+from pallas_kernels.names import COMPILERS
 
 H200 = "NVIDIA H200"
 PROBLEM = decode_case(GQA, 64, 64, 1024).problem(num_pages=2000)
@@ -17,18 +18,19 @@ PROBLEM = decode_case(GQA, 64, 64, 1024).problem(num_pages=2000)
 
 def measured(**us: float) -> dict:
     """Times by chunk and stages: measured(c256_s2=10.0)."""
-    found = {}
+    times = {}
     for name, time in us.items():
         chunk, stages = (int(part[1:]) for part in name.split("_"))
-        found[MosaicDecode(chunk, 64, stages, 132)] = {"us": time, "floor_us": 10.0}
-    return found
+        times[Tiles(chunk, 64, stages, 132)] = {"us": time, "floor_us": 10.0}
+    return times
 
 
-@pytest.mark.parametrize("implementation, kind", list(tuning.TILES))
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+@pytest.mark.parametrize("implementation", COMPILERS)
 def test_tiles_to_try(implementation, kind):
     problem = PROBLEM._replace(kind=kind)
     tried = tile_search.tiles_to_try(implementation, problem, H200, limit=None)
-    assert tried[0] == tuning.heuristic(implementation, problem, H200)
+    assert tried[0] == tuning.default_tiles(implementation, problem, H200)
     assert len(tried) == len(set(tried)) <= 128
     assert all(getattr(tiles, "chunk", 0) % tiles.block_kv == 0 for tiles in tried)
     quick = tile_search.tiles_to_try(implementation, problem, H200, limit=2)
@@ -60,8 +62,8 @@ def test_rows_replace_those_of_their_model(tmp_path):
     tile_search.rewrite(table, [row(8), row(64)])
     tile_search.rewrite(table, [row(8, "NVIDIA H100")])
     tile_search.rewrite(table, [row(256, chunk=512), row(8, chunk=512)])  # another order: all rows go
-    found = [(r["device"], r["batch"], r["tiles"]["chunk"]) for r in json.loads(table.read_text())["rows"]]
-    assert found == [("NVIDIA H100", 8, 256), (H200, 8, 512), (H200, 256, 512)]
+    written = [(r["device"], r["batch"], r["tiles"]["chunk"]) for r in json.loads(table.read_text())["rows"]]
+    assert written == [("NVIDIA H100", 8, 256), (H200, 8, 512), (H200, 256, 512)]
     before = table.read_text()
     with pytest.raises(ValueError, match="an engine's bits need one"):
         tile_search.rewrite(table, [row(8), row(64, chunk=512)])
@@ -75,12 +77,12 @@ def test_smoke_run_writes_a_table(tmp_path, monkeypatch):
     arguments = ["--smoke", "--implementations", "triton", "--ops", "decode", "--output-dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["tune_kernels", *arguments])
     assert tune_kernels.main() == 0
-    (found,) = json.loads((tmp_path / "tuning.json").read_text())["rows"]
-    tuning.check((tuning.Row(**found),))
-    tiles = tuning.TILES[found["implementation"], found["kind"]](**found["tiles"])
-    assert tiles.chunk % tiles.block_kv == 0 and (found["batch"], found["context"]) == (2, 64)
-    assert found["measured"]["status"] == "smoke" and "us" not in found["measured"]
-    assert found["measured"]["jax"]
+    (row_written,) = json.loads((tmp_path / "tuning.json").read_text())["rows"]
+    tuning.check((tuning.Row(**row_written),))
+    tiles = tuning.tiles_of(row_written["implementation"], row_written["kind"], row_written["tiles"])
+    assert tiles.chunk % tiles.block_kv == 0 and (row_written["batch"], row_written["context"]) == (2, 64)
+    assert row_written["measured"]["status"] == "smoke" and "us" not in row_written["measured"]
+    assert row_written["measured"]["jax"]
     rows = [json.loads(line) for line in (tmp_path / "tuning.jsonl").read_text().splitlines()]
     assert len(rows) == tune_kernels.SMOKE_TILES
     assert tune_kernels.TABLE.read_text() == shipped

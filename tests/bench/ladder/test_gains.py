@@ -28,17 +28,17 @@ def arm(*speeds, slot_steps=100, size=4, prompt_tokens=WORKLOAD.num_prompt_token
 
 
 def arms(**changed):
-    found = {"unbatched": arm(10.0), "static": arm(25.0), "static-padded": arm(20.0, slot_steps=400)}
-    return found | {"static-sorted": arm(40.0), "continuous": arm(50.0)} | changed
+    every = {"unbatched": arm(10.0), "static": arm(25.0), "static-padded": arm(20.0, slot_steps=400)}
+    return every | {"static-sorted": arm(40.0), "continuous": arm(50.0)} | changed
 
 
 def test_ratios_are_of_throughput_and_of_counted_rows():
-    found = gains(arms(), WORKLOAD)
-    assert found["continuous / unbatched"] == 5.0 and found["static / unbatched"] == 2.5
-    assert found["continuous / static"] == 2.0 and found["continuous / static-padded"] == 2.5
-    assert found["continuous / static-sorted"] == 1.25
-    assert found["slot_steps static-padded / continuous"] == 4.0
-    assert found["decode_steps static / continuous"] == 1.0
+    named = gains(arms(), WORKLOAD)
+    assert named["continuous / unbatched"] == 5.0 and named["static / unbatched"] == 2.5
+    assert named["continuous / static"] == 2.0 and named["continuous / static-padded"] == 2.5
+    assert named["continuous / static-sorted"] == 1.25
+    assert named["slot_steps static-padded / continuous"] == 4.0
+    assert named["decode_steps static / continuous"] == 1.0
 
 
 def test_a_gain_is_the_median_of_the_ratios_within_a_repeat():
@@ -68,14 +68,14 @@ def test_every_scenario_has_its_claim():
     ],
 )
 def test_refusals_say_why(changed, message):
-    found = gains(arms(**changed), WORKLOAD)
-    assert found.keys() == {"refused"} and message in found["refused"]
+    answer = gains(arms(**changed), WORKLOAD)
+    assert answer.keys() == {"refused"} and message in answer["refused"]
 
 
 def test_no_gain_without_a_static_baseline():
-    found = arms()
-    del found["static"]
-    assert "static was not run" in gains(found, WORKLOAD)["refused"]
+    without = arms()
+    del without["static"]
+    assert "static was not run" in gains(without, WORKLOAD)["refused"]
 
 
 def test_no_gain_in_an_open_loop():
@@ -108,6 +108,6 @@ def test_no_gain_where_batches_are_not_filled():
 
 def test_one_repeat_has_no_spread(capsys):
     assert worst_range(arms()) is None
-    found = Results("batching", {}, {"name": "random"}, arms(), gains=gains(arms(), WORKLOAD))
-    tables.print_gains(tables.console(), [found])
+    results = Results("batching", {}, {"name": "random"}, arms(), gains=gains(arms(), WORKLOAD))
+    tables.print_gains(tables.console(), [results])
     assert "one repeat: no spread is known" in capsys.readouterr().out

@@ -111,7 +111,7 @@ def test_repeats_take_turns_and_the_median_is_shown():
     arms = choose_arms(["continuous", "unbatched"])
     results = climb(Subject(), arms, mixed(8), Setting(repeats=3), on_round=rounds.append)
     assert order == [("unbatched", 1), ("continuous", 16)] * 3
-    assert [len(one["continuous"].repeats) for one in rounds] == [1, 2, 3]
+    assert [len(so_far["continuous"].repeats) for so_far in rounds] == [1, 2, 3]
     shown = results["continuous"]
     assert shown.rates.output_throughput == sorted(shown.repeats)[1]
     assert shown.spread == pytest.approx((max(shown.repeats) - min(shown.repeats)) / sorted(shown.repeats)[1])
@@ -187,9 +187,9 @@ def test_a_request_that_ends_early_fails_the_pass():
 
 
 def test_a_sweep_runs_each_arm_at_each_size_and_finds_its_best():
-    found = sweep(FakeSubject(max_num_seqs=8), choose_arms(["unbatched", "continuous"]), mixed(24), ONCE)
-    assert [size for size, _ in found["unbatched"]] == [1]
-    assert [size for size, _ in found["continuous"]] == [2, 4, 8] == sweep_sizes(8)
+    curves = sweep(FakeSubject(max_num_seqs=8), choose_arms(["unbatched", "continuous"]), mixed(24), ONCE)
+    assert [size for size, _ in curves["unbatched"]] == [1]
+    assert [size for size, _ in curves["continuous"]] == [2, 4, 8] == sweep_sizes(8)
     assert best_sizes({"a": [(2, 5.0), (4, 9.0), (8, 7.0)], "b": []}) == {"a": 4}
     sizes = {"continuous": 4}
     result = climb(FakeSubject(max_num_seqs=8), [ARMS["continuous"]], mixed(24), ONCE, sizes)["continuous"]

@@ -26,39 +26,39 @@ def run(work, arm="continuous", **options):
 
 
 def test_every_token_has_its_time():
-    found = run(workload(0.0, 0.0, output_len=5))
-    assert [len(times) for times in found.token_times] == [5, 5]
-    for times in found.token_times:
+    measured = run(workload(0.0, 0.0, output_len=5))
+    assert [len(times) for times in measured.token_times] == [5, 5]
+    for times in measured.token_times:
         assert times == sorted(times) and len(set(times)) == 5, "a step gives one token"
-    assert found.duration_s == found.events[-1].t and found.idle_s == 0
-    assert max(map(max, found.token_times)) <= found.duration_s
-    assert found.summary.output_tokens == 10
+    assert measured.duration_s == measured.events[-1].t and measured.idle_s == 0
+    assert max(map(max, measured.token_times)) <= measured.duration_s
+    assert measured.summary.output_tokens == 10
 
 
 def test_idle_time_is_skipped_and_counted():
-    found = run(workload(0.0, 1000.0, 1000.0, 5000.0))
-    assert found.arrivals == [0.0, 1000.0, 1000.0, 5000.0]
-    firsts = [times[0] for times in found.token_times]
-    assert all(at < first < at + 0.1 for at, first in zip(found.arrivals, firsts, strict=True))
-    assert 4999 < found.idle_s < 5000 < found.duration_s < 5000.1
+    measured = run(workload(0.0, 1000.0, 1000.0, 5000.0))
+    assert measured.arrivals == [0.0, 1000.0, 1000.0, 5000.0]
+    firsts = [times[0] for times in measured.token_times]
+    assert all(at < first < at + 0.1 for at, first in zip(measured.arrivals, firsts, strict=True))
+    assert 4999 < measured.idle_s < 5000 < measured.duration_s < 5000.1
 
 
 def test_a_request_that_comes_while_others_run_waits_for_its_time():
-    found = run(workload(0.0, 0.006, output_len=30))
-    first, last = found.token_times[0][0], found.token_times[0][-1]
-    assert 0.006 < found.token_times[1][0] < last and first < 0.006
-    assert found.idle_s == 0
+    measured = run(workload(0.0, 0.006, output_len=30))
+    first, last = measured.token_times[0][0], measured.token_times[0][-1]
+    assert 0.006 < measured.token_times[1][0] < last and first < 0.006
+    assert measured.idle_s == 0
 
 
 def test_at_most_so_many_are_in_the_engine():
-    found = run(workload(*[0.0] * 6), max_concurrency=2)
-    spans = [(sent, times[-1]) for sent, times in zip(found.arrivals, found.token_times, strict=True)]
+    measured = run(workload(*[0.0] * 6), max_concurrency=2)
+    spans = [(sent, times[-1]) for sent, times in zip(measured.arrivals, measured.token_times, strict=True)]
     for sent, _ in spans:
         assert sum(begin <= sent < end for begin, end in spans) <= 2
-    assert found.arrivals[0] < 0.01 < found.arrivals[2], "latencies count from when a request was sent"
+    assert measured.arrivals[0] < 0.01 < measured.arrivals[2], "latencies count from when a request was sent"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 def test_lengths_are_forced(temperature):
-    found = run(workload(0.0, output_len=7), temperature=temperature)
-    assert len(found.token_times[0]) == 7
+    measured = run(workload(0.0, output_len=7), temperature=temperature)
+    assert len(measured.token_times[0]) == 7

@@ -16,6 +16,7 @@ RUN = Run(
     events=[],
     arrivals=[0.0, 2.0],
     token_times=[[0.1, 0.2, 0.5], [2.4]],
+    token_ids=[[7, 8, 9], [7]],
     duration_s=2.5,
     idle_s=1.5,
     summary=Summary(),
@@ -23,12 +24,12 @@ RUN = Run(
 
 
 def test_latencies_by_hand():
-    found = measures.latencies(RUN)
-    assert found.ttft.mean == pytest.approx((100 + 400) / 2) and found.ttft.p50 == pytest.approx(250)
-    assert found.tpot == Spread(*[pytest.approx(400 / 2)] * 4), "of the request with more than one token"
-    assert found.itl.mean == pytest.approx((100 + 300) / 2)
-    assert found.e2el.mean == pytest.approx((500 + 400) / 2)
-    written = found.to_json()
+    latencies = measures.latencies(RUN)
+    assert latencies.ttft.mean == pytest.approx((100 + 400) / 2) and latencies.ttft.p50 == pytest.approx(250)
+    assert latencies.tpot == Spread(*[pytest.approx(400 / 2)] * 4), "of the request with more than one token"
+    assert latencies.itl.mean == pytest.approx((100 + 300) / 2)
+    assert latencies.e2el.mean == pytest.approx((500 + 400) / 2)
+    written = latencies.to_json()
     assert written["p50_e2el_ms"] == pytest.approx(450) and written["p99_ttft_ms"] == pytest.approx(397)
     assert set(written) == {
         f"{part}_{name}_ms"
@@ -38,11 +39,11 @@ def test_latencies_by_hand():
 
 
 def test_rates_are_per_second_of_busy_time():
-    found = measures.rates(RUN, [], {"ttft": 200.0})
-    assert found.request_throughput == pytest.approx(2.0) and found.output_throughput == pytest.approx(4.0)
-    assert found.total_token_throughput == pytest.approx(20.0)
-    assert found.request_goodput == pytest.approx(1.0)
-    assert found.device_busy_share is None and found.floor_share is None
+    rates = measures.rates(RUN, [], {"ttft": 200.0})
+    assert rates.request_throughput == pytest.approx(2.0) and rates.output_throughput == pytest.approx(4.0)
+    assert rates.total_token_throughput == pytest.approx(20.0)
+    assert rates.request_goodput == pytest.approx(1.0)
+    assert rates.device_busy_share is None and rates.floor_share is None
     assert measures.rates(RUN, []).request_goodput is None
 
 

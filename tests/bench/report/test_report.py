@@ -68,8 +68,8 @@ def test_a_gain_stands_beside_the_definition_of_its_baseline(folder):
     (folder / "batching-mixed.json").write_text(json.dumps(refused))
     page = report.write(folder).read_text()
     assert "No gain is named: 8 requests are fewer than 16 batches." in page and "1.50 x" not in page
-    one = bars_only(gains={"jbatch / hf-generate": {"refused": "8 are too few"}})
-    (folder / "batching-mixed.json").write_text(json.dumps(one))
+    content = bars_only(gains={"jbatch / hf-generate": {"refused": "8 are too few"}})
+    (folder / "batching-mixed.json").write_text(json.dumps(content))
     assert "none: 8 are too few" in report.write(folder).read_text()
     assert [file.name for file in folder.glob("*.png")] == ["batching-mixed-throughput.png"]
 

@@ -56,8 +56,8 @@ def test_the_hash_is_of_lengths_ids_and_arrivals():
 
 
 def test_uniform_short_is_what_it_says():
-    for found in lens(make("uniform_short", num_prompts=4000)):
-        assert (found.min(), found.max()) == (32, 96) and abs(found.mean() - 64) < 1.5
+    for drawn in lens(make("uniform_short", num_prompts=4000)):
+        assert (drawn.min(), drawn.max()) == (32, 96) and abs(drawn.mean() - 64) < 1.5
 
 
 def test_mixed_length_is_what_it_says():
@@ -97,7 +97,7 @@ def test_nano_and_sharegpt_like():
     prompts, outputs = lens(make("nano", num_prompts=1000))
     assert prompts.min() >= 100 and prompts.max() <= 1024 and abs(outputs.mean() - 562) < 30
     capped = lens(make("sharegpt-like", num_prompts=4000))
-    assert all(found.max() == 1024 for found in capped)
+    assert all(drawn.max() == 1024 for drawn in capped)
     assert 140 < capped[0].mean() < 165 and 270 < capped[1].mean() < 338  # the cap takes some
     workload = make("sharegpt-like", max_model_len=256)
     assert workload.longest <= 256 and workload.scales["capped"] > 100

@@ -14,16 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from bench.kernels.candidates import Setup, no_null_pages
-from bench.measure.timing import Candidate
+from bench.kernels.arms import Setup, no_null_pages
+from bench.measure.timing import CompiledArm
 
 WORKSPACE_BYTES = 128 * 2**20
 
 Call = Callable[[torch.Tensor], torch.Tensor]
 
 
-def build(name: str, setup: Setup) -> Candidate:
-    """A CUDA graph of the setup's calls, each on another cache with the result of the one before.
+def build(name: str, setup: Setup) -> CompiledArm:
+    """Compile a library's kernel: a CUDA graph of the setup's calls, each on another cache with the result of
+    the one before.
 
     Raises:
       ImportError: where the library is not installed.
@@ -57,11 +58,11 @@ def build(name: str, setup: Setup) -> Candidate:
         torch.cuda.synchronize()
         return jnp.from_dlpack(out.reshape(setup.q.shape).contiguous())
 
-    return Candidate(name, once, many, setup.num_calls)
+    return CompiledArm(name, once, many, setup.num_calls)
 
 
 def _flashinfer_calls(setup: Setup) -> list[Call]:
-    """Decode over pages [num_pages, 2, kv_heads, page_size, head_dim], which it calls HND.
+    """FlashInfer's decode over pages [num_pages, 2, kv_heads, page_size, head_dim], which it calls HND.
     https://docs.flashinfer.ai/api/decode.html"""
     flashinfer = importlib.import_module("flashinfer")
     case, cache = setup.case, torch.from_dlpack(setup.kv_pages)
@@ -83,7 +84,7 @@ def _flashinfer_calls(setup: Setup) -> list[Call]:
 
 
 def _flash_attention_calls(setup: Setup) -> list[Call]:
-    """Pages seen as [num_pages, page_size, kv_heads, head_dim], without a copy.
+    """FlashAttention 3 over pages seen as [num_pages, page_size, kv_heads, head_dim], without a copy.
     https://github.com/Dao-AILab/flash-attention, hopper/flash_attn_interface.py"""
     attend = importlib.import_module("flash_attn_interface").flash_attn_with_kvcache
     case, cache = setup.case, torch.from_dlpack(setup.kv_pages)

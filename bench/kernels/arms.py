@@ -1,4 +1,4 @@
-"""The implementations of attention that are compared, each compiled for one problem on this device."""
+"""The arms of bench.kernels: implementations of attention, each compiled for one problem on this device."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.kernels import problems as attention_problems
+from bench.kernels.names import FOREIGN, KERNELS, NAMES
 from bench.kernels.problems import DTYPE, Case
 from bench.measure import random_data
-from bench.measure.timing import Candidate
-from pallas_kernels import RaggedMetadata, implementations, paged_decode, paged_prefill, plan_work, tuning
+from bench.measure.timing import CompiledArm
+from pallas_kernels import RaggedMetadata, add_work_list, implementations, paged_decode, paged_prefill, tuning
 
 VALUE_SCALE = 8.0  # an average of many values is small, and results are the next call's queries
 XLA_CALLS = {"decode": 16, "prefill": 2}  # of a program of plain JAX: its loops take long
-
-KERNELS = ("mosaic", "xla", "triton")  # in the order of what is worth knowing first
-COMPARATORS = {"decode": ("cudnn", "flashinfer", "flash-attn-3"), "prefill": ("flash-attn-3",)}
-NAMES = (*KERNELS, *COMPARATORS["decode"])
 
 
 class Declined(Exception):
@@ -43,17 +40,19 @@ class Setup(NamedTuple):
 
     @property
     def scale(self) -> float:
+        """The scale of the scores."""
         return self.case.heads.head_dim**-0.5
 
     @property
     def metadata(self) -> RaggedMetadata:
+        """The lengths, as pallas_kernels takes them."""
         if self.case.op == "prefill":
             return RaggedMetadata(*self.lens)
         starts = np.arange(self.case.batch, dtype=np.int32)
         return RaggedMetadata(starts, np.ones_like(starts), self.lens[0])
 
 
-Builder = Callable[[Setup], Candidate]
+Builder = Callable[[Setup], CompiledArm]
 
 
 def make_setup(case: Case, kv_pages: jax.Array, num_caches: int, num_calls: int, interpret: bool) -> Setup:
@@ -73,7 +72,7 @@ def builders(op: str, names: Iterable[str]) -> dict[str, Builder]:
     return {
         name: _BUILDERS.get(name) or functools.partial(build_kernel, name)
         for name in NAMES
-        if name in set(names) and name in (*KERNELS, *COMPARATORS[op])
+        if name in set(names) and name in (*KERNELS, *FOREIGN[op])
     }
 
 
@@ -86,7 +85,7 @@ class KernelCall(NamedTuple):
 
 
 def kernel_call(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> KernelCall:
-    """One of pallas_kernels' implementations, with the work of the setup's problem planned.
+    """One of pallas_kernels' implementations, with the work list of the setup's problem.
 
     Raises:
       Declined: with its reason.
@@ -103,8 +102,8 @@ def kernel_call(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> K
         tiles = tiles or tuning.lookup(name, problem, kind)
         max_q_len = 1 if case.op == "decode" else None
         shapes = (setup.q, setup.kv_pages, setup.tables[0])
-        plan = functools.partial(plan_work, *shapes, max_q_len=max_q_len, tiles=tiles, **options)
-        work = jax.jit(plan)(setup.metadata).work
+        add = functools.partial(add_work_list, *shapes, max_q_len=max_q_len, tiles=tiles, **options)
+        work = jax.jit(add)(setup.metadata).work
     attention = paged_decode if case.op == "decode" else paged_prefill
 
     def call(q: jax.Array, kv_pages: jax.Array, table: jax.Array, lens: Any, work: Any) -> jax.Array:
@@ -113,7 +112,7 @@ def kernel_call(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> K
     return KernelCall(jax.jit(call), work, tiles)
 
 
-def build_kernel(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> Candidate:
+def build_kernel(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> CompiledArm:
     """One of pallas_kernels' implementations, compiled.
 
     Raises:
@@ -134,19 +133,14 @@ def chain(
     per_program: int,
     convert: Callable[[np.ndarray], Any] = lambda table: table,
     tiles: dict[str, Any] | None = None,
-) -> Candidate:
+) -> CompiledArm:
     """Compile a program of `per_program` calls, each of which reads another cache with the queries that the
     one before made. It is one CUDA graph of attention kernels alone: tables and work lists are inputs.
 
     Args:
       convert: makes `call`'s table of one of the setup's.
     """
-    per_program = min(per_program, setup.num_calls)
-    num_calls = per_program if name == "xla" and setup.case.op == "prefill" else setup.num_calls
-    num_calls = -(-num_calls // per_program) * per_program
-    tables = [jax.device_put(convert(table)) for table in setup.tables]
-    turns = [tables[index % len(tables)] for index in range(num_calls)]
-    sets = [tuple(turns[index : index + per_program]) for index in range(0, num_calls, per_program)]
+    sets = _table_sets(name, setup, per_program, convert)
 
     def program(
         q: jax.Array, first: jax.Array, kv_pages: jax.Array, tables: Any, lens: Any, work: Any
@@ -175,10 +169,22 @@ def chain(
             q, first = compiled(q, first, setup.kv_pages, chosen, setup.lens, work)
         buffers[:] = jax.block_until_ready((q, first))
 
-    return Candidate(name, once, many, num_calls, tiles)
+    return CompiledArm(name, once, many, sum(map(len, sets)), tiles)
 
 
-def build_cudnn(setup: Setup) -> Candidate:
+def _table_sets(
+    name: str, setup: Setup, per_program: int, convert: Callable[[np.ndarray], Any]
+) -> list[tuple[Any, ...]]:
+    """The tables of each turn of the program, on the device: the setup's, one after the other."""
+    per_program = min(per_program, setup.num_calls)
+    num_calls = per_program if name == "xla" and setup.case.op == "prefill" else setup.num_calls
+    num_calls = -(-num_calls // per_program) * per_program
+    tables = [jax.device_put(convert(table)) for table in setup.tables]
+    turns = [tables[index % len(tables)] for index in range(num_calls)]
+    return [tuple(turns[index : index + per_program]) for index in range(0, num_calls, per_program)]
+
+
+def build_cudnn(setup: Setup) -> CompiledArm:
     """cuDNN's paged attention, through what jax has of it for its own use.
 
     jax's public wrapper wants a pool of exactly batch x table width pages; the shape check is left out
@@ -216,12 +222,13 @@ def no_null_pages(table: np.ndarray) -> np.ndarray:
     return np.where(table == 0, table[:, :1], table)
 
 
-def _build_torch(name: str, setup: Setup) -> Candidate:
+def _build_torch(name: str, setup: Setup) -> CompiledArm:
+    """A kernel of a PyTorch library, compiled. Raises Declined where it cannot run here."""
     if jax.devices()[0].platform == "cpu":
         raise Declined("needs an NVIDIA GPU")
     try:
-        torch_candidates = importlib.import_module("bench.kernels.torch_candidates")
-        return torch_candidates.build(name, setup)
+        torch_arms = importlib.import_module("bench.kernels.torch_arms")
+        return torch_arms.build(name, setup)
     except ImportError as error:
         raise Declined(f"not installed: {error}") from error
 
