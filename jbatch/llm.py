@@ -15,7 +15,7 @@ from jbatch.device.platform import prepare_jax
 from jbatch.device.process.user_fn import LogitsFn
 from jbatch.engine.engine import Engine
 from jbatch.engine.intake import Intake
-from jbatch.engine.prompts import Asked, Prompt, check_idle, list_requests
+from jbatch.engine.prompts import Prompt, UncheckedRequest, check_idle, list_requests
 from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.engine.stream import AsyncStream, TextDelta, flatten, stream_steps
 from jbatch.errors import RequestError, check_option_names
@@ -95,18 +95,26 @@ class LLM:
           TypeError: for sampling_params that are none.
           JBatchError: while `self.engine` has unfinished requests that were added by hand.
         """
-        asked = self._ask(prompts, sampling_params, priority)
-        outputs: dict[str, RequestOutput] = {}
+        requests = self._list(prompts, sampling_params, priority)
+        wanted, outputs = {request.request_id for request in requests}, dict[str, RequestOutput]()
+        num_tokens, begin = 0, time.monotonic()
         try:
-            for one in asked:
-                if (refused := one.add_to(self.engine)) is not None:
-                    outputs[one.request_id] = refused
-            self._run(outputs, {one.request_id for one in asked}, use_tqdm)
+            for request in requests:
+                if (refused := request.add_to(self.engine)) is not None:
+                    outputs[request.request_id] = refused
+            with progress_bar("generating", len(requests), enabled=use_tqdm) as update:
+                while len(outputs) < len(requests):
+                    step = self.engine.step()
+                    outputs |= {o.request_id: o for o in step.outputs if o.request_id in wanted}
+                    num_tokens += sum(len(new.token_ids) for new in step.progress)
+                    update(len(outputs), f"{num_tokens / (time.monotonic() - begin):.0f} tokens/s")
+            while self.engine.has_unfinished:  # the step that was launched before the last end was known
+                self.engine.step()
         except BaseException:  # an interrupt included: the engine must be clean for the next call
-            for one in asked:
-                self.engine.abort(one.request_id)
+            for request in requests:
+                self.engine.abort(request.request_id)
             raise
-        return [outputs[one.request_id] for one in asked]
+        return [outputs[request.request_id] for request in requests]
 
     def score(self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True) -> list[Score]:
         """The log-probability and the rank of each prompt's tokens; nothing is generated.
@@ -134,14 +142,14 @@ class LLM:
         Raises:
           ConfigError: where transformers or jinja2 is not installed.
         """
-        rendered = [self._chat.encode_or_error(one) for one in list_conversations(messages)]
+        rendered = [self._chat.encode_or_error(each) for each in list_conversations(messages)]
         prompts: list[Any] = [
-            one if isinstance(one, RequestError) else list(one.token_ids) for one in rendered
+            prompt if isinstance(prompt, RequestError) else list(prompt.token_ids) for prompt in rendered
         ]
         outputs = self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
         return [
-            output if isinstance(one, RequestError) else dataclasses.replace(output, prompt=one.text)
-            for one, output in zip(rendered, outputs, strict=True)
+            output if isinstance(prompt, RequestError) else dataclasses.replace(output, prompt=prompt.text)
+            for prompt, output in zip(rendered, outputs, strict=True)
         ]
 
     def chat_token_ids(self, messages: Conversation) -> tuple[int, ...]:
@@ -164,7 +172,7 @@ class LLM:
         beginning of what turns out to be a stop string. The request's output comes with its last piece.
         Who leaves the iteration early (or closes the iterator) aborts what has not ended.
         """
-        return flatten(stream_steps(self.engine, self._ask(prompts, sampling_params, priority)))
+        return flatten(stream_steps(self.engine, self._list(prompts, sampling_params, priority)))
 
     def astream(
         self,
@@ -174,41 +182,29 @@ class LLM:
         priority: Sequence[int] | None = None,
     ) -> AsyncStream:
         """`stream` for `async for`: the engine's steps run in a thread, and the event loop goes on."""
-        return AsyncStream(stream_steps(self.engine, self._ask(prompts, sampling_params, priority)))
+        return AsyncStream(stream_steps(self.engine, self._list(prompts, sampling_params, priority)))
 
-    def _ask(
+    def _list(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: Sequence[int] | None,
-    ) -> list[Asked]:
+    ) -> list[UncheckedRequest]:
         """Raises what `generate` raises for its arguments."""
         check_idle(self.engine)
-        asked = list_requests(prompts, sampling_params, priority, self._request_ids)
-        self.prepare(one.params for one in asked)
-        return asked
+        requests = list_requests(prompts, sampling_params, priority, self._request_ids)
+        self.prepare(request.params for request in requests)
+        return requests
 
     def prepare(self, params: Iterable[SamplingParams]) -> None:
         """Compile what requests with these parameters need, as far as it is missing. `generate` does so by
         itself; requests that are added to an engine by hand are refused until it is done."""
-        needed = {one.sampler for one in params}
+        needed = {sampling.sampler for sampling in params}
         missing = {sampler for sampler in needed if sampler.choose(self.runner.samplers) is None}
         if missing:
             total = len(self.runner.missing_programs(missing))
             with progress_bar("compiling", total, enabled=self.config.show_progress) as update:
                 self.runner.prepare(missing, update)
-
-    def _run(self, outputs: dict[str, RequestOutput], wanted: set[str], show_progress: bool) -> None:
-        """Step until all that is wanted is in `outputs`."""
-        num_tokens, begin = 0, time.monotonic()
-        with progress_bar("generating", len(wanted), enabled=show_progress) as update:
-            while len(outputs) < len(wanted):
-                step = self.engine.step()
-                outputs.update((o.request_id, o) for o in step.outputs if o.request_id in wanted)
-                num_tokens += sum(len(new.token_ids) for new in step.progress)
-                update(len(outputs), f"{num_tokens / (time.monotonic() - begin):.0f} tokens/s")
-        while self.engine.has_unfinished:  # the step that was launched before the last end was known
-            self.engine.step()
 
     def new_engine(
         self,

@@ -173,8 +173,8 @@ class SamplingParams:
 
     @property
     def _reported(self) -> bool:
-        asked = self.logprobs is not None or self.prompt_logprobs is not None
-        return asked or bool(self.logprob_token_ids)
+        wanted = self.logprobs is not None or self.prompt_logprobs is not None
+        return wanted or bool(self.logprob_token_ids)
 
 
 def check_integer(field: str, value: Any, low: int, high: int) -> None:

@@ -38,9 +38,9 @@ def choose_attention(
     names: dict[Kind, str] = {}
     for bucket in buckets:
         for problem in problems_of(model, shape, bucket):
-            asked = None if backend == "auto" else [backend]
+            names_to_try = None if backend == "auto" else [backend]
             try:
-                choice = choose(problem, asked, None if interpret else device)
+                choice = choose(problem, names_to_try, None if interpret else device)
             except ValueError as error:
                 raise ConfigError("attention_backend", backend, str(error)) from None
             names[problem.kind] = choice.name

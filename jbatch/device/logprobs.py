@@ -74,11 +74,11 @@ def report_targets(
     def skipped(block: tuple[jax.Array, jax.Array]) -> Logprobs[jax.Array]:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(scored, block))
 
-    def one(block: tuple[jax.Array, jax.Array]) -> Logprobs[jax.Array]:
+    def report_block(block: tuple[jax.Array, jax.Array]) -> Logprobs[jax.Array]:
         return lax.cond(jnp.any(block[1] >= 0), scored, skipped, block)
 
-    found = lax.map(one, blocks)
-    return jax.tree.map(lambda leaf: leaf.reshape(tokens + missing, *leaf.shape[2:])[:tokens], found)
+    reports = lax.map(report_block, blocks)
+    return jax.tree.map(lambda leaf: leaf.reshape(tokens + missing, *leaf.shape[2:])[:tokens], reports)
 
 
 def largest(x: Float[Array, "n vocab"], k: int) -> tuple[Float[Array, "n k"], Int[Array, "n k"]]:

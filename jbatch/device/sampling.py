@@ -31,8 +31,8 @@ def draw(
         return best
     scaled = logits / jnp.where(rows["temperature"] > 0, rows["temperature"], 1.0)[:, None]
     if sampler.filters:
-        asked = (rows["top_k"] > 0) | (rows["top_p"] < 1) | (rows["min_p"] > 0)
-        filters = live & (rows["temperature"] > 0) & asked
+        leaves_out = (rows["top_k"] > 0) | (rows["top_p"] < 1) | (rows["min_p"] > 0)
+        filters = live & (rows["temperature"] > 0) & leaves_out
         scaled = lax.cond(jnp.any(filters), keep_likely, lambda scaled, _: scaled, scaled, rows.columns)
     # Gumbel-max: the argmax of logits with Gumbel noise is a sample of the softmax (Gumbel 1954).
     noise = _noise(rows["seed"], rows["sample_idx"], positions, logits.shape[-1])
@@ -94,11 +94,11 @@ def _noise(
 ) -> Float[Array, "draws vocab"]:
     """Gumbel noise that depends on nothing but a row's seed, sample and position: never on its neighbours."""
 
-    def one(
+    def row_noise(
         seed: Int[Array, ""], sample_idx: Int[Array, ""], position: Int[Array, ""]
     ) -> Float[Array, " vocab"]:
         key = jax.random.key(lax.bitcast_convert_type(seed, jnp.uint32))
         key = jax.random.fold_in(jax.random.fold_in(key, sample_idx), position)
         return jax.random.gumbel(key, (vocab_size,), jnp.float32)
 
-    return jax.vmap(one)(seeds, sample_idxs, positions)
+    return jax.vmap(row_noise)(seeds, sample_idxs, positions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -89,39 +89,47 @@ def forward(
         offsets.append(part.positions % page_size)
     places = _join(page_ids), _join(offsets)
     updated = list(kv_pages)
-    attends = [_attention(llama.config.num_heads, kv_pages[0], part, attention) for part in parts]
-    begins = [0, *(len(part.ids) for part in parts[:-1])]  # of at most two parts
+    works = [_work(llama.config.num_heads, kv_pages[0], part, attention) for part in parts]
+    ends = list(itertools.accumulate(len(part.ids) for part in parts))
 
     def attend(layer_idx: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         cache = updated[layer_idx] = write_kv(updated[layer_idx], k, v, *places)
+        queries = [q] if len(parts) == 1 else jnp.split(q, ends[:-1])
         with jax.named_scope("paged_attention"):  # the gate tells its instructions by it
-            if len(parts) == 1:
-                return attends[0](q, cache)
-            queries = [q[begin : begin + len(part.ids)] for begin, part in zip(begins, parts, strict=True)]
-            return _join([one(queries_of, cache) for one, queries_of in zip(attends, queries, strict=True)])
+            return _join(
+                [
+                    paged_attention(
+                        queries[idx],
+                        cache,
+                        part.block_tables,
+                        works[idx].metadata,
+                        scale=q.shape[-1] ** -0.5,
+                        **works[idx].options,
+                    )
+                    for idx, part in enumerate(parts)
+                ]
+            )
 
     ids, positions = _join([part.ids for part in parts]), _join([part.positions for part in parts])
     hidden = llama(ids, positions, attend)
     return tuple(updated), hidden  # in this order: `attend` fills `updated`
 
 
-def _attention(
-    num_heads: int, kv_pages: jax.Array, part: Part, attention: Attention
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """A part's attention, of queries over a layer's cache; what all layers share is made once."""
-    head_dim = kv_pages.shape[-1]
+class _Work(NamedTuple):
+    """What the attention of a part has in common in all layers."""
+
+    metadata: RaggedMetadata  # with the kernel's work list, made once
+    options: dict[str, Any]
+
+
+def _work(num_heads: int, kv_pages: jax.Array, part: Part, attention: Attention) -> _Work:
     options: dict[str, Any] = {
         "max_q_len": part.max_q_len,
         "implementation": attention.decode if part.max_q_len == 1 else attention.prefill,
         "interpret": attention.interpret,
     }
-    like = jax.ShapeDtypeStruct((*part.ids.shape, num_heads, head_dim), kv_pages.dtype)
-    metadata = add_work_list(like, kv_pages, part.block_tables, part.metadata, **options)
-
-    def attend(q: jax.Array, cache: jax.Array) -> jax.Array:
-        return paged_attention(q, cache, part.block_tables, metadata, scale=head_dim**-0.5, **options)
-
-    return attend
+    like = jax.ShapeDtypeStruct((*part.ids.shape, num_heads, kv_pages.shape[-1]), kv_pages.dtype)
+    return _Work(add_work_list(like, kv_pages, part.block_tables, part.metadata, **options), options)
 
 
 def _join(arrays: list[jax.Array]) -> jax.Array:

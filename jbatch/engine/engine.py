@@ -160,38 +160,37 @@ class Engine:
         Where that raises, every request ends with an error, which the next call hands out: tokens are lost,
         so no running row can be trusted.
         """
-        try:
-            return self._step()
-        except BaseException as error:  # an interrupt included
-            self._in_flight.clear()
-            for sample in list(self._samples.values()):
-                reason = f"a step failed: {type(error).__name__}: {error}"
-                self.scheduler.finish(sample.sequence, FinishReason.ERROR, error=reason)
-                self._finish(sample)
-            raise
-
-    def _step(self) -> EngineStep:
         begin = self._clock()
-        plan = self.scheduler.schedule(begin)
-        if plan is not None:
-            self._launch(plan, begin)
         record: StepRecord | None = None
         progress: list[Progress] = []
-        if self._in_flight and (plan is None or len(self._in_flight) > self._depth):
-            record, progress = self._collect(self._in_flight.popleft())
-            self.summary = self.summary.with_step(record)
+        try:
+            plan = self.scheduler.schedule(begin)
+            if plan is not None:
+                handle = self.runner.submit(self._pack(plan))
+                self._note_scheduled(plan, begin)
+                submitted = self._clock()
+                self._in_flight.append(_InFlight(plan, handle, submitted, submitted - begin))
+            if self._in_flight and (plan is None or len(self._in_flight) > self._depth):
+                record, progress = self._collect(self._in_flight.popleft())
+                self.summary = self.summary.with_step(record)
+        except BaseException as error:  # an interrupt included
+            self._fail_all(f"a step failed: {type(error).__name__}: {error}")
+            raise
         outputs, self._ended = self._ended, []
         return EngineStep(plan, record, progress, outputs)
 
-    def _launch(self, plan: StepPlan, begin: float) -> None:
-        handle = self.runner.submit(self._pack(plan))
+    def _fail_all(self, reason: str) -> None:
+        self._in_flight.clear()
+        for sample in list(self._samples.values()):
+            self.scheduler.finish(sample.sequence, FinishReason.ERROR, error=reason)
+            self._finish(sample)
+
+    def _note_scheduled(self, plan: StepPlan, now: float) -> None:
         for chunk in plan.chunks:
             for seq_id in (chunk.seq_id, *(draw.seq_id for draw in chunk.draws)):
                 sample = self._samples[seq_id]
                 if sample.scheduled_ts is None:
-                    sample.scheduled_ts = begin
-        submitted = self._clock()
-        self._in_flight.append(_InFlight(plan, handle, submitted, submitted - begin))
+                    sample.scheduled_ts = now
 
     def _pack(self, plan: StepPlan) -> StepInput:
         """For the least program that is compiled and can do it."""

@@ -151,7 +151,7 @@ def bad_word_ids(params: SamplingParams, tokenizer: Tokenizer | None) -> tuple[t
         return ()
     if tokenizer is None:
         raise RequestError("bad_words", list(params.bad_words), "this model has no tokenizer")
-    found: dict[tuple[int, ...], None] = {}
+    spellings: dict[tuple[int, ...], None] = {}
     for word in params.bad_words:
         spelled = [
             tuple(tokenizer.encode(text, add_special_tokens=False))
@@ -160,8 +160,8 @@ def bad_word_ids(params: SamplingParams, tokenizer: Tokenizer | None) -> tuple[t
         longest = max(map(len, spelled))
         if not 0 < longest <= MAX_BAD_WORD_LEN:
             raise RequestError("bad_words", word, f"is {longest} tokens: must be 1 to {MAX_BAD_WORD_LEN}")
-        found |= dict.fromkeys(ids for ids in spelled if ids)
-    return tuple(found)
+        spellings |= dict.fromkeys(ids for ids in spelled if ids)
+    return tuple(spellings)
 
 
 def derive_seed(engine_seed: int, index: int) -> int:

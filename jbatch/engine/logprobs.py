@@ -36,29 +36,29 @@ class _Positions:
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def add(self, token_id: int, found: Logprobs[np.ndarray], idx: int) -> None:
+    def add(self, token_id: int, reported: Logprobs[np.ndarray], idx: int) -> None:
         self._chosen.append(token_id)
-        self._ranks.append(int(found.rank[idx]))
-        self._logprobs.append(float(found.logprob[idx]))
-        self._top_ids.extend(found.top_ids[idx, : self._num_kept].tolist())
-        self._top_logprobs.extend(found.top_logprobs[idx, : self._num_top].tolist())
+        self._ranks.append(int(reported.rank[idx]))
+        self._logprobs.append(float(reported.logprob[idx]))
+        self._top_ids.extend(reported.top_ids[idx, : self._num_kept].tolist())
+        self._top_logprobs.extend(reported.top_logprobs[idx, : self._num_top].tolist())
         if self._token_ids:
-            self._by_id.extend(found.by_id[idx, : len(self._token_ids)].tolist())
+            self._by_id.extend(reported.by_id[idx, : len(self._token_ids)].tolist())
 
     def entry(self, at: int, decode: Decode) -> Entry:
         """A token, and the likeliest ones: the token comes first, as in vLLM; named ids come last."""
         top = self._top_ids[at * self._num_kept : (at + 1) * self._num_kept]
         values = self._top_logprobs[at * self._num_top : (at + 1) * self._num_top]
-        found: dict[int, tuple[float, int | None]] = {}
-        found[self._chosen[at]] = self._logprobs[at], self._ranks[at]
+        entries: dict[int, tuple[float, int | None]] = {}
+        entries[self._chosen[at]] = self._logprobs[at], self._ranks[at]
         for rank, (token, value) in enumerate(zip(top, values, strict=False), start=1):
             if token >= 0:
-                found.setdefault(token, (value, rank))
+                entries.setdefault(token, (value, rank))
         ranks = {token: rank for rank, token in enumerate(top, start=1)} if self._token_ids else {}
         begin = at * len(self._token_ids)
         for idx, token in enumerate(self._token_ids, start=begin):
-            found.setdefault(token, (self._by_id[idx], ranks.get(token)))
-        return _with_texts(found, decode)
+            entries.setdefault(token, (self._by_id[idx], ranks.get(token)))
+        return _with_texts(entries, decode)
 
 
 class LogprobList:
@@ -76,13 +76,13 @@ class LogprobList:
             self._prompt_at = array.array("i", [-1]) * len(request.prompt_token_ids)  # where each is in it
         self.error: str | None = None  # a prompt whose logits are not finite; a draw's are told by its status
 
-    def add_token(self, token_id: int, found: Logprobs[np.ndarray], slot: int) -> None:
+    def add_token(self, token_id: int, reported: Logprobs[np.ndarray], slot: int) -> None:
         """A token that was drawn."""
         if self._output is not None:
-            self._output.add(token_id, found, slot)
+            self._output.add(token_id, reported, slot)
 
     def add_targets(
-        self, targets: tuple[int, ...], start: int, found: Logprobs[np.ndarray], begin: int
+        self, targets: tuple[int, ...], start: int, reported: Logprobs[np.ndarray], begin: int
     ) -> None:
         """The next prompt tokens of positions from `start`, which a step has at place `begin`; -1: none."""
         if self._prompt is None:
@@ -90,8 +90,8 @@ class LogprobList:
         for idx, target in enumerate(targets):
             if target >= 0:
                 self._prompt_at[start + idx + 1] = len(self._prompt)
-                self._prompt.add(target, found, begin + idx)
-                if self.error is None and math.isnan(found.logprob[begin + idx]):
+                self._prompt.add(target, reported, begin + idx)
+                if self.error is None and math.isnan(reported.logprob[begin + idx]):
                     self.error = DEVICE_ERRORS[Status.NON_FINITE].format(position=start + idx + 1)
 
     def output(self, num_tokens: int, decode: Decode) -> tuple[list[Entry] | None, float | None]:
@@ -112,8 +112,8 @@ class LogprobList:
 def logprob_list(request: Request) -> LogprobList | None:
     """None where the request asks for no log-probabilities."""
     params = request.params
-    asked = params.logprobs is not None or params.prompt_logprobs is not None or params.logprob_token_ids
-    return LogprobList(request) if asked else None
+    wanted = params.logprobs is not None or params.prompt_logprobs is not None or params.logprob_token_ids
+    return LogprobList(request) if wanted else None
 
 
 def take_in(plan: StepPlan, output: StepOutput, find: Callable[[int], LogprobList | None]) -> None:
@@ -152,5 +152,5 @@ def token_decoder(tokenizer: Tokenizer | None) -> Decode:
     return decode
 
 
-def _with_texts(found: Mapping[int, tuple[float, int | None]], decode: Decode) -> Entry:
-    return {token: Logprob(logprob, rank, decode(token)) for token, (logprob, rank) in found.items()}
+def _with_texts(entries: Mapping[int, tuple[float, int | None]], decode: Decode) -> Entry:
+    return {token: Logprob(logprob, rank, decode(token)) for token, (logprob, rank) in entries.items()}

@@ -15,7 +15,7 @@ from jbatch.sampling_params import SamplingParams
 Prompt = str | Sequence[int] | dict[str, Any]  # text, token ids, {"prompt": ...} or {"prompt_token_ids": ...}
 
 
-class Asked(NamedTuple):
+class UncheckedRequest(NamedTuple):
     """A request that an engine has not checked yet."""
 
     request_id: str
@@ -37,7 +37,7 @@ def list_requests(
     sampling_params: SamplingParams | Sequence[SamplingParams] | None,
     priority: Sequence[int] | None,
     request_ids: Iterator[int],
-) -> list[Asked]:
+) -> list[UncheckedRequest]:
     """One for each prompt.
 
     Raises:
@@ -48,7 +48,7 @@ def list_requests(
     params = _params_of_each(sampling_params, len(listed))
     priorities = [0] * len(listed) if priority is None else list(priority)
     both = zip(listed, params, priorities, strict=True)
-    return [Asked(str(next(request_ids)), *fields) for fields in both]
+    return [UncheckedRequest(str(next(request_ids)), *fields) for fields in both]
 
 
 def check_idle(engine: Engine) -> None:
@@ -61,8 +61,8 @@ def _as_list(prompts: Any) -> list[Prompt]:
     """A list of prompts, also of a single one: a string, a dictionary, or a list of integers."""
     if isinstance(prompts, (str, dict)):
         return [prompts]
-    one = len(prompts) > 0 and all(isinstance(item, numbers.Integral) for item in prompts)
-    return [prompts] if one else list(prompts)
+    single = len(prompts) > 0 and all(isinstance(item, numbers.Integral) for item in prompts)
+    return [prompts] if single else list(prompts)
 
 
 def _content(prompt: Prompt | RequestError) -> str | Sequence[int]:
@@ -84,9 +84,9 @@ def _params_of_each(
         raise ValueError(
             f"{len(params)} sampling_params for {num_prompts} prompts: give one, or one for each"
         )
-    for one in params:
-        if not isinstance(one, SamplingParams):
-            raise TypeError(f"sampling_params holds {one!r}, which is no SamplingParams")
+    for each in params:
+        if not isinstance(each, SamplingParams):
+            raise TypeError(f"sampling_params holds {each!r}, which is no SamplingParams")
     return list(params)
 
 

@@ -53,8 +53,8 @@ class Sample:
         sequence, request = self.sequence, self.sequence.request
         assert sequence.finish_reason is not None, "an output of a sequence that goes on"
         text = self._text()
-        found = self._stop_finder.found if self._stop_finder is not None else None
-        reason = FinishReason.STOP if found else sequence.finish_reason  # also where both came with one token
+        stop = self._stop_finder.found if self._stop_finder is not None else None
+        reason = FinishReason.STOP if stop else sequence.finish_reason  # also where both came with one token
         if not request.params.detokenize:
             decode = _no_text
         error = self._error
@@ -68,7 +68,7 @@ class Sample:
             text=text,
             token_ids=sequence.output_token_ids,
             finish_reason=FinishReason.ERROR if error else reason,
-            stop_reason=found or sequence.stop_reason,
+            stop_reason=stop or sequence.stop_reason,
             logprobs=logprobs,
             cumulative_logprob=cumulative,
             error=error or sequence.error,

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from jbatch.engine.engine import Engine, EngineStep
-from jbatch.engine.prompts import Asked, check_idle
+from jbatch.engine.prompts import UncheckedRequest, check_idle
 from jbatch.errors import RequestError
 from jbatch.outputs import CompletionOutput, FinishReason, RequestOutput
 from jbatch.sampling_params import SamplingParams
@@ -29,19 +29,19 @@ class TextDelta:
     output: RequestOutput | None = None  # on the prompt's last
 
 
-def stream_steps(engine: Engine, asked: Sequence[Asked]) -> Generator[list[TextDelta]]:
+def stream_steps(engine: Engine, requests: Sequence[UncheckedRequest]) -> Generator[list[TextDelta]]:
     """What each step of the engine gives. When closed it aborts what has not ended.
 
     Raises JBatchError while the engine has unfinished requests of someone else.
     """
     check_idle(engine)
-    deltas = _Deltas(engine.tokenizer, asked)
+    deltas = _Deltas(engine.tokenizer, requests)
     unfinished = set()
     try:
-        for one in asked:
-            refused = one.add_to(engine)
+        for request in requests:
+            refused = request.add_to(engine)
             if refused is None:
-                unfinished.add(one.request_id)
+                unfinished.add(request.request_id)
             else:
                 yield deltas.of_output(refused)
         while unfinished:
@@ -141,27 +141,27 @@ class _Text:
 
 
 class _Deltas:
-    """Makes the deltas of the requests that were asked for."""
+    """Makes the deltas of some requests."""
 
-    def __init__(self, tokenizer: Tokenizer | None, asked: Sequence[Asked]):
+    def __init__(self, tokenizer: Tokenizer | None, requests: Sequence[UncheckedRequest]):
         self._tokenizer = tokenizer
-        self._asked = {one.request_id: (idx, one.params) for idx, one in enumerate(asked)}
+        self._requests = {request.request_id: (idx, request.params) for idx, request in enumerate(requests)}
         self._texts: dict[str, dict[int, _Text]] = {}  # by request_id and sample_idx
 
     def of_step(self, step: EngineStep) -> list[TextDelta]:
         deltas = []
         for new in step.progress:
-            if new.request_id not in self._asked:
+            if new.request_id not in self._requests:
                 continue  # someone added it to the engine by hand
             text = self._text(new.request_id, new.sample_idx)
             if new.completion is not None:
                 deltas.append(self._end(new.request_id, new.completion))
             else:
-                prompt_idx, _ = self._asked[new.request_id]
+                prompt_idx, _ = self._requests[new.request_id]
                 shown = text.push(new.token_ids)
                 deltas.append(TextDelta(prompt_idx, new.sample_idx, shown, new.token_ids))
         for output in step.outputs:
-            if output.request_id in self._asked:
+            if output.request_id in self._requests:
                 deltas = self._with_output(deltas, output)
         return deltas
 
@@ -171,7 +171,7 @@ class _Deltas:
 
     def _with_output(self, deltas: list[TextDelta], output: RequestOutput) -> list[TextDelta]:
         """And the ends of samples that no step gave (abort, error); the output with the last of all."""
-        request_id, (prompt_idx, _) = output.request_id, self._asked[output.request_id]
+        request_id, (prompt_idx, _) = output.request_id, self._requests[output.request_id]
         ends = [c for c in output.outputs if not self._text(request_id, c.index).ended]
         deltas = [*deltas, *(self._end(request_id, completion) for completion in ends)]
         last = max(at for at, delta in enumerate(deltas) if delta.prompt_idx == prompt_idx)
@@ -181,13 +181,13 @@ class _Deltas:
 
     def _end(self, request_id: str, completion: CompletionOutput) -> TextDelta:
         text, token_ids = self._text(request_id, completion.index).end(completion)
-        prompt_idx, _ = self._asked[request_id]
+        prompt_idx, _ = self._requests[request_id]
         return TextDelta(prompt_idx, completion.index, text, token_ids, completion.finish_reason)
 
     def _text(self, request_id: str, sample_idx: int) -> _Text:
         texts = self._texts.setdefault(request_id, {})
         if sample_idx not in texts:
-            texts[sample_idx] = _Text(self._detokenizer(self._asked[request_id][1]))
+            texts[sample_idx] = _Text(self._detokenizer(self._requests[request_id][1]))
         return texts[sample_idx]
 
     def _detokenizer(self, params: SamplingParams) -> Detokenizer | None:

@@ -1,4 +1,4 @@
-"""What checks the annotations of functions while the tests run: beartype, which does not know generic NamedTuples."""
+"""What checks annotations while the tests run: beartype, which does not know generic NamedTuples."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def check_logits_fn(logits_fn: LogitsFn, draws: int, vocab_size: int) -> None:
     except Exception as error:  # whatever a user's function raises
         what = f"{type(error).__name__}: {error}"
         raise ConfigError("logits_fn", name, f"cannot be traced for {draws} slots: {what}") from error
-    found = (getattr(result, "shape", None), getattr(result, "dtype", None))
-    if found != (logits.shape, logits.dtype):
-        got = f"{found[1]}{list(found[0])}" if found[0] is not None else type(result).__name__
-        raise ConfigError("logits_fn", name, f"must return float32{list(logits.shape)}, not {got}")
+    got = (getattr(result, "shape", None), getattr(result, "dtype", None))
+    if got != (logits.shape, logits.dtype):
+        said = f"{got[1]}{list(got[0])}" if got[0] is not None else type(result).__name__
+        raise ConfigError("logits_fn", name, f"must return float32{list(logits.shape)}, not {said}")

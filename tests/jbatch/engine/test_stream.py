@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from jbatch.engine.prompts import Asked
+from jbatch.engine.prompts import UncheckedRequest
 from jbatch.engine.stream import AsyncStream, flatten, stream_steps
 from jbatch.errors import JBatchError, RequestError
 from jbatch.host.scheduler import Scheduler
@@ -34,7 +34,7 @@ def make_engine(tokenizer, num_rows=64, **options):
 
 
 def ask(prompts, params):
-    return [Asked(str(idx), prompts[idx], params[idx], 0) for idx in range(len(prompts))]
+    return [UncheckedRequest(str(idx), prompts[idx], params[idx], 0) for idx in range(len(prompts))]
 
 
 def is_clean(engine):
