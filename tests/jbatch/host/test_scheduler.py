@@ -13,8 +13,8 @@ from jbatch.host.plan import TableUpdate
 from jbatch.host.policy import MODES
 from jbatch.host.scheduler import Scheduler, StepLimits
 from jbatch.outputs import FinishReason
-from jbatch.sampling_params import Sampler
-from jbatch.seam.bucket import room_of
+from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.seam.bucket import Bucket, room_of
 from jbatch.seam.step_output import Status, StepOutput, num_draws
 from tests.helpers.invariants import check_invariants
 from tests.helpers.schedules import Driver, buckets, request, scheduler_config
@@ -563,6 +563,40 @@ def test_a_draw_without_a_token_keeps_the_page_that_it_was_given():
     check_invariants(scheduler)
 
 
+def test_a_mixed_step_gives_the_draws_of_slots_and_then_those_of_chunks():
+    """A decoding step and one with prompts, as one: b decodes in front; behind, c goes on and d begins."""
+    scheduler = Scheduler(scheduler_config(), lambda view: StepLimits(24, 4))
+    ended, b = (scheduler.add(request([1, 2, 3], 9)) for _ in range(2))
+    came_back(scheduler, scheduler.schedule(0.0), [4], [5])
+    decode = scheduler.schedule(0.0)
+    c, d = scheduler.add(request([1, 2], 9)), scheduler.add(request([1] * 30, 9))
+    prefill = scheduler.schedule(0.0)
+    assert [show(decode), show(prefill)] == ["decode 2: a b", "prefill 32: c[0:2]! d[0:16]"]
+    scheduler.finish(ended, FinishReason.ABORT)
+    mixed = dataclasses.replace(decode, bucket=Bucket(4, 32), chunks=prefill.chunks)
+    progress, record = came_back(scheduler, mixed, [6], [7], [8])
+    assert progress == [(b, [7]), (c, [8])] and (b.num_cached, c.num_cached, d.num_cached) == (4, 2, 16)
+    assert (record.kind, record.slots, record.slots_used, record.tokens) == ("mixed", 4, 2, 32)
+    assert (record.useful_slots, record.useful_tokens, record.wasted, record.padded) == (1, 18, 1, 16)
+    assert (record.computed, record.output_tokens) == (36, 2)
+    check_invariants(scheduler)
+
+
+def test_a_chunk_counts_as_long_as_someone_draws_from_it():
+    """The prompt that a and b share is a's; a is aborted, and then b."""
+    scheduler = Scheduler(scheduler_config())
+    a, b = (scheduler.add(request([1, 2, 3], 9)) for _ in range(2))
+    plan = scheduler.schedule(0.0)
+    first, second = plan.chunks
+    shared = dataclasses.replace(plan, chunks=(first._replace(draws=first.draws + second.draws),))
+    scheduler.finish(a, FinishReason.ABORT)
+    progress, record = came_back(scheduler, shared, [7], [8])
+    assert progress == [(b, [8])] and (record.useful_tokens, record.wasted) == (3, 0)
+    scheduler.finish(b, FinishReason.ABORT)
+    progress, record = came_back(scheduler, shared, [7], [8])
+    assert progress == [] and (record.useful_tokens, record.wasted) == (0, 3)
+
+
 def test_a_preempted_sequences_chunk_of_an_earlier_attempt_sets_no_length():
     """Four pages of 4 tokens, and ten steps under way: a grows to all four, which takes b's. a is aborted,
     and b begins again with half of the chunk that now lands."""
@@ -598,6 +632,15 @@ def test_a_plan_names_the_least_sampler_that_serves_all_running_sequences():
     submit(driver, 2, 2, temperature=0.5, top_p=0.9)
     samplers = [driver.step().sampler for _ in range(4)]
     assert samplers == [Sampler.FILTERED, Sampler.FILTERED, Sampler.PLAIN, Sampler.GREEDY]
+
+
+def test_one_that_reports_and_one_that_changes_logits_take_a_program_of_both():
+    driver = Driver(scheduler_config(), depth=0)
+    for max_tokens, params in ((3, {"logprobs": 0}), (2, {"presence_penalty": 1})):
+        asked = request([1, 2], max_tokens)
+        driver.submit(dataclasses.replace(asked, params=SamplingParams(**params)))
+    samplers = [driver.step().sampler for _ in range(3)]
+    assert samplers == [Sampler.EXTENDED, Sampler.EXTENDED, Sampler.LOGPROBS]
 
 
 def test_the_same_calls_give_the_same_plans():
