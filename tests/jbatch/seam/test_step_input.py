@@ -79,7 +79,7 @@ def step_with(updates=(), copies=None, bucket=BUCKETS[0]):
 @pytest.mark.parametrize("bucket", BUCKETS, ids=str)
 def test_pages_that_exist(bucket):
     check_pages(step_with(bucket=bucket), SHAPE)
-    check_pages(step_with([[0, 0, 1], [5, 4, 19]], np.array([[1, 19], [19, 1]]), bucket), SHAPE)
+    check_pages(step_with([[0, 0, 1], [5, 4, 19]], np.array([[1, 19], [18, 2], [1, 3]]), bucket), SHAPE)
     check_pages(step_with(copies=np.zeros((0, 2), np.int32), bucket=bucket), SHAPE)
 
 
