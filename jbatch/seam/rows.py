@@ -34,8 +34,8 @@ class RowSetup(NamedTuple):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     prompt_len: int = 0
-    has_bias: int = 0  # whether row data of this name was put in place
-    has_bad_words: int = 0
+    has_bias: bool = False  # whether row data of this name was put in place
+    has_bad_words: bool = False
     stop_ids: tuple[int, ...] = ()  # padded with -1
 
 

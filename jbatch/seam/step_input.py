@@ -35,7 +35,7 @@ class StepFields(NamedTuple, Generic[T]):
     """The parts of a packed input. A step computes spans: slots of one token each, then chunks of prompts.
     It makes draws: one for each slot, in the slots' order, then those of the chunks.
 
-    Padding: rows `num_rows`, places and starts beyond the axis, lengths 0, targets -1, the rest 0.
+    Padding: rows `num_rows`, starts behind the axis, targets -1, the rest 0.
     """
 
     slot_rows: T  # [slots]

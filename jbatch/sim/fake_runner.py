@@ -109,6 +109,8 @@ class FakeRunner:
                 continue
             if fields.has_setup[idx]:
                 self._rows[row] = fields.setups[idx]
+            if self._rows[row, COLUMNS["finished"]]:
+                continue
             place = fields.draw_places[idx]
             chunk = int(np.searchsorted(fields.q_starts, place, side="right")) - 1
             length = int(fields.kv_lens[chunk] - fields.q_lens[chunk] + place - fields.q_starts[chunk]) + 1

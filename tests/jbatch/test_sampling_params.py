@@ -149,24 +149,35 @@ def test_a_tiny_temperature_is_greedy(temperature, greedy):
     assert SamplingParams(temperature=temperature).greedy is greedy
 
 
+# Ways of drawing.
+
+SCORED, PENALISED = {"logprobs": 0}, {"presence_penalty": 0.1}
+
+
 @pytest.mark.parametrize(
     ("options", "least"),
     [
         ({"temperature": 0}, Sampler.GREEDY),
         ({"temperature": 0, "top_k": 5}, Sampler.GREEDY),
         ({}, Sampler.PLAIN),
+        ({"top_k": -1, "top_p": 1, "min_p": 0}, Sampler.PLAIN),
         ({"top_k": 5}, Sampler.FILTERED),
         ({"top_p": 0.5}, Sampler.FILTERED),
         ({"min_p": 0.1}, Sampler.FILTERED),
-        ({"temperature": 0, "logprobs": 0}, Sampler.EXTENDED),
-        ({"prompt_logprobs": 0}, Sampler.EXTENDED),
-        ({"logprob_token_ids": [0]}, Sampler.EXTENDED),
-        ({"presence_penalty": 0.1}, Sampler.EXTENDED),
-        ({"frequency_penalty": -0.1}, Sampler.EXTENDED),
-        ({"repetition_penalty": 1.1}, Sampler.EXTENDED),
-        ({"logit_bias": {0: 0}}, Sampler.EXTENDED),
-        ({"allowed_token_ids": [0]}, Sampler.EXTENDED),
-        ({"bad_words": ["x"]}, Sampler.EXTENDED),
+        ({"temperature": 0, "logprobs": 0}, Sampler.LOGPROBS),
+        ({"logprobs": 20, "top_k": 5}, Sampler.LOGPROBS),
+        ({"prompt_logprobs": 0}, Sampler.LOGPROBS),
+        ({"logprob_token_ids": [0]}, Sampler.LOGPROBS),
+        ({"presence_penalty": 0.1}, Sampler.PROCESSED),
+        ({"frequency_penalty": -0.1}, Sampler.PROCESSED),
+        ({"repetition_penalty": 1.1}, Sampler.PROCESSED),
+        ({"logit_bias": {0: 0}}, Sampler.PROCESSED),
+        ({"allowed_token_ids": [0]}, Sampler.PROCESSED),
+        ({"bad_words": ["x"]}, Sampler.PROCESSED),
+        ({"temperature": 0, "bad_words": ["x"]}, Sampler.PROCESSED),
+        ({**PENALISED, **SCORED}, Sampler.EXTENDED),
+        ({"logit_bias": {0: 0}, "prompt_logprobs": 0}, Sampler.EXTENDED),
+        ({"bad_words": ["x"], "logprob_token_ids": [0]}, Sampler.EXTENDED),
         ({"bad_words": [], "logit_bias": {}, "n": 3, "logprob_token_ids": []}, Sampler.PLAIN),
     ],
 )
@@ -174,9 +185,54 @@ def test_the_least_that_serves_a_request(options, least):
     assert SamplingParams(**options).sampler == least
 
 
-def test_the_least_that_is_compiled_is_chosen():
-    greedy, plain, filtered, extended = Sampler
+@pytest.mark.parametrize(
+    ("sampler", "filters", "reports", "processes"),
+    [
+        (Sampler.GREEDY, False, False, False),
+        (Sampler.PLAIN, False, False, False),
+        (Sampler.FILTERED, True, False, False),
+        (Sampler.LOGPROBS, True, True, False),
+        (Sampler.PROCESSED, True, False, True),
+        (Sampler.EXTENDED, True, True, True),
+    ],
+)
+def test_what_a_program_does(sampler, filters, reports, processes):
+    assert (sampler.filters, sampler.reports, sampler.processes) == (filters, reports, processes)
+
+
+def serves(program, asked):
+    """From the table above, and by the order of the first three."""
+    if asked.reports or asked.processes:
+        return (program.reports >= asked.reports) and (program.processes >= asked.processes)
+    return program >= asked
+
+
+@pytest.mark.parametrize("first", Sampler)
+@pytest.mark.parametrize("second", Sampler)
+def test_the_union_of_two_is_the_least_that_serves_both(first, second):
+    union = first.union(second)
+    assert isinstance(union, Sampler), "a step of any requests has a program by name"
+    assert union is second.union(first) and union is Sampler(first | second)
+    both = [program for program in Sampler if serves(program, first) and serves(program, second)]
+    assert union is both[0] and all(serves(program, union) for program in both)
+
+
+@pytest.mark.parametrize("asked", Sampler)
+def test_the_least_that_is_compiled_is_chosen(asked):
+    """From any of the 64 sets of programs, in whatever order they are named."""
+    for number in range(2 ** len(Sampler)):
+        compiled = [program for idx, program in enumerate(reversed(Sampler)) if number >> idx & 1]
+        able = [program for program in Sampler if program in compiled and serves(program, asked)]
+        assert asked.choose(compiled) == (able[0] if able else None)
+
+
+def test_programs_that_are_chosen():
+    greedy, plain, filtered, logprobs, processed, extended = Sampler
     assert plain.choose([greedy, filtered, extended]) == filtered
     assert greedy.choose([extended]) == extended
     assert filtered.choose([filtered]) == filtered
-    assert extended.choose([greedy, plain, filtered]) is None and greedy.choose([]) is None
+    assert filtered.choose([extended, processed, logprobs]) == logprobs
+    assert logprobs.choose([filtered, processed, extended]) == extended
+    assert processed.choose([filtered, logprobs]) is None
+    assert extended.choose([greedy, plain, logprobs, processed]) is None and greedy.choose([]) is None
+    assert plain.choose(iter([filtered, plain])) == plain

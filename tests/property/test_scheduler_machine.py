@@ -18,7 +18,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         policy=st.sampled_from(list(POLICIES)),
         num_rows=st.sampled_from([2, 3, 4, 1]),
         num_pages=st.sampled_from([6, 9, 12, 3]),
-        chunk=st.sampled_from([8, 24]),
+        chunk=st.sampled_from([8, 24, 48]),
         depth=st.sampled_from([1, 2, 0]),
         limits=st.none() | st.none() | st.builds(StepLimits, st.sampled_from([1, 5, 16]), st.integers(1, 4)),
     )
@@ -30,11 +30,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             num_pages=num_pages,
             page_size=4,
             max_model_len=32,
-            decode_buckets=buckets("decode", *[(n, n) for n in range(1, num_rows + 1)]),
-            prefill_buckets=buckets("prefill", *sorted({(1, 8), (num_rows, chunk)})),
+            buckets=buckets(sorted({8, chunk}), range(1, num_rows + 1)),
         )
-        self.room = min(32, 4 * (num_pages - 1))
         self.driver = Driver(config, depth, limits and (lambda view: limits))
+        self.room = self.driver.scheduler.max_seq_len
 
     @rule(
         count=st.integers(1, 3),

@@ -1,8 +1,8 @@
-"""Checks that take the model: ids of its vocabulary, what is compiled, bad words as token ids."""
+"""The intake desk: checks that take the model, and what a request becomes."""
 
 import pytest
 
-from jbatch.engine.intake import ID_FIELDS, bad_word_ids, check_params
+from jbatch.engine.intake import ID_FIELDS, Intake, Schedule, bad_word_ids, check_params, derive_seed
 from jbatch.errors import RequestError
 from jbatch.sampling_params import Sampler, SamplingParams
 from tests.helpers.tokenizers import byte_level, numbered, wrapped
@@ -18,10 +18,26 @@ def test_ids_must_be_of_the_vocabulary(field):
         check_params(params(96), 96, Sampler)
 
 
-def test_a_way_of_drawing_that_is_not_compiled():
-    check_params(SamplingParams(temperature=0), 96, [Sampler.PLAIN])
-    with pytest.raises(RequestError, match=r"'extended'.*LLM\(samplers=...\), or call llm.prepare"):
-        check_params(SamplingParams(logprobs=1), 96, [Sampler.GREEDY, Sampler.FILTERED])
+@pytest.mark.parametrize(
+    ("params", "name", "compiled"),
+    [
+        ({"logprobs": 1}, "logprobs", (Sampler.GREEDY, Sampler.FILTERED, Sampler.PROCESSED)),
+        ({"prompt_logprobs": 0}, "logprobs", (Sampler.PROCESSED,)),
+        ({"presence_penalty": 1}, "processed", (Sampler.FILTERED, Sampler.LOGPROBS)),
+        ({"logit_bias": {3: 1}}, "processed", (Sampler.LOGPROBS,)),
+        ({"logprobs": 1, "presence_penalty": 1}, "extended", (Sampler.LOGPROBS, Sampler.PROCESSED)),
+        ({"temperature": 1, "top_k": 3}, "filtered", (Sampler.GREEDY, Sampler.PLAIN)),
+        ({"temperature": 1}, "plain", (Sampler.GREEDY,)),
+        ({"temperature": 0}, "greedy", ()),
+    ],
+)
+def test_a_way_of_drawing_that_is_not_compiled(params, name, compiled):
+    """The least that serves it is named; each that can do it serves it."""
+    asked = SamplingParams(**params)
+    with pytest.raises(RequestError, match=rf"'{name}'.*LLM\(samplers=...\), or call llm.prepare"):
+        check_params(asked, 96, compiled)
+    check_params(asked, 96, [*compiled, Sampler[name.upper()]])
+    check_params(asked, 96, [*compiled, Sampler.EXTENDED])
 
 
 def words(tokenizer, *texts):
@@ -46,3 +62,44 @@ def test_bad_words_need_a_tokenizer():
     assert bad_word_ids(SamplingParams(), None) == () == words(numbered())
     with pytest.raises(RequestError, match="no tokenizer"):
         bad_word_ids(SamplingParams(bad_words=["a"]), None)
+
+
+# What a request becomes.
+
+
+def request_of(prompt=(5, 6), params=None, index=4, schedule=None, **options):
+    options = {"vocab_size": 97, "max_seq_len": 128, "seed": 3, "clock": lambda: 17.5, **options}
+    params = SamplingParams(**params or {})
+    return Intake(**options).request("r", prompt, params, index, schedule or Schedule(), tuple(Sampler))
+
+
+def schedule_of(request):
+    return Schedule(*(getattr(request, name) for name in Schedule._fields))
+
+
+def test_what_is_not_asked_for_follows_from_the_engine():
+    request = request_of(eos_token_ids=(50, 2))
+    assert (request.request_id, request.prompt, request.prompt_token_ids) == ("r", None, (5, 6))
+    assert (request.max_tokens, request.stop_ids, request.seed) == (126, (2, 50), derive_seed(3, 4))
+    assert schedule_of(request) == Schedule(17.5)
+    assert (request.sample_idx, request.bad_word_ids) == (0, ())
+
+
+def test_what_is_asked_for_is_kept():
+    params = {"max_tokens": 7, "seed": 11, "stop_token_ids": [9, 2], "bad_words": ["a"]}
+    schedule = Schedule(1.5, -2, 9.0, 3)
+    request = request_of(
+        "01.02.", params, schedule=schedule, eos_token_ids=(2,), tokenizer=wrapped(numbered())
+    )
+    assert (request.prompt, request.prompt_token_ids) == ("01.02.", (1, 2))
+    assert (request.max_tokens, request.stop_ids, request.seed) == (7, (2, 9), 11)
+    assert schedule_of(request) == schedule
+
+
+def test_an_end_of_sequence_may_be_ignored():
+    params = {"ignore_eos": True, "stop_token_ids": [9]}
+    assert request_of(params=params, eos_token_ids=(2,)).stop_ids == (9,)
+
+
+def test_a_prompt_that_fills_the_context_is_left_to_the_scheduler_to_refuse():
+    assert request_of([1] * 128).max_tokens == request_of([1] * 200).max_tokens == 1

@@ -2,19 +2,36 @@
 
 import dataclasses
 
+import pytest
+
 from jbatch.host.metrics import StepRecord, Summary, summarise
 from jbatch.outputs import RequestMetrics
 
 PREFILL = StepRecord(
-    step_idx=0, kind="prefill", slots=2, slots_used=2, computed=32, useful=20, padded=7, wasted=0,
+    step_idx=0, slots=0, slots_used=0, tokens=32, useful_slots=0, useful_tokens=20, padded=7, wasted=0,
     recomputed=5, output_tokens=2, pages_used=3, num_running=2, num_waiting=1, num_preempted=1,
     host_s=0.5, device_s=2.0,
 )  # fmt: skip
 DECODE = StepRecord(
-    step_idx=1, kind="decode", slots=4, slots_used=3, computed=4, useful=2, padded=1, wasted=1,
+    step_idx=1, slots=4, slots_used=3, tokens=0, useful_slots=2, useful_tokens=0, padded=1, wasted=1,
     recomputed=0, output_tokens=2, pages_used=2, num_running=2, num_waiting=1, num_preempted=2,
     host_s=0.25, device_s=1.0,
 )  # fmt: skip
+MIXED = StepRecord(
+    step_idx=2, slots=4, slots_used=4, tokens=16, useful_slots=3, useful_tokens=9, padded=7, wasted=1,
+    recomputed=0, output_tokens=4, pages_used=5, num_running=4, num_waiting=0, num_preempted=0,
+    host_s=0.25, device_s=3.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("record", "kind", "useful", "computed"),
+    [(PREFILL, "prefill", 20, 32), (DECODE, "decode", 2, 4), (MIXED, "mixed", 12, 20)],
+)
+def test_what_a_record_says_of_its_places(record, kind, useful, computed):
+    """Rows of decoding sequences and tokens of prompts are places alike."""
+    assert (record.kind, record.useful, record.computed) == (kind, useful, computed)
+    assert record.useful + record.padded + record.wasted + record.recomputed == record.computed
 
 
 def test_a_summary_adds_up_its_steps():
@@ -36,6 +53,13 @@ def test_a_summary_adds_up_its_steps():
     )
 
 
+def test_a_mixed_step_counts_as_both():
+    summary = summarise([PREFILL, MIXED])
+    assert (summary.prefill_steps, summary.decode_steps) == (2, 1)
+    assert (summary.slot_steps, summary.useful_slot_steps) == (4, 3)
+    assert (summary.prefill_tokens, summary.useful_prefill_tokens) == (48, 29)
+
+
 def test_shares():
     summary = summarise([PREFILL, DECODE])
     assert summary.slot_use == 2 / 4
@@ -54,8 +78,9 @@ def test_no_steps_no_division_by_zero():
     assert (Summary().slot_use, Summary().prefill_use) == (0.0, 0.0)
 
 
-def test_a_summary_is_closed_as_its_steps_are():
-    summary = summarise([PREFILL, DECODE])
+@pytest.mark.parametrize("records", [[PREFILL, DECODE], [DECODE, MIXED, PREFILL]])
+def test_a_summary_is_closed_as_its_steps_are(records):
+    summary = summarise(records)
     useful = summary.useful_slot_steps + summary.useful_prefill_tokens
     computed = summary.slot_steps + summary.prefill_tokens
     assert useful + summary.padded + summary.wasted + summary.recomputed == computed

@@ -7,27 +7,29 @@ import numpy as np
 import pytest
 
 from jbatch.errors import RequestError
+from jbatch.host import scheduler as scheduler_module
 from jbatch.host.metrics import summarise
-from jbatch.host.plan import Status, StepOutput, TableUpdate
+from jbatch.host.plan import TableUpdate
 from jbatch.host.policy import MODES
 from jbatch.host.scheduler import Scheduler, StepLimits
 from jbatch.outputs import FinishReason
-from jbatch.sampling_params import Sampler
+from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.seam.bucket import Bucket, room_of
+from jbatch.seam.step_output import Status, StepOutput, num_draws
+from tests.helpers.invariants import check_invariants
 from tests.helpers.schedules import Driver, buckets, request, scheduler_config
 
 
 def show(plan):
-    """ "prefill 2x32: a[0:5]! b[0:16]" (! samples) or "decode 2: a (b)" ((b) is frozen)."""
+    """ "prefill 32: a[0:5]! b[0:16]" (! draws) or "decode 2: a (b)" ((b) is frozen)."""
     names = ["abcdefgh"[seq_id] for seq_id in plan.seq_ids]
-    if plan.bucket.kind == "decode":
+    if not plan.chunks:
         frozen = plan.frozen or [False] * len(names)
         slots = [f"({name})" if held else name for name, held in zip(names, frozen, strict=True)]
         return f"decode {plan.bucket.slots}: {' '.join(slots)}"
-    chunks = [
-        f"{name}[{c.start}:{c.start + len(c.token_ids)}]{'!' if c.setup else ''}"
-        for name, c in zip(names, plan.chunks, strict=True)
-    ]
-    return f"prefill {plan.bucket.slots}x{plan.bucket.tokens}: {' '.join(chunks)}"
+    assert not names, "no step is mixed yet"
+    chunks = [f"{'abcdefgh'[c.seq_id]}[{c.start}:{c.end}]{'!' if c.draws else ''}" for c in plan.chunks]
+    return f"prefill {plan.bucket.tokens}: {' '.join(chunks)}"
 
 
 def plans_until_idle(driver):
@@ -82,42 +84,42 @@ def test_a_sequence_draws_at_least_one_token():
 
 PLANS = {
     "continuous": """
-        prefill 2x32: a[0:5]! b[0:20]!
+        prefill 32: a[0:5]! b[0:20]!
         decode 2: a b
         decode 1: a
-        prefill 2x32: c[0:3]!
+        prefill 32: c[0:3]!
         decode 2: a c
         decode 2: a c
     """,
     "static": """
-        prefill 2x32: a[0:5]! b[0:20]!
+        prefill 32: a[0:5]! b[0:20]!
         decode 2: a b
         decode 1: a
         decode 1: a
         decode 1: a
-        prefill 2x32: c[0:3]!
+        prefill 32: c[0:3]!
         decode 1: c
         decode 1: c
     """,
     "static-padded": """
-        prefill 2x32: a[0:5]! b[0:20]!
+        prefill 32: a[0:5]! b[0:20]!
         decode 2: a b
         decode 2: a (b)
         decode 2: a (b)
         decode 2: a (b)
-        prefill 2x32: c[0:3]!
+        prefill 32: c[0:3]!
         decode 1: c
         decode 1: c
     """,
     "unbatched": """
-        prefill 2x32: a[0:5]!
+        prefill 32: a[0:5]!
         decode 1: a
         decode 1: a
         decode 1: a
         decode 1: a
-        prefill 2x32: b[0:20]!
+        prefill 32: b[0:20]!
         decode 1: b
-        prefill 2x32: c[0:3]!
+        prefill 32: c[0:3]!
         decode 1: c
         decode 1: c
     """,
@@ -142,21 +144,19 @@ def test_the_first_two_plans_and_their_accounts():
     submit(driver, 16, 5)
     submit(driver, 7, 2)
     prefill, decode = driver.step(), driver.step()
-    assert (prefill.step_idx, prefill.seq_ids, prefill.rows, prefill.sampler) == (
-        0,
-        (0, 1),
-        (0, 1),
-        Sampler.GREEDY,
-    )
+    assert (prefill.step_idx, prefill.seq_ids, prefill.rows, prefill.sampler) == (0, (), (), Sampler.GREEDY)
+    assert [(c.seq_id, c.row, c.num_recomputed) for c in prefill.chunks] == [(0, 0, 0), (1, 1, 0)]
+    draws = [draw for chunk in prefill.chunks for draw in chunk.draws]
+    assert [(d.seq_id, d.row, d.offset) for d in draws] == [(0, 0, 15), (1, 1, 6)]
     assert prefill.table_updates == (TableUpdate(0, 0, 1), TableUpdate(1, 0, 2))
     assert (decode.step_idx, decode.seq_ids, decode.rows) == (1, (0, 1), (0, 1))
     assert decode.table_updates == (TableUpdate(0, 1, 3),)  # a's 17th token needs a second page
 
     first, second = driver.records
-    assert (first.slots, first.slots_used, first.computed) == (2, 2, 32)
+    assert (first.slots, first.slots_used, first.tokens, first.computed) == (0, 0, 32, 32)
     assert (first.useful, first.padded, first.wasted, first.recomputed) == (23, 9, 0, 0)
     assert (first.output_tokens, first.pages_used, first.num_running, first.num_waiting) == (2, 2, 2, 0)
-    assert (second.slots, second.slots_used, second.computed) == (2, 2, 2)
+    assert (second.slots, second.slots_used, second.tokens, second.computed) == (2, 2, 0, 2)
     assert (second.useful, second.padded, second.wasted, second.recomputed) == (2, 0, 0, 0)
     assert (second.output_tokens, second.pages_used, second.num_running, second.num_waiting) == (2, 2, 1, 0)
 
@@ -168,38 +168,57 @@ def test_several_prompts_share_a_step_each_at_a_multiple_of_8():
     driver = Driver(scheduler_config())
     for prompt_len in (5, 8, 9, 30):
         submit(driver, prompt_len, 1)
-    assert plans_until_idle(driver) == ["prefill 4x64: a[0:5]! b[0:8]! c[0:9]! d[0:30]!"]  # 8 + 8 + 16 + 32
+    assert plans_until_idle(driver) == ["prefill 64: a[0:5]! b[0:8]! c[0:9]! d[0:30]!"]  # 8 + 8 + 16 + 32
 
 
 def test_a_prompt_that_does_not_fit_goes_on_in_the_next_step():
     driver = Driver(scheduler_config(num_pages=33))
     for prompt_len in (5, 30, 40):
         submit(driver, prompt_len, 1)
-    assert plans_until_idle(driver) == ["prefill 4x64: a[0:5]! b[0:30]! c[0:24]", "prefill 2x32: c[24:40]!"]
+    assert plans_until_idle(driver) == ["prefill 64: a[0:5]! b[0:30]! c[0:24]", "prefill 32: c[24:40]!"]
 
 
-def test_a_step_takes_no_more_prompts_than_slots():
-    driver = Driver(scheduler_config(prefill_buckets=buckets("prefill", (2, 64))))
+@pytest.mark.parametrize(
+    ("sizes", "plans"),
+    [
+        ((16,), ["prefill 16: a[0:4]!", "prefill 16: b[0:4]!", "prefill 16: c[0:4]!"]),
+        ((40,), ["prefill 40: a[0:4]! b[0:4]!", "prefill 40: c[0:4]!"]),
+        ((16, 40), ["prefill 40: a[0:4]! b[0:4]!", "prefill 16: c[0:4]!"]),
+        ((24, 64), ["prefill 64: a[0:4]! b[0:4]! c[0:4]!"]),  # 24 tokens: too many prompts for the smaller
+    ],
+)
+def test_a_step_takes_a_prompt_for_each_16_of_its_tokens(sizes, plans):
+    driver = Driver(scheduler_config(buckets=buckets(sizes, (1, 2, 4))))
     for _ in range(3):
         submit(driver, 4, 1)
-    assert plans_until_idle(driver) == ["prefill 2x64: a[0:4]! b[0:4]!", "prefill 2x64: c[0:4]!"]
+    assert plans_until_idle(driver) == plans
+
+
+def test_a_step_whose_room_for_table_updates_is_full_makes_the_next_in_line_wait(monkeypatch):
+    """Room for three: a takes two of them and b the third. c, whose tokens would fit, waits, and d does not
+    overtake it."""
+    monkeypatch.setattr(scheduler_module, "room_of", lambda *of: room_of(*of)._replace(table_updates=3))
+    driver = Driver(scheduler_config())
+    for prompt_len in (20, 10, 20, 3):
+        submit(driver, prompt_len, 1)
+    assert plans_until_idle(driver) == ["prefill 64: a[0:20]! b[0:10]!", "prefill 32: c[0:20]! d[0:3]!"]
 
 
 CHUNKED = {
     "continuous": """
-        prefill 2x32: a[0:3]! b[0:8]
+        prefill 32: a[0:3]! b[0:8]
         decode 1: a
-        prefill 2x32: b[8:24]
+        prefill 32: b[8:24]
         decode 1: a
-        prefill 2x32: b[24:40]!
+        prefill 32: b[24:40]!
         decode 2: a b
         decode 1: a
         decode 1: a
     """,
     "static": """
-        prefill 2x32: a[0:3]! b[0:8]
-        prefill 2x32: b[8:24]
-        prefill 2x32: b[24:40]!
+        prefill 32: a[0:3]! b[0:8]
+        prefill 32: b[8:24]
+        prefill 32: b[24:40]!
         decode 2: a b
         decode 1: a
         decode 1: a
@@ -229,7 +248,7 @@ def test_limits_see_the_state_and_bound_what_runs():
     submit(driver, 5, 2)
     submit(driver, 5, 1)
     assert plans_until_idle(driver) == [
-        "prefill 2x32: a[0:5]!", "decode 1: a", "prefill 2x32: b[0:5]!",
+        "prefill 32: a[0:5]!", "decode 1: a", "prefill 32: b[0:5]!",
     ]  # fmt: skip
     assert [tuple(view) for view in views] == [(0.0, 2, 0, 16), (0.0, 1, 1, 15), (0.0, 1, 0, 16)]
 
@@ -238,10 +257,10 @@ def test_a_step_without_a_token_budget_prefills_nothing():
     budget = [64, 0, 0, 64]
     scheduler = Scheduler(scheduler_config(), lambda view: StepLimits(budget.pop(0), 4))
     scheduler.add(request([1] * 5, 4))
-    assert show(scheduler.schedule(0.0)) == "prefill 2x32: a[0:5]!"
+    assert show(scheduler.schedule(0.0)) == "prefill 32: a[0:5]!"
     scheduler.add(request([1] * 5, 1))
     assert [show(scheduler.schedule(0.0)) for _ in range(3)] == [
-        "decode 1: a", "decode 1: a", "prefill 2x32: b[0:5]!",
+        "decode 1: a", "decode 1: a", "prefill 32: b[0:5]!",
     ]  # fmt: skip
 
 
@@ -263,7 +282,7 @@ def test_an_end_by_stop_id_is_known_late_and_costs_a_row_per_step_ahead(depth):
 def test_an_end_by_length_is_known_in_advance(depth):
     driver = Driver(scheduler_config(), depth)
     submit(driver, 2, 3)
-    assert plans_until_idle(driver) == ["prefill 2x32: a[0:2]!", "decode 1: a", "decode 1: a"]
+    assert plans_until_idle(driver) == ["prefill 32: a[0:2]!", "decode 1: a", "decode 1: a"]
     assert sum(record.wasted for record in driver.records) == 0
 
 
@@ -322,7 +341,7 @@ def test_a_padded_batch_holds_an_aborted_row_until_the_last_one_ends():
     assert driver.scheduler.running == (first, last) and len(first.pages) == 1
     assert [show(driver.step()) for _ in range(3)] == ["decode 2: (a) b"] * 3
     assert not driver.scheduler.running and not first.pages
-    assert plans_until_idle(driver) == ["prefill 2x32: c[0:4]!"] and waiting.finished
+    assert plans_until_idle(driver) == ["prefill 32: c[0:4]!"] and waiting.finished
 
 
 # Modes, compared.
@@ -351,10 +370,10 @@ def test_modes_cost_what_is_expected(seed):
 # Pages.
 
 PREEMPTED = [
-    "prefill 2x32: a[0:4]! b[0:4]!",
+    "prefill 32: a[0:4]! b[0:4]!",
     *["decode 2: a b"] * 4,
     *["decode 1: a"] * 7,  # a's 9th token needs a third page: b gives its two back, and waits for three
-    "prefill 2x32: b[0:9]!",
+    "prefill 32: b[0:9]!",
     *["decode 1: b"] * 2,
 ]
 
@@ -382,7 +401,7 @@ def test_a_preempted_sequence_joins_again_only_once_its_tokens_have_landed():
     driver.end(a, FinishReason.ABORT)
     assert (b.num_known, b.num_planned) == (8, 9)
     assert driver.step() is None
-    assert show(driver.step()) == "prefill 2x32: b[0:9]!"
+    assert show(driver.step()) == "prefill 32: b[0:9]!"
     driver.drain()
     driver.check_end()
 
@@ -412,8 +431,8 @@ def test_a_prompt_without_a_page_for_its_next_chunk_keeps_its_pages_and_waits():
     driver = Driver(scheduler_config(num_pages=8, page_size=4), 0, limits)
     a, b = submit(driver, 4, 16), submit(driver, 12, 2)
     assert plans_until_idle(driver) == [
-        "prefill 2x32: a[0:4]!", "decode 1: a", "prefill 2x32: b[0:4]", *["decode 1: a"] * 14,
-        "prefill 2x32: b[4:12]!", "decode 1: b",
+        "prefill 32: a[0:4]!", "decode 1: a", "prefill 32: b[0:4]", *["decode 1: a"] * 14,
+        "prefill 32: b[4:12]!", "decode 1: b",
     ]  # fmt: skip
     assert b.num_preemptions == 0
 
@@ -424,15 +443,34 @@ def test_admission_leaves_pages_for_those_admitted_before():
     submit(driver, 8, 3)
     submit(driver, 2, 2)
     assert plans_until_idle(driver) == [
-        "prefill 2x32: a[0:8]!", "decode 1: a", "decode 1: a", "prefill 2x32: b[0:2]!", "decode 1: b",
+        "prefill 32: a[0:8]!", "decode 1: a", "decode 1: a", "prefill 32: b[0:2]!", "decode 1: b",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("num_pages", "plans"),
+    [
+        (4, [*["decode 1: a"] * 6, "prefill 32: b[0:2]!"]),
+        (5, ["prefill 32: b[0:2]!", *["decode 1: a"] * 6]),
+    ],
+)
+def test_admission_leaves_a_free_page_for_each_running_sequence(num_pages, plans):
+    """a decodes on two pages of 4 tokens, and will need a third. b needs one: it waits where one is free, and
+    joins where two are."""
+    driver = Driver(scheduler_config(num_rows=2, num_pages=num_pages, page_size=4), depth=0)
+    a = submit(driver, 4, 8)
+    assert [show(driver.step()) for _ in range(2)] == ["prefill 32: a[0:4]!", "decode 1: a"]
+    assert len(a.pages) == 2 and driver.scheduler.pool.num_free == num_pages - 3
+    b = submit(driver, 2, 1)
+    assert plans_until_idle(driver) == plans
+    assert a.num_preemptions == b.num_preemptions == 0
 
 
 def test_a_padded_batch_takes_only_what_fits_in_the_worst_case():
     driver = Driver(scheduler_config("static-padded", num_pages=5, page_size=4), depth=0)
     for _ in range(3):
         submit(driver, 2, 6)  # 8 tokens, 2 pages
-    assert show(driver.step()) == "prefill 2x32: a[0:2]! b[0:2]!"
+    assert show(driver.step()) == "prefill 32: a[0:2]! b[0:2]!"
     driver.drain()
     driver.check_end()
 
@@ -441,9 +479,147 @@ def test_the_first_in_line_is_not_overtaken_by_one_that_would_fit():
     driver = Driver(scheduler_config(num_rows=3, num_pages=6, page_size=4), depth=0)
     for prompt_len in (8, 12, 1):  # a holds two pages, and will hold three; b needs four
         submit(driver, prompt_len, 2)
-    assert show(driver.step()) == "prefill 2x32: a[0:8]!"
+    assert show(driver.step()) == "prefill 32: a[0:8]!"
     driver.drain()
     driver.check_end()
+
+
+# Lengths: what is planned, and what came back.
+
+
+def came_back(scheduler, plan, *results):
+    """Of each draw, in order: its tokens. All go on."""
+    draws = num_draws(plan.bucket, scheduler.config.shape)
+    output = StepOutput(np.zeros((draws, 1), int), np.zeros(draws, int), np.zeros(draws, int))
+    places = [*range(len(plan.seq_ids)), *range(plan.bucket.slots, draws)]
+    for place, tokens in zip(places, results, strict=False):
+        output.tokens[place, : len(tokens)], output.num_tokens[place] = tokens, len(tokens)
+    return scheduler.apply(plan, output)
+
+
+def lengths(sequence):
+    """What is so, and what will be at most: known and planned, cached and planned to be."""
+    return (
+        (sequence.num_known, sequence.num_planned),
+        (sequence.num_cached, sequence.num_cached_planned),
+    )
+
+
+def test_lengths_are_of_what_landed():
+    """A prompt in three chunks, all under way at once, and a decoding step behind them."""
+    scheduler = Scheduler(scheduler_config(), lambda view: StepLimits(16, 4))
+    a = scheduler.add(request(range(1, 41), 9))
+    plans = [scheduler.schedule(0.0) for _ in range(4)]
+    assert [show(plan) for plan in plans] == [
+        "prefill 32: a[0:16]", "prefill 32: a[16:32]", "prefill 32: a[32:40]!", "decode 1: a",
+    ]  # fmt: skip
+    assert lengths(a) == ((40, 42), (0, 41))
+    seen = []
+    for plan, tokens in zip(plans, ([], [], [7], [8]), strict=True):
+        came_back(scheduler, plan, tokens)
+        check_invariants(scheduler)
+        seen.append(lengths(a))
+    assert seen == [((40, 42), (16, 41)), ((40, 42), (32, 41)), ((41, 42), (40, 41)), ((42, 42), (41, 41))]
+
+
+def test_a_draw_without_a_token_is_taken_back_and_planned_again():
+    scheduler = Scheduler(scheduler_config())
+    a = scheduler.add(request([1, 2, 3], 9))
+    came_back(scheduler, scheduler.schedule(0.0), [7])
+    first = scheduler.schedule(0.0)
+    assert show(first) == "decode 1: a" and lengths(a) == ((4, 5), (3, 4))
+    progress, record = came_back(scheduler, first, [])
+    assert progress == [(a, [])] and (record.output_tokens, record.useful) == (0, 1)
+    assert lengths(a) == ((4, 4), (3, 3)) and not a.finished
+    check_invariants(scheduler)
+    again = scheduler.schedule(0.0)
+    assert dataclasses.replace(again, step_idx=first.step_idx) == first and lengths(a) == ((4, 5), (3, 4))
+    came_back(scheduler, again, [8])
+    assert a.output_token_ids == [7, 8] and lengths(a) == ((5, 5), (4, 4))
+
+
+def test_a_draw_without_a_token_while_the_next_step_is_under_way():
+    """b's tokens come as ever; a is one behind, and its budget is no smaller for that."""
+    scheduler = Scheduler(scheduler_config())
+    a, b = (scheduler.add(request([1, 2, 3], 3)) for _ in range(2))
+    plans = [scheduler.schedule(0.0) for _ in range(3)]
+    assert lengths(a) == lengths(b) == ((3, 6), (0, 5)) and scheduler.schedule(0.0) is None
+    for plan, results in zip(plans, (([7], [7]), ([], [8]), ([8], [9])), strict=True):
+        came_back(scheduler, plan, *results)
+        check_invariants(scheduler)
+    assert lengths(a) == ((5, 5), (4, 4)) and lengths(b) == ((6, 6), (5, 5))
+    assert show(scheduler.schedule(0.0)) == "decode 1: a" and lengths(a) == ((5, 6), (4, 5))
+
+
+def test_a_draw_without_a_token_keeps_the_page_that_it_was_given():
+    """The fifth token begins a page of 4: the next plan finds it in the table."""
+    scheduler = Scheduler(scheduler_config(page_size=4))
+    a = scheduler.add(request([1, 2, 3, 4], 9))
+    came_back(scheduler, scheduler.schedule(0.0), [7])
+    first = scheduler.schedule(0.0)
+    assert first.table_updates == (TableUpdate(0, 1, 2),)
+    came_back(scheduler, first, [])
+    assert scheduler.schedule(0.0).table_updates == () and a.pages == [1, 2]
+    check_invariants(scheduler)
+
+
+def test_a_mixed_step_gives_the_draws_of_slots_and_then_those_of_chunks():
+    """A decoding step and one with prompts, as one: b decodes in front; behind, c goes on and d begins."""
+    scheduler = Scheduler(scheduler_config(), lambda view: StepLimits(24, 4))
+    ended, b = (scheduler.add(request([1, 2, 3], 9)) for _ in range(2))
+    came_back(scheduler, scheduler.schedule(0.0), [4], [5])
+    decode = scheduler.schedule(0.0)
+    c, d = scheduler.add(request([1, 2], 9)), scheduler.add(request([1] * 30, 9))
+    prefill = scheduler.schedule(0.0)
+    assert [show(decode), show(prefill)] == ["decode 2: a b", "prefill 32: c[0:2]! d[0:16]"]
+    scheduler.finish(ended, FinishReason.ABORT)
+    mixed = dataclasses.replace(decode, bucket=Bucket(4, 32), chunks=prefill.chunks)
+    progress, record = came_back(scheduler, mixed, [6], [7], [8])
+    assert progress == [(b, [7]), (c, [8])] and (b.num_cached, c.num_cached, d.num_cached) == (4, 2, 16)
+    assert (record.kind, record.slots, record.slots_used, record.tokens) == ("mixed", 4, 2, 32)
+    assert (record.useful_slots, record.useful_tokens, record.wasted, record.padded) == (1, 18, 1, 16)
+    assert (record.computed, record.output_tokens) == (36, 2)
+    check_invariants(scheduler)
+
+
+def test_a_chunk_counts_as_long_as_someone_draws_from_it():
+    """The prompt that a and b share is a's; a is aborted, and then b."""
+    scheduler = Scheduler(scheduler_config())
+    a, b = (scheduler.add(request([1, 2, 3], 9)) for _ in range(2))
+    plan = scheduler.schedule(0.0)
+    first, second = plan.chunks
+    shared = dataclasses.replace(plan, chunks=(first._replace(draws=first.draws + second.draws),))
+    scheduler.finish(a, FinishReason.ABORT)
+    progress, record = came_back(scheduler, shared, [7], [8])
+    assert progress == [(b, [8])] and (record.useful_tokens, record.wasted) == (3, 0)
+    scheduler.finish(b, FinishReason.ABORT)
+    progress, record = came_back(scheduler, shared, [7], [8])
+    assert progress == [] and (record.useful_tokens, record.wasted) == (0, 3)
+
+
+def test_a_preempted_sequences_chunk_of_an_earlier_attempt_sets_no_length():
+    """Four pages of 4 tokens, and ten steps under way: a grows to all four, which takes b's. a is aborted,
+    and b begins again with half of the chunk that now lands."""
+    budget = [12]
+    scheduler = Scheduler(
+        scheduler_config(num_rows=2, num_pages=5, page_size=4), lambda view: StepLimits(budget[0], 2)
+    )
+    a, b = scheduler.add(request([1] * 4, 12)), scheduler.add(request([2] * 6, 1))
+    plans = [scheduler.schedule(0.0)]
+    assert show(plans[0]) == "prefill 32: a[0:4]! b[0:4]"
+    budget[0] = 0
+    plans += [scheduler.schedule(0.0) for _ in range(9)]
+    assert plans[-1].preempted == (b.seq_id,) and len(a.pages) == 4
+    scheduler.finish(a, FinishReason.ABORT)
+    budget[0] = 2
+    again = scheduler.schedule(0.0)
+    assert show(again) == "prefill 32: b[0:2]" and again.chunks[0].attempt == 1
+    for plan in plans:
+        came_back(scheduler, plan)
+        assert lengths(b) == ((6, 6), (0, 2))
+        check_invariants(scheduler)
+    came_back(scheduler, again)
+    assert lengths(b) == ((6, 6), (2, 2))
 
 
 # What the step's program must know.
@@ -456,6 +632,15 @@ def test_a_plan_names_the_least_sampler_that_serves_all_running_sequences():
     submit(driver, 2, 2, temperature=0.5, top_p=0.9)
     samplers = [driver.step().sampler for _ in range(4)]
     assert samplers == [Sampler.FILTERED, Sampler.FILTERED, Sampler.PLAIN, Sampler.GREEDY]
+
+
+def test_one_that_reports_and_one_that_changes_logits_take_a_program_of_both():
+    driver = Driver(scheduler_config(), depth=0)
+    for max_tokens, params in ((3, {"logprobs": 0}), (2, {"presence_penalty": 1})):
+        asked = request([1, 2], max_tokens)
+        driver.submit(dataclasses.replace(asked, params=SamplingParams(**params)))
+    samplers = [driver.step().sampler for _ in range(3)]
+    assert samplers == [Sampler.EXTENDED, Sampler.EXTENDED, Sampler.LOGPROBS]
 
 
 def test_the_same_calls_give_the_same_plans():
