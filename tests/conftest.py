@@ -1,7 +1,7 @@
 """Shapes are checked while the tests run; compiled programs are kept between runs, never in the user's cache.
 
-Every function of `jbatch.device` and `pallas_kernels` checks the shapes and dtypes of its annotations, when it
-is traced and when it is called: so what they say is true.
+Every function of `jbatch.device` and `pallas_kernels` checks the shapes and dtypes that it is annotated with,
+when it is traced and when it is called: so what they say is true.
 
 Mosaic's interpreter runs each warpgroup on a thread of XLA's pool, which has as many as the machine has cores
 unless NPROC says otherwise: on two cores a kernel of three warpgroups would wait for itself.

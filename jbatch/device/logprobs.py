@@ -86,7 +86,8 @@ def largest(x: Float[Array, "n vocab"], k: int) -> tuple[Float[Array, "n k"], In
     only those are sorted: sorting a vocabulary takes a GPU longer than all else that is done to it."""
     n, vocab = x.shape
     if vocab <= 2 * k * BLOCK:
-        return lax.top_k(x, k)
+        values, ids = lax.top_k(x, k)
+        return values, ids
     padded = jnp.pad(x, ((0, 0), (0, -vocab % BLOCK)), constant_values=-jnp.inf)
     blocks = padded.reshape(n, -1, BLOCK)
     chosen = lax.top_k(blocks.max(axis=-1), k)[1]  # [n, k]
