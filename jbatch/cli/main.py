@@ -139,11 +139,11 @@ def plan(
 
     What cannot fit is refused with exit code 2, saying which option to change, and to what.
     """
-    from jbatch.cli.memory_report import plan_model
+    from jbatch.cli.memory_report import report_memory
     from jbatch.device.memory import parse_bytes
 
     config = EngineConfig(**engine_options)
-    report = plan_model(model, config, None if gpu_memory is None else parse_bytes(gpu_memory))
+    report = report_memory(model, config, None if gpu_memory is None else parse_bytes(gpu_memory))
     typer.echo(json.dumps(report.as_json(), indent=1) if json_output else report.describe())
 
 
