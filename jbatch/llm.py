@@ -32,7 +32,8 @@ from jbatch.model_dir.resolve import resolve_buckets, resolve_max_model_len, res
 from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
 from jbatch.sampling_params import Sampler, SamplingParams
-from jbatch.text.chat import ChatEncoder, Conversation, list_conversations
+from jbatch.text.chat import ChatEncoder
+from jbatch.text.messages import Conversation, list_conversations
 from jbatch.text.tokenizer import Tokenizer, load_tokenizer
 
 

@@ -23,8 +23,8 @@ from jbatch.jobs.input import InputLine, Scan, id_of, open_input, read_lines, sc
 from jbatch.jobs.loop import EncodeChat, Job, JobParts
 from jbatch.jobs.options import JobOptions
 from jbatch.jobs.output import Output, OutputFile, OutputStream, remove_torn
-from jbatch.jobs.records import dump, error_record
 from jbatch.jobs.request_line import LineError, RequestLine, parse_line
+from jbatch.jobs.results import dump, error_record
 from jbatch.jobs.resume import Done, drop_errors, find_done, sort_by_line
 from jbatch.jobs.signals import StopSignals
 from jbatch.jobs.state import JobState, check_state, fingerprint, keep_room, known_room, save_state

@@ -13,8 +13,8 @@ from jbatch.host.scheduler import NON_FINITE
 from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.input import InputLine, Parse, id_of
 from jbatch.jobs.output import Output
-from jbatch.jobs.records import dump, error_record, result_record
 from jbatch.jobs.request_line import Form, LineError, RequestLine
+from jbatch.jobs.results import dump, error_record, result_record
 from jbatch.jobs.summary import JobSummary
 from jbatch.outputs import RequestOutput
 

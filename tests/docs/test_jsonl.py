@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from jbatch.jobs.records import error_record, result_record
-from jbatch.jobs.request_line import IGNORED, REFUSED, LineError, parse_line
+from jbatch.jobs.line_forms import IGNORED, REFUSED
+from jbatch.jobs.request_line import LineError, parse_line
+from jbatch.jobs.results import error_record, result_record
 from jbatch.sampling_params import SamplingParams
 from tests.helpers.jsonl_fuzz import CODES, batch_line, made_up_output
 

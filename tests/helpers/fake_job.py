@@ -22,7 +22,7 @@ from jbatch.engine.engine import Engine
 from jbatch.host.scheduler import Scheduler
 from jbatch.jobs import command as job_cli
 from jbatch.sim.fake_runner import FakeRunner, continuation
-from jbatch.text.chat import check_messages
+from jbatch.text.messages import check_messages
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.tokenizers import numbered, wrapped
 

@@ -11,8 +11,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from jbatch.jobs.records import dump, error_record, result_record
-from jbatch.jobs.request_line import IGNORED, REFUSED, LineError, RequestLine, parse_line
+from jbatch.jobs.line_forms import IGNORED, REFUSED
+from jbatch.jobs.request_line import LineError, RequestLine, parse_line
+from jbatch.jobs.results import dump, error_record, result_record
 from jbatch.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
 from jbatch.sampling_params import SamplingParams
 

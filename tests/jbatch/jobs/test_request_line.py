@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from jbatch.errors import RequestError
-from jbatch.jobs import request_line
+from jbatch.jobs import line_forms
 from jbatch.jobs.request_line import LineError, parse_line
 from jbatch.sampling_params import SamplingParams
 from tests.helpers.jsonl_fuzz import FIELDS, VALUES, batch_line, check_line
@@ -190,22 +190,6 @@ OPENAI_ERRORS = [
     (completions(detokenize=True), "detokenize=True: a completions body has no option"),
     (completions(logprobs=True), "logprobs=True: must be an integer from 0 to 20"),
     (chat(prompt="x"), "prompt='x': a chat body has no option 'prompt'; did you mean"),
-    (chat(messages=[]), "messages=[]: must have at least 1 item"),
-    (chat(messages={}), "messages={}: must be a list"),
-    (chat(messages=["x"]), "messages[0]='x': must be a dictionary"),
-    (chat(messages=[*USER, {}]), "messages[1].role=None: must be given"),
-    (
-        chat(messages=[{"role": "robot", "content": ""}]),
-        "messages[0].role='robot': must be 'system', 'user' or 'assistant'",
-    ),
-    (
-        chat(messages=[{"role": "user", "content": [{"type": "image_url", "text": ""}]}]),
-        "messages[0].content[0].type='image_url': must be 'text'",
-    ),
-    (
-        chat(messages=[{**USER[0], "tool_calls": []}]),
-        "messages[0].tool_calls=[]: a message has no option 'tool_calls'",
-    ),
     (chat(logprobs=2), "logprobs=2: must be a boolean"),
     (chat(top_logprobs=2), "top_logprobs=2: takes logprobs: true"),
     (
@@ -241,6 +225,31 @@ def test_the_error_names_field_value_and_limit(line, expected):
     unknown = "has no option" in expected or "belongs in" in expected
     code = "invalid_json" if "JSON:" in expected else "unknown_field" if unknown else "invalid_request"
     assert error.code == code
+
+
+@pytest.mark.parametrize(
+    "messages, expected, code",
+    [
+        ([*USER, {}], "messages[1].role=None: must be given", "invalid_request"),
+        (
+            [{**USER[0], "tools": []}],
+            "messages[0].tools=[]: a message has no option 'tools'",
+            "unknown_field",
+        ),
+        (USER * 2049, "messages=[{'role': ", "invalid_request"),
+        (
+            [{**USER[0], "content": [{"type": "text", "text": ""}] * 2049}],
+            "messages[0].content=[{'type': ",
+            "invalid_request",
+        ),
+    ],
+)
+@pytest.mark.parametrize("make", [lambda messages: {"messages": messages}, lambda m: chat(messages=m)])
+def test_messages_are_refused_as_those_of_llm_chat(make, messages, expected, code):
+    """All that is wrong with messages is in tests/jbatch/text/test_messages.py; here are bounds, too."""
+    error = refused(make(messages))
+    assert error.message.startswith(expected)
+    assert (error.code, error.field) == (code, expected.partition("=")[0])
 
 
 def test_an_error_of_the_defaults_with_the_line():
@@ -331,7 +340,7 @@ import sys
 sys.modules["pydantic"] = None
 from jbatch.errors import JBatchError
 try:
-    import jbatch.request_line
+    import jbatch.jobs.request_line
 except JBatchError as error:
     print(error)
 """
@@ -339,7 +348,7 @@ except JBatchError as error:
     assert done.stdout.startswith("JSONL jobs need pydantic (") and "pip install pydantic" in done.stdout
 
 
-def test_the_models_are_strict():
-    for model in (request_line.Envelope, request_line.Message, request_line.Bare, request_line.Chat):
-        config = model.model_config
+def test_the_forms_are_strict():
+    for form in (line_forms.Envelope, line_forms.Bare, line_forms.Completions, line_forms.Chat):
+        config = form.model_config
         assert (config["strict"], config["extra"], config["allow_inf_nan"]) == (True, "forbid", False)

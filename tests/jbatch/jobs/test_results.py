@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from jbatch.jobs.records import dump, error_record, result_record
 from jbatch.jobs.request_line import RequestLine
+from jbatch.jobs.results import dump, error_record, result_record
 from jbatch.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
 from jbatch.sampling_params import SamplingParams
 
