@@ -49,11 +49,11 @@ def generate(
     ] = None,
 ) -> None:
     """Complete prompts with a model, and print the texts in the prompts' order (-p), or answer a file of
-    JSONL requests, each record written as it comes (-i and -o).
+    JSONL requests, each result written as it comes (-i and -o).
 
     A prompt that cannot be served is reported on standard error, the others go on, and the exit code is 1.
-    With -i its record in the output says why. An answer that is there is never computed again: a job that was
-    ended, however, goes on with the same command. Exit codes: 0 all answered, 1 some records are errors,
+    With -i its result in the output says why. An answer that is there is never computed again: a job that was
+    ended, however, goes on with the same command. Exit codes: 0 all answered, 1 some results are errors,
     2 refused, 3 stopped by a failure, 130 and 143 by a signal.
     """
     if not prompt and not job_options:

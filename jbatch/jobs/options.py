@@ -14,7 +14,7 @@ JOB_HELP = {
     "input_file": "JSONL requests, one a line, OpenAI's batch form or a bare one; - is standard input.",
     "output_file": "JSONL answers, written as they come; - is standard output.",
     "ordered": "Sort the answers by input line, once all are there.",
-    "retry_errors": "Run the lines again whose records are errors.",
+    "retry_errors": "Run the lines again whose results are errors.",
     "force": "Go on although the input, the model or options changed.",
     "shard": "Only every n-th line from the i-th on: i/n.",
     "summary": "Write the figures to this JSON file, too.",
@@ -124,7 +124,7 @@ class JobOptions:
 def _place(path: str) -> object:
     """The same for two paths of one file; of one that is not there yet, its path without links."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return os.path.realpath(path)
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

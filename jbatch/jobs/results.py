@@ -1,6 +1,6 @@
-"""What a JSONL job writes: one record per line of its input. docs/jsonl.md shows each form.
+"""What a JSONL job writes: one result per line of its input. docs/jsonl.md shows each form.
 
-A record depends on its request and its answer alone: no clock and no random ids, so that a job that was
+A result depends on its request and its answer alone: no clock and no random ids, so that a job that was
 resumed writes the same bytes.
 """
 
@@ -22,16 +22,16 @@ LEAST_LOGPROB = -9999.0  # JSON has no infinity; vLLM's value
 OBJECTS = {"completions": ("text_completion", "cmpl"), "chat": ("chat.completion", "chatcmpl")}
 
 
-def result_record(line: RequestLine, custom_id: str, output: RequestOutput) -> dict[str, Any]:
-    """The record of a request that was answered, by some of its samples at least."""
+def success_result(line: RequestLine, custom_id: str, output: RequestOutput) -> dict[str, Any]:
+    """The result of a request that was answered, by some of its samples at least."""
     if line.form == "bare":
         return {"custom_id": custom_id, **_bare_answer(output), "usage": _usage(output)}
     name, prefix = OBJECTS[line.form]
     key = _key(custom_id)
     if line.form == "completions":
-        choices = [_completions_choice(one) for one in output.outputs]
+        choices = [_completions_choice(sample) for sample in output.outputs]
     else:
-        choices = [_chat_choice(one, line.params) for one in output.outputs]
+        choices = [_chat_choice(sample, line.params) for sample in output.outputs]
     body: dict[str, Any] = {
         "id": f"{prefix}-{key}",
         "object": name,
@@ -46,11 +46,11 @@ def result_record(line: RequestLine, custom_id: str, output: RequestOutput) -> d
     return {"id": f"batch_req_{key}", "custom_id": custom_id, "response": response, "error": None}
 
 
-def error_record(form: Form | None, custom_id: str, line_no: int, code: str, message: str) -> dict[str, Any]:
-    """The record of a line that was refused, or of a request that failed.
+def error_result(form: Form | None, custom_id: str, line_no: int, code: str, message: str) -> dict[str, Any]:
+    """The result of a line that was refused, or of a request that failed.
 
     Args:
-      form: None where it could not be told; the record then has OpenAI's form, which has all of the others.
+      form: None where it could not be told; the result then has OpenAI's form, which has all of the others.
       line_no: of the input, from 1.
     """
     error: dict[str, Any] = {"code": code, "message": message, "line": line_no}
@@ -59,91 +59,94 @@ def error_record(form: Form | None, custom_id: str, line_no: int, code: str, mes
     return {"id": f"batch_req_{_key(custom_id)}", "custom_id": custom_id, "response": None, "error": error}
 
 
-def dump(record: dict[str, Any]) -> bytes:
-    """A record as one line of ASCII. Raises ValueError for a number that is not finite."""
-    text = json.dumps(record, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+def dump(result: dict[str, Any]) -> bytes:
+    """A result as one line of ASCII. Raises ValueError for a number that is not finite."""
+    text = json.dumps(result, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.encode("ascii") + b"\n"
 
 
 def _key(custom_id: str) -> str:
-    """For ids: the same for the same custom_id, however long that is."""
+    """What the ids of a result are made of: the same for the same custom_id, however long that is."""
     return hashlib.sha256(custom_id.encode()).hexdigest()[:24]
 
 
 def _usage(output: RequestOutput) -> dict[str, int]:
-    prompt, completion = len(output.prompt_token_ids), sum(len(one.token_ids) for one in output.outputs)
+    prompt = len(output.prompt_token_ids)
+    completion = sum(len(sample.token_ids) for sample in output.outputs)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def _bare_answer(output: RequestOutput) -> dict[str, Any]:
     """vLLM's fields; flat for one sample, a list `outputs` for several."""
-    answers = [_bare_output(one) for one in output.outputs]
+    answers = [_bare_output(sample) for sample in output.outputs]
     if len(answers) == 1:
         answer = answers[0]
     else:
-        outputs = [{"index": one.index, **flat} for one, flat in zip(output.outputs, answers, strict=True)]
-        answer = {"outputs": outputs}
+        indices = [sample.index for sample in output.outputs]
+        answer = {"outputs": [{"index": idx, **flat} for idx, flat in zip(indices, answers, strict=True)]}
     if output.prompt_logprobs is not None:
         answer["prompt_logprobs"] = _by_token_id(output.prompt_logprobs)
     return answer
 
 
-def _bare_output(one: CompletionOutput) -> dict[str, Any]:
+def _bare_output(sample: CompletionOutput) -> dict[str, Any]:
     answer: dict[str, Any] = {
-        "text": one.text,
-        "token_ids": one.token_ids,
-        "finish_reason": one.finish_reason,
-        "stop_reason": one.stop_reason,
+        "text": sample.text,
+        "token_ids": sample.token_ids,
+        "finish_reason": sample.finish_reason,
+        "stop_reason": sample.stop_reason,
     }
-    if one.logprobs is not None:
-        answer["logprobs"] = _by_token_id(one.logprobs)
-    if one.cumulative_logprob is not None:
-        answer["cumulative_logprob"] = _finite(one.cumulative_logprob)
-    return _with_error(answer, one)
+    if sample.logprobs is not None:
+        answer["logprobs"] = _by_token_id(sample.logprobs)
+    if sample.cumulative_logprob is not None:
+        answer["cumulative_logprob"] = _finite(sample.cumulative_logprob)
+    return _with_error(answer, sample)
 
 
-def _with_error(answer: dict[str, Any], one: CompletionOutput) -> dict[str, Any]:
-    """Where this sample failed, and others did not."""
-    return answer if one.error is None else {**answer, "error": one.error}
+def _with_error(answer: dict[str, Any], sample: CompletionOutput) -> dict[str, Any]:
+    """The answer with the reason why this sample failed, where it did and others did not."""
+    return answer if sample.error is None else {**answer, "error": sample.error}
 
 
 def _by_token_id(positions: Iterable[dict[int, Logprob] | None]) -> list[dict[str, Any] | None]:
     """vLLM's form: per position, a token's log-probability, rank and text by its id."""
     return [
-        None if tokens is None else {str(token_id): _flat(one) for token_id, one in tokens.items()}
+        None if tokens is None else {str(token_id): _flat(logprob) for token_id, logprob in tokens.items()}
         for tokens in positions
     ]
 
 
-def _flat(one: Logprob) -> dict[str, Any]:
-    return {**one._asdict(), "logprob": _finite(one.logprob)}
+def _flat(logprob: Logprob) -> dict[str, Any]:
+    return {**logprob._asdict(), "logprob": _finite(logprob.logprob)}
 
 
-def _completions_choice(one: CompletionOutput) -> dict[str, Any]:
+def _completions_choice(sample: CompletionOutput) -> dict[str, Any]:
     choice: dict[str, Any] = {
-        "index": one.index,
-        "text": one.text,
+        "index": sample.index,
+        "text": sample.text,
         "logprobs": None,
-        "finish_reason": one.finish_reason,
-        "stop_reason": one.stop_reason,
+        "finish_reason": sample.finish_reason,
+        "stop_reason": sample.stop_reason,
     }
-    if one.logprobs is not None:
-        choice["logprobs"] = _completions_logprobs(one.token_ids, one.logprobs)
-    return _with_error(choice, one)
+    if sample.logprobs is not None:
+        choice["logprobs"] = _completions_logprobs(sample.token_ids, sample.logprobs)
+    return _with_error(choice, sample)
 
 
-def _chat_choice(one: CompletionOutput, params: SamplingParams) -> dict[str, Any]:
+def _chat_choice(sample: CompletionOutput, params: SamplingParams) -> dict[str, Any]:
     choice: dict[str, Any] = {
-        "index": one.index,
-        "message": {"role": "assistant", "content": one.text},
+        "index": sample.index,
+        "message": {"role": "assistant", "content": sample.text},
         "logprobs": None,
-        "finish_reason": one.finish_reason,
-        "stop_reason": one.stop_reason,
+        "finish_reason": sample.finish_reason,
+        "stop_reason": sample.stop_reason,
     }
-    if one.logprobs is not None:
-        content = [_chat_logprobs(*pair, params) for pair in zip(one.token_ids, one.logprobs, strict=True)]
+    if sample.logprobs is not None:
+        content = [
+            _chat_logprobs(*pair, params) for pair in zip(sample.token_ids, sample.logprobs, strict=True)
+        ]
         choice["logprobs"] = {"content": content}
-    return _with_error(choice, one)
+    return _with_error(choice, sample)
 
 
 def _completions_logprobs(
@@ -151,48 +154,49 @@ def _completions_logprobs(
 ) -> dict[str, Any]:
     """OpenAI's lists, one entry per token."""
     chosen = [tokens[token_id] for token_id, tokens in zip(token_ids, positions, strict=True)]
-    texts = [_text(token_id, one) for token_id, one in zip(token_ids, chosen, strict=True)]
+    texts = [_text(token_id, logprob) for token_id, logprob in zip(token_ids, chosen, strict=True)]
     ends = list(itertools.accumulate(map(len, texts), initial=0))
     return {
         "tokens": texts,
-        "token_logprobs": [_finite(one.logprob) for one in chosen],
+        "token_logprobs": [_finite(logprob.logprob) for logprob in chosen],
         "top_logprobs": [_by_text(tokens) for tokens in positions],
         "text_offset": ends[:-1],
     }
 
 
 def _by_text(tokens: Mapping[int, Logprob]) -> dict[str, float]:
-    """Of tokens with the same text, the likeliest."""
-    found: dict[str, float] = {}
-    for token_id, one in _likeliest_first(tokens):
-        found.setdefault(_text(token_id, one), _finite(one.logprob))
-    return found
+    """Log-probabilities by text; of tokens with the same text, the likeliest one's."""
+    by_text: dict[str, float] = {}
+    for token_id, logprob in _likeliest_first(tokens):
+        by_text.setdefault(_text(token_id, logprob), _finite(logprob.logprob))
+    return by_text
 
 
 def _chat_logprobs(token_id: int, tokens: Mapping[int, Logprob], params: SamplingParams) -> dict[str, Any]:
-    """OpenAI's object for one token. Its alternatives are those that were asked for: the token itself is one
-    only where it is among them."""
-    asked = set(params.logprob_token_ids or ())
+    """OpenAI's object for one token. Its alternatives are those that the line asks for; the token itself is
+    among them only where the line asks for it, too."""
+    named = set(params.logprob_token_ids or ())
     top = [
-        _chat_token(other, one)
-        for other, one in _likeliest_first(tokens)
-        if other in asked or (one.rank is not None and one.rank <= (params.logprobs or 0))
+        _chat_token(other, logprob)
+        for other, logprob in _likeliest_first(tokens)
+        if other in named or (logprob.rank is not None and logprob.rank <= (params.logprobs or 0))
     ]
     return {**_chat_token(token_id, tokens[token_id]), "top_logprobs": top}
 
 
-def _chat_token(token_id: int, one: Logprob) -> dict[str, Any]:
-    text = _text(token_id, one)
-    whole = "\ufffd" not in text  # a part of a character: its bytes are not known here
-    return {"token": text, "logprob": _finite(one.logprob), "bytes": list(text.encode()) if whole else None}
+def _chat_token(token_id: int, logprob: Logprob) -> dict[str, Any]:
+    text = _text(token_id, logprob)
+    is_whole = "\ufffd" not in text  # else it is a part of a character, whose bytes are not known here
+    raw = list(text.encode()) if is_whole else None
+    return {"token": text, "logprob": _finite(logprob.logprob), "bytes": raw}
 
 
 def _likeliest_first(tokens: Mapping[int, Logprob]) -> list[tuple[int, Logprob]]:
     return sorted(tokens.items(), key=lambda item: (-item[1].logprob, item[0]))
 
 
-def _text(token_id: int, one: Logprob) -> str:
-    return f"token_id:{token_id}" if one.decoded_token is None else one.decoded_token
+def _text(token_id: int, logprob: Logprob) -> str:
+    return f"token_id:{token_id}" if logprob.decoded_token is None else logprob.decoded_token
 
 
 def _finite(logprob: float) -> float:

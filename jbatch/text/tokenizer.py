@@ -140,8 +140,8 @@ class Detokenizer:
         before, self._text = len(self._text), self._text + new
         if not new or not search:
             return False
-        found = [(self._text.find(stop, max(0, before - len(stop) + 1)), stop) for stop in self._stop]
-        hits = [(at, stop) for at, stop in found if at >= 0]
+        places = [(self._text.find(stop, max(0, before - len(stop) + 1)), stop) for stop in self._stop]
+        hits = [(at, stop) for at, stop in places if at >= 0]
         if hits:
             self._at, self.found = min(hits)
         return bool(hits)

@@ -58,7 +58,7 @@ def test_messages_that_are_none_are_refused_by_name(messages, expected):
         ([{**ASK[0], 5: 6}], "messages[0].5=6: a message has no option '5'"),
         (
             said(content=[PART, {"type": "image_url", "image_url": "a.png"}]),
-            "messages[0].content[1].image_url='a.png': a part of a content has no option 'image_url'; known: ",
+            "messages[0].content[1].image_url='a.png': a part of a content has no option 'image_url'; known:",
         ),
     ],
 )
