@@ -175,7 +175,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(args: list[str]) -> int:
-    """The exit code of a command."""
+    """Run a command; its exit code."""
     try:
         return app(args or ["--help"], prog_name="jbatch", standalone_mode=False) or 0
     except UsageError as error:
@@ -187,7 +187,7 @@ def _run(args: list[str]) -> int:
 
 
 def _exit_at_once(*_: object) -> None:
-    """Of Ctrl-C: an exception would get lost in an import, and would wait for compilations to end."""
+    """End on Ctrl-C: an exception would get lost in an import, and would wait for compilations to end."""
     show_cursor = b"\x1b[?25h" if os.isatty(2) else b""  # a progress bar hides it
     os.write(2, show_cursor + b"jbatch: interrupted\n")
     os._exit(INTERRUPTED)

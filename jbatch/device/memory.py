@@ -213,7 +213,7 @@ def estimate_step_bytes(model: ModelConfig, prefill_tokens: int, decode_slots: i
 
 
 def parse_bytes(text: str) -> int:
-    """ "80GiB", "141 GB" or "1.5e9" in bytes.
+    """The bytes of a size such as "80GiB", "141 GB" or "1.5e9".
 
     Raises:
       ConfigError: for what is no size.
@@ -232,7 +232,7 @@ def parse_bytes(text: str) -> int:
 
 
 def describe_bytes(size: int | float) -> str:
-    """In the largest binary unit that leaves a number above 1, rounded up in the second decimal."""
+    """A size in the largest binary unit that leaves a number above 1, rounded up in the second decimal."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if size >= UNITS[unit]:
             return f"{math.ceil(100 * size / UNITS[unit]) / 100:.2f} {unit}"

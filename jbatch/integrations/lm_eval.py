@@ -30,7 +30,7 @@ Scored = tuple[tuple[str, str] | None, list[int], list[int]]  # (context, contin
 
 @register_model("jbatch")
 class JBatchLM(TemplateLM):
-    """Tokens, truncation and scores are those of the harness's `hf` model on the same weights.
+    """A model of the harness, with the tokens, truncation and scores of its `hf` model on the same weights.
 
     Args:
       pretrained: a model directory.
@@ -101,7 +101,7 @@ class JBatchLM(TemplateLM):
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids; a text that begins with the begin-of-sequence token gets no second one."""
+        """The token ids of a text; one that begins with the begin-of-sequence token gets no second one."""
         add = add_special_tokens if add_special_tokens is not None else self._add_bos_token
         if add_special_tokens is None and string.startswith(self.tokenizer.decode(self.prefix_token_id)):
             add = False
@@ -110,7 +110,7 @@ class JBatchLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, by windows of `max_length` tokens that do not overlap."""
         windows = [self._windows(request.args[0]) for request in requests]
-        scores = iter(self._loglikelihood_tokens(list(itertools.chain(*windows)), disable_tqdm))
+        scores = iter(self._loglikelihood_tokens(list(itertools.chain.from_iterable(windows)), disable_tqdm))
         totals = [sum(next(scores)[0] for _ in of_text) for of_text in windows]
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
@@ -169,7 +169,7 @@ class JBatchLM(TemplateLM):
     def _generate(
         self, prompts: list[list[int]], params: list[SamplingParams], disable_tqdm: bool
     ) -> list[RequestOutput]:
-        """Raises JBatchError for a request that cannot be served: a harness's figures need all of them."""
+        """The outputs of all prompts. Raises JBatchError where there is none: the harness needs all of them."""
         outputs = self.llm.generate(prompts, params, use_tqdm=not disable_tqdm) if prompts else []
         for number, output in enumerate(outputs):
             if output.error is not None:

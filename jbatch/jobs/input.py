@@ -70,7 +70,7 @@ def id_of(line_no: int, custom_id: str | None) -> str:
 
 
 class Ids:
-    """From custom_id to line number, in 24 bytes per line, and about 50 at most while it is sorted.
+    """Finds line numbers by custom_id, in 24 bytes per line, and about 50 at most while it is sorted.
 
     Ids are kept as 16-byte BLAKE2b digests. Feed it all ids, `sort` it, then ask.
     """

@@ -12,7 +12,7 @@ from jbatch.jobs.summary import JobSummary
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """Writes results, and knows which lines have theirs and what this run did."""
+    """Writes results, and keeps account of which lines have theirs and what this run did."""
 
     output: Output
     done: Done

@@ -73,7 +73,7 @@ def check_form(form: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]
 
 
 class _Strict(BaseModel):
-    """No conversions; a field that is unknown is refused, with the one that may have been meant."""
+    """A form without conversions. It refuses an unknown field, with the name that may have been meant."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     called: ClassVar[str]  # in errors
@@ -96,7 +96,7 @@ def _kind(value: Any) -> str:
 
 
 def _single_prompt(value: Any) -> Any:
-    """OpenAI's prompt may be a list of prompts, each of which would get choices of its own."""
+    """A prompt, or the only one in a list: OpenAI takes several, each of which gets choices of its own."""
     if not isinstance(value, list) or not value or not isinstance(value[0], (str, list)):
         return value
     if len(value) > 1:
@@ -187,7 +187,7 @@ Chat = _form(
 
 
 def _request_error(data: Any, first: Any) -> RequestError:
-    """The error with the path of its field and the value there."""
+    """pydantic's first error, with the path of its field and the value there."""
     own = first.get("ctx", {}).get("error")
     if isinstance(own, RequestError):
         return own
@@ -208,7 +208,7 @@ def _join(path: str, key: str | int) -> str:
 
 
 def _in_our_words(message: str) -> str:
-    """What is "Input should be a valid string" there is "must be a string" here."""
+    """A message of pydantic's: "Input should be a valid string" is "must be a string" here."""
     words = re.sub(r"^\w+ should ", "must ", message)
     words = re.sub(r" after validation, not .*| or instance of .*", "", words)
     return words.replace("a valid integer", "an integer").replace("a valid ", "a ")

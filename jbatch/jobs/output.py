@@ -65,7 +65,7 @@ class OutputFile:
 
 
 class OutputStream:
-    """Standard output, a pipe or a device: nothing in it can be found again."""
+    """Standard output, a pipe or a device: nothing that was written can be read back."""
 
     def __init__(self, fd: int, name: str):
         self._fd, self._name, self._end = fd, name, 0
@@ -81,7 +81,7 @@ class OutputStream:
         return begin
 
     def sync(self, *, now: bool = False) -> None:
-        """A reader has it already."""
+        """Do nothing: a reader has what was written."""
 
 
 def remove_torn(path: str) -> int:

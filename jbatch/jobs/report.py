@@ -21,6 +21,7 @@ Say = Callable[[str], None]
 
 
 def describe_input(options: JobOptions, scan: Scan) -> str:
+    """How many requests there are, and how many of them are wrong."""
     lines = f"{scan.num_requests} requests"
     if scan.num_requests != scan.num_lines:
         lines += f" (shard {options.shard} of {scan.num_lines})"
@@ -28,7 +29,7 @@ def describe_input(options: JobOptions, scan: Scan) -> str:
 
 
 def advice(options: JobOptions) -> str:
-    """What there is to go on from after a failure."""
+    """What a user can do after a failure."""
     if options.streams:
         return "Only whole results were written"
     return f"{options.output_file} holds whole results: the same command goes on from there"
@@ -70,7 +71,7 @@ class RunReport:
         return self._ledger.summary.finish_reasons.total()
 
     def _warn_of_length(self) -> bool:
-        """Whether there was something to warn of."""
+        """Warn where most outputs were cut off; whether that was so."""
         summary = self._ledger.summary
         if summary.mostly_length:
             length = f"{summary.finish_reasons['length']} of {self._num_outputs} outputs"

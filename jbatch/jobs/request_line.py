@@ -90,7 +90,7 @@ def parse_line(raw: bytes, defaults: Mapping[str, Any]) -> RequestLine:
 
 
 def _load(raw: bytes) -> dict[str, Any]:
-    """The line's JSON object."""
+    """The JSON object of a line."""
     if len(raw) > MAX_LINE_BYTES:
         reason = f"the line has more than {MAX_LINE_BYTES} bytes"
         raise LineError("line_too_long", reason, custom_id=_first_custom_id(raw))
@@ -162,7 +162,7 @@ def _params(fields: dict[str, Any], defaults: Mapping[str, Any], *, chat: bool) 
 
 
 def _chat_names(fields: dict[str, Any], given: dict[str, Any]) -> dict[str, str]:
-    """Put chat's own parameters into `given` under vLLM's names; their own names by these."""
+    """Put chat's own parameters into `given` under vLLM's names; gives chat's names by these."""
     renamed = {}
     limit = fields.get("max_completion_tokens")
     if limit is not None:
@@ -180,7 +180,7 @@ def _chat_names(fields: dict[str, Any], given: dict[str, Any]) -> dict[str, str]
 
 
 def _by_token_id(bias: Any) -> Any:
-    """JSON's keys are texts."""
+    """A logit_bias with token ids as keys, which are texts in JSON."""
     if not isinstance(bias, dict):
         return bias  # SamplingParams says what it must be
     for key in bias:

@@ -114,7 +114,7 @@ def _yarn(given: Mapping[str, Any], theta: float) -> RopeConfig:
 
 
 def _attention_factor(given: Mapping[str, Any], factor: float) -> float:
-    """As given, or from the two mscales, or the paper's 0.1 ln(factor) + 1."""
+    """YaRN's attention factor: as given, or from the two mscales, or the paper's 0.1 ln(factor) + 1."""
 
     def scale(mscale: float) -> float:
         return 0.1 * mscale * math.log(factor) + 1.0

@@ -53,6 +53,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def int_field(raw: Mapping[str, Any], name: str, *, low: int = 1, high: int, default: Any = REQUIRED) -> int:
+    """A field that is an integer from `low` to `high`."""
     value = raw.get(name, default)
     if value is REQUIRED:
         refuse(name, None, "missing")
@@ -64,6 +65,7 @@ def int_field(raw: Mapping[str, Any], name: str, *, low: int = 1, high: int, def
 def float_field(
     raw: Mapping[str, Any], name: str, *, low: float, high: float, default: Any = REQUIRED
 ) -> float:
+    """A field that is a number from `low` to `high`."""
     value = raw.get(name, default)
     if value is REQUIRED:
         refuse(name, None, "missing")
@@ -73,6 +75,7 @@ def float_field(
 
 
 def bool_field(raw: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    """A field that is true or false."""
     value = raw.get(name, default)
     if not isinstance(value, bool):
         refuse(name, value, "must be true or false")
@@ -106,7 +109,7 @@ def shown_key(key: str) -> str:
 
 
 def _brief(value: Any) -> Any:
-    """Something with a short repr: the file may hold megabytes, or lists a thousand deep."""
+    """A value for a message, with a short repr: the file may hold megabytes, or lists a thousand deep."""
     if isinstance(value, str):
         return value if len(value) <= 80 else value[:80] + "..."
     is_short = value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64)
