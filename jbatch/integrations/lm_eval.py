@@ -169,7 +169,7 @@ class JBatchLM(TemplateLM):
     def _generate(
         self, prompts: list[list[int]], params: list[SamplingParams], disable_tqdm: bool
     ) -> list[RequestOutput]:
-        """The outputs of all prompts. Raises JBatchError where there is none: the harness needs all of them."""
+        """The outputs of all prompts. Raises JBatchError where one is missing: the harness needs all."""
         outputs = self.llm.generate(prompts, params, use_tqdm=not disable_tqdm) if prompts else []
         for number, output in enumerate(outputs):
             if output.error is not None:

@@ -26,7 +26,7 @@ def resolve_model(model: str | Path, config: EngineConfig) -> ModelConfig:
 
 
 def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
-    """How many tokens a prompt and its output have at most. Raises ConfigError for more than the model serves."""
+    """How many tokens a prompt and its output may have. Raises ConfigError for more than the model serves."""
     max_model_len = config.max_model_len or model.context_len
     longest = model.max_context_len
     if max_model_len > longest:

@@ -44,9 +44,8 @@ def _check_message(path: str, message: Any) -> dict[str, str]:
 
 
 def _check_content(path: str, content: Any) -> str:
-    if not isinstance(content, (str, list, tuple)):
-        raise RequestError(path, content, "must be a string, or a list of text parts")
-    if isinstance(content, str):
+    """The text of a content, whose parts are joined."""
+    if not isinstance(content, (list, tuple)):
         return _check_text(path, content)
     return "\n".join(_check_part(f"{path}[{idx}]", part) for idx, part in enumerate(content))
 
