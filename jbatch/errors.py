@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+MAX_NAME_CHARS = 64  # of a field, in an error
+
 
 class JBatchError(Exception):
     """Base of every error that jbatch raises on purpose."""
@@ -47,9 +49,20 @@ def check_option_names(given: Iterable[str], known: Iterable[str], what: str) ->
     known = list(known)
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
-            raise TypeError(f"{what} has no option {name!r}{hint}")
+            raise TypeError(_no_option(name, known, what))
+
+
+def unknown_field(path: str, name: Any, value: Any, known: Iterable[str], what: str) -> RequestError:
+    """The error of a field within `path` that `what` does not have, suggesting the closest one it has."""
+    shown = str(name)[:MAX_NAME_CHARS]
+    at = f"{path}.{repr(shown)[1:-1]}" if path else repr(shown)[1:-1]
+    return RequestError(at, value, _no_option(shown, list(known), what), code="unknown_field")
+
+
+def _no_option(name: str, known: list[str], what: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+    return f"{what} has no option {name!r}{hint}"
 
 
 def _shorten(value: Any, limit: int = 80) -> str:

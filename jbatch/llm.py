@@ -28,7 +28,8 @@ from jbatch.progress import progress_bar
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam.bucket import buckets_of
 from jbatch.seam.runner import Runner
-from jbatch.text.chat import ChatEncoder, Conversation, list_conversations
+from jbatch.text.chat import ChatEncoder
+from jbatch.text.messages import Conversation, list_conversations
 from jbatch.text.tokenizer import Tokenizer, load_tokenizer
 
 

@@ -80,7 +80,7 @@ def run_demo(json_file: Path | None, device: str) -> None:
 
 
 def run_mode(llm: LLM, mode: Any, prompts: Sequence[str]) -> ModeRun:
-    """All prompts through a fresh engine in one mode, greedily."""
+    """Complete all prompts with a fresh engine in one mode, greedily."""
     engine = llm.new_engine(mode=mode)
     compiled = llm.runner.compilations_after_warmup
     for idx, prompt in enumerate(prompts):
@@ -163,7 +163,7 @@ def _table(runs: dict[str, ModeRun]) -> Table:
 
 
 def _print_timeline(console: Console, mode: str, timeline: Sequence[str], longest: int) -> None:
-    """Slots downwards, decode steps to the right; both plots on one scale."""
+    """Plot which request had which slot: slots downwards, steps to the right, both modes on one scale."""
     per_column = max(1, -(-longest // PLOT_WIDTH))
     console.print(f"{mode}: {len(timeline)} decode steps; a letter is a request, {EMPTY} an idle slot")
     for slot in range(NUM_SLOTS):

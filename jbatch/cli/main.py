@@ -64,11 +64,11 @@ def generate(
     ] = None,
 ) -> None:
     """Complete prompts with a model, and print the texts in the prompts' order (-p), or answer a file of
-    JSONL requests, each record written as it comes (-i and -o).
+    JSONL requests, each result written as it comes (-i and -o).
 
     A prompt that cannot be served is reported on standard error, the others go on, and the exit code is 1.
-    With -i its record in the output says why. An answer that is there is never computed again: a job that was
-    ended, however, goes on with the same command. Exit codes: 0 all answered, 1 some records are errors,
+    With -i its result in the output says why. An answer that is there is never computed again: a job that was
+    ended, however, goes on with the same command. Exit codes: 0 all answered, 1 some results are errors,
     2 refused, 3 stopped by a failure, 130 and 143 by a signal.
     """
     if not prompt and not job_options:
@@ -154,11 +154,11 @@ def plan(
 
     What cannot fit is refused with exit code 2, saying which option to change, and to what.
     """
-    from jbatch.cli.memory_report import plan_model
+    from jbatch.cli.memory_report import report_memory
     from jbatch.device.memory import parse_bytes
 
     config = EngineConfig(**engine_options)
-    report = plan_model(model, config, None if gpu_memory is None else parse_bytes(gpu_memory))
+    report = report_memory(model, config, None if gpu_memory is None else parse_bytes(gpu_memory))
     typer.echo(json.dumps(report.as_json(), indent=1) if json_output else report.describe())
 
 
@@ -190,7 +190,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(args: list[str]) -> int:
-    """The exit code of a command."""
+    """Run a command; its exit code."""
     try:
         return app(args or ["--help"], prog_name="jbatch", standalone_mode=False) or 0
     except UsageError as error:
@@ -209,7 +209,7 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 def _exit_at_once(*_: object) -> None:
-    """Of Ctrl-C: an exception would get lost in an import, and would wait for compilations to end."""
+    """End on Ctrl-C: an exception would get lost in an import, and would wait for compilations to end."""
     show_cursor = b"\x1b[?25h" if os.isatty(2) else b""  # a progress bar hides it
     os.write(2, show_cursor + b"jbatch: interrupted\n")
     os._exit(INTERRUPTED)

@@ -12,7 +12,7 @@ from typing import Any
 
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device.build import samplers_of, spec_for, step_bytes_of
-from jbatch.device.memory import Memory, MemoryPlan, describe_bytes, estimate_step_bytes, plan_memory
+from jbatch.device.memory import Memory, MemoryUse, describe_bytes, divide_memory, estimate_step_bytes
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device, memory_of, prepare_jax
 from jbatch.device.process import extra_bytes
@@ -25,21 +25,21 @@ ESTIMATE = "temporaries, and state of penalties; estimated: there is no GPU here
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanReport:
-    """A memory plan, and the programs that go with it."""
+class MemoryReport:
+    """What an engine takes of a memory, and the programs that go with it."""
 
     model: str
     device: str
     num_params: int
     dtype: str
-    memory: MemoryPlan
+    memory: MemoryUse
     step_source: str  # where step_bytes comes from
     prefill_tokens: tuple[int, ...]  # of the buckets
     decode_slots: tuple[int, ...]
     num_programs: int
 
     def as_json(self) -> dict[str, Any]:
-        """Every figure by name; bytes, tokens, counts."""
+        """Every figure by its name, in bytes or tokens, or a count."""
         memory = self.memory
         derived = ("page_bytes", "cache_bytes", "cache_tokens", "longest_request", "full_length_seqs")
         figures = dataclasses.asdict(memory) | {name: getattr(memory, name) for name in derived}
@@ -80,11 +80,11 @@ class PlanReport:
         return "\n".join(lines)
 
 
-def plan_model(model_dir: str | Path, config: EngineConfig, gpu_memory: int | None = None) -> PlanReport:
-    """The plan for a model directory, of which only config.json is read.
+def report_memory(model_dir: str | Path, config: EngineConfig, gpu_memory: int | None = None) -> MemoryReport:
+    """The memory report of a model directory, of which only config.json is read.
 
     Args:
-      gpu_memory: bytes of the GPU to plan for; None: the device at hand.
+      gpu_memory: bytes of the GPU to report on; None: the device at hand.
 
     Raises:
       ConfigError: for a model or an option that jbatch refuses, and for what cannot fit, saying which option
@@ -92,7 +92,7 @@ def plan_model(model_dir: str | Path, config: EngineConfig, gpu_memory: int | No
     """
     model = resolve_model(model_dir, config)
     max_model_len = resolve_max_model_len(config, model)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a plan takes no device memory
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a report takes no device memory
     prepare_jax(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if gpu_memory is not None else "default")
@@ -127,18 +127,18 @@ def make_report(
     step_bytes: Callable[[EngineConfig], int],
     device: str,
     step_source: str,
-) -> PlanReport:
-    """The plan for a model on a memory that is yet to take its weights. Raises ConfigError as plan_memory."""
+) -> MemoryReport:
+    """The report on a memory that is yet to take the weights. Raises what `divide_memory` raises."""
     max_model_len = resolve_max_model_len(config, model)
     params = abstract_params(model).values()
     memory = memory._replace(in_use=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in params))
     buckets = buckets_of(config, max_model_len)
-    return PlanReport(
+    return MemoryReport(
         model=str(model_dir),
         device=device,
         num_params=sum(math.prod(leaf.shape) for leaf in params),
         dtype=model.dtype,
-        memory=plan_memory(config, model, max_model_len, memory, step_bytes),
+        memory=divide_memory(config, model, max_model_len, memory, step_bytes),
         step_source=step_source,
         prefill_tokens=tuple(bucket.tokens for bucket in buckets if bucket.tokens),
         decode_slots=tuple(bucket.slots for bucket in buckets if bucket.slots),
@@ -152,8 +152,8 @@ def gpu_share(gpu_memory: int, config: EngineConfig) -> Memory:
 
 
 def step_bytes_on(device: Any, model: ModelConfig, max_model_len: int) -> Callable[[EngineConfig], int]:
-    """Asks the compiler for `device` what the largest step of an engine takes; it may be a device that can
-    only be compiled for."""
+    """A function that asks the compiler for `device` what the largest step of an engine takes; it may be a
+    device that can only be compiled for."""
 
     def measure(config: EngineConfig) -> int:
         spec = spec_for(device, config, model, max_model_len)

@@ -91,7 +91,7 @@ def _flag(cls: type, name: str, text: str) -> inspect.Parameter:
 
 
 def _kind(cls: type, name: str) -> Any:
-    """int, float, bool or str: the type of a field, also where it may be None, or a list."""
+    """The type of a field, int, float, bool or str, also where it may be None, or is a list of these."""
     hint = typing.get_type_hints(cls)[name]
     if typing.get_origin(hint) is typing.Literal:
         return str

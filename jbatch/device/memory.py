@@ -71,7 +71,7 @@ def _available(config: EngineConfig, memory: Memory) -> tuple[str, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryPlan:
+class MemoryUse:
     """What an engine takes of a memory; sizes in bytes."""
 
     limit_bytes: int | None
@@ -108,13 +108,13 @@ class MemoryPlan:
         return min(self.max_num_seqs, (self.num_pages - 1) // pages)
 
 
-def plan_memory(
+def divide_memory(
     config: EngineConfig,
     model: ModelConfig,
     max_model_len: int,
     memory: Memory,
     step_bytes: Callable[[EngineConfig], int],
-) -> MemoryPlan:
+) -> MemoryUse:
     """How an engine divides a memory whose `in_use` is the weights.
 
     Args:
@@ -127,7 +127,7 @@ def plan_memory(
     memory = memory._replace(step=step_bytes(config))
     try:
         num_pages = choose_num_pages(config, model, max_model_len, memory)
-        plan = MemoryPlan(
+        use = MemoryUse(
             memory.limit,
             memory.in_use,
             memory.step,
@@ -137,14 +137,14 @@ def plan_memory(
             max_model_len,
             config.max_num_seqs,
         )
-        if config.max_model_len is not None and plan.cache_tokens < max_model_len:
-            reason = f"the KV cache holds {plan.cache_tokens} tokens, so no such request can be served"
-            raise ConfigError("max_model_len", max_model_len, f"{reason}; {plan.cache_tokens} would do")
+        if config.max_model_len is not None and use.cache_tokens < max_model_len:
+            reason = f"the KV cache holds {use.cache_tokens} tokens, so no such request can be served"
+            raise ConfigError("max_model_len", max_model_len, f"{reason}; {use.cache_tokens} would do")
     except ConfigError as error:
         changes = _changes(config, model, max_model_len, memory, step_bytes)
         reason = "; or ".join([error.reason, *changes])
         raise ConfigError(error.field, error.value, reason) from None
-    return plan
+    return use
 
 
 def _changes(
@@ -154,10 +154,10 @@ def _changes(
     memory: Memory,
     step_bytes: Callable[[EngineConfig], int],
 ) -> list[str]:
-    """What would do instead, each by itself."""
+    """The options that would do instead, each by itself."""
     page_bytes = model.kv_bytes_per_token * config.page_size
     cache = page_bytes * (config.num_pages or 1 + -(-max_model_len // config.page_size))
-    found = []
+    changes = []
     if memory.limit is not None:
         need = memory.in_use + memory.step + cache
         room = memory.limit - memory.in_use - (MARGIN * memory.limit if memory.on_gpu else 0)
@@ -165,14 +165,14 @@ def _changes(
         sizes = (("max_num_batched_tokens", 64), ("max_num_seqs", 1)) if memory.on_gpu else ()
         for name, least in sizes:
             if (size := _smaller(config, name, least, room - 2 * page_bytes, step_bytes)) is not None:
-                found.append(f"{name}={size} would do")
+                changes.append(f"{name}={size} would do")
         if model.dtype == "float32" and need / 2 <= memory.limit:
-            found.append("dtype=bfloat16 would do")
+            changes.append("dtype=bfloat16 would do")
         if memory.on_gpu:
-            found.append(f"{describe_bytes(gpu_bytes(need, config))} of GPU memory would do")
+            changes.append(f"{describe_bytes(gpu_bytes(need, config))} of GPU memory would do")
         else:
-            found.append(f"{describe_bytes(need)} of memory would do")
-    return found
+            changes.append(f"{describe_bytes(need)} of memory would do")
+    return changes
 
 
 def _smaller(
@@ -213,7 +213,7 @@ def estimate_step_bytes(model: ModelConfig, prefill_tokens: int, decode_slots: i
 
 
 def parse_bytes(text: str) -> int:
-    """ "80GiB", "141 GB" or "1.5e9" in bytes.
+    """The bytes of a size such as "80GiB", "141 GB" or "1.5e9".
 
     Raises:
       ConfigError: for what is no size.
@@ -232,7 +232,7 @@ def parse_bytes(text: str) -> int:
 
 
 def describe_bytes(size: int | float) -> str:
-    """In the largest binary unit that leaves a number above 1, rounded up in the second decimal."""
+    """A size in the largest binary unit that leaves a number above 1, rounded up in the second decimal."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if size >= UNITS[unit]:
             return f"{math.ceil(100 * size / UNITS[unit]) / 100:.2f} {unit}"

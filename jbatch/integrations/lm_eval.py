@@ -9,6 +9,7 @@ the harness's batch size does not matter.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ Scored = tuple[tuple[str, str] | None, list[int], list[int]]  # (context, contin
 
 @register_model("jbatch")
 class JBatchLM(TemplateLM):
-    """Tokens, truncation and scores are those of the harness's `hf` model on the same weights.
+    """A model of the harness, with the tokens, truncation and scores of its `hf` model on the same weights.
 
     Args:
       pretrained: a model directory.
@@ -100,7 +101,7 @@ class JBatchLM(TemplateLM):
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids; a text that begins with the begin-of-sequence token gets no second one."""
+        """The token ids of a text; one that begins with the begin-of-sequence token gets no second one."""
         add = add_special_tokens if add_special_tokens is not None else self._add_bos_token
         if add_special_tokens is None and string.startswith(self.tokenizer.decode(self.prefix_token_id)):
             add = False
@@ -109,8 +110,8 @@ class JBatchLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, by windows of `max_length` tokens that do not overlap."""
         windows = [self._windows(request.args[0]) for request in requests]
-        scores = iter(self._loglikelihood_tokens([w for one in windows for w in one], disable_tqdm))
-        totals = [sum(next(scores)[0] for _ in one) for one in windows]
+        scores = iter(self._loglikelihood_tokens(list(itertools.chain.from_iterable(windows)), disable_tqdm))
+        totals = [sum(next(scores)[0] for _ in of_text) for of_text in windows]
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
@@ -168,7 +169,7 @@ class JBatchLM(TemplateLM):
     def _generate(
         self, prompts: list[list[int]], params: list[SamplingParams], disable_tqdm: bool
     ) -> list[RequestOutput]:
-        """Raises JBatchError for a request that cannot be served: a harness's figures need all of them."""
+        """The outputs of all prompts. Raises JBatchError where one is missing: the harness needs all."""
         outputs = self.llm.generate(prompts, params, use_tqdm=not disable_tqdm) if prompts else []
         for number, output in enumerate(outputs):
             if output.error is not None:
@@ -177,20 +178,20 @@ class JBatchLM(TemplateLM):
 
 
 def _score(output: RequestOutput, num_tokens: int) -> tuple[float, bool]:
-    """Of the last tokens of a prompt."""
+    """The log-probability of the last tokens of a prompt, and whether each of them is the likeliest."""
     if num_tokens == 0:
         return 0.0, True
     assert output.prompt_logprobs is not None
     logprobs = []
     pairs = zip(output.prompt_token_ids[-num_tokens:], output.prompt_logprobs[-num_tokens:], strict=True)
-    for token_id, found in pairs:
-        assert found is not None, "the first token of a prompt has no log-probability"
-        logprobs.append(found[token_id])
-    return sum(one.logprob for one in logprobs), all(one.rank == 1 for one in logprobs)
+    for token_id, tokens in pairs:
+        assert tokens is not None, "the first token of a prompt has no log-probability"
+        logprobs.append(tokens[token_id])
+    return sum(entry.logprob for entry in logprobs), all(entry.rank == 1 for entry in logprobs)
 
 
 def _sampling_params(options: dict[str, Any], stop: list[str]) -> SamplingParams:
-    """From the harness's words. Raises TypeError for one that SamplingParams lacks."""
+    """Sampling parameters from the harness's words. Raises TypeError for a word that SamplingParams lacks."""
     max_tokens, do_sample = options.pop("max_gen_toks"), options.pop("do_sample")
     if not do_sample:
         options["temperature"] = 0.0
@@ -201,7 +202,7 @@ def _sampling_params(options: dict[str, Any], stop: list[str]) -> SamplingParams
 
 
 def main() -> None:
-    """The harness's command line."""
+    """Run the harness's command line."""
     from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()

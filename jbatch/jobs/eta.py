@@ -19,21 +19,21 @@ class TokensLeft:
         self.num_tokens = 0
 
     def begin(self, bound: int) -> None:
-        """A line enters the engine."""
+        """Count a line that enters the engine."""
         self._num_unread -= 1
         self._running_bound += bound
 
     def skip(self) -> None:
-        """A line needs no tokens."""
+        """Count a line that needs no tokens."""
         self._num_unread -= 1
 
     def add(self, num_tokens: int) -> None:
-        """Tokens came."""
+        """Count tokens that came."""
         self.num_tokens += num_tokens
         self._running_tokens += num_tokens
 
     def end(self, bound: int, num_tokens: int) -> None:
-        """A line left the engine with so many tokens."""
+        """Count a line that left the engine with so many tokens."""
         self._running_bound -= bound
         self._running_tokens -= num_tokens
         self._ended_bound += bound
@@ -52,7 +52,7 @@ class TokensLeft:
 
 
 def duration(seconds: float) -> str:
-    """As h:mm:ss, or with days where there are any."""
+    """Seconds as h:mm:ss, or with days where there are any."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)

@@ -17,7 +17,7 @@ import numpy as np
 from jbatch.errors import ConfigError
 from jbatch.jobs.options import Shard
 from jbatch.jobs.request_line import MAX_LINE_BYTES, LineError, RequestLine
-from jbatch.sampling_params import Sampler
+from jbatch.sampling_params import Sampler, SamplingParams
 
 BOM = b"\xef\xbb\xbf"
 DIGEST_BYTES = 16  # two of 10 million ids share one by chance with probability 1.5e-25
@@ -65,12 +65,12 @@ def read_lines(file: BinaryIO, seen: Callable[[bytes], Any] = lambda data: None)
 
 
 def id_of(line_no: int, custom_id: str | None) -> str:
-    """What a line's record goes by: its custom_id, or its number where it names none."""
+    """What a line's result goes by: its custom_id, or its number where it names none."""
     return f"line-{line_no}" if custom_id is None else custom_id
 
 
 class Ids:
-    """From custom_id to line number, in 24 bytes per line, and about 50 at most while it is sorted.
+    """Finds line numbers by custom_id, in 24 bytes per line, and about 50 at most while it is sorted.
 
     Ids are kept as 16-byte BLAKE2b digests. Feed it all ids, `sort` it, then ask.
     """
@@ -116,7 +116,7 @@ def _digest(custom_id: str) -> bytes:
 
 
 class Scan(NamedTuple):
-    """What one pass over the input found; all but the first three fields of one shard."""
+    """What is known of an input after one pass over it. All but the first three fields are of one shard."""
 
     sha256: str
     last_line_no: int
@@ -130,10 +130,10 @@ class Scan(NamedTuple):
     num_unbounded: int  # samples of lines that go on to the end of the context
 
 
-def scan(
+def scan_input(
     file: BinaryIO, parse: Parse, shard: Shard, on_read: Callable[[int], None] = lambda at: None
 ) -> Scan:
-    """Read the whole input once. Lines that are wrong are counted; their records come later.
+    """Read the whole input once. Lines that are wrong are counted; their results come later.
 
     Args:
       on_read: gets the number of bytes read, now and then.
@@ -145,12 +145,7 @@ def scan(
     num_wrong = num_samples = max_tokens = num_unbounded = line_no = 0
     samplers: set[Sampler] = set()
     for line_no, raw in read_lines(file, sha256.update):
-        custom_id, params = None, None
-        try:
-            line = parse(raw)
-            custom_id, params = line.custom_id, line.params
-        except LineError as error:
-            custom_id = error.custom_id
+        custom_id, params = _id_and_params(parse, raw)
         everywhere.add(id_of(line_no, custom_id), line_no)
         if line_no % REPORT_EVERY == 0:
             on_read(file.tell())
@@ -183,8 +178,17 @@ def scan(
     )
 
 
+def _id_and_params(parse: Parse, raw: bytes) -> tuple[str | None, SamplingParams | None]:
+    """What a line is called and asks for; no parameters where it is wrong."""
+    try:
+        line = parse(raw)
+    except LineError as error:
+        return error.custom_id, None
+    return line.custom_id, line.params
+
+
 def _check_unique(ids: Ids) -> None:
-    """Sort them; raise ConfigError where two lines have one id."""
+    """Sort the ids; raise ConfigError where two lines have one id."""
     ids.sort()
     num_twice, shown = ids.duplicates()
     if num_twice:

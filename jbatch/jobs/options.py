@@ -14,7 +14,7 @@ JOB_HELP = {
     "input_file": "JSONL requests, one a line, OpenAI's batch form or a bare one; - is standard input.",
     "output_file": "JSONL answers, written as they come; - is standard output.",
     "ordered": "Sort the answers by input line, once all are there.",
-    "retry_errors": "Run the lines again whose records are errors.",
+    "retry_errors": "Run the lines again whose results are errors.",
     "force": "Go on although the input, the model or options changed.",
     "shard": "Only every n-th line from the i-th on: i/n.",
     "summary": "Write the figures to this JSON file, too.",
@@ -28,7 +28,7 @@ class Shard(NamedTuple):
     num_shards: int
 
     def holds(self, line_no: int) -> bool:
-        """Whether it has a line, counted from 1."""
+        """Whether the shard has a line, counted from 1."""
         return (line_no - 1) % self.num_shards == self.shard_idx
 
 
@@ -70,7 +70,7 @@ class JobOptions:
         self._check_paths()
 
     def _check_summary(self) -> None:
-        """It is replaced as a whole, which must not happen to a device or a pipe."""
+        """Refuse a summary that is a device or a pipe: it is replaced as a whole."""
         path = self.summary_path
         if path is None:
             return
@@ -78,7 +78,7 @@ class JobOptions:
             raise ConfigError("summary", self.summary, "must be a file")
 
     def _check_paths(self) -> None:
-        """Nothing that is written may be the input, or another output; through links neither."""
+        """Refuse to write to the input, or to one file twice; through links neither."""
         written = {"summary": self.summary_path}
         if not self.streams:
             output = self.output_path
@@ -122,9 +122,9 @@ class JobOptions:
 
 
 def _place(path: str) -> object:
-    """The same for two paths of one file; of one that is not there yet, its path without links."""
+    """What is the same for two paths of one file; of a file that is not there yet, its path without links."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return os.path.realpath(path)
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

@@ -1,4 +1,4 @@
-"""A job's output: records, appended one at a time."""
+"""A job's output: results, appended one at a time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ BLOCK = 1 << 16  # bytes
 
 
 class Output(Protocol):
-    """Where records go."""
+    """Where results go."""
 
-    def write(self, record: bytes) -> int:
-        """Write a record, so that it outlives this process; gives its offset. Raises OSError."""
+    def write(self, result: bytes) -> int:
+        """Write a result, so that it outlives this process; gives its offset. Raises OSError."""
         ...
 
     def sync(self, *, now: bool = False) -> None:
@@ -27,9 +27,9 @@ class Output(Protocol):
 
 
 class OutputFile:
-    """A file to append to, which holds whole records (see `remove_torn`).
+    """A file to append to, which holds whole results (see `remove_torn`).
 
-    A record has reached the kernel when `write` returns, and the disk when `sync` does. A record that fails
+    A result has reached the kernel when `write` returns, and the disk when `sync` does. One that fails
     halfway, as on a full disk, is taken back.
     """
 
@@ -40,8 +40,8 @@ class OutputFile:
         self._end = os.lseek(self._fd, 0, os.SEEK_END)
         self._synced, self._synced_at = self._end, clock()
 
-    def write(self, record: bytes) -> int:
-        begin, rest = self._end, memoryview(record)
+    def write(self, result: bytes) -> int:
+        begin, rest = self._end, memoryview(result)
         try:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
@@ -49,7 +49,7 @@ class OutputFile:
             with suppress(OSError):  # else the next run does it
                 os.ftruncate(self._fd, begin)
             raise OSError(error.errno, os.strerror(error.errno or 0), self.path) from error
-        self._end += len(record)
+        self._end += len(result)
         return begin
 
     def sync(self, *, now: bool = False) -> None:
@@ -65,23 +65,23 @@ class OutputFile:
 
 
 class OutputStream:
-    """Standard output, a pipe or a device: nothing in it can be found again."""
+    """Standard output, a pipe or a device: nothing that was written can be read back."""
 
     def __init__(self, fd: int, name: str):
         self._fd, self._name, self._end = fd, name, 0
 
-    def write(self, record: bytes) -> int:
-        begin, rest = self._end, memoryview(record)
+    def write(self, result: bytes) -> int:
+        begin, rest = self._end, memoryview(result)
         try:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
         except OSError as error:
             raise OSError(error.errno, os.strerror(error.errno or 0), self._name) from error
-        self._end += len(record)
+        self._end += len(result)
         return begin
 
     def sync(self, *, now: bool = False) -> None:
-        """A reader has it already."""
+        """Do nothing: a reader has what was written."""
 
 
 def remove_torn(path: str) -> int:
@@ -91,9 +91,9 @@ def remove_torn(path: str) -> int:
         size = end = os.lseek(fd, 0, os.SEEK_END)
         while end > 0:
             begin = max(0, end - BLOCK)
-            found = os.pread(fd, end - begin, begin).rfind(b"\n")
-            if found >= 0:
-                end = begin + found + 1
+            at = os.pread(fd, end - begin, begin).rfind(b"\n")
+            if at >= 0:
+                end = begin + at + 1
                 break
             end = begin
         if end < size:

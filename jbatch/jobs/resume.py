@@ -1,4 +1,4 @@
-"""What an output holds already: which lines are answered, which records are errors, and their order."""
+"""What an output holds already: which lines are answered, which results are errors, and their order."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from jbatch.errors import ConfigError
 from jbatch.jobs.files import replacing
 from jbatch.jobs.input import Ids
 
-BLOCK = 4096  # records that are looked up, or copied, at once
+BLOCK = 4096  # results that are looked up, or copied, at once
 
 
-class Record(NamedTuple):
-    """One record of an output, as far as a later run must know it."""
+class WrittenResult(NamedTuple):
+    """One result in an output, as far as a later run must know it."""
 
     offset: int  # of its first byte
     custom_id: str
@@ -26,11 +26,11 @@ class Record(NamedTuple):
 
 
 class Done:
-    """Where each line's record is, 8 bytes per line."""
+    """Where each line's result is, 8 bytes per line."""
 
     def __init__(self, last_line_no: int):
         self.offsets = np.full(last_line_no + 1, -1, np.int64)  # by line number
-        self.foreign = array.array("q")  # offsets of records of no line
+        self.foreign = array.array("q")  # offsets of results of no line
         self.num_done = self.num_errors = 0
 
     def __contains__(self, line_no: int) -> bool:
@@ -42,63 +42,63 @@ class Done:
         self.num_errors += is_error
 
 
-def read_records(path: str) -> Iterator[Record]:
-    """All whole records of an output: a torn end is none. Raises ConfigError for a line that is no record."""
-    return (record for record, _ in _read(path))
+def read_results(path: str) -> Iterator[WrittenResult]:
+    """All whole results of an output: a torn end is none. Raises ConfigError for a line that is no result."""
+    return (result for result, _ in _read(path))
 
 
-def _read(path: str) -> Iterator[tuple[Record, bytes]]:
+def _read(path: str) -> Iterator[tuple[WrittenResult, bytes]]:
     offset = 0
     with open(path, "rb") as file:
         for line_no, raw in enumerate(file, start=1):
             if raw.endswith(b"\n"):
-                yield Record(offset, *_id_and_error(raw, path, line_no)), raw
+                yield WrittenResult(offset, *_id_and_error(raw, path, line_no)), raw
             offset += len(raw)
 
 
 def _id_and_error(raw: bytes, path: str, line_no: int) -> tuple[str, bool]:
     try:
-        record: Any = json.loads(raw)
-        custom_id, is_error = record["custom_id"], record.get("error") is not None
+        result: Any = json.loads(raw)
+        custom_id, is_error = result["custom_id"], result.get("error") is not None
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         custom_id = None
     if not isinstance(custom_id, str):
-        raise ConfigError("output", path, f"line {line_no} is no record with a custom_id: no output of a job")
+        raise ConfigError("output", path, f"line {line_no} is no result with a custom_id: no output of a job")
     return custom_id, is_error
 
 
 def find_done(path: str, ids: Ids, last_line_no: int) -> Done:
-    """Which lines have their records in the output `path`.
+    """Which lines have their results in the output `path`.
 
     Raises:
-      ConfigError: for a line that is no record, or a second record of one id.
+      ConfigError: for a line that is no result, or a second result of one id.
     """
     done = Done(last_line_no)
-    records = read_records(path)
-    while block := list(itertools.islice(records, BLOCK)):
-        line_nos = ids.line_nos(record.custom_id for record in block)
-        for record, line_no in zip(block, line_nos, strict=True):
+    results = read_results(path)
+    while block := list(itertools.islice(results, BLOCK)):
+        line_nos = ids.line_nos(result.custom_id for result in block)
+        for result, line_no in zip(block, line_nos, strict=True):
             if line_no == 0:
-                done.foreign.append(record.offset)
+                done.foreign.append(result.offset)
             elif line_no in done:
-                raise ConfigError("output", path, f"holds two records of custom_id {record.custom_id!r}")
+                raise ConfigError("output", path, f"holds two results of custom_id {result.custom_id!r}")
             else:
-                done.add(line_no, record.offset, is_error=record.is_error)
+                done.add(line_no, result.offset, is_error=result.is_error)
     return done
 
 
 def drop_errors(path: str) -> int:
-    """Take the error records out of an output, so that their lines run again; how many there were. Until the
+    """Take the error results out of an output, so that their lines run again; how many there were. Until the
     new file is whole, the old one stays."""
-    num_errors = sum(record.is_error for record in read_records(path))
+    num_errors = sum(result.is_error for result in read_results(path))
     if num_errors:
         with replacing(path) as target:
-            target.writelines(raw for record, raw in _read(path) if not record.is_error)
+            target.writelines(raw for result, raw in _read(path) if not result.is_error)
     return num_errors
 
 
 def sort_by_line(path: str, done: Done) -> None:
-    """Put the records into the order of their lines, those of no line last. Until the new file is whole, the
+    """Put the results into the order of their lines, those of no line last. Until the new file is whole, the
     old one stays."""
     order = done.offsets[done.offsets >= 0]
     if np.all(order[1:] > order[:-1]) and not done.foreign:

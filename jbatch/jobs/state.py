@@ -1,4 +1,4 @@
-"""What a job's records depend on, kept beside its output, so that no other job goes on with it."""
+"""What a job's results depend on, kept beside its output, so that no other job goes on with it."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def save_state(output_path: str, state: JobState) -> None:
 
 
 def check_state(output_path: str, state: JobState) -> None:
-    """Raise ConfigError where the records of the output come from another state than this, naming what
+    """Raise ConfigError where the results of the output come from another state than this, naming what
     differs."""
     before = _load_state(output_path)
     if before is None:
         raise ConfigError(
             "output",
             output_path,
-            f"holds records, and {os.path.basename(state_path(output_path))} does not say of what job: "
+            f"holds results, and {os.path.basename(state_path(output_path))} does not say of what job: "
             "take another output, or --force",
         )
     now = json.loads(json.dumps(dataclasses.asdict(state)))  # as it is read back
@@ -91,7 +91,7 @@ def known_room(output_path: str) -> int | None:
 
 
 def keep_room(output_path: str, state: JobState, room: int) -> None:
-    """Write the room into the state beside an output. Raises ConfigError where another is there: then records
+    """Write the room into the state beside an output. Raises ConfigError where another is there: then results
     of lines without max_tokens end elsewhere."""
     before = known_room(output_path)
     if before not in (None, room):

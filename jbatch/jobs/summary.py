@@ -11,7 +11,6 @@ from jbatch.host.metrics import Summary
 from jbatch.outputs import FinishReason, RequestMetrics, RequestOutput
 
 PERCENTILES = (50, 90, 99)
-MIN_FOR_EARLY_WARNING = 100  # outputs
 
 
 class Histogram:
@@ -53,7 +52,7 @@ class JobSummary:
     """
 
     def __init__(self) -> None:
-        self.num_records = 0
+        self.num_results = 0
         self.finish_reasons: Counter[str] = Counter()  # of outputs: n per request
         self.errors: Counter[str] = Counter()  # by code
         self.input_tokens = self.output_tokens = 0
@@ -61,7 +60,7 @@ class JobSummary:
 
     def add(self, output: RequestOutput) -> None:
         """Take in an answer."""
-        self.num_records += 1
+        self.num_results += 1
         self.input_tokens += len(output.prompt_token_ids)
         for completion in output.outputs:
             self.finish_reasons[str(completion.finish_reason)] += 1
@@ -79,8 +78,8 @@ class JobSummary:
             self.latencies["tpot"].add((metrics.last_token_ts - metrics.first_token_ts) / steps)
 
     def add_error(self, code: str) -> None:
-        """Take in an error record."""
-        self.num_records += 1
+        """Take in an error."""
+        self.num_results += 1
         self.errors[code] += 1
 
     @property
@@ -89,18 +88,18 @@ class JobSummary:
         return 2 * self.finish_reasons[FinishReason.LENGTH] > self.finish_reasons.total()
 
     def figures(self, engine: Summary, elapsed_s: float, compilations: int) -> dict[str, Any]:
-        """All of it, for JSON; a latency nobody had is null."""
+        """All figures of the run, for JSON; a latency nobody had is null."""
         num_errors = self.errors.total()
         seconds = max(elapsed_s, 1e-9)
         figures: dict[str, Any] = {
-            "completed": self.num_records - num_errors,
+            "completed": self.num_results - num_errors,
             "failed": num_errors,
             "finish_reasons": dict(self.finish_reasons),
             "errors": dict(self.errors),
             "duration_s": elapsed_s,
             "total_input_tokens": self.input_tokens,
             "total_output_tokens": self.output_tokens,
-            "request_throughput": (self.num_records - num_errors) / seconds,
+            "request_throughput": (self.num_results - num_errors) / seconds,
             "output_throughput": self.output_tokens / seconds,
             "total_token_throughput": (self.input_tokens + self.output_tokens) / seconds,
         }

@@ -6,18 +6,23 @@ are understood, and a key that changes the mathematics is implemented, at its ne
 
 from __future__ import annotations
 
-import json
-import math
-import reprlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from jbatch.config import DTYPES, ModelConfig, RopeConfig
-from jbatch.errors import ConfigError
-
-MAX_FILE_BYTES = 16 * 2**20
+from jbatch.config import DTYPES, ModelConfig
+from jbatch.model_dir.rope_json import parse_rope
+from jbatch.model_dir.strict_json import (
+    agreed,
+    bool_field,
+    float_field,
+    int_field,
+    read_object,
+    refuse,
+    same,
+    shown_key,
+)
 
 
 class _Family(NamedTuple):
@@ -114,21 +119,11 @@ _SUSPECT = _names(
     layers_pattern"""
 )
 
-_ROPE_KEYS = _names(
-    """rope_type type rope_theta factor original_max_position_embeddings low_freq_factor high_freq_factor
-    beta_fast beta_slow attention_factor mscale mscale_all_dim truncate partial_rotary_factor
-    finetuned"""
-)
-_WHY_NOT = {
-    "dynamic": "its frequencies depend on how long the sequence is by now, so cached keys would turn wrong",
-    "longrope": "its frequencies depend on how long the sequence is by now, so cached keys would turn wrong",
-}
-
 
 def load_config(model_dir: str | Path) -> ModelConfig:
     """The ModelConfig of a Hugging Face model directory. Raises ConfigError for whatever is wrong with
     its config.json: absent, unreadable, not JSON, or not a model that jbatch implements."""
-    return parse_config(_read_json(Path(model_dir) / "config.json"))
+    return parse_config(read_object(Path(model_dir) / "config.json"))
 
 
 def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
@@ -139,24 +134,24 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     """
     family = _family(raw)
     _check_keys(raw)
-    num_layers = _int(raw, "num_hidden_layers", high=1000)
-    embed_dim = _int(raw, "hidden_size", high=2**17)
+    num_layers = int_field(raw, "num_hidden_layers", high=1000)
+    embed_dim = int_field(raw, "hidden_size", high=2**17)
     num_heads, num_kv_heads, head_dim = _heads(raw, family, embed_dim)
-    max_len = _int(raw, "max_position_embeddings", high=2**27, default=family.max_position_embeddings)
+    max_len = int_field(raw, "max_position_embeddings", high=2**27, default=family.max_position_embeddings)
     attention_bias = _flag(raw, "attention_bias", family)
     mlp_bias = _flag(raw, "mlp_bias", family)
     return ModelConfig(
-        vocab_size=_int(raw, "vocab_size", high=2**24),
+        vocab_size=int_field(raw, "vocab_size", high=2**24),
         embed_dim=embed_dim,
-        mlp_dim=_int(raw, "intermediate_size", high=2**20),
+        mlp_dim=int_field(raw, "intermediate_size", high=2**20),
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         max_position_embeddings=max_len,
-        rms_norm_eps=_float(raw, "rms_norm_eps", low=1e-12, high=1.0, default=1e-6),
-        rope=_rope(raw, max_len),
-        tie_word_embeddings=_bool(raw, "tie_word_embeddings", default=False),
+        rms_norm_eps=float_field(raw, "rms_norm_eps", low=1e-12, high=1.0, default=1e-6),
+        rope=parse_rope(raw, max_len),
+        tie_word_embeddings=bool_field(raw, "tie_word_embeddings", default=False),
         qkv_bias=family.qkv_bias or attention_bias,
         o_bias=attention_bias,
         mlp_bias=mlp_bias,
@@ -173,7 +168,7 @@ def load_eos_token_ids(model_dir: str | Path) -> frozenset[int]:
     Raises ConfigError for an id outside the vocabulary and for files that cannot be read.
     """
     config, generation = _read_configs(model_dir)
-    vocab_size = _int(config, "vocab_size", high=2**24)
+    vocab_size = int_field(config, "vocab_size", high=2**24)
     ids = [_token_ids(raw, "eos_token_id", vocab_size) for raw in (config, generation)]
     return frozenset().union(*ids)
 
@@ -181,7 +176,7 @@ def load_eos_token_ids(model_dir: str | Path) -> frozenset[int]:
 def load_bos_token_id(model_dir: str | Path) -> int | None:
     """The begin-of-sequence id that config.json, or else generation_config.json, names."""
     config, generation = _read_configs(model_dir)
-    vocab_size = _int(config, "vocab_size", high=2**24)
+    vocab_size = int_field(config, "vocab_size", high=2**24)
     for raw in (config, generation):
         for token_id in _token_ids(raw, "bos_token_id", vocab_size):
             return token_id
@@ -194,7 +189,7 @@ def load_bos_token_id(model_dir: str | Path) -> int | None:
 def _family(raw: Mapping[str, Any]) -> _Family:
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
-        _refuse("model_type", model_type, f"jbatch implements {', '.join(_FAMILIES)}")
+        refuse("model_type", model_type, f"jbatch implements {', '.join(_FAMILIES)}")
     return _FAMILIES[model_type]
 
 
@@ -204,35 +199,34 @@ def _check_keys(raw: Mapping[str, Any]) -> None:
         if key in _READ or key in _HARMLESS:
             continue
         if key in _NEUTRAL:
-            if not any(_same(value, neutral) for neutral in _NEUTRAL[key]):
-                _refuse(key, value, f"not implemented; jbatch supports {_or(_NEUTRAL[key])}")
+            if not any(same(value, neutral) for neutral in _NEUTRAL[key]):
+                refuse(key, value, f"not implemented; jbatch supports {_or(_NEUTRAL[key])}")
         elif value and any(word in key.lower() for word in _SUSPECT):
-            _refuse(
-                _short(key), value, "unknown to jbatch, and by its name it may change what the model computes"
-            )
+            reason = "unknown to jbatch, and by its name it may change what the model computes"
+            refuse(shown_key(key), value, reason)
         else:
             unknown.append(key)
     if unknown:
-        names = ", ".join(_short(key) for key in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        names = ", ".join(shown_key(key) for key in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
         warnings.warn(f"config.json: ignored {len(unknown)} unknown keys: {names}", stacklevel=3)
 
 
 def _heads(raw: Mapping[str, Any], family: _Family, embed_dim: int) -> tuple[int, int, int]:
     """Query heads, KV heads, head_dim. null means "derive it"; an absent key means the family's default."""
-    num_heads = _int(raw, "num_attention_heads", high=2**12)
+    num_heads = int_field(raw, "num_attention_heads", high=2**12)
     num_kv_heads = num_heads
     if raw.get("num_key_value_heads", family.num_kv_heads) is not None:
-        num_kv_heads = _int(raw, "num_key_value_heads", high=2**12, default=family.num_kv_heads)
+        num_kv_heads = int_field(raw, "num_key_value_heads", high=2**12, default=family.num_kv_heads)
     if num_heads % num_kv_heads:
-        _refuse("num_key_value_heads", num_kv_heads, f"must divide num_attention_heads={num_heads}")
+        refuse("num_key_value_heads", num_kv_heads, f"must divide num_attention_heads={num_heads}")
     if raw.get("head_dim", family.head_dim) is not None:
-        head_dim = _int(raw, "head_dim", high=2**10, default=family.head_dim)
+        head_dim = int_field(raw, "head_dim", high=2**10, default=family.head_dim)
     elif embed_dim % num_heads:
-        _refuse("hidden_size", embed_dim, f"must be a multiple of num_attention_heads={num_heads}")
+        refuse("hidden_size", embed_dim, f"must be a multiple of num_attention_heads={num_heads}")
     else:
         head_dim = embed_dim // num_heads
     if head_dim % 2 or head_dim > 2**10:
-        _refuse("head_dim", head_dim, "must be even, for the rotary embedding, and at most 1024")
+        refuse("head_dim", head_dim, "must be even, for the rotary embedding, and at most 1024")
     return num_heads, num_kv_heads, head_dim
 
 
@@ -240,12 +234,12 @@ def _sliding_window(raw: Mapping[str, Any], family: _Family, num_layers: int) ->
     """The window of whichever layers have one; None where attention is full."""
     window = raw.get("sliding_window", family.sliding_window)
     if window is not None:
-        window = _int(raw, "sliding_window", high=2**31, default=family.sliding_window)
+        window = int_field(raw, "sliding_window", high=2**31, default=family.sliding_window)
     layer_types = _layer_types(raw, num_layers)
     use_window = _flag(raw, "use_sliding_window", family)
     if "use_sliding_window" not in family.flags:
         return window  # of all layers: transformers' mistral reads neither the flag nor layer_types
-    first = _int(raw, "max_window_layers", low=0, high=2**31, default=28)  # layers below it attend fully
+    first = int_field(raw, "max_window_layers", low=0, high=2**31, default=28)  # layers below it attend fully
     windowed = first < num_layers if layer_types is None else "sliding_attention" in layer_types
     return window if use_window and windowed else None
 
@@ -255,152 +249,28 @@ def _layer_types(raw: Mapping[str, Any], num_layers: int) -> list[str] | None:
     if layer_types is None:
         return None
     if not isinstance(layer_types, list) or len(layer_types) != num_layers:
-        _refuse("layer_types", layer_types, f"must be a list of num_hidden_layers={num_layers} names")
+        refuse("layer_types", layer_types, f"must be a list of num_hidden_layers={num_layers} names")
     for kind in layer_types:
         if kind not in ("full_attention", "sliding_attention"):
-            _refuse("layer_types", kind, "jbatch implements full_attention")
+            refuse("layer_types", kind, "jbatch implements full_attention")
     return layer_types
 
 
 def _dtype(raw: Mapping[str, Any]) -> str:
-    dtype = _agreed("dtype", raw.get("dtype"), raw.get("torch_dtype"))
+    dtype = agreed("dtype", raw.get("dtype"), raw.get("torch_dtype"))
     if dtype is None:
         return "bfloat16"
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        _refuse("dtype", dtype, f"must be one of {', '.join(DTYPES)}")
+        refuse("dtype", dtype, f"must be one of {', '.join(DTYPES)}")
     return dtype
-
-
-# ---- rotary embedding ----
-
-
-def _rope(raw: Mapping[str, Any], max_len: int) -> RopeConfig:
-    """From rope_theta and rope_scaling, or from transformers 5's rope_parameters, which holds both."""
-    given = _rope_dict(raw)
-    if "rope_theta" in raw:
-        given["rope_theta"] = _agreed("rope_theta", raw["rope_theta"], given.get("rope_theta"))
-    theta = _float(given, "rope_theta", low=1.0001, high=1e15, default=10000.0)
-    kind = _agreed("rope_type", given.get("rope_type"), given.get("type"))
-    if kind is None and given.keys() - {"rope_theta", "partial_rotary_factor"}:
-        _refuse("rope_type", None, "missing, though other rotary settings are given")
-    if kind is None or kind == "default":
-        return RopeConfig(theta)
-    if kind == "linear":
-        return RopeConfig(theta, "linear", _factor(given))
-    original = _agreed(
-        "original_max_position_embeddings",
-        raw.get("original_max_position_embeddings"),
-        given.get("original_max_position_embeddings"),
-    )
-    given["original_max_position_embeddings"] = max_len if original is None else original
-    if kind == "llama3":
-        return _llama3(given, theta)
-    if kind == "yarn":
-        if given.get("factor") is None and original is not None:
-            given["factor"] = max_len / _int(given, "original_max_position_embeddings", high=2**27)
-        return _yarn(given, theta)
-    why = _WHY_NOT.get(str(kind), "jbatch implements default, linear, llama3, yarn")
-    _refuse("rope_type", kind, f"not implemented: {why}")
-
-
-def _rope_dict(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the rotary settings, whichever key holds them (or both): names to plain values."""
-    found: dict[str, Any] = {}
-    for name in ("rope_scaling", "rope_parameters"):
-        given = {} if raw.get(name) is None else raw[name]
-        if not isinstance(given, dict):
-            _refuse(name, given, "must be an object or null")
-        for key, value in given.items():
-            if isinstance(value, dict | list):
-                _refuse(f"{name}.{_short(key)}", value, "lists, and settings per layer, are not implemented")
-            if key not in _ROPE_KEYS and value is not None:
-                _refuse(f"{name}.{_short(key)}", value, "unknown to jbatch, so it may change the mathematics")
-            found[key] = _agreed(key, found.get(key), value)
-    if not any(_same(found.get("partial_rotary_factor"), neutral) for neutral in (None, 1, 1.0)):
-        _refuse("partial_rotary_factor", found["partial_rotary_factor"], "not implemented; jbatch supports 1")
-    return found
-
-
-def _factor(given: Mapping[str, Any]) -> float:
-    return _float(given, "factor", low=1.0, high=1e6)
-
-
-def _llama3(given: Mapping[str, Any], theta: float) -> RopeConfig:
-    low = _float(given, "low_freq_factor", low=1e-6, high=1e6)
-    high = _float(given, "high_freq_factor", low=1e-6, high=1e6)
-    if low >= high:
-        _refuse("high_freq_factor", high, f"must be above low_freq_factor={low}")
-    original = _int(given, "original_max_position_embeddings", high=2**27)
-    return RopeConfig(theta, "llama3", _factor(given), original, low, high)
-
-
-def _yarn(given: Mapping[str, Any], theta: float) -> RopeConfig:
-    given = {key: value for key, value in given.items() if value is not None or key == "truncate"}
-    beta_fast = _float(given, "beta_fast", low=1e-6, high=1e6, default=32.0)
-    beta_slow = _float(given, "beta_slow", low=1e-6, high=1e6, default=1.0)
-    if beta_fast < beta_slow:
-        _refuse("beta_fast", beta_fast, f"must be at least beta_slow={beta_slow}")
-    factor = _factor(given)
-    return RopeConfig(
-        theta,
-        "yarn",
-        factor,
-        original_max_len=_int(given, "original_max_position_embeddings", high=2**27),
-        beta_fast=beta_fast,
-        beta_slow=beta_slow,
-        attention_factor=_attention_factor(given, factor),
-        truncate=_bool(given, "truncate", default=True),
-    )
-
-
-def _attention_factor(given: Mapping[str, Any], factor: float) -> float:
-    """As given, or from the two mscales, or the paper's 0.1 ln(factor) + 1."""
-
-    def scale(mscale: float) -> float:
-        return 0.1 * mscale * math.log(factor) + 1.0
-
-    mscale = _float(given, "mscale", low=0.0, high=1e3, default=0.0)
-    mscale_all_dim = _float(given, "mscale_all_dim", low=0.0, high=1e3, default=0.0)
-    derived = scale(mscale) / scale(mscale_all_dim) if mscale and mscale_all_dim else scale(1.0)
-    return _float(given, "attention_factor", low=1e-6, high=1e6, default=derived)
-
-
-# ---- fields ----
-
-_REQUIRED = object()
-
-
-def _int(raw: Mapping[str, Any], name: str, *, low: int = 1, high: int, default: Any = _REQUIRED) -> int:
-    value = raw.get(name, default)
-    if value is _REQUIRED:
-        _refuse(name, None, "missing")
-    if type(value) is not int or not low <= value <= high:  # type(): True and 2.0 are no integers
-        _refuse(name, value, f"must be an integer from {low} to {high}")
-    return value
-
-
-def _float(raw: Mapping[str, Any], name: str, *, low: float, high: float, default: Any = _REQUIRED) -> float:
-    value = raw.get(name, default)
-    if value is _REQUIRED:
-        _refuse(name, None, "missing")
-    if type(value) not in (int, float) or not low <= value <= high:  # NaN is in no range
-        _refuse(name, value, f"must be a number from {low:g} to {high:g}")
-    return float(value)
-
-
-def _bool(raw: Mapping[str, Any], name: str, *, default: bool) -> bool:
-    value = raw.get(name, default)
-    if not isinstance(value, bool):
-        _refuse(name, value, "must be true or false")
-    return value
 
 
 def _flag(raw: Mapping[str, Any], name: str, family: _Family) -> bool:
     """A flag that only some model types read; elsewhere it must be off, since transformers ignores it."""
     if name in family.flags:
-        return _bool(raw, name, default=False)
+        return bool_field(raw, name, default=False)
     if raw.get(name) not in (None, False):
-        _refuse(name, raw[name], f"not implemented for model_type={raw['model_type']!r}")
+        refuse(name, raw[name], f"not implemented for model_type={raw['model_type']!r}")
     return False
 
 
@@ -408,41 +278,12 @@ def _token_ids(raw: Mapping[str, Any], name: str, vocab_size: int) -> list[int]:
     value = raw.get(name)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token_id in ids:
-        _int({name: token_id}, name, low=0, high=vocab_size - 1)
+        int_field({name: token_id}, name, low=0, high=vocab_size - 1)
     return ids
-
-
-def _agreed(name: str, first: Any, second: Any) -> Any:
-    """The one value of a setting that may be spelled in two places; None where neither has it."""
-    both = first is not None and second is not None
-    if both and (isinstance(first, dict | list) or not _same(first, second)):
-        _refuse(name, first, f"given twice, the other time as {_brief(second)!r}")
-    return second if first is None else first
-
-
-def _same(value: Any, other: Any) -> bool:
-    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def _or(values: tuple[Any, ...]) -> str:
     return " or ".join(dict.fromkeys("null" if v is None else f"{v!r}" for v in values))
-
-
-def _refuse(name: str, value: Any, reason: str) -> NoReturn:
-    raise ConfigError(name, _brief(value), reason)
-
-
-def _short(key: str) -> str:
-    """A key in one short line, whatever the file calls it."""
-    return (key if key.isprintable() else repr(key)[1:-1])[:40]
-
-
-def _brief(value: Any) -> Any:
-    """Something with a short repr: the file may hold megabytes, or lists a thousand deep."""
-    if isinstance(value, str):
-        return value if len(value) <= 80 else value[:80] + "..."
-    is_short = value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64)
-    return value if is_short else reprlib.repr(value)
 
 
 # ---- files ----
@@ -450,37 +291,5 @@ def _brief(value: Any) -> Any:
 
 def _read_configs(model_dir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     generation_path = Path(model_dir) / "generation_config.json"
-    generation = _read_json(generation_path) if generation_path.exists() else {}
-    return _read_json(Path(model_dir) / "config.json"), generation
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """One JSON object, strictly: no duplicate keys, no NaN. Whatever fails is a ConfigError with its name."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(path.name, str(path), f"cannot be read: {error.strerror or error}") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(path.name, str(path), f"larger than {MAX_FILE_BYTES} bytes")
-    try:
-        raw = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, a 5,000-digit integer
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
-        raise ConfigError(path.name, str(path), f"not valid JSON: {reason}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(path.name, str(path), f"must be a JSON object, not a {type(raw).__name__}")
-    return raw
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"key {key[:40]!r} appears twice")
-        result[key] = value
-    return result
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+    generation = read_object(generation_path) if generation_path.exists() else {}
+    return read_object(Path(model_dir) / "config.json"), generation

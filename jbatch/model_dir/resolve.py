@@ -11,19 +11,21 @@ from jbatch.model_dir.config_json import load_config
 
 
 def resolve_model(model: str | Path, config: EngineConfig) -> ModelConfig:
-    """The model of a directory, in the dtype that was asked for.
+    """The configuration of the model in a directory, in the dtype that `config` names.
 
     Raises:
       ConfigError: for what is no directory, and for a config.json that jbatch refuses.
     """
     if not Path(model).is_dir():
         raise ConfigError("model", str(model), "is no directory; jbatch downloads nothing")
-    found = load_config(model)
-    return found if config.dtype == "auto" else dataclasses.replace(found, dtype=config.dtype)
+    model_config = load_config(model)
+    if config.dtype == "auto":
+        return model_config
+    return dataclasses.replace(model_config, dtype=config.dtype)
 
 
 def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
-    """Tokens of prompt and output. Raises ConfigError where they are more than the model can serve."""
+    """How many tokens a prompt and its output may have. Raises ConfigError for more than the model serves."""
     max_model_len = config.max_model_len or model.context_len
     longest = model.max_context_len
     if max_model_len > longest:

@@ -1,20 +1,15 @@
-"""Conversations: checked messages, and the model's chat template that makes them a text."""
+"""Conversations as the model reads them: its chat template makes a text of the messages."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jbatch.errors import RequestError
+from jbatch.text.messages import Conversation, check_messages
 from jbatch.text.template import RENDER_LIMIT_S, Renderer
 from jbatch.text.tokenizer import Tokenizer, load_special_tokens
-
-ROLES = ("system", "user", "assistant")
-FIELDS = ("role", "content", "name")
-Message = dict[str, Any]  # {"role": ..., "content": ...}
-Conversation = Sequence[Message]
 
 
 class ChatTemplate:
@@ -29,7 +24,8 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, model_dir: str | Path) -> ChatTemplate:
-        """Of chat_template.jinja, else of tokenizer_config.json: its only one, or the one named "default".
+        """Read a model directory's template: chat_template.jinja, else the only one of tokenizer_config.json,
+        or the one that is named "default" there.
 
         Raises RequestError where the directory has none.
         """
@@ -65,7 +61,7 @@ class ChatEncoder:
         self._template: ChatTemplate | None = None  # read when it is first needed
 
     def encode(self, messages: Conversation) -> ChatPrompt:
-        """Raises what `ChatTemplate.load` and `render` raise."""
+        """The prompt of a conversation. Raises what `ChatTemplate.load` and `render` raise."""
         if self._tokenizer is None:
             raise RequestError("messages", messages, "this model has no tokenizer: give prompt_token_ids")
         if self._template is None:
@@ -86,60 +82,6 @@ class ChatEncoder:
             self._template.close()
 
 
-def check_messages(messages: Any) -> list[dict[str, str]]:
-    """The messages with their text parts joined by line breaks, as vLLM joins them.
-
-    Raises RequestError naming the message and the field.
-    """
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise RequestError("messages", messages, "must be a list of at least one message")
-    return [_check_message(f"messages[{idx}]", message) for idx, message in enumerate(messages)]
-
-
-def list_conversations(messages: Any) -> list[Conversation]:
-    """A list of conversations, also of a single one."""
-    if isinstance(messages, (list, tuple)) and messages and not isinstance(messages[0], (list, tuple)):
-        return [messages]
-    return list(messages)
-
-
-def _check_message(name: str, message: Any) -> dict[str, str]:
-    if not isinstance(message, dict):
-        raise RequestError(name, message, "must be a dictionary with role and content")
-    for field in message:
-        if field not in FIELDS:
-            raise RequestError(
-                f"{name}.{field}", message[field], f"is not supported: only {', '.join(FIELDS)}"
-            )
-    if message.get("role") not in ROLES:
-        raise RequestError(f"{name}.role", message.get("role"), f"must be one of {', '.join(ROLES)}")
-    checked = {"role": message["role"], "content": _check_content(f"{name}.content", message.get("content"))}
-    if "name" in message:
-        checked["name"] = _check_text(f"{name}.name", message["name"])
-    return checked
-
-
-def _check_content(name: str, content: Any) -> str:
-    if not isinstance(content, (list, tuple)):
-        return _check_text(name, content)
-    texts = []
-    for idx, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text" or set(part) != {"type", "text"}:
-            raise RequestError(f"{name}[{idx}]", part, 'must be a text part, {"type": "text", "text": ...}')
-        texts.append(_check_text(f"{name}[{idx}].text", part["text"]))
-    return "\n".join(texts)
-
-
-def _check_text(name: str, text: Any) -> str:
-    if not isinstance(text, str):
-        raise RequestError(name, text, "must be text, or a list of text parts")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(name, text, "must be text without lone surrogates") from error
-    return text
-
-
 def _find_template(model_dir: Path) -> str:
     try:
         return (model_dir / "chat_template.jinja").read_text(encoding="utf-8")
@@ -147,18 +89,20 @@ def _find_template(model_dir: Path) -> str:
         pass
     try:
         raw = json.loads((model_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
-        found = raw.get("chat_template")
+        template = raw.get("chat_template")
     except (OSError, ValueError, AttributeError, RecursionError):
-        found = None
-    if isinstance(found, list):  # [{"name": ..., "template": ...}, ...]
+        template = None
+    if isinstance(template, list):  # [{"name": ..., "template": ...}, ...]
         named = {
-            str(one["name"]): one.get("template") for one in found if isinstance(one, dict) and "name" in one
+            str(entry["name"]): entry.get("template")
+            for entry in template
+            if isinstance(entry, dict) and "name" in entry
         }
-        found = next(iter(named.values())) if len(named) == 1 else named.get("default")
-        if len(named) > 1 and found is None:
+        template = next(iter(named.values())) if len(named) == 1 else named.get("default")
+        if len(named) > 1 and template is None:
             raise RequestError("messages", "...", f"no chat template is named default, of {sorted(named)}")
-    if not isinstance(found, str):
+    if not isinstance(template, str):
         raise RequestError(
             "messages", "...", "this model has no chat template: give prompts", code="no_chat_template"
         )
-    return found
+    return template

@@ -17,7 +17,7 @@ MAX_TEXT = 2**24  # characters
 
 
 def limit_memory() -> None:
-    """To what is taken now and MEMORY more, where the system can."""
+    """Limit this process's memory to what it takes now and MEMORY more, where the system can."""
     import resource  # not on every system
 
     with open("/proc/self/status") as status:

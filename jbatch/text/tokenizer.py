@@ -34,11 +34,11 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids that it may produce, added tokens included."""
+        """How many ids it may produce, added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids. Raises RequestError for text that is no valid Unicode, and where the tokenizer fails."""
+        """The token ids of a text. Raises RequestError for invalid Unicode, and where the tokenizer fails."""
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:  # a lone surrogate
@@ -140,8 +140,8 @@ class Detokenizer:
         before, self._text = len(self._text), self._text + new
         if not new or not search:
             return False
-        found = [(self._text.find(stop, max(0, before - len(stop) + 1)), stop) for stop in self._stop]
-        hits = [(at, stop) for at, stop in found if at >= 0]
+        places = [(self._text.find(stop, max(0, before - len(stop) + 1)), stop) for stop in self._stop]
+        hits = [(at, stop) for at, stop in places if at >= 0]
         if hits:
             self._at, self.found = min(hits)
         return bool(hits)
@@ -160,7 +160,7 @@ class Detokenizer:
 
 
 def _as_request_error(error: BaseException, field: str, value: object, what: str) -> BaseException:
-    """What the library raises: an Exception, nothing narrower, or a panic of Rust's, which is none."""
+    """The RequestError for what the library raises: an Exception, nothing narrower, or a panic of Rust's."""
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
         return RequestError(field, value, f"{what}: {' '.join(str(error).split())[:300]}")
     return error

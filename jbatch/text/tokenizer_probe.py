@@ -48,12 +48,12 @@ def _of_exit_code(code: int, size: int) -> str:
 
 
 def cpu_limit_s(size: int) -> int:
-    """Seconds for a file of so many bytes; Llama 3's 9 MB take about one."""
+    """Seconds of computing that a file of so many bytes may take; Llama 3's 9 MB take about one."""
     return 4 + size // 2**19
 
 
 def memory_limit(size: int) -> int:
-    """Bytes for a file of so many bytes."""
+    """Bytes of memory that a file of so many bytes may take."""
     return 2**30 + 64 * size
 
 
@@ -69,7 +69,8 @@ def probe(data: bytes) -> str | None:
 
 
 def load(data: bytes) -> tokenizers.Tokenizer:
-    """Raises what the library raises: an Exception, or a panic, which is a BaseException."""
+    """The tokenizer in a file's bytes. Raises what the library raises: an Exception, or a panic, which is a
+    BaseException."""
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer.from_buffer(data)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from jbatch.jobs.records import error_record, result_record
-from jbatch.jobs.request_line import IGNORED, REFUSED, LineError, parse_line
+from jbatch.jobs.line_forms import IGNORED, REFUSED
+from jbatch.jobs.request_line import LineError, parse_line
+from jbatch.jobs.results import error_result, success_result
 from jbatch.sampling_params import SamplingParams
 from tests.helpers.jsonl_fuzz import CODES, batch_line, made_up_output
 
@@ -101,8 +102,8 @@ def test_every_sampling_parameter_has_its_bounds():
 
 
 def test_what_is_ignored_and_refused():
-    found = re.findall(r"^(?:Ignored|Refused).*?: (`.*?`)\.", TEXT, re.MULTILINE)
-    assert [re.findall("`([a-z_]+)`", names) for names in found] == [list(IGNORED), list(REFUSED)]
+    lists = re.findall(r"^(?:Ignored|Refused).*?: (`.*?`)\.", TEXT, re.MULTILINE)
+    assert [re.findall("`([a-z_]+)`", names) for names in lists] == [list(IGNORED), list(REFUSED)]
 
 
 def test_the_codes_of_lines():
@@ -117,18 +118,19 @@ def shape(value):
 
 
 def test_the_examples():
-    lines, records = [], []
+    lines, results = [], []
     for example in EXAMPLES:
-        is_record = not example.keys().isdisjoint(("text", "error", "response"))
-        (records if is_record else lines).append(example)
-    assert len(lines) == 6 and len(records) == 5
-    parsed = {line.custom_id: line for line in (parse_line(json.dumps(one).encode(), {}) for one in lines)}
-    for record in records:
-        line = parsed.get(None if record["custom_id"] == "line-1" else record["custom_id"])
-        if record.get("error"):
-            form = "bare" if "id" not in record else None
-            again = error_record(form, record["custom_id"], record["error"]["line"], "", "")
-            assert record["error"]["code"] in CODES
+        is_result = not example.keys().isdisjoint(("text", "error", "response"))
+        (results if is_result else lines).append(example)
+    assert len(lines) == 6 and len(results) == 5
+    parsed = [parse_line(json.dumps(line).encode(), {}) for line in lines]
+    by_id = {line.custom_id: line for line in parsed}
+    for result in results:
+        line = by_id.get(None if result["custom_id"] == "line-1" else result["custom_id"])
+        if result.get("error"):
+            form = "bare" if "id" not in result else None
+            again = error_result(form, result["custom_id"], result["error"]["line"], "", "")
+            assert result["error"]["code"] in CODES
         else:
-            again = result_record(line, record["custom_id"], made_up_output(line.params))
-        assert shape(record) == shape(again) and record.get("id") == again.get("id")
+            again = success_result(line, result["custom_id"], made_up_output(line.params))
+        assert shape(result) == shape(again) and result.get("id") == again.get("id")

@@ -21,9 +21,12 @@ from jbatch.cli import main as cli
 from jbatch.engine.engine import Engine
 from jbatch.engine.intake import Intake
 from jbatch.host.scheduler import Scheduler
-from jbatch.jobs import command as job_cli
+from jbatch.jobs import command as job_command
+from jbatch.jobs.answerer import Answerer
+from jbatch.jobs.input import Parse
 from jbatch.sim.fake_runner import FakeRunner, continuation
-from jbatch.text.chat import check_messages
+from jbatch.text.messages import check_messages
+from tests.helpers.faults import NONE, Faults, die
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.tokenizers import numbered, wrapped
 
@@ -31,25 +34,10 @@ CONFIG = dict(model_type="llama", vocab_size=VOCAB_SIZE, hidden_size=32, interme
 CONFIG |= dict(num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=128, torch_dtype="float32")
 USER, ASSISTANT = 94, 95  # tokens of roles
 TIMEOUT_S = 60
-BOUNDARIES = ("write", "fsync", "replace", "ftruncate", "unlink")  # of what reaches the disk
+JOB = ("-i", "in.jsonl", "-o", "out.jsonl")
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["tests.helpers.fake_job"])
-
-
-class Faults(NamedTuple):
-    """What goes wrong in one run."""
-
-    kill: tuple[str, int, str] | None = None  # a function of BOUNDARIES, its call from 1, before/torn/after
-    kill_at_step: int | None = None
-    fail_at_step: int | None = None  # the device raises
-    step_s: float = 0.0  # how long a step takes
-    fail_write: tuple[int, int] | None = None  # errno, from this record on
-    file_size: int | None = None  # bytes that the system lets a file have
-    pause_before: tuple[str, float] | None = None  # seconds before each call of a function of BOUNDARIES
-
-
-NONE = Faults()
 
 
 class Ended(NamedTuple):
@@ -92,6 +80,14 @@ class Run:
 
 def run(directory: Path, *args: object, **options: Any) -> Ended:
     return Run(directory, *args, **options).wait()
+
+
+def refuse(directory: Path, *args: object, **options: Any) -> str:
+    """Run a command that is refused: exit code 2 and one line, which is given back."""
+    ended = run(directory, *args, **options)
+    last = ended.err.splitlines()[-1]
+    assert (ended.code, ended.out) == (2, "") and "Traceback" not in ended.err
+    return last.removeprefix("jbatch: ")
 
 
 def wait_for(condition, what: str = "it") -> None:
@@ -139,9 +135,9 @@ def line_of(number: int) -> dict[str, Any]:
     named = {} if id_of(number).startswith("line-") else {"custom_id": id_of(number)}
     if form == "bare":
         return {"prompt": text, **fields, **named}
-    asked = {"messages": [{"role": "user", "content": text}]} if form == "chat" else {"prompt": text}
+    prompt = {"messages": [{"role": "user", "content": text}]} if form == "chat" else {"prompt": text}
     url = "/v1/chat/completions" if form == "chat" else "/v1/completions"
-    return {**named, "method": "POST", "url": url, "body": {"model": "m", **asked, **fields}}
+    return {**named, "method": "POST", "url": url, "body": {"model": "m", **prompt, **fields}}
 
 
 def form_of(number: int) -> str:
@@ -158,7 +154,7 @@ def id_of(number: int) -> str:
 
 
 def text_of(number: int, *, chat: bool = False, sample_idx: int = 0) -> str:
-    """What the prompt of line `number` is answered, by the definition."""
+    """The text that answers the prompt of line `number`, by the definition."""
     stop = [CONFIG["eos_token_id"]]
     prompt = [USER, *prompt_of(number), ASSISTANT] if chat else prompt_of(number)
     tokens = continuation(prompt, tokens_of(number), VOCAB_SIZE, stop, sample_idx=sample_idx)
@@ -166,34 +162,39 @@ def text_of(number: int, *, chat: bool = False, sample_idx: int = 0) -> str:
 
 
 def texts_of(number: int) -> list[str]:
-    """Of all samples of line `number`."""
+    """The texts that answer line `number`, one for each sample."""
     chat = form_of(number) == "chat"
     return [text_of(number, chat=chat, sample_idx=idx) for idx in range(samples_of(number))]
 
 
-def texts_in(record: dict[str, Any]) -> list[str]:
-    """Of all samples of a record, in whichever form."""
-    if "response" not in record:
-        return [one["text"] for one in record.get("outputs", [record])]
-    choices = record["response"]["body"]["choices"]
-    return [one["message"]["content"] if "message" in one else one["text"] for one in choices]
+def texts_in(result: dict[str, Any]) -> list[str]:
+    """The texts of all samples of a result, in whichever form."""
+    if "response" not in result:
+        return [sample["text"] for sample in result.get("outputs", [result])]
+    choices = result["response"]["body"]["choices"]
+    return [choice["message"]["content"] if "message" in choice else choice["text"] for choice in choices]
+
+
+def num_results(path: Path) -> int:
+    """Whole results in an output, if it is there."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def check_whole(path: Path, line_numbers) -> list[dict]:
-    """The records of an output, after it was found to hold each line's once, and the right one."""
+    """The results in an output, which must be each line's once, and the right one."""
     raw = path.read_bytes()
     assert not raw or raw.endswith(b"\n")
-    records = [json.loads(line) for line in raw.splitlines()]
+    results = [json.loads(line) for line in raw.splitlines()]
     expected = {id_of(number): number for number in line_numbers}
-    counts = Counter(record["custom_id"] for record in records)
-    assert counts == Counter(expected.keys()), "records are lost, doubled or strange"
-    for record in records:
-        number = expected[record["custom_id"]]
+    counts = Counter(result["custom_id"] for result in results)
+    assert counts == Counter(expected.keys()), "results are lost, doubled or strange"
+    for result in results:
+        number = expected[result["custom_id"]]
         if number % 10 == 0:
-            assert record["error"]["line"] == number
+            assert result["error"]["line"] == number
         else:
-            assert record.get("error") is None and texts_in(record) == texts_of(number)
-    return records
+            assert result.get("error") is None and texts_in(result) == texts_of(number)
+    return results
 
 
 # In the child.
@@ -206,65 +207,9 @@ def _child(directory: str, args: list[str], streams: list[str], faults: Faults) 
         os.dup2(opened, fd)
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if faults.kill is not None:
-        _arm(*faults.kill)
-    if faults.fail_write is not None:
-        _fail_writes(*faults.fail_write)
-    if faults.pause_before is not None:
-        _pause(*faults.pause_before)
-    if faults.file_size is not None:
-        import resource
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write fails with EFBIG
-        resource.setrlimit(resource.RLIMIT_FSIZE, (faults.file_size, faults.file_size))
-    job_cli._load = lambda model, options, found: _load(faults, options)
+    faults.arm()
+    job_command._load = lambda model, options, parse, scan: _load(faults, options, parse)
     cli.main(args)
-
-
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _arm(name: str, call: int, when: str) -> None:
-    """Kill this process at one call of a function that changes the disk; "torn": half of a write is done."""
-    real, calls = getattr(os, name), Counter()
-
-    def wrapped_call(*args, **options):
-        calls[name] += 1
-        if calls[name] != call:
-            return real(*args, **options)
-        if when == "torn":
-            real(args[0], bytes(args[1])[: len(args[1]) // 2])
-        elif when == "after":
-            real(*args, **options)
-        return _die()
-
-    setattr(os, name, wrapped_call)
-
-
-def _fail_writes(errno: int, record: int) -> None:
-    """From one write on, half of it is written and the next one fails."""
-    real, calls = os.write, Counter()
-
-    def write(fd, data):
-        calls["all"] += fd > 2
-        if calls["all"] < record or fd <= 2:
-            return real(fd, data)
-        if calls["all"] == record:
-            return real(fd, bytes(data)[: len(data) // 2])
-        raise OSError(errno, os.strerror(errno))
-
-    os.write = write
-
-
-def _pause(name: str, seconds: float) -> None:
-    real = getattr(os, name)
-
-    def paused(*args, **options):
-        time.sleep(seconds)
-        return real(*args, **options)
-
-    setattr(os, name, paused)
 
 
 def _encode_chat(messages):
@@ -284,14 +229,14 @@ class _Runner(FakeRunner):
         if self.faults.step_s:
             time.sleep(self.faults.step_s)
         if self.num_steps == self.faults.kill_at_step:
-            _die()
+            die()
         if self.num_steps == self.faults.fail_at_step:
             raise RuntimeError("INTERNAL: the device is on fire")
         return output
 
 
 @contextmanager
-def _load(faults: Faults, engine_options: dict):
+def _load(faults: Faults, engine_options: dict, parse: Parse):
     """In place of a real model."""
     config = scheduler_config(num_pages=engine_options.get("num_pages", 17))
     runner = _Runner(config.shape, VOCAB_SIZE)
@@ -305,5 +250,5 @@ def _load(faults: Faults, engine_options: dict):
         seed=engine_options.get("seed", 0),
     )
     engine = Engine(scheduler, runner, intake)
-    yield job_cli.Model(engine, _encode_chat, lambda: 0)
+    yield Answerer(engine, parse, _encode_chat, lambda: 0)
     assert engine.scheduler.pool.num_used == 0 and not engine.has_unfinished, "pages are left behind"

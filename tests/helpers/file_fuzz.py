@@ -82,13 +82,13 @@ def change(value: Any, rng: random.Random, values: list[Any]) -> None:
 
 def _containers(value: Any) -> list[Any]:
     """All objects and lists within a value, itself included; nested as deep as they like."""
-    found, todo = [], [value]
+    containers, todo = [], [value]
     while todo:
-        one = todo.pop()
-        if isinstance(one, dict | list):
-            found.append(one)
-            todo += one.values() if isinstance(one, dict) else one
-    return found
+        inner = todo.pop()
+        if isinstance(inner, dict | list):
+            containers.append(inner)
+            todo += inner.values() if isinstance(inner, dict) else inner
+    return containers
 
 
 # ---- config.json and generation_config.json ----

@@ -11,8 +11,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from jbatch.jobs.records import dump, error_record, result_record
-from jbatch.jobs.request_line import IGNORED, REFUSED, LineError, RequestLine, parse_line
+from jbatch.jobs.line_forms import IGNORED, REFUSED
+from jbatch.jobs.request_line import LineError, RequestLine, parse_line
+from jbatch.jobs.results import dump, error_result, success_result
 from jbatch.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
 from jbatch.sampling_params import SamplingParams
 
@@ -83,7 +84,7 @@ def make_line(rng: random.Random) -> bytes:
 def _objects(value: Any) -> list[dict[str, Any]]:
     """All objects within a value, itself included."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [value] * isinstance(value, dict) + [found for item in inside for found in _objects(item)]
+    return [value] * isinstance(value, dict) + [inner for item in inside for inner in _objects(item)]
 
 
 def _set(line: dict[str, Any], rng: random.Random) -> None:
@@ -168,7 +169,7 @@ DAMAGES: list[Callable[[bytes, random.Random], bytes]] = [
 
 def check_line(raw: bytes) -> RequestLine | LineError:
     """What parse_line makes of a line: a RequestLine that says the same again as a line, or a LineError with
-    one readable line; and a record of either that any JSON parser reads."""
+    one readable line; and a result of either that any JSON parser reads."""
     try:
         line = parse_line(raw, {})
     except LineError as error:
@@ -176,14 +177,14 @@ def check_line(raw: bytes) -> RequestLine | LineError:
         assert len(error.message.splitlines()) == 1 and len(error.message) < 1000, error.message
         assert error.field is None or error.field in error.message, error.message
         custom_id = error.custom_id or "line-1"
-        assert_strict_json(error_record(error.form, custom_id, 1, error.code, error.message))
+        assert_strict_json(error_result(error.form, custom_id, 1, error.code, error.message))
         return error
     except Exception as error:
         raise AssertionError(f"{type(error).__name__}: {error}: of {raw[:300]!r}") from error
     again = parse_line(json.dumps(as_bare_line(line)).encode(), {})
     assert again[2:5] == line[2:5], f"{again} instead of {line}"
     custom_id = line.custom_id or "line-1"
-    assert_strict_json(result_record(line, custom_id, made_up_output(line.params)))
+    assert_strict_json(success_result(line, custom_id, made_up_output(line.params)))
     return line
 
 
@@ -196,7 +197,7 @@ def as_bare_line(line: RequestLine) -> dict[str, Any]:
 
 
 def made_up_output(params: SamplingParams, *, text: str = "a\u2028\n\x00") -> RequestOutput:
-    """An output with all that was asked for."""
+    """An output with all that its parameters ask for."""
     tokens = {5: Logprob(-0.5, 1, "a"), 6: Logprob(-math.inf, 9, "\ufffd"), 7: Logprob(-1.0, 2)}
     logprobs = None if params.logprobs is None else [tokens, dict(itertools.islice(tokens.items(), 2))]
     outputs = [
@@ -209,12 +210,12 @@ def made_up_output(params: SamplingParams, *, text: str = "a\u2028\n\x00") -> Re
     return RequestOutput("r", "hi", [1, 2], outputs, prompt_logprobs=of_prompt)
 
 
-def assert_strict_json(record: dict[str, Any]) -> None:
-    """A record is one line of ASCII, and any parser gets it back."""
-    raw = dump(record)
+def assert_strict_json(result: dict[str, Any]) -> None:
+    """A result is one line of ASCII, and any parser gets it back."""
+    raw = dump(result)
     assert raw.isascii() and raw.endswith(b"\n") and raw.count(b"\n") == 1 and b"\r" not in raw
 
     def refuse(literal: str) -> None:
         raise AssertionError(f"{literal} in {raw[:300]!r}")
 
-    assert json.loads(raw, parse_constant=refuse) == json.loads(json.dumps(record))
+    assert json.loads(raw, parse_constant=refuse) == json.loads(json.dumps(result))

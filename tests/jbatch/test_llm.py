@@ -13,7 +13,8 @@ from jbatch.engine.engine import Engine
 from jbatch.errors import ConfigError, JBatchError, RequestError
 from jbatch.host.policy import MODES
 from jbatch.host.scheduler import StepLimits
-from jbatch.text.chat import ChatTemplate, check_messages
+from jbatch.text.chat import ChatTemplate
+from jbatch.text.messages import check_messages
 from tests.helpers.hf_checkpoint import tiny, write_checkpoint
 from tests.helpers.tokenizers import numbered, save
 from weights import WeightsError

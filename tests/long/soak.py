@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jbatch.cli import main as cli
-from jbatch.jobs import command as job_cli
+from jbatch.jobs import command as job_command
+from jbatch.jobs.answerer import Answerer
 from tests.helpers import fake_job
-from tests.helpers.fake_job import BOUNDARIES, Faults
+from tests.helpers.faults import BOUNDARIES, Faults
 from weights.demo import tasks
 
 DEMO = Path(tasks.__file__).parent
@@ -51,13 +52,13 @@ def kill(num_points: int) -> None:
         with tempfile.TemporaryDirectory() as directory:
             num_killed += kill_one_job(fake_job.make_directory(Path(directory)), rng, extra)
     print(f"{num_killed} kills in {num_jobs} jobs of {NUM_LINES} lines, {time.monotonic() - begin:.0f} s")
-    print("no record lost or doubled, every text as its definition says")
+    print("no result lost or doubled, every text as its definition says")
 
 
 def kill_one_job(place: Path, rng: random.Random, extra: tuple[str, ...]) -> int:
     """How many times it was killed before it came to its end."""
     fake_job.write_input(place, NUM_LINES)
-    job = ("-i", "in.jsonl", "-o", "out.jsonl", *extra)
+    job = (*fake_job.JOB, *extra)
     answered: set[str] = set()
     for num_killed in range(10_000):
         ended = fake_job.run(place, *job, faults=random_fault(rng))
@@ -74,24 +75,24 @@ def kill_one_job(place: Path, rng: random.Random, extra: tuple[str, ...]) -> int
 
 
 def answers(path: Path) -> dict[str, dict]:
-    """Whole records that are no errors; a job may remove errors, to run them again."""
+    """Whole results that are no errors; a job may remove errors, to run them again."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    records = [json.loads(line) for line in lines]
-    return {record["custom_id"]: record for record in records if record.get("error") is None}
+    results = [json.loads(line) for line in lines]
+    return {result["custom_id"]: result for result in results if result.get("error") is None}
 
 
 # The long run.
 
 
 class Sampler(threading.Thread):
-    """Memory and open files of this process, each time so many more records are there."""
+    """Memory and open files of this process, each time so many more results are there."""
 
     def __init__(self, output: Path, num_requests: int):
         super().__init__(daemon=True)
         self._output, self._every, self.samples = output, num_requests // NUM_SAMPLES, []
 
     def run(self) -> None:
-        wanted, num_records, at = self._every, 0, 0
+        wanted, num_results, at = self._every, 0, 0
         while True:
             time.sleep(0.05)
             if not self._output.exists():
@@ -99,12 +100,12 @@ class Sampler(threading.Thread):
             with self._output.open("rb") as file:
                 file.seek(at)
                 new = file.read()
-            at, num_records = at + len(new), num_records + new.count(b"\n")
-            if num_records >= wanted:
+            at, num_results = at + len(new), num_results + new.count(b"\n")
+            if num_results >= wanted:
                 wanted += self._every
-                self.samples.append((num_records, rss_mib(), len(os.listdir("/proc/self/fd"))))
+                self.samples.append((num_results, rss_mib(), len(os.listdir("/proc/self/fd"))))
                 print(
-                    f"{num_records:8} records {rss_mib():8.1f} MiB {self.samples[-1][2]:4} open files",
+                    f"{num_results:8} results {rss_mib():8.1f} MiB {self.samples[-1][2]:4} open files",
                     flush=True,
                 )
 
@@ -129,7 +130,7 @@ def demo(num_requests: int) -> None:
         except SystemExit as ended:
             if ended.code:
                 raise
-        check_records(output, num_requests)
+        check_results(output, num_requests)
     (engine,) = engines
     if engine.scheduler.pool.num_used or engine.has_unfinished:
         raise SystemExit(f"{engine.scheduler.pool.num_used} pages are still in use")
@@ -155,23 +156,23 @@ def write_requests(path: Path, num: int) -> None:
 
 def watch_engines() -> list:
     """The engines that jobs will use, as they are made."""
-    engines, real = [], job_cli._load
+    engines, real = [], job_command._load
 
     @contextmanager
-    def load(*args: object) -> Iterator[job_cli.Model]:
-        with real(*args) as model:
-            engines.append(model.engine)
-            yield model
+    def load(*args: object) -> Iterator[Answerer]:
+        with real(*args) as answerer:
+            engines.append(answerer.engine)
+            yield answerer
 
-    job_cli._load = load
+    job_command._load = load
     return engines
 
 
-def check_records(output: Path, num_requests: int) -> None:
+def check_results(output: Path, num_requests: int) -> None:
     with output.open("rb") as file:
         ids = {json.loads(line)["custom_id"] for line in file}
     if ids != {f"line-{number}" for number in range(1, num_requests + 1)}:
-        raise SystemExit(f"{len(ids)} of {num_requests} records")
+        raise SystemExit(f"{len(ids)} of {num_requests} results")
 
 
 def check_flat(samples: list[tuple[int, float, int]]) -> None:

@@ -437,8 +437,8 @@ def test_headers_are_checked_before_any_tensor_is_read(tmp_path, monkeypatch):
 PEAK = """
 import sys
 import jax, numpy as np
-from jbatch.config_json import load_config
-from jbatch.model import abstract_params
+from jbatch.model_dir.config_json import load_config
+from jbatch.device.model import abstract_params
 import weights
 def high_water():  # not ru_maxrss, which a child inherits from its parent
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])

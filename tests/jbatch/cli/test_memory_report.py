@@ -62,10 +62,10 @@ def test_known_models(config, gpu, kv_bytes, weights, tokens, no_compiling, tmp_
     model = write_config(tmp_path / "m", config)
     ended = run(capsys, "plan", model, "--gpu-memory", gpu, "--max-num-seqs", "4096", "--json")
     assert ended.code == 0, ended.err
-    found = json.loads(ended.out)
-    assert (found["kv_bytes_per_token"], found["weight_bytes"]) == (kv_bytes, weights)
-    taken = found["step_bytes"] + 0.02 * found["limit_bytes"]
-    assert found["cache_tokens"] + taken / kv_bytes == pytest.approx(tokens, rel=0.005)
+    figures = json.loads(ended.out)
+    assert (figures["kv_bytes_per_token"], figures["weight_bytes"]) == (kv_bytes, weights)
+    taken = figures["step_bytes"] + 0.02 * figures["limit_bytes"]
+    assert figures["cache_tokens"] + taken / kv_bytes == pytest.approx(tokens, rel=0.005)
 
 
 def test_in_words(eight_b, no_compiling, capsys):
@@ -114,7 +114,7 @@ def test_no_model(tmp_path, capsys):
     assert "config.json" in run(capsys, "plan", tmp_path, "--gpu-memory", "1GB").err
 
 
-def test_the_plan_is_what_an_engine_does(tmp_path, monkeypatch, capsys):
+def test_the_report_is_what_an_engine_does(tmp_path, monkeypatch, capsys):
     """Pages, buckets and programs; the temporaries are those of compiled programs, of which there are two."""
     options = dict(max_num_seqs=1, max_model_len=32, page_size=16, device="cpu")
     compiled = []
@@ -123,23 +123,23 @@ def test_the_plan_is_what_an_engine_does(tmp_path, monkeypatch, capsys):
     model = write_model(tmp_path / "model")
     (model / "model.safetensors").rename(tmp_path / "aside")
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    found = json.loads(run(capsys, "plan", model, *flags, "--json").out)
+    figures = json.loads(run(capsys, "plan", model, *flags, "--json").out)
     assert [(program.bucket.kind, program.bucket.tokens) for program in compiled] == [
         ("decode", 1),
         ("prefill", 32),
     ]
-    assert found["step_source"].endswith("compiled for this CPU") and found["step_bytes"] > 1000
+    assert figures["step_source"].endswith("compiled for this CPU") and figures["step_bytes"] > 1000
 
     (tmp_path / "aside").rename(model / "model.safetensors")
     with LLM(model, **options) as llm:
-        assert llm.runner.shape.num_pages == found["num_pages"]
-        assert llm.runner.num_programs == found["num_programs"]
-        assert sum(leaf.nbytes for leaf in llm.runner._params) == found["weight_bytes"]
+        assert llm.runner.shape.num_pages == figures["num_pages"]
+        assert llm.runner.num_programs == figures["num_programs"]
+        assert sum(leaf.nbytes for leaf in llm.runner._params) == figures["weight_bytes"]
         kinds = {name: set() for name in ("prefill", "decode")}
         for program in llm.runner._programs:
             kinds[program.bucket.kind].add(program.bucket.tokens)
-    assert sorted(kinds["prefill"]) == found["prefill_tokens"]
-    assert sorted(kinds["decode"]) == found["decode_slots"]
+    assert sorted(kinds["prefill"]) == figures["prefill_tokens"]
+    assert sorted(kinds["decode"]) == figures["decode_slots"]
 
 
 def test_a_gpu_at_hand_is_asked(tmp_path, monkeypatch):
@@ -155,9 +155,9 @@ def test_a_gpu_at_hand_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(memory_report, "choose_attention", lambda *_: None)
     monkeypatch.setattr(memory_report, "temp_bytes", lambda *_: 5000)
     model = write_config(tmp_path / "m", tiny())
-    report = memory_report.plan_model(model, EngineConfig(max_num_seqs=2))
+    report = memory_report.report_memory(model, EngineConfig(max_num_seqs=2))
     assert report.device == "NVIDIA Test" and report.step_source.endswith("compiled for this GPU")
     extra = StateShape(2, 2, 64, 4).extra_bytes(parse_config(tiny()))
     assert (report.memory.limit_bytes, report.memory.step_bytes) == (10**6, 5000 + extra)
-    report = memory_report.plan_model(model, EngineConfig(max_num_seqs=2), 2 * 10**6)
+    report = memory_report.report_memory(model, EngineConfig(max_num_seqs=2), 2 * 10**6)
     assert report.memory.limit_bytes == 1_800_000 and report.memory.step_bytes == 5000 + extra

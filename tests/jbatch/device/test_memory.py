@@ -1,4 +1,4 @@
-"""How many pages a memory holds, and what a plan says of it."""
+"""How many pages a memory holds, and how an engine divides it."""
 
 import dataclasses
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from jbatch.config import EngineConfig, ModelConfig
-from jbatch.device import memory as memory_plan
-from jbatch.device.memory import CPU_CACHE_BYTES, Memory, MemoryPlan
+from jbatch.device import memory as device_memory
+from jbatch.device.memory import CPU_CACHE_BYTES, Memory, MemoryUse
 from jbatch.errors import ConfigError
 
 MODEL = ModelConfig(96, 32, 48, 2, 4, 2, 8, 256, dtype="float32")
@@ -21,7 +21,7 @@ def gpu(limit: int, used: int = 0, step: int = 0) -> Memory:
 
 def num_pages(memory: Memory, max_model_len: int = 64, **options: Any) -> int:
     config = EngineConfig(page_size=16, **{"max_num_seqs": 4, **options})
-    return memory_plan.choose_num_pages(config, MODEL, max_model_len, memory)
+    return device_memory.choose_num_pages(config, MODEL, max_model_len, memory)
 
 
 def test_as_many_as_can_be_used():
@@ -74,25 +74,25 @@ def test_a_gpu_that_says_nothing_does_what_it_is_told():
     assert num_pages(Memory(True, None), num_pages=7) == 7
 
 
-# ---- plans ----
+# ---- what goes where ----
 
 
-def plan(memory: Memory, step: Any = 0, context: int = 64, **options: Any) -> MemoryPlan:
+def divide(memory: Memory, step: Any = 0, context: int = 64, **options: Any) -> MemoryUse:
     config = EngineConfig(page_size=16, **{"max_num_seqs": 4, **options})
     step_bytes = step if callable(step) else lambda config: step
-    return memory_plan.plan_memory(config, MODEL, config.max_model_len or context, memory, step_bytes)
+    return device_memory.divide_memory(config, MODEL, config.max_model_len or context, memory, step_bytes)
 
 
-def test_a_plan_by_hand():
+def test_a_memory_divided_by_hand():
     """Limit 100 pages: 20 of weights, 8 of a step, 2 of margin; a sequence of 64 tokens takes 4 pages."""
-    found = plan(gpu(100 * PAGE, 20 * PAGE), 8 * PAGE, max_num_seqs=64)
-    assert (found.num_pages, found.cache_bytes, found.cache_tokens) == (70, 70 * PAGE, 69 * 16)
-    assert (found.longest_request, found.full_length_seqs) == (64, 17)
+    use = divide(gpu(100 * PAGE, 20 * PAGE), 8 * PAGE, max_num_seqs=64)
+    assert (use.num_pages, use.cache_bytes, use.cache_tokens) == (70, 70 * PAGE, 69 * 16)
+    assert (use.longest_request, use.full_length_seqs) == (64, 17)
 
 
 def test_a_pool_smaller_than_the_context():
-    found = plan(gpu(10 * PAGE), 0, num_pages=3)
-    assert (found.longest_request, found.full_length_seqs) == (32, 1)
+    use = divide(gpu(10 * PAGE), 0, num_pages=3)
+    assert (use.longest_request, use.full_length_seqs) == (32, 1)
 
 
 def step_of(config: EngineConfig) -> int:
@@ -122,17 +122,17 @@ def step_of(config: EngineConfig) -> int:
 )
 def test_what_would_do_instead(memory, options, words):
     with pytest.raises(ConfigError) as refused:
-        plan(memory, step_of, **options)
+        divide(memory, step_of, **options)
     for word in words:
         assert word in str(refused.value)
 
 
 def test_every_suggestion_would_do():
     memory = gpu(30 * PAGE)
-    assert plan(memory, step_of, max_num_batched_tokens=1024).num_pages >= 2
-    assert plan(memory, step_of, max_num_seqs=16, max_num_batched_tokens=64).num_pages >= 2
+    assert divide(memory, step_of, max_num_batched_tokens=1024).num_pages >= 2
+    assert divide(memory, step_of, max_num_seqs=16, max_num_batched_tokens=64).num_pages >= 2
     with pytest.raises(ConfigError):
-        plan(memory, step_of, max_num_seqs=32, max_num_batched_tokens=64)
+        divide(memory, step_of, max_num_seqs=32, max_num_batched_tokens=64)
 
 
 @pytest.mark.parametrize("used", [0, 10**9 + 1, 2**35])
@@ -140,10 +140,10 @@ def test_the_smallest_gpu_would_do(used):
     """A page that holds a MiB less would not."""
     need = used + 2048 * PAGE  # 8 MiB
     config = EngineConfig()
-    gpu_bytes = memory_plan.gpu_bytes(need, config)
+    gpu_bytes = device_memory.gpu_bytes(need, config)
     options = dict(max_num_seqs=4096, max_num_batched_tokens=64)
-    assert plan(gpu(int(gpu_bytes * 0.9), used), 0, 16, **options).num_pages >= 2048
-    assert plan(gpu(int((gpu_bytes - 2**21) * 0.9), used), 0, 16, **options).num_pages < 2048
+    assert divide(gpu(int(gpu_bytes * 0.9), used), 0, 16, **options).num_pages >= 2048
+    assert divide(gpu(int((gpu_bytes - 2**21) * 0.9), used), 0, 16, **options).num_pages < 2048
 
 
 # ---- PERFORMANCE figures of public shapes ----
@@ -162,7 +162,7 @@ LLAMA_3_8B = ModelConfig(128256, 4096, 14336, 32, 32, 8, 128, 8192)
     ],
 )
 def test_the_estimate_of_a_step(model, prefill, decode, megabytes):
-    assert memory_plan.estimate_step_bytes(model, prefill, decode) / 2**20 == pytest.approx(
+    assert device_memory.estimate_step_bytes(model, prefill, decode) / 2**20 == pytest.approx(
         megabytes, rel=0.03
     )
 
@@ -178,23 +178,23 @@ def test_the_estimate_of_a_step(model, prefill, decode, megabytes):
     ],
 )
 def test_sizes(text, size):
-    assert memory_plan.parse_bytes(text) == size
+    assert device_memory.parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1GB", "0", "80XB", "8..0GB", "nan", "1e999", "9" * 5000])
 def test_what_is_no_size(text):
     with pytest.raises(ConfigError, match=r"^gpu_memory="):
-        memory_plan.parse_bytes(text)
+        device_memory.parse_bytes(text)
 
 
 @pytest.mark.parametrize(
     "size, text", [(0, "0 B"), (1023, "1023 B"), (2**30, "1.00 GiB"), (2**30 + 1, "1.01 GiB")]
 )
 def test_bytes_in_words(size, text):
-    assert memory_plan.describe_bytes(size) == text
+    assert device_memory.describe_bytes(size) == text
 
 
-def test_a_plan_is_frozen():
-    found = plan(gpu(100 * PAGE))
+def test_what_is_divided_is_frozen():
+    use = divide(gpu(100 * PAGE))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        found.num_pages = 3  # type: ignore[misc]
+        use.num_pages = 3  # type: ignore[misc]

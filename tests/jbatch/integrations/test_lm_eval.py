@@ -63,7 +63,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 def documents() -> list[dict[str, Any]]:
     rng = random.Random(0)
-    found = []
+    documents = []
     for i, example in enumerate(demo.demo_prompts(NUM_DOCS, seed=5)):
         choices = [example.answer, example.answer[::-1] + "1", "zz", str(rng.randrange(1000))]
         rng.shuffle(choices)
@@ -71,7 +71,7 @@ def documents() -> list[dict[str, Any]]:
         text = " ".join(
             e.prompt + e.answer for e in demo.demo_prompts(rng.randint(1, 8), seed=rng.randrange(2**31))
         )
-        found.append(
+        documents.append(
             {
                 "prompt": prompt,
                 "answer": example.answer,
@@ -80,7 +80,7 @@ def documents() -> list[dict[str, Any]]:
                 "text": text,
             }
         )
-    return found
+    return documents
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +187,8 @@ def model():
 
 def requests(kind: str, *args: tuple) -> list[Any]:
     return [
-        lm_eval.api.instance.Instance(request_type=kind, doc={}, arguments=one, idx=i)
-        for i, one in enumerate(args)
+        lm_eval.api.instance.Instance(request_type=kind, doc={}, arguments=arguments, idx=i)
+        for i, arguments in enumerate(args)
     ]
 
 

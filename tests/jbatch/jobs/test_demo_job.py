@@ -23,40 +23,41 @@ def write_input(path, num: int) -> list[tasks.Example]:
     examples = tasks.demo_prompts(num, seed=3)
     with path.open("w") as file:
         for number, example in enumerate(examples):
-            asked = {"prompt": example.prompt}
-            asked |= {"temperature": 2.0} if number % 3 == 0 else {}
-            asked |= {"n": 2} if number % 6 == 0 else {}
+            request = {"prompt": example.prompt}
+            request |= {"temperature": 2.0} if number % 3 == 0 else {}
+            request |= {"n": 2} if number % 6 == 0 else {}
             if number % 12 == 0:
-                body = {**asked, "logprobs": 2}
+                body = {**request, "logprobs": 2}
                 line = {"method": "POST", "url": "/v1/completions", "body": body}
             else:
-                line = asked
+                line = request
             file.write(json.dumps({"custom_id": f"{number}", **line}) + "\n")
     return examples
 
 
-def records_of(path) -> dict[str, dict]:
-    records = [json.loads(line) for line in path.read_bytes().splitlines()]
-    assert len({record["custom_id"] for record in records}) == len(records)
-    return {record["custom_id"]: record for record in records}
+def results_of(path) -> dict[str, dict]:
+    results = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert len({result["custom_id"] for result in results}) == len(results)
+    return {result["custom_id"]: result for result in results}
 
 
-def take_logprobs(records: dict[str, dict]) -> list[float]:
-    """Out of the records: those of tokens, whose last bits depend on what else was in their steps."""
+def take_logprobs(results: dict[str, dict]) -> list[float]:
+    """Out of the results: those of tokens, whose last bits depend on what else was in their steps."""
     numbers = []
-    for record in sorted(records.values(), key=lambda record: record["custom_id"]):
-        for choice in record["response"]["body"]["choices"] if "response" in record else ():
-            found = choice.pop("logprobs")
-            assert len(found["tokens"]) == len(found["top_logprobs"]) == len(found["token_logprobs"]) > 0
-            numbers += found["token_logprobs"]
+    for result in sorted(results.values(), key=lambda result: result["custom_id"]):
+        for choice in result["response"]["body"]["choices"] if "response" in result else ():
+            logprobs = choice.pop("logprobs")
+            lengths = {len(logprobs[name]) for name in ("tokens", "top_logprobs", "token_logprobs")}
+            assert len(lengths) == 1 and lengths != {0}
+            numbers += logprobs["token_logprobs"]
     return numbers
 
 
-def kill_at(job: tuple, out, num_records: int) -> None:
-    """Run a job until it has written so many records."""
+def kill_at(job: tuple, out, num_results: int) -> None:
+    """Run a job until it has written so many results."""
     process = subprocess.Popen([sys.executable, "-m", "jbatch", *map(str, job)], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while not out.exists() or out.read_bytes().count(b"\n") < num_records:
+    while not out.exists() or out.read_bytes().count(b"\n") < num_results:
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
@@ -70,15 +71,15 @@ def test_a_job_killed_twice(tmp_path, capsys):
     job = ("generate", DEMO, "-i", tmp_path / "in.jsonl", *OPTIONS, "-o")
     ended = run(capsys, *job, whole)
     assert ended.code == 0 and "0 compilations after warm-up" in ended.err, ended.err
-    for num_records in (5, 20):
-        kill_at((*job, killed), killed, num_records)
+    for num_results in (5, 20):
+        kill_at((*job, killed), killed, num_results)
     there = killed.read_bytes().count(b"\n")
     assert 20 <= there < NUM_LINES, "it was killed too late"
     ended = run(capsys, *job, killed, "--ordered", "--summary", tmp_path / "figures.json")
     assert ended.code == 0 and f"going on: {there} of {NUM_LINES}" in ended.err
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["completed"] == NUM_LINES - there, "what had finished was computed again"
-    expected, got = records_of(whole), records_of(killed)
+    expected, got = results_of(whole), results_of(killed)
     assert take_logprobs(got) == pytest.approx(take_logprobs(expected), abs=1e-4)
     assert got == expected and list(got) == [str(number) for number in range(NUM_LINES)]
     greedy = [number for number in range(NUM_LINES) if number % 3]

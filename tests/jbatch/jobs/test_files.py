@@ -46,7 +46,7 @@ def test_a_second_writer_is_refused(tmp_path):
 
 HOLD = """
 import sys
-from jbatch.job_files import locked
+from jbatch.jobs.files import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

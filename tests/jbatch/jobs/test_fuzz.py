@@ -1,4 +1,4 @@
-"""A job of broken lines: each gets its record, and the valid lines among them their answers."""
+"""A job of broken lines: each gets its result, and the valid lines among them their answers."""
 
 import json
 import random
@@ -8,12 +8,11 @@ import pytest
 from jbatch.jobs.request_line import LineError, parse_line
 from jbatch.sampling_params import SamplingParams
 from tests.helpers import fake_job
-from tests.helpers.fake_job import prompt_of, run, text_of, tokens_of
+from tests.helpers.fake_job import JOB, prompt_of, run, text_of, tokens_of
 from tests.helpers.jsonl_fuzz import TEMPLATES, make_line
 
-IDS = {one["custom_id"].encode() for one in TEMPLATES if "custom_id" in one}
+IDS = {line["custom_id"].encode() for line in TEMPLATES if "custom_id" in line}
 NUM_BROKEN = 400
-JOB = ("-i", "in.jsonl", "-o", "out.jsonl")
 
 
 def good_line(number: int) -> bytes:
@@ -23,7 +22,7 @@ def good_line(number: int) -> bytes:
 
 
 def broken_line(number: int, rng: random.Random) -> bytes:
-    """With an id of its own, where it still has one."""
+    """A line from `make_line`, with an id of its own where it still has one."""
     raw = make_line(rng).replace(b"\n", b"")
     for custom_id in IDS:
         raw = raw.replace(b'"custom_id": "%s"' % custom_id, b'"custom_id": "%d"' % number)
@@ -31,7 +30,7 @@ def broken_line(number: int, rng: random.Random) -> bytes:
 
 
 def read(raw: bytes, line_no: int) -> tuple[str, bool, SamplingParams | None]:
-    """What the line's record goes by, whether it has OpenAI's form, and the parameters of a request."""
+    """What the line's result goes by, whether it has OpenAI's form, and the parameters of a request."""
     try:
         line = parse_line(raw, {})
     except LineError as error:
@@ -41,16 +40,16 @@ def read(raw: bytes, line_no: int) -> tuple[str, bool, SamplingParams | None]:
 
 @pytest.fixture
 def lines():
-    """Of an input by line number, from 1; with each id once."""
-    rng, found, ids = random.Random(5), {}, set()
-    while len(found) < 2 * NUM_BROKEN:
-        line_no = len(found) + 1
+    """The lines of an input by their number, from 1; with each id once."""
+    rng, by_number, ids = random.Random(5), {}, set()
+    while len(by_number) < 2 * NUM_BROKEN:
+        line_no = len(by_number) + 1
         raw = good_line(line_no) if line_no % 2 else broken_line(line_no, rng)
         custom_id = read(raw, line_no)[0]
         if raw.strip() and custom_id not in ids:
             ids.add(custom_id)
-            found[line_no] = raw
-    return found
+            by_number[line_no] = raw
+    return by_number
 
 
 def test_the_valid_lines_are_answered(tmp_path, lines):
@@ -60,17 +59,17 @@ def test_the_valid_lines_are_answered(tmp_path, lines):
     assert ended.code == 1 and "Traceback" not in ended.err, ended.err[-2000:]
     assert f"jbatch: {2 * NUM_BROKEN} requests, " in ended.err
 
-    records = [json.loads(line) for line in (place / "out.jsonl").read_bytes().splitlines()]
-    by_id = {record["custom_id"]: record for record in records}
-    assert len(records) == len(by_id) == len(lines)
+    results = [json.loads(line) for line in (place / "out.jsonl").read_bytes().splitlines()]
+    by_id = {result["custom_id"]: result for result in results}
+    assert len(results) == len(by_id) == len(lines)
     for line_no, raw in lines.items():
         custom_id, openai, params = read(raw, line_no)
-        record = by_id[custom_id]
-        assert ("response" in record) == openai
+        result = by_id[custom_id]
+        assert ("response" in result) == openai
         if line_no % 2:
-            assert record["text"] == text_of(line_no)
-        elif record.get("error"):
-            assert record["error"]["line"] == line_no
+            assert result["text"] == text_of(line_no)
+        elif result.get("error"):
+            assert result["error"]["line"] == line_no
             asks = params is not None and (params.logprobs is not None or params.logprob_token_ids)
             if not asks:  # the fake runner has no log-probabilities
-                assert record["error"]["code"] != "internal_error", record
+                assert result["error"]["code"] != "internal_error", result

@@ -12,7 +12,7 @@ import pytest
 
 from jbatch.errors import ConfigError
 from jbatch.jobs import input as job_input
-from jbatch.jobs.input import Ids, id_of, open_input, read_lines, scan
+from jbatch.jobs.input import Ids, id_of, open_input, read_lines, scan_input
 from jbatch.jobs.options import Shard, parse_shard
 from jbatch.jobs.request_line import parse_line
 from jbatch.sampling_params import Sampler
@@ -88,7 +88,7 @@ def test_memory_per_line():
     )
     file = Endless(lines)
     tracemalloc.start()
-    scan(file, parse_line_of_id, WHOLE).ids.line_nos(["a"])
+    scan_input(file, parse_line_of_id, WHOLE).ids.line_nos(["a"])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert 24 < peak / num_lines <= 64
@@ -152,35 +152,35 @@ def test_what_a_pass_finds():
         b"{\n",
         {"prompt": "", "custom_id": "y", "top_p": 3},
     )
-    found = scan(file, parse, WHOLE)
-    assert found.sha256 == hashlib.sha256(file.getvalue()).hexdigest()
-    assert (found.last_line_no, found.num_lines, found.num_requests, found.num_wrong) == (6, 5, 5, 2)
-    assert found.num_samples == 1 + 2 + 1
-    assert found.samplers == (Sampler.GREEDY, Sampler.PLAIN)
-    assert (found.max_tokens, found.num_unbounded) == (9 + 10 + 9, 0)
-    assert found.ids.line_nos(["x", "line-3", "line-5", "y", "line-6"]) == [1, 3, 5, 6, 0]
+    scan = scan_input(file, parse, WHOLE)
+    assert scan.sha256 == hashlib.sha256(file.getvalue()).hexdigest()
+    assert (scan.last_line_no, scan.num_lines, scan.num_requests, scan.num_wrong) == (6, 5, 5, 2)
+    assert scan.num_samples == 1 + 2 + 1
+    assert scan.samplers == (Sampler.GREEDY, Sampler.PLAIN)
+    assert (scan.max_tokens, scan.num_unbounded) == (9 + 10 + 9, 0)
+    assert scan.ids.line_nos(["x", "line-3", "line-5", "y", "line-6"]) == [1, 3, 5, 6, 0]
 
 
 def test_a_pass_over_one_shard():
     lines = [{"prompt": "a", "custom_id": f"{n}", "temperature": n % 2} for n in range(1, 8)]
-    found = scan(as_file(*lines), lambda raw: parse_line(raw, {}), Shard(1, 2))
-    assert (found.num_lines, found.num_requests, found.samplers) == (7, 3, (Sampler.GREEDY,))
-    assert (found.max_tokens, found.num_unbounded) == (0, 3)
-    assert found.ids.line_nos([str(n) for n in range(1, 8)]) == [0, 2, 0, 4, 0, 6, 0]
+    scan = scan_input(as_file(*lines), lambda raw: parse_line(raw, {}), Shard(1, 2))
+    assert (scan.num_lines, scan.num_requests, scan.samplers) == (7, 3, (Sampler.GREEDY,))
+    assert (scan.max_tokens, scan.num_unbounded) == (0, 3)
+    assert scan.ids.line_nos([str(n) for n in range(1, 8)]) == [0, 2, 0, 4, 0, 6, 0]
 
 
 def test_duplicates_are_named_with_both_lines():
     lines = [{"prompt": "a", "custom_id": name} for name in ("x", "y", "x", "z", "y", "x", "line-9")]
     with pytest.raises(ConfigError, match="custom_id='lines 1 and 3, 2 and 5, 3 and 6': the same id twice"):
-        scan(as_file(*lines), parse, Shard(0, 4))
+        scan_input(as_file(*lines), parse, Shard(0, 4))
     with pytest.raises(ConfigError, match="lines 7 and 9'"):
-        scan(
+        scan_input(
             as_file(lines[0], lines[1], *(b"\n" for _ in range(4)), lines[6], b"\n", {"prompt": "a"}),
             parse,
             WHOLE,
         )
     with pytest.raises(ConfigError, match=r"4 and 5, 5 and 6 and 2 more'"):
-        scan(as_file(*[{"prompt": "a", "custom_id": "x"}] * 8), parse, WHOLE)
+        scan_input(as_file(*[{"prompt": "a", "custom_id": "x"}] * 8), parse, WHOLE)
 
 
 def test_a_line_without_an_id_goes_by_its_number():

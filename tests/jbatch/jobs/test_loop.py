@@ -11,10 +11,15 @@ from jbatch.engine.engine import Engine
 from jbatch.engine.intake import derive_seed
 from jbatch.errors import ConfigError, JobError, RequestError
 from jbatch.host.scheduler import Scheduler
+from jbatch.jobs import answerer as job_answerer
+from jbatch.jobs import loop as job_loop
+from jbatch.jobs.answerer import Answerer
 from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.input import read_lines
-from jbatch.jobs.loop import WINDOW, Job, JobParts
+from jbatch.jobs.ledger import Ledger
+from jbatch.jobs.loop import WINDOW, Job
 from jbatch.jobs.request_line import parse_line
+from jbatch.jobs.resume import Done
 from jbatch.jobs.summary import JobSummary
 from jbatch.seam.step_output import Status
 from jbatch.sim.fake_runner import FakeRunner
@@ -27,13 +32,13 @@ class Kept:
     """An output in memory."""
 
     def __init__(self, fail_at: int = -1):
-        self.records, self.num_syncs, self._fail_at = [], 0, fail_at
+        self.results, self.num_syncs, self._fail_at = [], 0, fail_at
 
-    def write(self, record: bytes) -> int:
-        if len(self.records) == self._fail_at:
+    def write(self, result: bytes) -> int:
+        if len(self.results) == self._fail_at:
             raise OSError(28, "full")
-        self.records.append(json.loads(record))
-        return len(self.records) - 1
+        self.results.append(json.loads(result))
+        return len(self.results) - 1
 
     def sync(self, *, now: bool = False) -> None:
         self.num_syncs += 1
@@ -51,33 +56,44 @@ def no_template(messages):
 
 
 def answer(
-    *lines, engine=None, output=None, encode_chat=no_template, stop=lambda: False, on_step=lambda: None
+    *lines,
+    engine=None,
+    output=None,
+    encode_chat=no_template,
+    stop=lambda: False,
+    on_step=lambda: None,
+    tokens_left=None,
 ):
-    """Run a job over some lines, each JSON or bytes; its end, and what it wrote."""
+    """Run a job on some lines, each JSON or bytes; whether it came to its end, what it wrote, the ledger."""
     engine, output = engine or make_engine(), output or Kept()
     data = b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines)
     parse = functools.partial(parse_line, defaults={"temperature": 0, "max_tokens": 3})
-    parts = JobParts(engine, output, parse, encode_chat, JobSummary(), TokensLeft(3, len(lines)))
+    ledger = Ledger(output, Done(len(lines)), JobSummary())
+    tokens_left = tokens_left or TokensLeft(3, len(lines))
+    job = Job(Answerer(engine, parse, encode_chat, lambda: 0), ledger, tokens_left)
     try:
-        ended = Job(parts).run(read_lines(io.BytesIO(data)), stop, on_step)
+        ended = job.run(read_lines(io.BytesIO(data)), stop, on_step)
     finally:
         assert not engine.has_unfinished and engine.scheduler.pool.num_used == 0, "something is left behind"
-    return ended, output.records, parts
+    return ended, output.results, ledger
 
 
-def error_code(record):
-    return (record.get("error") or {}).get("code")
+def error_code(result):
+    return (result.get("error") or {}).get("code")
 
 
 def test_lines_are_answered_and_counted():
-    ended, records, parts = answer({"prompt": "01.02.", "custom_id": "a"}, b"{\n", {"prompt": "03."})
-    assert ended and [(r["custom_id"], r.get("text"), error_code(r)) for r in records] == [
+    lines, tokens_left = ({"prompt": "01.02.", "custom_id": "a"}, b"{\n", {"prompt": "03."}), TokensLeft(3, 3)
+    ended, results, ledger = answer(*lines, tokens_left=tokens_left)
+    assert ended and [(r["custom_id"], r.get("text"), error_code(r)) for r in results] == [
         ("line-2", None, "invalid_json"),
         ("a", "05.11.23.", None),
         ("line-3", "04.09.19.", None),
     ]
-    assert parts.summary.finish_reasons == {"length": 2} and parts.summary.errors == {"invalid_json": 1}
-    assert parts.tokens_left.left == 0 and parts.output.num_syncs > 2
+    assert ledger.summary.finish_reasons == {"length": 2} and ledger.summary.errors == {"invalid_json": 1}
+    assert (ledger.done.num_done, ledger.done.num_errors) == (3, 1)
+    assert ledger.done.offsets.tolist() == [-1, 1, 0, 2], "by line number"
+    assert tokens_left.left == 0 and ledger.output.num_syncs > 2
 
 
 def test_a_seed_comes_from_the_line_number(monkeypatch):
@@ -98,8 +114,8 @@ def test_only_a_window_of_lines_is_read(monkeypatch):
     def count():
         most[0] = max(most[0], engine.num_unfinished)
 
-    ended, records, _ = answer(*[{"prompt": "01."}] * 90, engine=engine, on_step=count)
-    assert ended and len(records) == 90 and num_rows < most[0] <= WINDOW * num_rows
+    ended, results, _ = answer(*[{"prompt": "01."}] * 90, engine=engine, on_step=count)
+    assert ended and len(results) == 90 and num_rows < most[0] <= WINDOW * num_rows
     assert engine.summary.slot_use > 0.9, "the window starves the engine"
 
 
@@ -107,14 +123,14 @@ def test_wrong_lines_do_not_hold_up_the_others():
     """A million wrong lines between two requests: steps go on meanwhile."""
     steps = []
     wrong = [b"{\n"] * 500
-    _, records, _ = answer(
+    _, results, _ = answer(
         {"prompt": "01."},
         *wrong,
         {"prompt": "01."},
-        on_step=lambda: steps.append(len(output.records)),
+        on_step=lambda: steps.append(len(output.results)),
         output=(output := Kept()),
     )
-    assert len(records) == 502 and max(b - a for a, b in itertools.pairwise(steps)) <= 17
+    assert len(results) == 502 and max(b - a for a, b in itertools.pairwise(steps)) <= 17
 
 
 def test_chats_are_encoded_by_the_model():
@@ -124,12 +140,12 @@ def test_chats_are_encoded_by_the_model():
         assert messages[0]["content"] == "hi"
         return [1, 2]
 
-    _, records, _ = answer(chat, encode_chat=encode)
-    assert records[0]["text"] == "05.11.23."
+    _, results, _ = answer(chat, encode_chat=encode)
+    assert results[0]["text"] == "05.11.23."
     assert error_code(answer(chat)[1][0]) == "no_chat_template"
 
 
-def test_what_is_missing_here_stops_the_job_and_is_no_record():
+def test_what_is_missing_here_stops_the_job_and_is_no_result():
     def encode(messages):
         raise ConfigError("chat_template", "...", "needs transformers")
 
@@ -137,7 +153,7 @@ def test_what_is_missing_here_stops_the_job_and_is_no_record():
     chat = {"messages": [{"role": "user", "content": "hi"}]}
     with pytest.raises(JobError, match="needs transformers"):
         answer({"prompt": "01."}, chat, output=output, encode_chat=encode)
-    assert output.records == []
+    assert output.results == []
 
 
 def fail_on(word):
@@ -147,41 +163,39 @@ def fail_on(word):
     return fail
 
 
-def test_what_nobody_expected_of_one_request_is_its_record(monkeypatch):
+def test_what_nobody_expected_of_one_request_is_its_result(monkeypatch):
     tokenizer = wrapped(numbered())
     encode = tokenizer.encode
     monkeypatch.setattr(tokenizer, "encode", lambda text: encode(text) if text != "66." else 1 // 0)
     chat = {"messages": [{"role": "user", "content": "hi"}]}
-    _, records, _ = answer(
+    _, results, _ = answer(
         {"prompt": "66."},
         chat,
         {"prompt": "01."},
         engine=make_engine(tokenizer),
         encode_chat=fail_on("template"),
     )
-    messages = [(r.get("error") or {}).get("message") for r in records]
+    messages = [(r.get("error") or {}).get("message") for r in results]
     assert messages == [
         "ZeroDivisionError: integer division or modulo by zero",
         "ZeroDivisionError: template",
         None,
     ]
-    assert [error_code(r) for r in records] == ["internal_error", "internal_error", None]
+    assert [error_code(r) for r in results] == ["internal_error", "internal_error", None]
 
 
-def test_an_answer_that_makes_no_record_is_an_error_record(monkeypatch):
-    from jbatch.jobs import loop as job
-
-    real = job.result_record
+def test_an_answer_that_makes_no_result_is_an_error_result(monkeypatch):
+    real = job_answerer.success_result
 
     def strange(line, custom_id, output):
         return {**real(line, custom_id, output), "x": float("nan") if custom_id == "bad" else 0}
 
-    monkeypatch.setattr(job, "result_record", strange)
-    _, records, _ = answer({"prompt": "01.", "custom_id": "bad"}, {"prompt": "01.", "custom_id": "good"})
-    assert {r["custom_id"]: error_code(r) for r in records} == {"bad": "internal_error", "good": None}
+    monkeypatch.setattr(job_answerer, "success_result", strange)
+    _, results, _ = answer({"prompt": "01.", "custom_id": "bad"}, {"prompt": "01.", "custom_id": "good"})
+    assert {r["custom_id"]: error_code(r) for r in results} == {"bad": "internal_error", "good": None}
 
 
-def test_a_text_that_cannot_be_decoded_is_an_error_record(monkeypatch):
+def test_a_text_that_cannot_be_decoded_is_an_error_result(monkeypatch):
     tokenizer = wrapped(numbered())
     decode = tokenizer.decode
 
@@ -191,8 +205,8 @@ def test_a_text_that_cannot_be_decoded_is_an_error_record(monkeypatch):
         return decode(token_ids, **options)
 
     monkeypatch.setattr(tokenizer, "decode", fail)
-    _, records, _ = answer({"prompt": "01."}, {"prompt": "02."}, engine=make_engine(tokenizer))
-    assert {r["custom_id"]: error_code(r) for r in records} == {"line-1": "generation_failed", "line-2": None}
+    _, results, _ = answer({"prompt": "01."}, {"prompt": "02."}, engine=make_engine(tokenizer))
+    assert {r["custom_id"]: error_code(r) for r in results} == {"line-1": "generation_failed", "line-2": None}
 
 
 @pytest.mark.parametrize("num_failed, code", [(1, None), (2, "generation_failed")])
@@ -208,19 +222,17 @@ def test_samples_that_fail(monkeypatch, num_failed, code):
         return decode(token_ids, **options)
 
     monkeypatch.setattr(tokenizer, "decode", fail)
-    _, (record,), parts = answer({"prompt": "01.", "n": 2, "temperature": 1}, engine=make_engine(tokenizer))
-    assert error_code(record) == code
+    _, (result,), ledger = answer({"prompt": "01.", "n": 2, "temperature": 1}, engine=make_engine(tokenizer))
+    assert error_code(result) == code
     if code is None:
-        assert [bool(one.get("error")) for one in record["outputs"]] == [True, False]
-        assert record["outputs"][0]["finish_reason"] == "error" and record["outputs"][1]["text"]
-        assert parts.summary.finish_reasons == {"error": 1, "length": 1}
+        assert [bool(sample.get("error")) for sample in result["outputs"]] == [True, False]
+        assert result["outputs"][0]["finish_reason"] == "error" and result["outputs"][1]["text"]
+        assert ledger.summary.finish_reasons == {"error": 1, "length": 1}
 
 
 @pytest.mark.parametrize("num_good_steps", [0, 20])
 def test_a_model_that_gives_nothing_finite_stops_the_job(monkeypatch, num_good_steps):
-    from jbatch.jobs import loop as job
-
-    monkeypatch.setattr(job, "MAX_NON_FINITE", 5)
+    monkeypatch.setattr(job_loop, "MAX_NON_FINITE", 5)
     engine, output = make_engine(), Kept()
     submit = engine.runner.submit
 
@@ -234,29 +246,27 @@ def test_a_model_that_gives_nothing_finite_stops_the_job(monkeypatch, num_good_s
     lines = [{"prompt": "01."}] * 30
     if num_good_steps:
         answer(*lines, engine=engine, output=output)
-        assert len(output.records) == 30
-        assert {error_code(record) for record in output.records} == {None, "generation_failed"}
+        assert len(output.results) == 30
+        assert {error_code(result) for result in output.results} == {None, "generation_failed"}
     else:
         with pytest.raises(JobError, match=r"all of the first 5 .*--dtype bfloat16"):
             answer(*lines, engine=engine, output=output)
-        assert [error_code(record) for record in output.records] == ["generation_failed"] * 5
+        assert [error_code(result) for result in output.results] == ["generation_failed"] * 5
 
 
 def test_few_long_lines_are_pending(monkeypatch):
-    from jbatch.jobs import loop as job
-
-    monkeypatch.setattr(job, "MAX_BYTES_PENDING", 100)
+    monkeypatch.setattr(job_loop, "MAX_BYTES_PENDING", 100)
     engine, most = make_engine(), []
     lines = [{"prompt": "01.", "max_tokens": 9, "custom_id": f"{n:040}"} for n in range(20)]
-    ended, records, _ = answer(*lines, engine=engine, on_step=lambda: most.append(engine.num_unfinished))
-    assert ended and len(records) == 20 and max(most) == 2
+    ended, results, _ = answer(*lines, engine=engine, on_step=lambda: most.append(engine.num_unfinished))
+    assert ended and len(results) == 20 and max(most) == 2
 
 
 def test_a_stop_leaves_nothing_running():
     steps = []
     stop = lambda: len(steps) >= 4  # noqa: E731
-    ended, records, _ = answer(*[{"prompt": "01."}] * 50, stop=stop, on_step=lambda: steps.append(1))
-    assert not ended and len(records) < 50
+    ended, results, _ = answer(*[{"prompt": "01."}] * 50, stop=stop, on_step=lambda: steps.append(1))
+    assert not ended and len(results) < 50
 
 
 def test_a_full_disk_leaves_nothing_running():
@@ -264,7 +274,7 @@ def test_a_full_disk_leaves_nothing_running():
         answer(*[{"prompt": "01."}] * 50, output=Kept(fail_at=3))
 
 
-def test_a_failed_step_is_no_record(monkeypatch):
+def test_a_failed_step_is_no_result(monkeypatch):
     engine, output = make_engine(), Kept()
     submit = engine.runner.submit
     monkeypatch.setattr(
@@ -272,4 +282,4 @@ def test_a_failed_step_is_no_record(monkeypatch):
     )
     with pytest.raises(JobError, match="a step failed: ZeroDivisionError"):
         answer(*[{"prompt": "01."}] * 50, engine=engine, output=output)
-    assert all(record.get("error") is None for record in output.records)
+    assert all(result.get("error") is None for result in output.results)

@@ -1,4 +1,4 @@
-"""The output file: whole records, whatever happens."""
+"""The output file: whole results, whatever happens."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ def path(tmp_path):
     return str(tmp_path / "out.jsonl")
 
 
-def test_records_are_in_the_file_when_write_returns(path):
+def test_results_are_in_the_file_when_write_returns(path):
     output = OutputFile(path)
     assert [output.write(b"one\n"), output.write(b"two\n")] == [0, 4]
     with open(path, "rb") as file:
@@ -48,13 +48,13 @@ def test_writes_that_do_a_part_go_on(path, output_class, monkeypatch):
     output = OutputFile(path) if output_class is OutputFile else OutputStream(fd, "name")
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:3]))
-    output.write(b"a long record\n")
+    output.write(b"a long result\n")
     with open(path, "rb") as file:
-        assert file.read() == b"a long record\n"
+        assert file.read() == b"a long result\n"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
-def test_a_record_that_fails_halfway_is_taken_back(path, code, monkeypatch):
+def test_a_result_that_fails_halfway_is_taken_back(path, code, monkeypatch):
     output, real = OutputFile(path), os.write
     output.write(b"whole\n")
 
@@ -65,7 +65,7 @@ def test_a_record_that_fails_halfway_is_taken_back(path, code, monkeypatch):
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match=f"{os.strerror(code)}: .*out.jsonl"):
-        output.write(b"torn record\n")
+        output.write(b"torn result\n")
     with open(path, "rb") as file:
         assert file.read() == b"whole\n"
 

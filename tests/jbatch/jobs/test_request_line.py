@@ -1,38 +1,11 @@
 """Lines of a JSONL job: what each form becomes, and the error that names what is wrong."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from jbatch.errors import RequestError
-from jbatch.jobs import request_line
-from jbatch.jobs.request_line import LineError, parse_line
 from jbatch.sampling_params import SamplingParams
-from tests.helpers.jsonl_fuzz import FIELDS, VALUES, batch_line, check_line
-
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-USER = [{"role": "user", "content": "hi"}]
-
-
-def read(line, **defaults):
-    return parse_line(line if isinstance(line, bytes) else json.dumps(line).encode(), defaults)
-
-
-def refused(line, **defaults):
-    with pytest.raises(LineError) as error:
-        read(line, **defaults)
-    return error.value
-
-
-def completions(**body):
-    return batch_line(COMPLETIONS, **{"prompt": "x", **body})
-
-
-def chat(**body):
-    return batch_line(CHAT, **{"messages": USER, **body})
-
+from tests.helpers.jsonl_lines import USER, chat, completions, read, refused
 
 # What a line becomes.
 
@@ -190,22 +163,6 @@ OPENAI_ERRORS = [
     (completions(detokenize=True), "detokenize=True: a completions body has no option"),
     (completions(logprobs=True), "logprobs=True: must be an integer from 0 to 20"),
     (chat(prompt="x"), "prompt='x': a chat body has no option 'prompt'; did you mean"),
-    (chat(messages=[]), "messages=[]: must have at least 1 item"),
-    (chat(messages={}), "messages={}: must be a list"),
-    (chat(messages=["x"]), "messages[0]='x': must be a dictionary"),
-    (chat(messages=[*USER, {}]), "messages[1].role=None: must be given"),
-    (
-        chat(messages=[{"role": "robot", "content": ""}]),
-        "messages[0].role='robot': must be 'system', 'user' or 'assistant'",
-    ),
-    (
-        chat(messages=[{"role": "user", "content": [{"type": "image_url", "text": ""}]}]),
-        "messages[0].content[0].type='image_url': must be 'text'",
-    ),
-    (
-        chat(messages=[{**USER[0], "tool_calls": []}]),
-        "messages[0].tool_calls=[]: a message has no option 'tool_calls'",
-    ),
     (chat(logprobs=2), "logprobs=2: must be a boolean"),
     (chat(top_logprobs=2), "top_logprobs=2: takes logprobs: true"),
     (
@@ -243,6 +200,31 @@ def test_the_error_names_field_value_and_limit(line, expected):
     assert error.code == code
 
 
+@pytest.mark.parametrize(
+    "messages, expected, code",
+    [
+        ([*USER, {}], "messages[1].role=None: must be given", "invalid_request"),
+        (
+            [{**USER[0], "tools": []}],
+            "messages[0].tools=[]: a message has no option 'tools'",
+            "unknown_field",
+        ),
+        (USER * 2049, "messages=[{'role': ", "invalid_request"),
+        (
+            [{**USER[0], "content": [{"type": "text", "text": ""}] * 2049}],
+            "messages[0].content=[{'type': ",
+            "invalid_request",
+        ),
+    ],
+)
+@pytest.mark.parametrize("make", [lambda messages: {"messages": messages}, lambda m: chat(messages=m)])
+def test_messages_are_refused_as_those_of_llm_chat(make, messages, expected, code):
+    """All that is wrong with messages is in tests/jbatch/text/test_messages.py; here are bounds, too."""
+    error = refused(make(messages))
+    assert error.message.startswith(expected)
+    assert (error.code, error.field) == (code, expected.partition("=")[0])
+
+
 def test_an_error_of_the_defaults_with_the_line():
     assert refused({"prompt": "x", "min_tokens": 6}, max_tokens=5).field == "min_tokens"
     assert refused(chat(min_tokens=6), max_tokens=5).field == "min_tokens"
@@ -267,79 +249,3 @@ def test_an_error_of_the_defaults_with_the_line():
 def test_an_error_has_the_id_and_the_form_where_they_can_be_read(line, custom_id, form):
     error = refused(line)
     assert (error.custom_id, error.form) == (custom_id, form)
-
-
-# What is large.
-
-
-@pytest.mark.parametrize(
-    "line, code",
-    [
-        (b"[" * 100_000, "invalid_json"),
-        (b'{"prompt": "x", "metadata": ' + b'{"a":' * 100_000, "invalid_json"),
-        (b'{"prompt": "x", "metadata": ' + b"[" * 1000 + b"]" * 1000 + b"}", "invalid_json"),
-        (b'{"prompt": "x", "n": ' + b"1" * 5000 + b"}", "invalid_json"),
-        (b'{"prompt": "x", "n": ' + b"1" * 4000 + b"}", "invalid_request"),
-        (b'{"prompt": "x", "' + b"k" * 2**20 + b'": 1}', "unknown_field"),
-        (b'{"prompt": "x", "temperature": "' + b"k" * 2**20 + b'"}', "invalid_request"),
-        (b'{"prompt": "x", ' + b",".join(b'"%d":1' % i for i in range(50_000)) + b"}", "unknown_field"),
-        (b'{"prompt_token_ids": [' + b"{}," * 50_000 + b"1]}", "invalid_request"),
-        (b'{"messages": [' + b"{}," * 50_000 + b"1]}", "invalid_request"),
-        (b'{"prompt": "' + b"x" * 100_000_000 + b'"}', "line_too_long"),
-    ],
-    ids=lambda value: value[:24] if isinstance(value, bytes) else None,
-)
-def test_large_lines(line, code):
-    error = check_line(line)
-    assert isinstance(error, LineError) and error.code == code
-
-
-def test_nesting_that_is_read():
-    deep = b"[" * 200 + b"]" * 200
-    assert read(b'{"prompt": "x", "metadata": ' + deep + b"}").prompt == "x"
-
-
-# Any value in any field.
-
-
-@pytest.mark.parametrize(
-    "line", [{"prompt": "x"}, completions(), chat()], ids=["bare", "completions", "chat"]
-)
-def test_any_value_in_any_field(line):
-    accepted = 0
-    for field in FIELDS:
-        for value in VALUES:
-            changed = {**line, field: value}
-            if "body" in line and field not in ("custom_id", "method", "url", "body"):
-                changed = {**line, "body": {**line["body"], field: value}}
-            raw = json.dumps(changed).encode("utf-8", "surrogatepass")
-            accepted += not isinstance(check_line(raw), LineError)
-    assert len(FIELDS) * len(VALUES) * 0.1 < accepted < len(FIELDS) * len(VALUES) * 0.5
-
-
-def test_a_line_may_set_whatever_sampling_params_has():
-    """So that a new one is not forgotten here: it is accepted, and refused by its own error."""
-    for field in SamplingParams.__dataclass_fields__:
-        with pytest.raises(RequestError) as error:
-            SamplingParams(**{field: {"no": object}})
-        assert error.value.field == refused({"prompt": "x", field: {"no": "object"}}).field == field
-
-
-def test_without_pydantic_the_error_says_what_to_install():
-    script = """
-import sys
-sys.modules["pydantic"] = None
-from jbatch.errors import JBatchError
-try:
-    import jbatch.request_line
-except JBatchError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("JSONL jobs need pydantic (") and "pip install pydantic" in done.stdout
-
-
-def test_the_models_are_strict():
-    for model in (request_line.Envelope, request_line.Message, request_line.Bare, request_line.Chat):
-        config = model.model_config
-        assert (config["strict"], config["extra"], config["allow_inf_nan"]) == (True, "forbid", False)

@@ -9,11 +9,11 @@ import pytest
 from jbatch.errors import ConfigError
 from jbatch.jobs import resume as job_resume
 from jbatch.jobs.input import Ids
-from jbatch.jobs.resume import drop_errors, find_done, read_records, sort_by_line
+from jbatch.jobs.resume import drop_errors, find_done, read_results, sort_by_line
 from tests.helpers import fake_job
-from tests.helpers.fake_job import Faults, check_whole, run, write_input
+from tests.helpers.fake_job import JOB, check_whole, num_results, run, write_input
+from tests.helpers.faults import Faults
 
-JOB = ("-i", "in.jsonl", "-o", "out.jsonl")
 NUM_LINES = 60
 EVERY_LINE = range(1, NUM_LINES + 1)
 BOUNDARY_KILLS = [  # in this order: each run goes on from the one before
@@ -21,22 +21,13 @@ BOUNDARY_KILLS = [  # in this order: each run goes on from the one before
     ("fsync", 1, "before"),  # of the state file
     ("replace", 1, "before"),
     ("fsync", 2, "after"),
-    ("write", 2, "before"),  # the first record
+    ("write", 2, "before"),  # the first result
     ("write", 2, "torn"),
-    ("ftruncate", 2, "before"),  # of the torn record
+    ("ftruncate", 2, "before"),  # of the torn result
     ("ftruncate", 2, "after"),
     ("write", 5, "torn"),
     ("write", 5, "after"),
 ]
-
-
-@pytest.fixture
-def place(tmp_path):
-    return fake_job.make_directory(tmp_path)
-
-
-def num_records(path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def test_a_job_killed_at_eighteen_points(place):
@@ -49,13 +40,13 @@ def test_a_job_killed_at_eighteen_points(place):
     for fault in faults:
         ended = run(place, *JOB, faults=fault)
         assert ended.code == -9, f"{fault} came too late: {ended.err}"
-        assert num_records(place / "out.jsonl") >= before, "a record was lost"
-        before = num_records(place / "out.jsonl")
+        assert num_results(place / "out.jsonl") >= before, "a result was lost"
+        before = num_results(place / "out.jsonl")
     assert 0 < before < NUM_LINES
     ended = run(place, *JOB)
-    assert ended.code == 1 and f"going on: {before} of 60 have their records" in ended.err
+    assert ended.code == 1 and f"going on: {before} of 60 have their results" in ended.err
     check_whole(place / "out.jsonl", EVERY_LINE)
-    assert run(place, *JOB).code == 1 and num_records(place / "out.jsonl") == NUM_LINES
+    assert run(place, *JOB).code == 1 and num_results(place / "out.jsonl") == NUM_LINES
 
 
 @pytest.mark.parametrize("kill", [("fsync", 4, "before"), ("replace", 2, "before"), ("replace", 2, "after")])
@@ -70,8 +61,8 @@ def test_a_kill_while_the_output_is_sorted(place, kill):
     assert sorted(path.name for path in place.glob("out*")) == ["out.jsonl", "out.jsonl.job.json"]
     ended = run(place, *JOB, "--ordered")
     assert ended.code == 1 and "nothing is left to do" in ended.err
-    records = check_whole(place / "out.jsonl", EVERY_LINE)
-    assert [record["custom_id"] for record in records] == [fake_job.id_of(number) for number in EVERY_LINE]
+    results = check_whole(place / "out.jsonl", EVERY_LINE)
+    assert [result["custom_id"] for result in results] == [fake_job.id_of(number) for number in EVERY_LINE]
 
 
 @pytest.mark.parametrize("kill", [("replace", 1, "before"), ("replace", 1, "after"), ("write", 3, "torn")])
@@ -95,9 +86,9 @@ def test_an_error_that_is_retried_becomes_an_answer(place):
     (place / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert run(place, *JOB, "--max-tokens", "500").code == 1
     ended = run(place, *JOB, "--max-tokens", "2", "--retry-errors", "--force")
-    assert ended.code == 0 and "removed 1 error records: their lines run again" in ended.err
-    records = [json.loads(line) for line in (place / "out.jsonl").read_bytes().splitlines()]
-    assert [(record["custom_id"], record["text"]) for record in records] == [
+    assert ended.code == 0 and "removed 1 error results: their lines run again" in ended.err
+    results = [json.loads(line) for line in (place / "out.jsonl").read_bytes().splitlines()]
+    assert [(result["custom_id"], result["text"]) for result in results] == [
         ("a", "06.13.27."),
         ("b", "06.13."),
     ]
@@ -114,21 +105,21 @@ def ids_of(*names: str) -> Ids:
     return ids
 
 
-def write_records(path, *records: object) -> str:
-    path.write_text("".join((json.dumps(r) if isinstance(r, dict) else r) + "\n" for r in records))
+def write_results(path, *results: object) -> str:
+    path.write_text("".join((json.dumps(r) if isinstance(r, dict) else r) + "\n" for r in results))
     return str(path)
 
 
-def record(name: str, error: object = None) -> dict:
+def result(name: str, error: object = None) -> dict:
     return {"custom_id": name, "error": error}
 
 
 def test_what_is_done(tmp_path):
-    path = write_records(tmp_path / "o", record("c"), record("a", {"code": "x"}), record("stranger"))
+    path = write_results(tmp_path / "o", result("c"), result("a", {"code": "x"}), result("stranger"))
     done = find_done(path, ids_of("a", "b", "c"), 5)
     assert [line_no in done for line_no in range(6)] == [False, True, False, True, False, False]
     assert (done.num_done, done.num_errors, len(done.foreign)) == (2, 1, 1)
-    assert [(r.custom_id, r.is_error) for r in read_records(path)] == [
+    assert [(r.custom_id, r.is_error) for r in read_results(path)] == [
         ("c", False),
         ("a", True),
         ("stranger", False),
@@ -138,49 +129,49 @@ def test_what_is_done(tmp_path):
 @pytest.mark.parametrize(
     "line", ["", "{", "null", "[]", "{}", '{"custom_id":7}', '{"custom_id":null}', "[" * 99999, "\0"]
 )
-def test_a_line_that_is_no_record_is_refused(tmp_path, line):
-    path = write_records(tmp_path / "o", record("a"), line, record("b"))
-    with pytest.raises(ConfigError, match="line 2 is no record with a custom_id"):
+def test_a_line_that_is_no_result_is_refused(tmp_path, line):
+    path = write_results(tmp_path / "o", result("a"), line, result("b"))
+    with pytest.raises(ConfigError, match="line 2 is no result with a custom_id"):
         find_done(path, ids_of("a", "b"), 2)
 
 
-def test_two_records_of_one_id_are_refused(tmp_path):
-    path = write_records(tmp_path / "o", record("a"), record("a"))
-    with pytest.raises(ConfigError, match="two records of custom_id 'a'"):
+def test_two_results_of_one_id_are_refused(tmp_path):
+    path = write_results(tmp_path / "o", result("a"), result("a"))
+    with pytest.raises(ConfigError, match="two results of custom_id 'a'"):
         find_done(path, ids_of("a", "b"), 2)
 
 
 def test_errors_are_dropped(tmp_path):
-    path = write_records(tmp_path / "o", record("a", {}), record("b"), record("c", "why"), record("d"))
-    assert (drop_errors(path), [r.custom_id for r in read_records(path)]) == (2, ["b", "d"])
+    path = write_results(tmp_path / "o", result("a", {}), result("b"), result("c", "why"), result("d"))
+    assert (drop_errors(path), [r.custom_id for r in read_results(path)]) == (2, ["b", "d"])
     inode = os.stat(path).st_ino
     assert drop_errors(path) == 0 and os.stat(path).st_ino == inode, "rewritten for nothing"
 
 
-def test_records_are_sorted_by_line_and_strangers_come_last(tmp_path):
-    path = write_records(tmp_path / "o", record("c"), record("stranger"), record("a"), record("b"))
+def test_results_are_sorted_by_line_and_strangers_come_last(tmp_path):
+    path = write_results(tmp_path / "o", result("c"), result("stranger"), result("a"), result("b"))
     ids = ids_of("a", "b", "c", "d")
     sort_by_line(path, find_done(path, ids, 4))
-    assert [r.custom_id for r in read_records(path)] == ["a", "b", "c", "stranger"]
+    assert [r.custom_id for r in read_results(path)] == ["a", "b", "c", "stranger"]
 
 
-def test_a_torn_end_is_no_record(tmp_path):
-    path = write_records(tmp_path / "o", record("a", {}), record("b"))
+def test_a_torn_end_is_no_result(tmp_path):
+    path = write_results(tmp_path / "o", result("a", {}), result("b"))
     with open(path, "a") as file:
         file.write('{"custom_id":"c"')
-    assert [r.custom_id for r in read_records(path)] == ["a", "b"]
-    assert (drop_errors(path), [r.custom_id for r in read_records(path)]) == (1, ["b"])
+    assert [r.custom_id for r in read_results(path)] == ["a", "b"]
+    assert (drop_errors(path), [r.custom_id for r in read_results(path)]) == (1, ["b"])
 
 
 def test_blocks_of_a_sort_join(tmp_path, monkeypatch):
     monkeypatch.setattr(job_resume, "BLOCK", 2)
-    path = write_records(tmp_path / "o", *(record(name) for name in "edcba"))
+    path = write_results(tmp_path / "o", *(result(name) for name in "edcba"))
     sort_by_line(path, find_done(path, ids_of(*"abcde"), 5))
-    assert [r.custom_id for r in read_records(path)] == list("abcde")
+    assert [r.custom_id for r in read_results(path)] == list("abcde")
 
 
 def test_what_is_sorted_is_left_alone(tmp_path):
-    path = write_records(tmp_path / "o", record("a"), record("c"))
+    path = write_results(tmp_path / "o", result("a"), result("c"))
     inode = os.stat(path).st_ino
     sort_by_line(path, find_done(path, ids_of("a", "b", "c"), 3))
     assert os.stat(path).st_ino == inode

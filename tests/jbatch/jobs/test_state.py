@@ -1,4 +1,4 @@
-"""What a job's records depend on."""
+"""What a job's results depend on."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_a_state_that_cannot_be_read_is_none(tmp_path, content):
     path = str(tmp_path / "out")
     with open(state_path(path), "wb") as file:
         file.write(content)
-    with pytest.raises(ConfigError, match=r"holds records, and out\.job\.json does not say of what job"):
+    with pytest.raises(ConfigError, match=r"holds results, and out\.job\.json does not say of what job"):
         check_state(path, STATE)
 
 

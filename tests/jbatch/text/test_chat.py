@@ -1,4 +1,4 @@
-"""Messages that are refused, templates that are found, and templates that do harm."""
+"""Chat templates: where they come from, what they render, and those that do harm."""
 
 import importlib.util
 import os
@@ -7,7 +7,7 @@ import pytest
 
 from jbatch.errors import ConfigError, RequestError
 from jbatch.text import template as renderer
-from jbatch.text.chat import ChatEncoder, ChatTemplate, check_messages, list_conversations
+from jbatch.text.chat import ChatEncoder, ChatTemplate
 from tests.helpers.tokenizers import byte_level, save, wrapped
 
 ASK = [{"role": "user", "content": "hi"}]
@@ -15,49 +15,6 @@ PLAIN = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }};{% e
 needs_jinja = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("transformers", "jinja2")), reason="the extra chat"
 )
-
-
-@pytest.mark.parametrize(
-    "messages, field",
-    [
-        (None, "messages"),
-        ([], "messages"),
-        ("hi", "messages"),
-        ({"role": "user", "content": "hi"}, "messages"),
-        (["hi"], "messages[0]"),
-        ([*ASK, {}], "messages[1].role"),
-        ([{"content": "hi"}], "messages[0].role"),
-        ([{"role": "tool", "content": "hi"}], "messages[0].role"),
-        ([{"role": ["user"], "content": "hi"}], "messages[0].role"),
-        ([{"role": "user"}], "messages[0].content"),
-        ([*ASK, {"role": "assistant", "content": None}], "messages[1].content"),
-        ([{"role": "user", "content": 5}], "messages[0].content"),
-        ([{"role": "user", "content": "\ud800"}], "messages[0].content"),
-        ([{"role": "user", "content": ["hi"]}], "messages[0].content[0]"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": ""}]}], "messages[0].content[0]"),
-        ([{"role": "user", "content": [{"type": "text", "text": 7}]}], "messages[0].content[0].text"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
-        ([{"role": "user", "content": "hi", "name": 3}], "messages[0].name"),
-        ([{"role": "assistant", "content": "", "tool_calls": []}], "messages[0].tool_calls"),
-        ([{"role": "user", "content": "hi", 5: 6}], "messages[0].5"),
-    ],
-)
-def test_messages_that_are_none_are_refused_by_name(messages, field):
-    with pytest.raises(RequestError) as error:
-        check_messages(messages)
-    assert error.value.field == field and str(error.value).startswith(f"{field}=")
-
-
-def test_text_parts_are_joined_by_line_breaks():
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    messages = ({"role": "system", "content": parts, "name": "x"}, {"role": "user", "content": []})
-    expected = [{"role": "system", "content": "a\nb", "name": "x"}, {"role": "user", "content": ""}]
-    assert check_messages(messages) == expected and messages[0]["content"] is parts
-
-
-def test_one_conversation_needs_no_list():
-    assert list_conversations(ASK) == [ASK] and list_conversations([ASK, ASK]) == [ASK, ASK]
-    assert list_conversations([]) == [] and list_conversations([[], ASK]) == [[], ASK]
 
 
 # Where a template comes from.

@@ -201,8 +201,8 @@ def test_tokens_without_text_within_a_character():
 )
 def test_what_may_become_a_stop_string_is_held_back(stop, text, grown):
     tokenizer = wrapped(byte_level())
-    detokenizer, found = tokenizer.detokenizer(stop), []
+    detokenizer, pieces = tokenizer.detokenizer(stop), []
     for token_id in tokenizer.encode(text):
         detokenizer.push(token_id, search=False)
-        found.append(detokenizer.take())
-    assert found == grown
+        pieces.append(detokenizer.take())
+    assert pieces == grown

@@ -1,12 +1,12 @@
-"""Records: OpenAI's batch form and the flat one, and bytes that depend on nothing but the answer."""
+"""Results: OpenAI's batch form and the flat one, and bytes that depend on nothing but the answer."""
 
 import json
 import math
 
 import pytest
 
-from jbatch.jobs.records import dump, error_record, result_record
 from jbatch.jobs.request_line import RequestLine
+from jbatch.jobs.results import dump, error_result, success_result
 from jbatch.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
 from jbatch.sampling_params import SamplingParams
 
@@ -47,32 +47,32 @@ def output(*completions, prompt_logprobs=None):
     return RequestOutput("0", "x", [1, 2, 3], list(completions), prompt_logprobs=prompt_logprobs)
 
 
-def written(record):
+def written(result):
     """As a reader gets it."""
-    return json.loads(dump(record))
+    return json.loads(dump(result))
 
 
 def test_a_bare_answer_is_flat():
-    assert written(result_record(line("bare"), "a", output(completion()))) == {
+    assert written(success_result(line("bare"), "a", output(completion()))) == {
         "custom_id": "a", "text": "Hey", "token_ids": [5, 7], "finish_reason": "length", "stop_reason": None,
         "usage": USAGE,
     }  # fmt: skip
 
 
 def test_a_bare_answer_with_log_probabilities():
-    record = result_record(
+    result = success_result(
         line("bare"), "a", output(completion(logprobs=TOKENS), prompt_logprobs=[None, TOKENS[0], {}])
     )
-    assert written(record) == {
+    assert written(result) == {
         "custom_id": "a", "text": "Hey", "token_ids": [5, 7], "finish_reason": "length", "stop_reason": None,
         "logprobs": FLAT, "cumulative_logprob": -3.25, "prompt_logprobs": [None, FLAT[0], {}], "usage": USAGE,
     }  # fmt: skip
 
 
 def test_several_bare_answers_are_a_list():
-    record = written(result_record(line("bare", n=2), "a", output(completion(0), completion(1))))
+    result = written(success_result(line("bare", n=2), "a", output(completion(0), completion(1))))
     flat = {"text": "Hey", "token_ids": [5, 7], "finish_reason": "length", "stop_reason": None}
-    assert record == {
+    assert result == {
         "custom_id": "a",
         "outputs": [{"index": 0, **flat}, {"index": 1, **flat}],
         "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
@@ -82,20 +82,20 @@ def test_several_bare_answers_are_a_list():
 @pytest.mark.parametrize("form", ["bare", "completions", "chat"])
 def test_a_sample_that_failed_beside_one_that_did_not(form):
     failed = CompletionOutput(1, "He", [5], FinishReason.ERROR, error="logits are not finite")
-    record = written(result_record(line(form, n=2), "a", output(completion(0), failed)))
-    answers = record["outputs"] if form == "bare" else record["response"]["body"]["choices"]
+    result = written(success_result(line(form, n=2), "a", output(completion(0), failed)))
+    answers = result["outputs"] if form == "bare" else result["response"]["body"]["choices"]
     assert [answer.get("error") for answer in answers] == [None, "logits are not finite"]
     assert [answer["finish_reason"] for answer in answers] == ["length", "error"]
-    assert record.get("error") is None
+    assert result.get("error") is None
 
 
 def test_a_completions_answer():
-    record = written(
-        result_record(line("completions"), "a", output(completion(0), completion(1), prompt_logprobs=[None]))
+    result = written(
+        success_result(line("completions"), "a", output(completion(0), completion(1), prompt_logprobs=[None]))
     )
-    body = record["response"].pop("body")
+    body = result["response"].pop("body")
     key = "ca978112ca1bbdcafac231b3"  # of sha256("a")
-    assert record == {
+    assert result == {
         "id": f"batch_req_{key}", "custom_id": "a", "error": None,
         "response": {"status_code": 200, "request_id": f"req-{key}"},
     }  # fmt: skip
@@ -109,8 +109,10 @@ def test_a_completions_answer():
 
 
 def test_log_probabilities_of_completions():
-    record = written(result_record(line("completions", logprobs=2), "a", output(completion(logprobs=TOKENS))))
-    assert record["response"]["body"]["choices"][0]["logprobs"] == {
+    result = written(
+        success_result(line("completions", logprobs=2), "a", output(completion(logprobs=TOKENS)))
+    )
+    assert result["response"]["body"]["choices"][0]["logprobs"] == {
         "tokens": ["He", "y"],
         "token_logprobs": [-0.25, -3.0],
         "top_logprobs": [{"He": -0.25, "Ha": -2.0}, {"!": -0.5, "?": -1.0, "y": -3.0, "x": -9.0}],
@@ -120,8 +122,8 @@ def test_log_probabilities_of_completions():
 
 def test_of_tokens_with_the_same_text_the_likeliest_is_named():
     tokens = {5: Logprob(-4.0, 9, "\ufffd"), 6: Logprob(-1.0, 1, "\ufffd")}
-    one = CompletionOutput(0, "", [5], FinishReason.LENGTH, None, [tokens])
-    choice = result_record(line("completions"), "a", output(one))["response"]["body"]["choices"][0]
+    sample = CompletionOutput(0, "", [5], FinishReason.LENGTH, None, [tokens])
+    choice = success_result(line("completions"), "a", output(sample))["response"]["body"]["choices"][0]
     assert choice["logprobs"]["top_logprobs"] == [{"\ufffd": -1.0}]
     assert choice["logprobs"]["token_logprobs"] == [-4.0]
 
@@ -131,13 +133,13 @@ def test_of_tokens_with_the_same_text_the_likeliest_is_named():
                      ({"logprobs": 2, "logprob_token_ids": [3]}, ["He Ha", "! ? x"])]
 )  # fmt: skip
 def test_a_chat_answer(params, tops):
-    record = written(result_record(line("chat", **params), "a", output(completion(logprobs=TOKENS))))
-    body = record["response"]["body"]
+    result = written(success_result(line("chat", **params), "a", output(completion(logprobs=TOKENS))))
+    body = result["response"]["body"]
     (choice,) = body["choices"]
     assert body["object"] == "chat.completion" and body["id"] == "chatcmpl-ca978112ca1bbdcafac231b3"
     assert choice["message"] == {"role": "assistant", "content": "Hey"}
     content = choice["logprobs"]["content"]
-    assert [" ".join(top["token"] for top in one.pop("top_logprobs")) for one in content] == tops
+    assert [" ".join(top["token"] for top in token.pop("top_logprobs")) for token in content] == tops
     assert content == [
         {"token": "He", "logprob": -0.25, "bytes": [72, 101]},
         {"token": "y", "logprob": -3.0, "bytes": [121]},
@@ -146,9 +148,9 @@ def test_a_chat_answer(params, tops):
 
 def test_tokens_without_a_text_of_their_own():
     tokens = {5: Logprob(-1.0, 1, "\ufffd"), 6: Logprob(-1.5, 2, None)}
-    one = CompletionOutput(0, "", [5], FinishReason.LENGTH, None, [tokens])
-    record = result_record(line("chat", logprobs=2), "a", output(one))
-    (content,) = record["response"]["body"]["choices"][0]["logprobs"]["content"]
+    sample = CompletionOutput(0, "", [5], FinishReason.LENGTH, None, [tokens])
+    result = success_result(line("chat", logprobs=2), "a", output(sample))
+    (content,) = result["response"]["body"]["choices"][0]["logprobs"]["content"]
     assert (content["token"], content["bytes"]) == ("\ufffd", None)
     assert content["top_logprobs"][1]["token"] == "token_id:6"
 
@@ -156,26 +158,26 @@ def test_tokens_without_a_text_of_their_own():
 @pytest.mark.parametrize("form", ["bare", "completions", "chat"])
 def test_a_logprob_that_json_cannot_hold(form):
     tokens = {5: Logprob(-math.inf, 9, "a"), 6: Logprob(math.nan, 2, "b")}
-    one = CompletionOutput(0, "", [5], FinishReason.LENGTH, None, [tokens], -math.inf)
-    text = dump(result_record(line(form, logprobs=20), "a", output(one))).decode()
+    sample = CompletionOutput(0, "", [5], FinishReason.LENGTH, None, [tokens], -math.inf)
+    text = dump(success_result(line(form, logprobs=20), "a", output(sample))).decode()
     assert "-9999.0" in text and "NaN" not in text and "Infinity" not in text
 
 
 def test_a_model_that_was_not_named():
     unnamed = RequestLine("chat", "a", None, (), SamplingParams())
-    assert result_record(unnamed, "a", output(completion()))["response"]["body"]["model"] == ""
+    assert success_result(unnamed, "a", output(completion()))["response"]["body"]["model"] == ""
 
 
 def test_errors():
     error = {"code": "invalid_json", "message": "no", "line": 3}
-    assert error_record("bare", "a", 3, "invalid_json", "no") == {"custom_id": "a", "error": error}
+    assert error_result("bare", "a", 3, "invalid_json", "no") == {"custom_id": "a", "error": error}
     for form in ("completions", "chat", None):
-        assert error_record(form, "a", 3, "invalid_json", "no") == {
+        assert error_result(form, "a", 3, "invalid_json", "no") == {
             "id": "batch_req_ca978112ca1bbdcafac231b3", "custom_id": "a", "response": None, "error": error,
         }  # fmt: skip
 
 
-def test_a_record_is_one_line_of_ascii():
+def test_a_result_is_one_line_of_ascii():
     text = '\u2028\u2029\x85\r\n"\\ 日本 👩 \ud800 \0'
     raw = dump({"text": text})
     assert raw.isascii() and raw.endswith(b"}\n") and len(raw.splitlines()) == 1
@@ -185,7 +187,7 @@ def test_a_record_is_one_line_of_ascii():
 
 
 def test_the_same_answer_gives_the_same_bytes():
-    records = [
-        dump(result_record(line("chat"), custom_id, output(completion()))) for custom_id in ("a", "a", "b")
+    results = [
+        dump(success_result(line("chat"), custom_id, output(completion()))) for custom_id in ("a", "a", "b")
     ]
-    assert records[0] == records[1] != records[2]
+    assert results[0] == results[1] != results[2]

@@ -1,0 +1,32 @@
+"""JSON files that are no objects, or that Python's own parser would let pass."""
+
+import pytest
+
+from jbatch.errors import ConfigError
+from jbatch.model_dir.strict_json import read_object
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf{}",
+        b'{"model_type": "llama", "model_type": "llama"}',
+        b'{"rms_norm_eps": NaN}',
+        b'{"rms_norm_eps": -Infinity}',
+        b'{"a": ' + b"[" * 100_000,
+        b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"a": ' + b"9" * 5000 + b"}",
+        b" " * (2**24 + 1),
+    ],
+)
+def test_bad_files_are_config_errors(tmp_path, data):
+    path = tmp_path / "config.json"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"config\.json") as error:
+        read_object(path)
+    assert len(str(error.value)) < 1000
