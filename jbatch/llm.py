@@ -25,7 +25,7 @@ from jbatch.model_dir.config_json import load_bos_token_id, load_eos_token_ids
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
-from jbatch.sampling_params import SamplingParams
+from jbatch.sampling_params import SamplingParams, to_compile
 from jbatch.seam.bucket import buckets_of
 from jbatch.seam.runner import Runner
 from jbatch.text.chat import ChatEncoder
@@ -200,7 +200,7 @@ class LLM:
     def prepare(self, params: Iterable[SamplingParams]) -> None:
         """Compile what requests with these parameters need, as far as it is missing. `generate` does so by
         itself; requests that are added to an engine by hand are refused until it is done."""
-        needed = {sampling.sampler for sampling in params}
+        needed = to_compile(sampling.sampler for sampling in params)
         missing = {sampler for sampler in needed if sampler.choose(self.runner.samplers) is None}
         if missing:
             total = len(self.runner.missing_programs(missing))

@@ -60,6 +60,24 @@ class Sampler(enum.IntEnum):
         return min((sampler for sampler in compiled if sampler & self == self), default=None)
 
 
+def to_compile(needed: Iterable[Sampler]) -> tuple[Sampler, ...]:
+    """Ways of drawing that serve requests of all these, ascending.
+
+    Where some report log-probabilities and others change logits, a step of both takes EXTENDED, which then
+    serves each of them too: fewer programs.
+    """
+    needed = set(needed)
+    if any(sampler.reports for sampler in needed) and any(sampler.processes for sampler in needed):
+        needed = {s for s in needed if not s.reports and not s.processes} | {Sampler.EXTENDED}
+    return tuple(sorted(needed))
+
+
+def with_unions(samplers: Iterable[Sampler]) -> tuple[Sampler, ...]:
+    """These and the unions of any of them, ascending: what steps of their requests take."""
+    samplers = set(samplers)
+    return tuple(sorted(samplers | {one.union(other) for one in samplers for other in samplers}))
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
     """How to choose the tokens of one request. Names and defaults are vLLM's, but for `max_tokens`.

@@ -18,7 +18,7 @@ from jbatch.device.platform import find_device, memory_of, prepare_jax
 from jbatch.device.process import extra_bytes
 from jbatch.device.programs import programs_for
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
-from jbatch.sampling_params import Sampler
+from jbatch.sampling_params import Sampler, with_unions
 from jbatch.seam.bucket import buckets_of
 
 ESTIMATE = "temporaries, and state of penalties; estimated: there is no GPU here to compile for"
@@ -142,7 +142,7 @@ def make_report(
         step_source=step_source,
         prefill_tokens=tuple(bucket.tokens for bucket in buckets if bucket.tokens),
         decode_slots=tuple(bucket.slots for bucket in buckets if bucket.slots),
-        num_programs=len(programs_for(buckets, samplers_of(config))),
+        num_programs=len(programs_for(buckets, with_unions(samplers_of(config)))),
     )
 
 

@@ -19,7 +19,7 @@ from jbatch.device.programs import DEFAULT_SAMPLERS, StepSpec, largest_programs,
 from jbatch.device.runner import Runner
 from jbatch.errors import ConfigError
 from jbatch.progress import progress_bar
-from jbatch.sampling_params import Sampler
+from jbatch.sampling_params import Sampler, with_unions
 from jbatch.seam.bucket import Bucket, buckets_of
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_output import num_draws
@@ -49,7 +49,7 @@ def build_runner(
     step_bytes = step_bytes_of(spec, buckets) if device.platform != "cpu" else 0
     num_pages = choose_num_pages(config, model, max_model_len, memory_of(device)._replace(step=step_bytes))
     spec = spec._replace(shape=spec.shape._replace(num_pages=num_pages))
-    num_programs = len(programs_for(buckets, samplers))
+    num_programs = len(programs_for(buckets, with_unions(samplers)))
     with progress_bar("compiling", num_programs, enabled=config.show_progress) as update:
         try:
             return Runner(spec, params, buckets, samplers, update)

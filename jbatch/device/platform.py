@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -69,7 +70,7 @@ def _cpu() -> jax.Device:
         raise ConfigError("JAX_PLATFORMS", platforms, reason) from None
 
 
-def memory_of(device: jax.Device) -> Memory:
+def memory_of(device: jax.Device | Any) -> Memory:
     """What the device says of its memory: on a GPU the share that JAX may use, and how much of it is used."""
     if device.platform != "cpu":
         stats = device.memory_stats() or {}

@@ -15,7 +15,7 @@ from jbatch.device.process import ExtraState, features_of, mask
 from jbatch.device.programs import COPIES, DEFAULT_SAMPLERS, Program, StepSpec, program_for, programs_for
 from jbatch.device.state import EngineState, abstract_state, zeros
 from jbatch.errors import JBatchError
-from jbatch.sampling_params import Sampler
+from jbatch.sampling_params import Sampler, with_unions
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.row_data import RowData, row_data_size
 from jbatch.seam.step_input import StepInput, check_pages, padding
@@ -63,14 +63,14 @@ class Runner:
     def prepare(
         self, samplers: Iterable[Sampler], on_compiled: Callable[[int], None] = lambda done: None
     ) -> None:
-        """Compile what these ways of drawing tokens take, as far as it is missing."""
-        before, samplers = compile_counter().count, tuple(samplers)
+        """Compile what these ways of drawing tokens take, and unions of them, as far as it is missing."""
+        before, samplers = compile_counter().count, with_unions({*self.samplers, *samplers})
         missing = self.missing_programs(samplers)
         for program in missing:
             self._prepare_features(program)
         compiled = self.spec.compile_all(missing, on_compiled)
         self._programs |= compiled
-        self.samplers = tuple(sorted({*self.samplers, *samplers}))
+        self.samplers = samplers
         if self.spec.device.platform != "cpu":
             self.warm_up(compiled)
         self._compiled_before += compile_counter().count - before
@@ -95,6 +95,7 @@ class Runner:
 
     def missing_programs(self, samplers: Iterable[Sampler]) -> list[Program]:
         """What `prepare` would compile."""
+        samplers = with_unions({*self.samplers, *samplers})
         return [p for p in programs_for(self._buckets, samplers) if p not in self._programs]
 
     @property

@@ -17,7 +17,7 @@ from jbatch.jobs.request_line import parse_line
 from jbatch.jobs.run import JobCommand, run_command
 from jbatch.jobs.state import JobState, fingerprint
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
-from jbatch.sampling_params import SamplingParams
+from jbatch.sampling_params import SamplingParams, to_compile
 
 DEPENDS_ON = ("seed", "dtype", "max_model_len", "load_format")  # engine options that change the texts
 
@@ -65,6 +65,6 @@ def _load(model: Path, engine_options: dict[str, Any], parse: Parse, scan: Scan)
 
     options = dict(engine_options)
     options.setdefault("max_num_seqs", min(max(scan.num_samples, 1), EngineConfig.max_num_seqs))
-    options["samplers"] = [sampler.name.lower() for sampler in scan.samplers] or ["greedy"]
+    options["samplers"] = [sampler.name.lower() for sampler in to_compile(scan.samplers)] or ["greedy"]
     with LLM(model, **options) as llm:
         yield Answerer(llm.engine, parse, llm.chat_token_ids, lambda: llm.runner.compilations_after_warmup)

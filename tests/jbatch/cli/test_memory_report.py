@@ -8,8 +8,11 @@ import pytest
 from jbatch import LLM
 from jbatch.cli import memory_report
 from jbatch.config import EngineConfig
-from jbatch.device.state import StateShape
+from jbatch.device import build
+from jbatch.device.process import extra_bytes
+from jbatch.device.programs import StepSpec
 from jbatch.model_dir.config_json import parse_config
+from jbatch.sampling_params import Sampler
 from tests.helpers.command import run, write_model
 from tests.helpers.hf_checkpoint import tiny
 
@@ -46,7 +49,7 @@ def eight_b(tmp_path):
 
 @pytest.fixture
 def no_compiling(monkeypatch):
-    monkeypatch.setattr(memory_report, "temp_bytes", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(StepSpec, "temp_bytes", lambda *_: pytest.fail("compiled"))
 
 
 @pytest.mark.parametrize(
@@ -118,16 +121,15 @@ def test_the_report_is_what_an_engine_does(tmp_path, monkeypatch, capsys):
     """Pages, buckets and programs; the temporaries are those of compiled programs, of which there are two."""
     options = dict(max_num_seqs=1, max_model_len=32, page_size=16, device="cpu")
     compiled = []
-    measure = memory_report.temp_bytes
-    monkeypatch.setattr(memory_report, "temp_bytes", lambda *args: compiled.append(args[2]) or measure(*args))
+    measure = StepSpec.temp_bytes
+    monkeypatch.setattr(
+        StepSpec, "temp_bytes", lambda spec, program: compiled.append(program) or measure(spec, program)
+    )
     model = write_model(tmp_path / "model")
     (model / "model.safetensors").rename(tmp_path / "aside")
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     figures = json.loads(run(capsys, "plan", model, *flags, "--json").out)
-    assert [(program.bucket.kind, program.bucket.tokens) for program in compiled] == [
-        ("decode", 1),
-        ("prefill", 32),
-    ]
+    assert [(program.bucket.slots, program.bucket.tokens) for program in compiled] == [(1, 0), (0, 32)]
     assert figures["step_source"].endswith("compiled for this CPU") and figures["step_bytes"] > 1000
 
     (tmp_path / "aside").rename(model / "model.safetensors")
@@ -135,11 +137,9 @@ def test_the_report_is_what_an_engine_does(tmp_path, monkeypatch, capsys):
         assert llm.runner.shape.num_pages == figures["num_pages"]
         assert llm.runner.num_programs == figures["num_programs"]
         assert sum(leaf.nbytes for leaf in llm.runner._params) == figures["weight_bytes"]
-        kinds = {name: set() for name in ("prefill", "decode")}
-        for program in llm.runner._programs:
-            kinds[program.bucket.kind].add(program.bucket.tokens)
-    assert sorted(kinds["prefill"]) == figures["prefill_tokens"]
-    assert sorted(kinds["decode"]) == figures["decode_slots"]
+        buckets = {program.bucket for program in llm.runner._programs}
+    assert sorted(bucket.tokens for bucket in buckets if bucket.tokens) == figures["prefill_tokens"]
+    assert sorted(bucket.slots for bucket in buckets if bucket.slots) == figures["decode_slots"]
 
 
 def test_a_gpu_at_hand_is_asked(tmp_path, monkeypatch):
@@ -152,12 +152,12 @@ def test_a_gpu_at_hand_is_asked(tmp_path, monkeypatch):
             return {"bytes_limit": 10**6, "bytes_in_use": 123}
 
     monkeypatch.setattr(memory_report, "find_device", lambda _: Gpu())
-    monkeypatch.setattr(memory_report, "choose_attention", lambda *_: None)
-    monkeypatch.setattr(memory_report, "temp_bytes", lambda *_: 5000)
+    monkeypatch.setattr(build, "choose_attention", lambda *_: None)
+    monkeypatch.setattr(StepSpec, "temp_bytes", lambda *_: 5000)
     model = write_config(tmp_path / "m", tiny())
     report = memory_report.report_memory(model, EngineConfig(max_num_seqs=2))
     assert report.device == "NVIDIA Test" and report.step_source.endswith("compiled for this GPU")
-    extra = StateShape(2, 2, 64, 4).extra_bytes(parse_config(tiny()))
+    extra = extra_bytes(Sampler.EXTENDED, 2, parse_config(tiny()).vocab_size)
     assert (report.memory.limit_bytes, report.memory.step_bytes) == (10**6, 5000 + extra)
     report = memory_report.report_memory(model, EngineConfig(max_num_seqs=2), 2 * 10**6)
     assert report.memory.limit_bytes == 1_800_000 and report.memory.step_bytes == 5000 + extra

@@ -79,6 +79,22 @@ def test_prepare_compiles_what_is_missing_and_the_rest_stays():
     assert not runner._extra
 
 
+def test_requests_of_two_variants_in_one_step():
+    """One reports log-probabilities and one has penalties; each way of drawing was prepared by itself."""
+    runner = make_runner(Sampler.LOGPROBS)
+    runner.prepare([Sampler.PROCESSED])
+    assert runner.samplers == (Sampler.LOGPROBS, Sampler.PROCESSED, Sampler.EXTENDED)
+    engine = make_engine(runner=runner)
+    engine.add_request("reported", [5, 6], SamplingParams(**GREEDY, logprobs=1))
+    engine.add_request("penalised", [5, 6], SamplingParams(**GREEDY, repetition_penalty=2.0))
+    outputs = drain(engine)
+    tokens = {name: output.outputs[0].token_ids for name, output in outputs.items()}
+    assert [next(iter(entry)) for entry in outputs["reported"].outputs[0].logprobs] == tokens["reported"]
+    assert tokens["reported"] == generate_alone([5, 6], SamplingParams(**GREEDY)).outputs[0].token_ids
+    assert tokens["penalised"] != tokens["reported"]
+    runner.close()
+
+
 def test_requests_that_need_less_run_on_what_is_compiled():
     """Same tokens as on their own programs."""
     params = [
