@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from jbatch.cli import main as cli
 from jbatch.engine.engine import Engine
+from jbatch.engine.intake import Intake
 from jbatch.host.scheduler import Scheduler
 from jbatch.jobs import command as job_cli
 from jbatch.sim.fake_runner import FakeRunner, continuation
@@ -293,16 +294,16 @@ class _Runner(FakeRunner):
 def _load(faults: Faults, engine_options: dict):
     """In place of a real model."""
     config = scheduler_config(num_pages=engine_options.get("num_pages", 17))
-    sizes = config.num_rows, config.num_pages, config.page_size, config.max_model_len // config.page_size
-    runner = _Runner(*sizes, VOCAB_SIZE)
+    runner = _Runner(config.shape, VOCAB_SIZE)
     runner.faults = faults
-    engine = Engine(
-        Scheduler(config),
-        runner,
+    scheduler = Scheduler(config)
+    intake = Intake(
         vocab_size=VOCAB_SIZE,
+        max_seq_len=scheduler.max_seq_len,
         eos_token_ids=[CONFIG["eos_token_id"]],
         tokenizer=wrapped(numbered()),
         seed=engine_options.get("seed", 0),
     )
+    engine = Engine(scheduler, runner, intake)
     yield job_cli.Model(engine, _encode_chat, lambda: 0)
     assert engine.scheduler.pool.num_used == 0 and not engine.has_unfinished, "pages are left behind"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 
 from jbatch.host.metrics import StepRecord
-from jbatch.host.plan import StepPlan, align
+from jbatch.host.plan import StepPlan
 from jbatch.host.request import Sequence
 from jbatch.host.scheduler import Progress, Scheduler, StepLimits
 from jbatch.sampling_params import Sampler
+from jbatch.seam.bucket import align, room_of
 
 
 @functools.cache
@@ -22,11 +23,11 @@ def check_invariants(scheduler: Scheduler) -> None:
     config, running = scheduler.config, scheduler.running
     rows = [sequence.row for sequence in running]
     places = rows + scheduler._free_rows
-    assert len(places) == config.num_rows, "a row is lost or held twice"
-    assert set(places) == _numbers(0, config.num_rows), "a row is lost or held twice"
+    assert len(places) == config.shape.num_rows, "a row is lost or held twice"
+    assert set(places) == _numbers(0, config.shape.num_rows), "a row is lost or held twice"
     assert len(running) <= 1 or not config.admission.one_by_one
     samplers = [sequence.request.params.sampler for sequence in running]
-    assert scheduler._num_sampler == [samplers.count(sampler) for sampler in Sampler]
+    assert scheduler._num_sampler == {sampler: samplers.count(sampler) for sampler in Sampler}
 
     queued = {seq_id for _, seq_id in scheduler._waiting}
     running_ids = {sequence.seq_id for sequence in running}
@@ -50,18 +51,20 @@ def check_pages(scheduler: Scheduler) -> None:
 
 
 def _check_sequence(sequence: Sequence, scheduler: Scheduler) -> None:
-    most = max(sequence.max_len, sequence.num_prompt + 1)  # one that only scores its prompt draws too
-    assert sequence.num_known <= sequence.num_planned <= most, "a token too many"
+    assert sequence.num_known <= sequence.num_planned <= sequence.max_len, "a token too many"
+    assert sequence.num_cached <= sequence.num_cached_planned, "cached, and not planned"
     if sequence.row < 0:
         assert not sequence.pages and not sequence.finished, "it waits with pages, or after its end"
-        assert not sequence.num_cached and not sequence.decoding
+        assert not sequence.num_cached_planned and not sequence.decoding
         return
-    assert len(sequence.pages) == scheduler.pool.pages_for(sequence.num_cached), "table and cache differ"
+    planned = sequence.num_cached_planned
+    assert len(sequence.pages) == scheduler.pool.pages_for(planned), "table and cache differ"
     assert not sequence.finished or scheduler.config.admission.hold_finished, "it runs after its end"
     if sequence.decoding:
-        assert sequence.num_cached == sequence.num_planned - 1, "a token is planned from one not cached"
+        assert planned == sequence.num_planned - 1, "a token is planned from one not cached"
     else:
-        assert sequence.num_cached < sequence.num_known == sequence.num_planned
+        grows = sequence.max_len > sequence.num_prompt  # else its prompt is scored, and no more
+        assert planned + grows <= sequence.num_known == sequence.num_planned
 
 
 def check_running(scheduler: Scheduler, before: tuple[Sequence, ...], limits: StepLimits) -> None:
@@ -104,18 +107,27 @@ def _check_claims(scheduler: Scheduler) -> None:
 
 def check_plan(scheduler: Scheduler, plan: StepPlan, limits: StepLimits) -> None:
     """A plan keeps the budgets, takes the smallest bucket, and speaks of what runs."""
-    config, used, bucket = scheduler.config, len(plan.seq_ids), plan.bucket
-    prefill = bucket.kind == "prefill"
+    config, room = scheduler.config, room_of(plan.bucket, scheduler.config.shape)
+    seq_ids = [*plan.seq_ids, *(chunk.seq_id for chunk in plan.chunks)]
     sizes = [len(chunk.token_ids) for chunk in plan.chunks]
-    num_tokens = sum(map(align, sizes)) if prefill else used
-    assert used and min(sizes, default=1) > 0 and len(set(plan.seq_ids)) == used
+    assert seq_ids and min(sizes, default=1) > 0 and len(set(seq_ids)) == len(seq_ids)
     assert sum(sizes) <= limits.max_num_batched_tokens
-    fits = config.prefill_buckets if prefill else config.decode_buckets
-    assert bucket == next(b for b in fits if b.slots >= used and b.tokens >= num_tokens)
-    sequences = [scheduler._sequences[seq_id] for seq_id in plan.seq_ids]
-    assert list(plan.rows) == [sequence.row for sequence in sequences]
+    needed = (len(plan.seq_ids), sum(map(align, sizes)), len(sizes), len(plan.table_updates))
+    sizes_of = (plan.bucket.slots, plan.bucket.tokens, room.chunks, room.table_updates)
+    assert all(need <= size for need, size in zip(needed, sizes_of, strict=True)), "too small a step"
+    assert not (plan.bucket.slots and plan.bucket.tokens), "no step is mixed yet"
+    for smaller in config.buckets:
+        if smaller.num_places < plan.bucket.num_places:
+            less = room_of(smaller, config.shape)
+            sizes_of = (smaller.slots, smaller.tokens, less.chunks, less.table_updates)
+            assert any(need > size for need, size in zip(needed, sizes_of, strict=True)), "too large a step"
+    sequences = [scheduler._sequences[seq_id] for seq_id in seq_ids]
+    rows = [*plan.rows, *(chunk.row for chunk in plan.chunks)]
+    assert rows == [sequence.row for sequence in sequences]
+    for chunk in plan.chunks:
+        assert all((draw.seq_id, draw.row) == (chunk.seq_id, chunk.row) for draw in chunk.draws)
     samplers = [sequence.request.params.sampler for sequence in scheduler.running]
-    assert plan.sampler == max(samplers, default=Sampler.GREEDY)
+    assert plan.sampler == functools.reduce(Sampler.union, samplers, Sampler.GREEDY)
     tables = {sequence.row: sequence.pages for sequence in sequences}
     assert all(tables[row][idx] == page for row, idx, page in plan.table_updates), "a table entry is wrong"
 

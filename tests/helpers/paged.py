@@ -12,7 +12,7 @@ from jbatch.config import ModelConfig
 from jbatch.device import model
 from jbatch.device.backend import PLAIN, Attention
 from jbatch.device.model import abstract_params
-from jbatch.device.step import Tokens, forward
+from jbatch.device.spans import Part, forward
 from pallas_kernels import RaggedMetadata
 
 SLOTS, CHUNK, PAGE_SIZE = 8, 32, 16
@@ -38,7 +38,8 @@ class PagedModel:
 
         def log_probs(params, kv_pages, tokens, max_q_len):
             llama = model.build(config, params)
-            kv_pages, hidden = forward(llama, kv_pages, tokens, attention, max_q_len=max_q_len)
+            part = tokens._replace(max_q_len=max_q_len)
+            kv_pages, hidden = forward(llama, kv_pages, [part], attention)
             return kv_pages, jax.nn.log_softmax(llama.logits(hidden))
 
         self._step = jax.jit(log_probs, donate_argnums=1, static_argnums=3)
@@ -72,7 +73,7 @@ class PagedModel:
             done = until
         return [np.concatenate(row) for row in rows]
 
-    def _tokens(self, sequences: list[np.ndarray], done: np.ndarray, until: np.ndarray, size: int) -> Tokens:
+    def _tokens(self, sequences: list[np.ndarray], done: np.ndarray, until: np.ndarray, size: int) -> Part:
         """Slot i's tokens from `done[i]` to `until[i]`, at i * size of the packed axis."""
         ids, positions, live = (np.zeros((SLOTS, size), int) for _ in range(3))
         q_lens, kv_lens = np.zeros((2, SLOTS), np.int32)
@@ -85,4 +86,4 @@ class PagedModel:
         slots = np.repeat(np.arange(SLOTS, dtype=np.int32), size)
         flat = (a.astype(np.int32).reshape(-1) for a in (ids, positions))
         metadata = RaggedMetadata(starts, q_lens, kv_lens)
-        return Tokens(*flat, live.astype(bool).reshape(-1), slots, self._tables, metadata)
+        return Part(*flat, live.astype(bool).reshape(-1), slots, self._tables, metadata, None)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import random
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from jbatch.host.metrics import StepRecord
-from jbatch.host.plan import Bucket, StepPlan, pack
+from jbatch.host.pack import pack
+from jbatch.host.plan import StepPlan
 from jbatch.host.policy import MODES, POLICIES
 from jbatch.host.request import Request, Sequence
 from jbatch.host.scheduler import Scheduler, SchedulerConfig, SchedulerView, StepLimits
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
+from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
+from jbatch.seam.shape import StateShape
 from jbatch.sim.fake_runner import FakeRunner, continuation
 from tests.helpers.invariants import check_invariants, check_plan, check_record, check_running
 
@@ -22,19 +25,26 @@ MAX_STEPS = 20_000  # of one schedule: more is a hang
 HOST_STOP = "stop string"
 
 
-def buckets(kind: str, *sizes: tuple[int, int]) -> tuple[Bucket, ...]:
-    return tuple(Bucket(kind, slots, tokens) for slots, tokens in sizes)
+def buckets(tokens: Iterable[int], slots: Iterable[int]) -> tuple[Bucket, ...]:
+    """Of steps with prompts, and of decoding ones."""
+    return (*map(prefill_bucket, tokens), *map(decode_bucket, slots))
 
 
-def scheduler_config(mode: str = "continuous", policy: str = "fcfs", **changes) -> SchedulerConfig:
+def scheduler_config(
+    mode: str = "continuous",
+    policy: str = "fcfs",
+    *,
+    num_rows: int = 4,
+    num_pages: int = 17,
+    page_size: int = 16,
+    max_model_len: int = 128,
+    **changes,
+) -> SchedulerConfig:
     """A small one, to be changed by name."""
     default = SchedulerConfig(
-        num_rows=4,
-        num_pages=17,
-        page_size=16,
-        max_model_len=128,
-        decode_buckets=buckets("decode", (1, 1), (2, 2), (4, 4)),
-        prefill_buckets=buckets("prefill", (2, 32), (4, 64)),
+        shape=StateShape(num_rows, num_pages, page_size, -(-max_model_len // page_size)),
+        max_model_len=max_model_len,
+        buckets=buckets((32, 64), (1, 2, 4)),
         policy=POLICIES[policy],
         admission=MODES[mode],
     )
@@ -79,12 +89,11 @@ class Driver:
         stops: Callable[[Sequence], bool] = lambda sequence: False,
     ):
         self.config, self.depth, self.stops = config, depth, stops
-        self.limits = StepLimits(config.prefill_buckets[-1].tokens, config.num_rows)
+        largest = max(bucket.tokens for bucket in config.buckets)
+        self.limits = StepLimits(largest, config.shape.num_rows)
         self._choose_limits = limits
         self.scheduler = Scheduler(config, self._next_limits if limits else None)
-        sizes = config.num_rows, config.num_pages, config.page_size
-        pages_per_seq = -(-config.max_model_len // config.page_size)
-        self.runner = FakeRunner(*sizes, pages_per_seq, VOCAB_SIZE)
+        self.runner = FakeRunner(config.shape, VOCAB_SIZE)
         self.in_flight: deque = deque()
         self.sequences: list[Sequence] = []
         self.ends: dict[int, tuple[FinishReason, str | int | None, int]] = {}  # reason, stop_reason, length
@@ -122,7 +131,7 @@ class Driver:
         if plan is not None:
             check_plan(self.scheduler, plan, self.limits)
             self._check_padded(plan)
-            handle = self.runner.submit(pack(plan, self.config.num_rows, self.config.page_size))
+            handle = self.runner.submit(pack(plan, self.config.shape))
             self.in_flight.append((plan, handle))
         if self.in_flight and (plan is None or len(self.in_flight) > self.depth):
             self._apply(*self.in_flight.popleft())
@@ -145,9 +154,9 @@ class Driver:
     def _check_padded(self, plan: StepPlan) -> None:
         """A padded batch decodes the same rows from its first step to its last."""
         if self.config.admission.hold_finished:
-            if plan.bucket.kind == "decode" and self._padded_batch:
+            if plan.seq_ids and self._padded_batch:
                 assert plan.seq_ids == self._padded_batch
-            self._padded_batch = plan.seq_ids if plan.bucket.kind == "decode" else ()
+            self._padded_batch = plan.seq_ids
 
     def drain(self) -> None:
         """Step until idle."""
@@ -197,7 +206,6 @@ def check_tokens(sequence: Sequence) -> bool:
 def random_config(rng: random.Random, mode: str, policy: str) -> SchedulerConfig:
     num_rows = rng.choice((1, 2, 4, 6, 8))
     tokens = rng.choice((8, 16, 32, 64))
-    slots = rng.randint(1, num_rows)
     page_size = rng.choice((2, 2, 4, 16))  # smaller than any device's, so that more happens
     max_model_len = rng.choice((32, 64))
     fewest = 2 if page_size == 16 else 5
@@ -208,8 +216,7 @@ def random_config(rng: random.Random, mode: str, policy: str) -> SchedulerConfig
         num_pages=rng.randint(fewest, 2 + 2 * max_model_len // page_size),
         page_size=page_size,
         max_model_len=max_model_len,
-        decode_buckets=buckets("decode", *[(n, n) for n in sorted({1, -(-num_rows // 2), num_rows})]),
-        prefill_buckets=buckets("prefill", *sorted({(1, 8), (slots, tokens)})),
+        buckets=buckets(sorted({8, tokens}), sorted({1, -(-num_rows // 2), num_rows})),
     )
 
 
@@ -249,10 +256,10 @@ def run_random_schedule(seed: int) -> Driver:
     driver = Driver(
         config,
         depth=rng.randint(0, 2),
-        limits=random_limits(rng, config.num_rows),
+        limits=random_limits(rng, config.shape.num_rows),
         stops=lambda sequence: rng.random() < stop_share,
     )
-    room = min(config.max_model_len, (config.num_pages - 1) * config.page_size)
+    room = driver.scheduler.max_seq_len
     num_requests, arrival_share = rng.randint(1, 14), rng.choice((0.1, 0.5, 0.9))
     while len(driver.sequences) < num_requests or driver.scheduler.has_unfinished or driver.in_flight:
         if len(driver.sequences) < num_requests and rng.random() < arrival_share:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping
 
 import jax
 
 import weights
 from jbatch.config import ModelConfig
-from jbatch.device.logits import LogitsFn
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device
-from jbatch.device.runner import Runner, Variants
-from jbatch.device.state import StateShape
+from jbatch.device.process.user_fn import LogitsFn
+from jbatch.device.programs import DEFAULT_SAMPLERS, StepSpec
+from jbatch.device.runner import Runner
 from jbatch.engine.engine import Engine
-from jbatch.host.plan import Bucket, decode_bucket, prefill_bucket
+from jbatch.engine.intake import Intake
 from jbatch.host.policy import MODES, POLICIES
 from jbatch.host.scheduler import Scheduler, SchedulerConfig, SchedulerView, StepLimits
 from jbatch.model_dir.config_json import parse_config
 from jbatch.outputs import RequestOutput
 from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
+from jbatch.seam.shape import StateShape
 from tests.helpers.hf_checkpoint import tiny
 
 NUM_ROWS, PAGE_SIZE, MAX_MODEL_LEN, NUM_PAGES = 4, 16, 96, 64
-PREFILL = Bucket("prefill", 4, 64)
-DECODE = decode_bucket(4)
-assert prefill_bucket(64, NUM_ROWS) == PREFILL
+SHAPE = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
+PREFILL, DECODE, MIXED = prefill_bucket(64), decode_bucket(4), Bucket(4, 64)
 
 
 @functools.cache
@@ -40,12 +42,16 @@ def tiny_params() -> Mapping[str, jax.Array]:
     return weights.random(abstract_params(tiny_config()), seed=3, scale=0.15)
 
 
-def make_runner(*samplers: Sampler, logits_fn: LogitsFn | None = None) -> Runner:
-    """A runner of its own parameters, so that it may be closed: one prefill and one decode bucket."""
-    variants = Variants(samplers or Variants().samplers, logits_fn)
-    shape = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
+def make_runner(
+    *samplers: Sampler,
+    logits_fn: LogitsFn | None = None,
+    shape: StateShape = SHAPE,
+    buckets: tuple[Bucket, ...] = (PREFILL, DECODE),
+) -> Runner:
+    """A runner of its own parameters, so that it may be closed."""
+    spec = StepSpec(tiny_config(), shape, find_device("cpu"), logits_fn=logits_fn)
     params = jax.tree.map(lambda leaf: leaf.copy(), tiny_params())
-    return Runner(tiny_config(), params, shape, [PREFILL, DECODE], find_device("cpu"), variants=variants)
+    return Runner(spec, params, buckets, samplers or DEFAULT_SAMPLERS)
 
 
 @functools.cache
@@ -55,31 +61,39 @@ def shared_runner() -> Runner:
 
 
 @functools.cache
-def extended_runner() -> Runner:
-    """The same with EXTENDED steps alone."""
-    return make_runner(Sampler.EXTENDED)
+def runner_of_all() -> Runner:
+    """The same with every way of drawing, and with page copies."""
+    runner = make_runner(*Sampler)
+    runner.prepare_page_copies()
+    return runner
 
 
 def make_scheduler(
-    mode: str = "continuous", *, limits: Callable[[SchedulerView], StepLimits] | None = None, **changes
+    mode: str = "continuous",
+    *,
+    limits: Callable[[SchedulerView], StepLimits] | None = None,
+    num_pages: int = NUM_PAGES,
+    **changes,
 ) -> Scheduler:
     """For the tiny runner; fields of its configuration may be changed by name."""
     config = SchedulerConfig(
-        num_rows=NUM_ROWS,
-        num_pages=NUM_PAGES,
-        page_size=PAGE_SIZE,
+        shape=SHAPE._replace(num_pages=num_pages),
         max_model_len=MAX_MODEL_LEN,
-        decode_buckets=(DECODE,),
-        prefill_buckets=(PREFILL,),
+        buckets=(PREFILL, DECODE),
         policy=POLICIES["fcfs"],
         admission=MODES[mode],
     )
     return Scheduler(config._replace(**changes), limits)
 
 
-def make_engine(scheduler: Scheduler | None = None, runner=None, **options) -> Engine:
-    options = {"vocab_size": tiny_config().vocab_size, **options}
-    return Engine(scheduler or make_scheduler(), runner or shared_runner(), **options)
+def make_engine(
+    scheduler: Scheduler | None = None, runner=None, *, overlap: bool = True, clock=time.monotonic, **intake
+) -> Engine:
+    """`intake` may change what its Intake is made of, by name."""
+    scheduler = scheduler or make_scheduler()
+    options = {"vocab_size": tiny_config().vocab_size, "max_seq_len": scheduler.max_seq_len, **intake}
+    desk = Intake(clock=clock, **options)
+    return Engine(scheduler, runner or shared_runner(), desk, overlap=overlap, clock=clock)
 
 
 def drain(engine: Engine) -> dict[str, RequestOutput]:
