@@ -187,7 +187,7 @@ def result(row: Row, stage: Stage) -> ArmResult:
     if middle.run is None:
         rates = _rates(stage, middle.duration_s)
     else:
-        steps = step_rows(middle.run, stage.subject.page_size, False)
+        steps = step_rows(middle.run, stage.subject.llm.runner.shape, False)
         counts = measures.counts(middle.run, steps, stage.subject.page_size, 0)
         rates, latencies = measures.rates(middle.run, steps), measures.latencies(middle.run)
         requests = measures.request_rows(middle.run)

@@ -91,7 +91,7 @@ class LLMSubject:
             "max_num_seqs": llm.config.max_num_seqs,
             "num_pages": llm.runner.shape.num_pages,
             "page_size": llm.config.page_size,
-            "attention": llm.runner.attention._asdict(),
+            "attention": llm.runner.spec.attention._asdict(),
             "num_programs": llm.runner.num_programs,
             "compile_s": built - begin,  # weights included
             "warm_up_s": time.monotonic() - built,

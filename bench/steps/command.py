@@ -74,7 +74,7 @@ class Case(NamedTuple):
         if self.kind == "decode":
             return least.decode_s(number, round(number * (length + calls / 2)))
         pairs = number * length * (length + 1) // 2
-        return least.prefill_s(number * length, number, number * length, pairs)
+        return least.step_s(number * length, number, number * length, pairs)
 
 
 def _fill(fields: StepFields[np.ndarray], case: Case, vocab_size: int) -> None:
