@@ -19,8 +19,9 @@ from bench.workloads.workload import Workload
 from jbatch.engine.engine import EngineStep
 from jbatch.errors import ConfigError
 from jbatch.host.plan import StepPlan
-from jbatch.sim.plan_file import PlanShape, PlanWriter, Recording, read_plans
-from jbatch.sim.replay import Executor, replay, tokens_by_sequence
+from jbatch.seam.runner import Runner
+from jbatch.sim.plan_file import PlanWriter, Recording, read_plans
+from jbatch.sim.replay import replay, tokens_by_sequence
 
 
 class Outcome(NamedTuple):
@@ -56,15 +57,10 @@ class Stage:
         self._recording: Recording | None = None
         self._torch_runners: dict[str, Any] = {}
 
-    @property
-    def plan_shape(self) -> PlanShape:
-        shape = self.subject.llm.runner.shape
-        sizes = (shape.num_rows, shape.num_pages, shape.page_size, shape.pages_per_seq)
-        return PlanShape(*sizes, self.subject.llm.model_config.vocab_size)
-
     def record(self, plans: list[StepPlan]) -> None:
         """Write the plans of a pass to the file."""
-        with PlanWriter(self._plan_path, self.plan_shape) as writer:
+        llm = self.subject.llm
+        with PlanWriter(self._plan_path, llm.runner.shape, llm.model_config.vocab_size) as writer:
             for plan in plans:
                 writer.write(plan)
 
@@ -90,8 +86,8 @@ class Stage:
             self._torch_runners[kernel] = TorchRunner(
                 self.subject.llm.model_config,
                 self.tensors(),
-                self.plan_shape,
-                (*config.prefill_buckets, *config.decode_buckets),
+                config.shape,
+                config.buckets,
                 Options(kernel),
                 next(iter(self._torch_runners.values()), None),
             )
@@ -151,7 +147,7 @@ class Driven:
 class Replayed:
     """The recorded plans on an executor: no scheduler, and every step as in the recorded run."""
 
-    def __init__(self, stage: Stage, executor: Executor, about: dict[str, Any]):
+    def __init__(self, stage: Stage, executor: Runner[Any], about: dict[str, Any]):
         self._stage, self._executor = stage, executor
         self._about = about | {"num_steps": len(stage.recording().plans)}
 
@@ -221,7 +217,7 @@ def _hf_continuous(stage: Stage) -> Elsewhere:
     embedding = tensors["embedding"]
     attention = hugging_face.best_attention(embedding.device, embedding.dtype)
     model = hugging_face.build(stage.model_dir, tensors, attention)
-    shape = stage.plan_shape
+    shape = stage.subject.llm.runner.shape
     cache_tokens = (shape.num_pages - 1) * shape.page_size
     sizes = (stage.subject.max_num_seqs, cache_tokens, shape.page_size)
     return Elsewhere(stage, hugging_face.Continuous(model, *sizes))
@@ -229,11 +225,11 @@ def _hf_continuous(stage: Stage) -> Elsewhere:
 
 def _about_jbatch(stage: Stage) -> dict[str, Any]:
     runner = stage.subject.llm.runner
-    attention = runner.attention
+    attention = runner.spec.attention
     return {
         "attention": f"{attention.decode} (decode), {attention.prefill} (prefill)",
         "execution": "ahead-of-time compiled steps",
-        "device": runner.device.device_kind,
+        "device": runner.spec.device.device_kind,
     }
 
 
