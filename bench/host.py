@@ -14,26 +14,24 @@ import random
 import resource
 import statistics
 import time
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from jbatch.config import EngineConfig, ModelConfig
-from jbatch.host.plan import (
-    TOKENS_PER_STEP,
-    Status,
-    StepInput,
-    StepOutput,
-    StepPlan,
-    decode_bucket,
-    pack,
-    padding,
-    prefill_bucket,
-)
+from jbatch.host.pack import pack
+from jbatch.host.plan import StepPlan
 from jbatch.host.policy import MODES, POLICIES
 from jbatch.host.request import Request
 from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.seam.bucket import Bucket, buckets_of, decode_bucket
+from jbatch.seam.shape import StateShape
+from jbatch.seam.step_input import StepInput, input_size, padding
+from jbatch.seam.step_output import Status, StepOutput, num_draws
+
+if TYPE_CHECKING:
+    from jbatch.device.runner import Runner
 
 PROMPT_LEN, MEAN_OUTPUT_LEN, PAGE_SIZE, MAX_MODEL_LEN = 64, 100, 64, 1024
 GOAL_US = 300.0  # schedule + pack + apply at 256 sequences, on an idle machine
@@ -42,7 +40,7 @@ GOAL_US = 300.0  # schedule + pack + apply at 256 sequences, on an idle machine
 class Timing(NamedTuple):
     """Microseconds of one step's host work."""
 
-    kind: str
+    prefills: bool
     schedule: float
     pack: float
     apply: float
@@ -56,16 +54,13 @@ class Churn:
     """A scheduler that is kept at `num_seqs` running sequences, one step ahead of made-up results."""
 
     def __init__(self, num_seqs: int, seed: int = 0):
-        engine = EngineConfig(max_num_seqs=num_seqs)
         self.num_seqs, self._random = num_seqs, random.Random(seed)
+        self.shape = _state_shape(num_seqs, num_pages=1 + num_seqs * MAX_MODEL_LEN // PAGE_SIZE)
         self.scheduler = Scheduler(
             SchedulerConfig(
-                num_rows=num_seqs,
-                num_pages=1 + num_seqs * MAX_MODEL_LEN // PAGE_SIZE,
-                page_size=PAGE_SIZE,
+                shape=self.shape,
                 max_model_len=MAX_MODEL_LEN,
-                decode_buckets=tuple(decode_bucket(slots) for slots in engine.decode_sizes()),
-                prefill_buckets=tuple(prefill_bucket(t, num_seqs) for t in engine.token_sizes(MAX_MODEL_LEN)),
+                buckets=buckets_of(EngineConfig(max_num_seqs=num_seqs), MAX_MODEL_LEN),
                 policy=POLICIES["fcfs"],
                 admission=MODES["continuous"],
             )
@@ -85,11 +80,11 @@ class Churn:
         plan = self.scheduler.schedule(float(self._num_added))
         scheduled = time.perf_counter()
         if plan is not None:
-            pack(plan, self.num_seqs, PAGE_SIZE)
+            pack(plan, self.shape)
         packed = time.perf_counter()
         before, self._in_flight = self._in_flight, None
         if plan is not None:
-            timing = Timing(plan.bucket.kind, 1e6 * (scheduled - begin), 1e6 * (packed - scheduled), 0.0)
+            timing = Timing(bool(plan.chunks), 1e6 * (scheduled - begin), 1e6 * (packed - scheduled), 0.0)
             self._in_flight = (plan, self._output(plan), timing)
         if before is None:
             return None
@@ -111,27 +106,35 @@ class Churn:
         )
 
     def _output(self, plan: StepPlan) -> StepOutput:
-        """A token for each row that is due one; half of the sequences end early, at a stop id."""
-        slots = plan.bucket.slots
-        tokens = np.full((slots, TOKENS_PER_STEP), 7, np.int32)
-        counts, statuses = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
+        """A token for each draw; half of the sequences end early, at a stop id."""
+        draws = num_draws(plan.bucket, self.shape)
+        output = StepOutput(
+            np.full((draws, 1), 7, np.int32), np.zeros(draws, np.int32), np.zeros(draws, np.int32)
+        )
         for slot, seq_id in enumerate(plan.seq_ids):
-            if plan.chunks:
-                setup = plan.chunks[slot].setup
-                if setup is None:
-                    continue
-                self._left[seq_id] = setup.budget
-            if seq_id not in self._left:
-                continue  # it ended in the step before
-            counts[slot] = 1
-            self._left[seq_id] -= 1
-            if not self._left[seq_id]:
-                statuses[slot] = Status.OUT_OF_BUDGET
-            elif self._random.random() < 0.5 / MEAN_OUTPUT_LEN:
-                statuses[slot] = Status.STOPPED
-            if statuses[slot]:
-                del self._left[seq_id]
-        return StepOutput(tokens, counts, statuses)
+            self._draw(slot, seq_id, output)
+        begun = (draw for chunk in plan.chunks for draw in chunk.draws)
+        for idx, draw in enumerate(begun, start=plan.bucket.slots):
+            if draw.setup is not None:
+                self._left[draw.seq_id] = draw.setup.budget
+            self._draw(idx, draw.seq_id, output)
+        return output
+
+    def _draw(self, idx: int, seq_id: int, output: StepOutput) -> None:
+        if seq_id not in self._left:
+            return  # it ended in the step before
+        output.num_tokens[idx] = 1
+        self._left[seq_id] -= 1
+        if not self._left[seq_id]:
+            output.status[idx] = Status.OUT_OF_BUDGET
+        elif self._random.random() < 0.5 / MEAN_OUTPUT_LEN:
+            output.status[idx] = Status.STOPPED
+        if output.status[idx]:
+            del self._left[seq_id]
+
+
+def _state_shape(num_rows: int, num_pages: int) -> StateShape:
+    return StateShape(num_rows, num_pages, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
 
 
 def time_host(sizes: tuple[int, ...], rounds: int, steps: int) -> dict[str, Any]:
@@ -150,8 +153,8 @@ def time_host(sizes: tuple[int, ...], rounds: int, steps: int) -> dict[str, Any]
 
 
 def _row(size: int, timings: list[Timing], user_s: float) -> dict[str, Any]:
-    decode = [timing for timing in timings if timing.kind == "decode"]
-    prefill = [timing.total for timing in timings if timing.kind == "prefill"]
+    decode = [timing for timing in timings if not timing.prefills]
+    prefill = [timing.total for timing in timings if timing.prefills]
     parts = {
         f"{part}_us": statistics.median(getattr(timing, part) for timing in decode)
         for part in ("schedule", "pack", "apply", "total")
@@ -169,19 +172,8 @@ def _row(size: int, timings: list[Timing], user_s: float) -> dict[str, Any]:
 def time_dispatch(num_layers: int, slots: int, calls: int) -> dict[str, Any]:
     """Microseconds of `Runner.submit` with a decode step's arguments, for a program that computes nothing."""
     import jax
-    import jax.numpy as jnp
 
-    from jbatch.device.model import abstract_params
-    from jbatch.device.runner import Program, Runner
-    from jbatch.device.state import EngineState, StateShape
-
-    class Dispatch(Runner):
-        """A runner of one program, made here."""
-
-        def __init__(self, shape: StateShape, params: Any, state: Any, program: Program, compiled: Any):
-            self.shape = shape
-            self._params, self._state, self._extra = params, state, None
-            self._programs = {program: compiled}
+    from jbatch.device.state import abstract_state
 
     config = ModelConfig(
         vocab_size=64,
@@ -194,21 +186,10 @@ def time_dispatch(num_layers: int, slots: int, calls: int) -> dict[str, Any]:
         max_position_embeddings=MAX_MODEL_LEN,
         dtype="float32",
     )
-    device = jax.devices("cpu")[0]
-    params = tuple(
-        jnp.zeros(leaf.shape, leaf.dtype, device=device) for leaf in abstract_params(config).values()
-    )
-    shape = StateShape(slots, 4, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
-    state = shape.zeros(config, device)
     bucket = decode_bucket(slots)
-    packed = padding(bucket, slots, PAGE_SIZE)
-
-    def step(params: Any, state: EngineState, packed: jax.Array) -> tuple[EngineState, jax.Array]:
-        return state, jnp.zeros((slots, TOKENS_PER_STEP + 2), jnp.int32)
-
-    compiled = jax.jit(step, donate_argnums=1, keep_unused=True).lower(params, state, packed).compile()
-    leaves = len(jax.tree.leaves((params, state, packed)))
-    runner = Dispatch(shape, params, state, Program(bucket, Sampler.GREEDY), compiled)
+    runner = _idle_runner(config, bucket)
+    packed = padding(bucket, runner.shape, Sampler.GREEDY)
+    leaves = len(jax.tree.leaves((runner.params, abstract_state(config, runner.shape), packed)))
     spans = []
     for _ in range(calls):
         begin = time.perf_counter()
@@ -217,6 +198,37 @@ def time_dispatch(num_layers: int, slots: int, calls: int) -> dict[str, Any]:
         runner.collect(handle)
     runner.close()
     return {"layers": num_layers, "leaves_per_call": leaves, "submit_us": statistics.median(spans) * 1e6}
+
+
+def _idle_runner(config: ModelConfig, bucket: Bucket) -> Runner:
+    """A runner on the CPU whose programs take and give what a step does, and compute nothing."""
+    import jax
+    import jax.numpy as jnp
+
+    from jbatch.device.model import abstract_params
+    from jbatch.device.programs import Program, StepSpec
+    from jbatch.device.runner import Runner
+    from jbatch.device.state import EngineState, abstract_state, zeros
+
+    like = abstract_params(config)
+
+    class Idle(StepSpec):
+        """What such a runner's programs have in common."""
+
+        def compile(self, program: Program) -> jax.stages.Compiled:
+            draws = num_draws(program.bucket, self.shape)
+
+            def step(params: Any, state: EngineState, extra: Any, packed: jax.Array, token_mask: None) -> Any:
+                return state, extra, jnp.zeros((draws, 3), jnp.int32)
+
+            size = input_size(program.bucket, self.shape, program.sampler)
+            state, packed = abstract_state(config, self.shape), jax.ShapeDtypeStruct((size,), jnp.int32)
+            jitted = jax.jit(step, donate_argnums=1, keep_unused=True)
+            with jax.default_device(self.device):
+                return jitted.lower(tuple(like.values()), state, {}, packed, None).compile()
+
+    spec = Idle(config, _state_shape(bucket.slots, num_pages=4), jax.devices("cpu")[0])
+    return Runner(spec, zeros(like, spec.device), [bucket], [Sampler.GREEDY])
 
 
 def print_table(result: dict[str, Any]) -> None:

@@ -45,8 +45,8 @@ Kind = Literal["batching", "throughput", "latency", "compare"]
 class StepRow(NamedTuple):
     """One step of the repeat that is shown, in order of launch."""
 
-    kind: str  # prefill, decode
-    slots: int  # of the bucket
+    kind: str  # prefill, decode, mixed
+    slots: int  # of the bucket: sequences that decode in it, and chunks of prompts
     slots_used: int
     pages_used: int  # of the KV cache, when its result was in and the next step, if any, was launched
     device_s: float  # from when the device could start it until the host had its result

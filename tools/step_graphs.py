@@ -32,22 +32,22 @@ def compile_step(config: ModelConfig, slots: int, name: str, dump: Path) -> dict
     """A row: how many graphs a greedy decode step has with an implementation of attention, or why none."""
     import jax
 
-    from jbatch.device import runner
     from jbatch.device.backend import Attention
-    from jbatch.device.state import StateShape
-    from jbatch.host.plan import decode_bucket
+    from jbatch.device.programs import Program, StepSpec
     from jbatch.sampling_params import Sampler
+    from jbatch.seam.bucket import decode_bucket
+    from jbatch.seam.shape import StateShape
 
     device = jax.devices()[0]
     max_len = min(MAX_MODEL_LEN, config.max_position_embeddings)
     shape = StateShape(slots, NUM_PAGES, PAGE_SIZE, max_len // PAGE_SIZE)
-    program = runner.Program(decode_bucket(slots), Sampler.GREEDY)
     attention = Attention(name, name, interpret=device.platform == "cpu" and name != "xla")
+    spec = StepSpec(config, shape, device, attention)
     row: dict[str, Any] = {"attention": name, "layers": config.num_layers, "slots": slots}
     before = set(dump.iterdir())
     begin = time.monotonic()
     try:
-        compiled = runner.compile_step(config, shape, program, device, attention)
+        compiled = spec.compile(Program(decode_bucket(slots), Sampler.GREEDY))
     except Exception as error:  # other implementations go on
         return row | {"status": "failed", "reason": " ".join(str(error).split())[:400]}
     launches = launched(set(dump.iterdir()) - before)

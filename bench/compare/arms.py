@@ -49,7 +49,7 @@ def _hf_continuous(stage: Stage) -> ForeignArm:
     embedding = tensors["embedding"]
     attention = hugging_face.best_attention(embedding.device, embedding.dtype)
     model = hugging_face.build(stage.model_dir, tensors, attention)
-    shape = stage.plan_shape
+    shape = stage.shape
     cache_tokens = (shape.num_pages - 1) * shape.page_size
     sizes = (stage.subject.max_num_seqs, cache_tokens, shape.page_size)
     return ForeignArm(stage, hugging_face.Continuous(model, *sizes))
@@ -57,11 +57,11 @@ def _hf_continuous(stage: Stage) -> ForeignArm:
 
 def _about_jbatch(stage: Stage) -> dict[str, Any]:
     runner = stage.subject.llm.runner
-    attention = runner.attention
+    attention = runner.spec.attention
     return {
         "attention": f"{attention.decode} (decode), {attention.prefill} (prefill)",
         "execution": "ahead-of-time compiled steps",
-        "device": runner.device.device_kind,
+        "device": runner.spec.device.device_kind,
     }
 
 

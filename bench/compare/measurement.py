@@ -126,7 +126,7 @@ def result(measurement: Measurement, stage: Stage) -> ArmResult:
     )
     if middle.run is None:
         return shown
-    steps = step_rows(middle.run, stage.subject.page_size, False)
+    steps = step_rows(middle.run, stage.shape, False)
     return dataclasses.replace(
         shown,
         counts=measures.counts(middle.run, steps, stage.subject.page_size, 0),

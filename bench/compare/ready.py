@@ -10,8 +10,8 @@ from bench.compare.stage import Stage
 from bench.ladder.arms import ARMS as LADDER
 from bench.measure.drive import Run, drive
 from bench.workloads.workload import WorkItem
-from jbatch.engine.engine import RunnerLike
-from jbatch.sim.replay import Executor, replay, tokens_by_sequence
+from jbatch.seam.runner import Runner
+from jbatch.sim.replay import replay, tokens_by_sequence
 
 
 class Outcome(NamedTuple):
@@ -41,7 +41,7 @@ class ReadyArm(Protocol):
 class DrivenArm:
     """jbatch's engine and scheduler, continuous batching, on an executor."""
 
-    def __init__(self, stage: Stage, runner: RunnerLike, about: dict[str, Any]):
+    def __init__(self, stage: Stage, runner: Runner[Any], about: dict[str, Any]):
         self._stage, self._runner, self._about = stage, runner, about
 
     def run(self) -> Outcome:
@@ -62,7 +62,7 @@ class DrivenArm:
 class ReplayedArm:
     """The recorded plans on an executor: no scheduler, and every step as in the recorded run."""
 
-    def __init__(self, stage: Stage, executor: Executor, about: dict[str, Any]):
+    def __init__(self, stage: Stage, executor: Runner[Any], about: dict[str, Any]):
         self._stage, self._executor = stage, executor
         self._about = about | {"num_steps": len(stage.recording().plans)}
 

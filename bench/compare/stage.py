@@ -8,7 +8,8 @@ from typing import Any
 from bench.ladder.subject import LLMSubject
 from bench.measure.drive import Run
 from bench.workloads.workload import Workload
-from jbatch.sim.plan_file import PlanShape, PlanWriter, Recording, read_plans
+from jbatch.seam.shape import StateShape
+from jbatch.sim.plan_file import PlanWriter, Recording, read_plans
 
 
 class Stage:
@@ -27,15 +28,14 @@ class Stage:
         self._torch_runners: dict[str, Any] = {}
 
     @property
-    def plan_shape(self) -> PlanShape:
+    def shape(self) -> StateShape:
         """The sizes of the cache, of jbatch's engine and of PyTorch's."""
-        shape = self.subject.llm.runner.shape
-        sizes = (shape.num_rows, shape.num_pages, shape.page_size, shape.pages_per_seq)
-        return PlanShape(*sizes, self.subject.llm.model_config.vocab_size)
+        return self.subject.llm.runner.shape
 
     def record(self, run: Run) -> None:
         """Write the plans of a pass to the file."""
-        with PlanWriter(self._plan_path, self.plan_shape) as writer:
+        vocab_size = self.subject.llm.model_config.vocab_size
+        with PlanWriter(self._plan_path, self.shape, vocab_size) as writer:
             for event in run.events:
                 if event.plan is not None:
                     writer.write(event.plan)
@@ -62,8 +62,8 @@ class Stage:
             self._torch_runners[kernel] = TorchRunner(
                 self.subject.llm.model_config,
                 self.tensors(),
-                self.plan_shape,
-                (*config.prefill_buckets, *config.decode_buckets),
+                config.shape,
+                config.buckets,
                 Options(kernel),
                 next(iter(self._torch_runners.values()), None),
             )

@@ -23,7 +23,8 @@ from jbatch import LLM, SamplingParams
 from jbatch.config import EngineConfig
 from jbatch.engine.engine import Engine
 from jbatch.errors import ConfigError
-from jbatch.host.plan import StepPlan, pack
+from jbatch.host.pack import pack
+from jbatch.host.plan import StepPlan
 
 ROUNDS = 3
 SLOTS, PROMPT_LEN, MAX_MODEL_LEN = 64, 128, 512
@@ -106,7 +107,7 @@ def _at_page_begin(engine: Engine) -> StepPlan:
 
 def _same_step(llm: LLM, plan: StepPlan, calls: int) -> float:
     """Seconds per step of one step again and again; `calls` more tokens must fit the sequences' pages."""
-    step = pack(plan, llm.runner.shape.num_rows, llm.config.page_size)
+    step = pack(plan, llm.runner.shape)
     llm.runner.collect(llm.runner.submit(step))
     begin = time.perf_counter()
     for _ in range(calls):

@@ -26,13 +26,14 @@ from jbatch.config import EngineConfig
 from jbatch.device import model as llama_model
 from jbatch.device.backend import Attention
 from jbatch.device.platform import prepare_jax
-from jbatch.device.step import Tokens, forward
-from jbatch.host.plan import Bucket, align
+from jbatch.device.spans import Part, forward
+from jbatch.seam.bucket import Bucket, align, decode_bucket, prefill_bucket
 from pallas_kernels import RaggedMetadata
 
 FULL = Size("llama3-8b, 2 layers", model_config("llama3-8b", 2, 8192), context=700)
 SLOTS, TOKENS = (64, 8), (2048, 512)  # buckets; the second of each is what the first is compared with
 TINY_SLOTS, TINY_TOKENS = (8, 4), (128, 64)
+CHUNKS = 4  # of a prefill step
 
 
 class Member(NamedTuple):
@@ -43,29 +44,39 @@ class Member(NamedTuple):
     cached: int
 
 
-def tokens_of(members: Sequence[Member | None], bucket: Bucket, tables: np.ndarray) -> Tokens:
-    """A step's tokens: a member in each slot, or nobody."""
-    ids, positions = np.zeros((2, bucket.tokens), np.int32)
-    live, slots = np.zeros(bucket.tokens, bool), np.zeros(bucket.tokens, np.int32)
-    starts = np.full(bucket.slots, bucket.tokens, np.int32)
-    q_lens, kv_lens = np.zeros((2, bucket.slots), np.int32)
-    block_tables = np.zeros((bucket.slots, tables.shape[1]), np.int32)
-    if bucket.kind == "decode":
-        starts = np.arange(bucket.slots, dtype=np.int32)
+def num_members(bucket: Bucket) -> int:
+    """How many sequences a step has, those of its slots or its chunks."""
+    return bucket.slots or CHUNKS
+
+
+def part_of(members: Sequence[Member | None], bucket: Bucket, tables: np.ndarray) -> Part:
+    """The one part of a step: a member in each slot or chunk, or nobody."""
+    ids, positions, owners = np.zeros((3, bucket.num_places), np.int32)
+    live = np.zeros(bucket.num_places, bool)
+    starts = np.arange(bucket.slots) if bucket.slots else np.full(CHUNKS, bucket.tokens)
+    q_lens, kv_lens = np.zeros((2, len(members)), np.int32)
+    block_tables = np.zeros((len(members), tables.shape[1]), np.int32)
     begin = 0
-    for slot, member in enumerate(members):
+    for idx, member in enumerate(members):
         if member is not None:
-            begin = slot if bucket.kind == "decode" else begin
+            begin = idx if bucket.slots else begin
             length = len(member.token_ids)
             span = slice(begin, begin + length)
             ids[span], positions[span] = member.token_ids, member.cached + np.arange(length)
-            live[span], slots[span] = True, slot
-            starts[slot], q_lens[slot], kv_lens[slot] = begin, length, member.cached + length
-            block_tables[slot] = tables[member.row]
+            live[span], owners[span] = True, idx
+            starts[idx], q_lens[idx], kv_lens[idx] = begin, length, member.cached + length
+            block_tables[idx] = tables[member.row]
             begin += align(length)
-    metadata = RaggedMetadata(*map(jnp.asarray, (starts, q_lens, kv_lens)))
-    fields = (ids, positions, live, slots, block_tables)
-    return Tokens(*map(jnp.asarray, fields), metadata)  # type: ignore[call-arg]
+    metadata = RaggedMetadata(*(jnp.asarray(lens, jnp.int32) for lens in (starts, q_lens, kv_lens)))
+    return Part(
+        ids=jnp.asarray(ids),
+        positions=jnp.asarray(positions),
+        live=jnp.asarray(live),
+        owners=jnp.asarray(owners),
+        block_tables=jnp.asarray(block_tables),
+        metadata=metadata,
+        max_q_len=1 if bucket.slots else None,
+    )
 
 
 class Forward:
@@ -74,53 +85,55 @@ class Forward:
     def __init__(self, model: Model, bucket: Bucket, backend: str):
         self.model, self.bucket, self.tables = model, bucket, own_pages(model.shape)
         attention, config = Attention(backend, backend), model.config
-        max_q_len = 1 if bucket.kind == "decode" else None
+        like = self._part([None] * num_members(bucket))
 
-        def run(params: Any, kv_pages: Any, tokens: Tokens, watched: Any) -> Any:
-            llama = llama_model.build(config, params)
-            pages, hidden = forward(llama, kv_pages, tokens, attention, max_q_len=max_q_len)
+        def run(params: Any, kv_pages: Any, arrays: Part, watched: Any) -> Any:
+            llama, part = llama_model.build(config, params), arrays._replace(max_q_len=like.max_q_len)
+            pages, hidden = forward(llama, kv_pages, [part], attention)
             logits = llama.logits(jax.lax.dynamic_slice_in_dim(hidden, watched, 1))
             return logits, tuple(layer[self.tables[0]] for layer in pages)
 
-        like = self._tokens([None] * bucket.slots)
         precision = "highest" if config.dtype == "float32" else None
         with jax.default_matmul_precision(precision):
-            lowered = jax.jit(run).lower(model.params, model.state.kv_pages, like, jnp.int32(0))
+            lowered = jax.jit(run).lower(*self._arguments(like, 0))
         self._run = lowered.compile()
 
     def __call__(self, members: Sequence[Member | None]) -> list[bytes]:
         """The bits of row 0's logits and of its pages in each layer."""
-        tokens = self._tokens(members)
-        (slot,) = (index for index, member in enumerate(members) if member and member.row == 0)
-        watched = jnp.int32(tokens.metadata.q_starts[slot] + tokens.metadata.q_lens[slot] - 1)
-        result = self._run(self.model.params, self.model.state.kv_pages, tokens, watched)
+        part = self._part(members)
+        (idx,) = (index for index, member in enumerate(members) if member and member.row == 0)
+        watched = int(part.metadata.q_starts[idx] + part.metadata.q_lens[idx] - 1)
+        result = self._run(*self._arguments(part, watched))
         return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(result)]
 
-    def _tokens(self, members: Sequence[Member | None]) -> Tokens:
-        return tokens_of(members, self.bucket, self.tables)
+    def _arguments(self, part: Part, watched: int) -> tuple[Any, ...]:
+        arrays = part._replace(max_q_len=None)  # a shape of the program
+        return self.model.params, self.model.state.kv_pages, arrays, jnp.int32(watched)
+
+    def _part(self, members: Sequence[Member | None]) -> Part:
+        return part_of(members, self.bucket, self.tables)
 
 
-def cases(kind: str, bucket: Bucket, model: Model) -> dict[str, list[Member | None]]:
+def cases(bucket: Bucket, model: Model) -> dict[str, list[Member | None]]:
     """The watched sequence alone, and in several companies."""
     rng = np.random.default_rng(1)
-    vocab, slots = model.config.vocab_size, bucket.slots
-    room = bucket.tokens // slots if kind == "prefill" else 1
-    length = room if kind == "prefill" else 1
-    watched = Member(0, rng.integers(0, vocab, length), 0 if kind == "prefill" else model.context // 2 + 3)
-    nobody: list[Member | None] = [None] * (slots - 1)
+    vocab, number, decodes = model.config.vocab_size, num_members(bucket), bucket.slots > 0
+    room = bucket.num_places // number
+    watched = Member(0, rng.integers(0, vocab, room), model.context // 2 + 3 if decodes else 0)
+    nobody: list[Member | None] = [None] * (number - 1)
 
     def others() -> list[Member | None]:
         return [
             Member(
                 row,
                 rng.integers(0, vocab, int(rng.integers(1, room + 1))),
-                int(rng.integers(0, model.context)) if kind == "decode" else 0,
+                int(rng.integers(0, model.context)) if decodes else 0,
             )
-            for row in range(1, slots)
+            for row in range(1, number)
         ]
 
     changed = watched._replace(token_ids=(watched.token_ids + 1) % vocab)
-    middle = slots // 2
+    middle = number // 2
     company = others()
     return {
         "alone": [watched, *nobody],
@@ -134,21 +147,22 @@ def cases(kind: str, bucket: Bucket, model: Model) -> dict[str, list[Member | No
 def measure(model: Model, size: Size, buckets: tuple[Bucket, Bucket], backend: str) -> dict[str, Any]:
     """A row of the results: in the first bucket all must be equal; the second is there to compare with."""
     bucket, other = buckets
-    row = {"model": size.name, "kind": bucket.kind, "bucket": bucket.tokens, "attention": backend}
+    kind = "decode" if bucket.slots else "prefill"
+    row = {"model": size.name, "kind": kind, "bucket": bucket.num_places, "attention": backend}
     if reason := why_not(backend, model, bucket) or why_not(backend, model, other):
         return row | {"status": "not run", "reason": reason}
     begin = time.monotonic()
     run = Forward(model, bucket, backend)
-    bits = {name: run(members) for name, members in cases(bucket.kind, bucket, model).items()}
+    bits = {name: run(members) for name, members in cases(bucket, model).items()}
     alone, control = bits.pop("alone"), bits.pop("another token")
     unequal = [name for name, others in bits.items() if others != alone]
-    watched = cases(bucket.kind, bucket, model)["alone"][0]
-    elsewhere = Forward(model, other, backend)([watched, *[None] * (other.slots - 1)])
+    watched = cases(bucket, model)["alone"][0]
+    elsewhere = Forward(model, other, backend)([watched, *[None] * (num_members(other) - 1)])
     row |= {
         "compared": list(bits),
         "unequal": unequal,
         "another_token_differs": control != alone,
-        "another_bucket": other.tokens,
+        "another_bucket": other.num_places,
         "another_bucket_differs": elsewhere != alone,
         "seconds": round(time.monotonic() - begin, 1),
     }
@@ -180,11 +194,10 @@ def main() -> int:
     slots, tokens = (TINY_SLOTS, TINY_TOKENS) if args.tiny else (SLOTS, TOKENS)
     rows = Rows(args.json, {"kind": "row-bits", "tiny": args.tiny})
     model = Model(size, max(slots), jax.devices()[0])
-    decode = tuple(Bucket("decode", number, number) for number in slots)
-    prefill = tuple(Bucket("prefill", 4, number) for number in tokens)
-    for buckets in (decode, prefill):
+    for of_kind in (map(decode_bucket, slots), map(prefill_bucket, tokens)):
+        bucket, other = of_kind
         for backend in BACKENDS:
-            row = measure(model, size, (buckets[0], buckets[1]), backend)
+            row = measure(model, size, (bucket, other), backend)
             rows.add(row, line(row))
     return 1 if any(row["status"] == "WRONG" for row in rows.rows) else 0
 

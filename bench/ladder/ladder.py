@@ -147,15 +147,17 @@ def offered_load(
 def run_once(subject: Subject, arm: Arm, size: int, workload: Workload, setting: Setting) -> Pass:
     """Run an arm once, on a fresh engine. Raises whatever the engine raises, and RunError."""
     before = subject.num_compilations()
+    engine = subject.new_engine(arm, size)
     run = drive(
-        subject.new_engine(arm, size),
+        engine,
         workload,
         predicted=predicted_lens(arm, workload),
         max_concurrency=setting.max_concurrency,
         temperature=setting.temperature,
     )
     compilations = subject.num_compilations() - before
-    steps = step_rows(run, subject.page_size, MODES[arm.mode].hold_finished, subject.floor)
+    shape = engine.scheduler.config.shape
+    steps = step_rows(run, shape, MODES[arm.mode].hold_finished, subject.floor)
     counts = measures.counts(run, steps, subject.page_size, compilations)
     return Pass(run, steps, counts, measures.rates(run, steps, setting.goodput))
 

@@ -16,8 +16,9 @@ from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import load_config
 
 if TYPE_CHECKING:
-    from jbatch.engine.engine import Engine, RunnerLike
+    from jbatch.engine.engine import Engine
     from jbatch.llm import LLM
+    from jbatch.seam.runner import Runner
 
 DEMO_OPTIONS: dict[str, Any] = {"page_size": 16}  # its sequences are short
 DEMO_SCALE = 0.25  # of the scenarios' lengths, for a model whose context is 1024
@@ -63,7 +64,7 @@ class LLMSubject:
         self.llm = self._build()
         self.page_size, self.max_num_seqs = self.llm.config.page_size, self.llm.config.max_num_seqs
 
-    def new_engine(self, arm: Arm, max_num_seqs: int, runner: RunnerLike | None = None) -> Engine:
+    def new_engine(self, arm: Arm, max_num_seqs: int, runner: Runner[Any] | None = None) -> Engine:
         """As `Subject` has it; on another runner than the LLM's where one is given."""
         from jbatch.host.scheduler import StepLimits
 
@@ -97,7 +98,7 @@ class LLMSubject:
             "max_num_seqs": llm.config.max_num_seqs,
             "num_pages": llm.runner.shape.num_pages,
             "page_size": llm.config.page_size,
-            "attention": llm.runner.attention._asdict(),
+            "attention": llm.runner.spec.attention._asdict(),
             "num_programs": llm.runner.num_programs,
             "compile_s": built - begin,  # weights included
             "warm_up_s": time.monotonic() - built,

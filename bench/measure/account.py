@@ -13,6 +13,8 @@ from bench.measure.floor import Floor
 from bench.results import StepRow
 from jbatch.host.metrics import StepRecord
 from jbatch.host.plan import StepPlan
+from jbatch.seam.bucket import room_of
+from jbatch.seam.shape import StateShape
 
 
 class Replay:
@@ -29,21 +31,14 @@ class Replay:
     def launch(self, plan: StepPlan) -> None:
         for seq_id in plan.preempted:
             self.held.pop(seq_id, None)
-        if plan.chunks:
-            for seq_id, chunk in zip(plan.seq_ids, plan.chunks, strict=True):
-                self.held[seq_id] = chunk.start + len(chunk.token_ids)
-        else:
-            for seq_id in _active(plan):
-                self.held[seq_id] += 1
+        for seq_id in _active(plan):
+            self.held[seq_id] += 1
+        for chunk in plan.chunks:
+            self.held[chunk.seq_id] = chunk.end
 
     def take_in(self, plan: StepPlan) -> None:
-        """A step's result: each row that was not held or still in its prompt got a token."""
-        if plan.chunks:
-            pairs = zip(plan.seq_ids, plan.chunks, strict=True)
-            given = [seq_id for seq_id, chunk in pairs if chunk.setup is not None]
-        else:
-            given = _active(plan)
-        for seq_id in given:
+        """A step's result: a token for each draw, but of rows that are held."""
+        for seq_id in (*_active(plan), *_begun(plan)):
             self._left[seq_id] -= 1
         if not self._hold or all(self._left[seq_id] == 0 for seq_id in self.held):
             for seq_id in [seq_id for seq_id in self.held if self._left[seq_id] == 0]:
@@ -57,9 +52,12 @@ class Replay:
         return sum(-(-tokens // page_size) for tokens in self.held.values())
 
 
-def step_rows(run: Run, page_size: int, hold: bool, floor: Floor | None = None) -> list[StepRow]:
-    """One row per step. Pages and tokens in the cache are counted when the step's result had been taken in:
-    then the next step, if any, has been launched, and what ended has given its pages back."""
+def step_rows(run: Run, shape: StateShape, hold: bool, floor: Floor | None = None) -> list[StepRow]:
+    """One row per step of an engine whose state has this shape.
+
+    Pages and tokens in the cache are counted when the step's result had been taken in: then the next step, if
+    any, has been launched, and what ended has given its pages back.
+    """
     replay = Replay([item.output_len for item in run.workload.items], hold)
     waiting: dict[int, tuple[StepPlan, float | None]] = {}
     rows = []
@@ -71,19 +69,19 @@ def step_rows(run: Run, page_size: int, hold: bool, floor: Floor | None = None) 
         if event.record is not None:
             plan, least = waiting.pop(event.record.step_idx)
             replay.take_in(plan)
-            rows.append(_row(event, event.record, plan, replay, page_size, least))
+            rows.append(_row(event, event.record, plan, replay, shape, least))
     return rows
 
 
 def _row(
-    event: Event, record: StepRecord, plan: StepPlan, replay: Replay, page_size: int, floor_s: float | None
+    event: Event, record: StepRecord, plan: StepPlan, replay: Replay, shape: StateShape, floor_s: float | None
 ) -> StepRow:
     frozen = plan.frozen or (False,) * len(plan.rows)
     return StepRow(
         kind=record.kind,
-        slots=record.slots,
-        slots_used=record.slots_used,
-        pages_used=replay.num_pages(page_size),
+        slots=record.slots + room_of(plan.bucket, shape).chunks,
+        slots_used=record.slots_used + len(plan.chunks),
+        pages_used=replay.num_pages(shape.page_size),
         device_s=record.device_s,
         t=event.t,
         floor_s=floor_s,
@@ -93,26 +91,30 @@ def _row(
         wasted=record.wasted,
         recomputed=record.recomputed,
         kv_tokens=replay.num_tokens,
-        rows=[list(map(int, slot)) for slot in zip(plan.rows, plan.seq_ids, frozen, strict=True)],
+        rows=[
+            *(list(map(int, slot)) for slot in zip(plan.rows, plan.seq_ids, frozen, strict=True)),
+            *([chunk.row, chunk.seq_id, 0] for chunk in plan.chunks),
+        ],
     )
 
 
 def _active(plan: StepPlan) -> list[int]:
-    """Sequences of a decode step that get a token."""
+    """Decoding sequences that get a token."""
     if not plan.frozen:
         return list(plan.seq_ids)
     return [seq_id for seq_id, frozen in zip(plan.seq_ids, plan.frozen, strict=True) if not frozen]
 
 
+def _begun(plan: StepPlan) -> list[int]:
+    """Sequences that get a token from a chunk's logits."""
+    return [draw.seq_id for chunk in plan.chunks for draw in chunk.draws]
+
+
 def _floor_s(plan: StepPlan, replay: Replay, floor: Floor) -> float:
-    if not plan.chunks:
-        active = _active(plan)
-        return floor.decode_s(len(active), sum(replay.held[seq_id] for seq_id in active))
-    tokens = [len(chunk.token_ids) for chunk in plan.chunks]
-    keys = [chunk.start + length for chunk, length in zip(plan.chunks, tokens, strict=True)]
-    pairs = sum(
-        length * (chunk.start + 1 + end) // 2
-        for chunk, length, end in zip(plan.chunks, tokens, keys, strict=True)
-    )
-    samples = sum(chunk.setup is not None for chunk in plan.chunks)
-    return floor.prefill_s(sum(tokens), samples, sum(keys), pairs)
+    active = _active(plan)
+    cached = sum(replay.held[seq_id] for seq_id in active)
+    tokens = sum(len(chunk.token_ids) for chunk in plan.chunks)
+    keys = sum(chunk.end for chunk in plan.chunks)
+    pairs = sum(len(chunk.token_ids) * (chunk.start + 1 + chunk.end) // 2 for chunk in plan.chunks)
+    draws = len(active) + len(_begun(plan))
+    return floor.step_s(len(active) + tokens, draws, cached + keys, cached + pairs)

@@ -27,13 +27,12 @@ class Floor(NamedTuple):
 
     def decode_s(self, rows: int, keys: int) -> float:
         """Seconds of a decode step for `rows` sequences that have `keys` tokens in all."""
-        params = self.layer_params + self.head_params
-        return self._gemm_s(2 * params * rows) + self._attention_s(keys, keys)
+        return self.step_s(rows, rows, keys, keys)
 
-    def prefill_s(self, tokens: int, samples: int, keys: int, pairs: int) -> float:
-        """Seconds of a prefill step: `tokens` new ones of sequences that then have `keys`, each new one
-        attending to those before it (`pairs` in all), and `samples` of them projected to the vocabulary."""
-        flop = 2 * (self.layer_params * tokens + self.head_params * samples)
+    def step_s(self, tokens: int, draws: int, keys: int, pairs: int) -> float:
+        """Seconds of a step: `tokens` new ones of sequences that then have `keys`, each new one attending to
+        those before it (`pairs` in all), and `draws` of them projected to the vocabulary."""
+        flop = 2 * (self.layer_params * tokens + self.head_params * draws)
         return self._gemm_s(flop) + self._attention_s(keys, pairs)
 
     def _gemm_s(self, flop: int) -> float:

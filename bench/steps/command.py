@@ -25,16 +25,10 @@ from bench.steps import step_model
 from bench.steps.step_model import BACKENDS, Model, Rates, Rows, Size
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device.platform import prepare_jax
-from jbatch.host.plan import (
-    Bucket,
-    PrefillInput,
-    RowSetup,
-    decode_bucket,
-    padding,
-    prefill_bucket,
-    row_columns,
-    unpack,
-)
+from jbatch.sampling_params import Sampler
+from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
+from jbatch.seam.rows import RowSetup, row_columns
+from jbatch.seam.step_input import StepFields, padding, unpack
 
 ROUNDS = 5
 CONTEXTS = {"llama3-8b": 1024, "llama2-7b": 512, "llama3.2-1b": 1024}  # of decode; KV of 7B: four times 8B's
@@ -58,18 +52,19 @@ class Case(NamedTuple):
     number: int
     length: int  # tokens in each one's cache, before a decode step and after a prefill step
 
-    def bucket(self, num_rows: int) -> Bucket:
-        tokens = self.number * self.length
-        return decode_bucket(self.number) if self.kind == "decode" else prefill_bucket(tokens, num_rows)
+    @property
+    def bucket(self) -> Bucket:
+        if self.kind == "decode":
+            return decode_bucket(self.number)
+        return prefill_bucket(self.number * self.length)
 
     def pack(self, model: Model) -> np.ndarray:
         """The step's input: rows 0 to `number`."""
-        num_rows, page_size = model.shape.num_rows, model.shape.page_size
-        bucket = self.bucket(num_rows)
-        packed = padding(bucket, num_rows, page_size).copy()
-        fields = unpack(packed, bucket, page_size)
-        fields.rows[: self.number] = np.arange(self.number)
-        if isinstance(fields, PrefillInput):
+        packed = padding(self.bucket, model.shape, Sampler.GREEDY).copy()
+        fields = unpack(packed, self.bucket, model.shape, Sampler.GREEDY)
+        if self.kind == "decode":
+            fields.slot_rows[:] = np.arange(self.number)
+        else:
             _fill(fields, self, model.config.vocab_size)
         return packed
 
@@ -79,20 +74,22 @@ class Case(NamedTuple):
         if self.kind == "decode":
             return least.decode_s(number, round(number * (length + calls / 2)))
         pairs = number * length * (length + 1) // 2
-        return least.prefill_s(number * length, number, number * length, pairs)
+        return least.step_s(number * length, number, number * length, pairs)
 
 
-def _fill(fields: PrefillInput, case: Case, vocab_size: int) -> None:
-    """Prompts of random tokens, end to end."""
+def _fill(fields: StepFields[np.ndarray], case: Case, vocab_size: int) -> None:
+    """Prompts of random tokens, end to end, with a draw behind each."""
     number, length = case.number, case.length
     fields.tokens[:] = np.random.default_rng(0).integers(0, vocab_size, len(fields.tokens))
+    fields.chunk_rows[:number] = fields.draw_rows[:number] = np.arange(number)
     fields.q_starts[:number] = length * np.arange(number)
     fields.q_lens[:number] = fields.kv_lens[:number] = length
-    fields.samples[:number] = 1
-    fields.setup[:number] = row_columns(RowSetup(length=length, budget=2**30))
+    fields.draw_places[:number] = fields.q_starts[:number] + length - 1
+    fields.has_setup[:number] = 1
+    fields.setups[:number] = row_columns(RowSetup(length=length, budget=2**30))
 
 
-def plan(kind: str, tiny: bool) -> list[tuple[Size, list[Case]]]:
+def todo(kind: str, tiny: bool) -> list[tuple[Size, list[Case]]]:
     """What to measure of each model."""
     if kind == "decode":
         sizes = [TINY] if tiny else [_size(name, context) for name, context in CONTEXTS.items()]
@@ -151,12 +148,11 @@ def measure(size: Size, cases: Sequence[Case], run: Run, deadline: float) -> Non
 
 
 def _measure_one(model: Model, case: Case, backend: str, run: Run) -> dict[str, Any]:
-    bucket = case.bucket(model.shape.num_rows)
-    if reason := step_model.why_not(backend, model, bucket):
+    if reason := step_model.why_not(backend, model, case.bucket):
         return {"status": "not run", "reason": reason}
     begin = time.monotonic()
     try:
-        program = step_model.compile_greedy(model, bucket, backend)
+        program = step_model.compile_greedy(model, case.bucket, backend)
         compile_s = time.monotonic() - begin
         packed = case.pack(model)
         ended = np.asarray(model.run(program, packed))[: case.number, 1:]  # how many tokens, and a Status
@@ -204,9 +200,9 @@ def main() -> int:
     rates = step_model.rates(args.ceilings, args.tiny)
     rows = Rows(args.json, {"kind": f"{args.kind}-steps", "tiny": args.tiny, "rates": rates._asdict()})
     run = Run(rates, 2 if args.tiny else ROUNDS, rows)
-    todo = plan(args.kind, args.tiny)
-    for index, (size, cases) in enumerate(todo, start=1):
-        measure(size, cases, run, begin + args.seconds * index / len(todo))  # so that each has its share
+    sizes = todo(args.kind, args.tiny)
+    for index, (size, cases) in enumerate(sizes, start=1):
+        measure(size, cases, run, begin + args.seconds * index / len(sizes))  # so that each has its share
     return 1 if any(row["status"] in ("failed", "WRONG") for row in rows.rows) else 0
 
 

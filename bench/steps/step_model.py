@@ -17,12 +17,14 @@ import weights
 from bench.measure import ceilings, manifest, random_data
 from bench.measure.timing import Times, summary
 from jbatch.config import ModelConfig
-from jbatch.device.backend import Attention, problem_of
+from jbatch.device.backend import Attention, problems_of
 from jbatch.device.model import abstract_params
-from jbatch.device.runner import Program, compile_step
-from jbatch.device.state import EngineState, StateShape
-from jbatch.host.plan import ROW_WIDTH, Bucket, RowSetup, row_columns
+from jbatch.device.programs import StepSpec, program_for
+from jbatch.device.state import EngineState, abstract_state
 from jbatch.sampling_params import Sampler
+from jbatch.seam.bucket import Bucket
+from jbatch.seam.rows import ROW_WIDTH, RowSetup, row_columns
+from jbatch.seam.shape import StateShape
 from pallas_kernels.implementations import declines
 
 BACKENDS = ("mosaic", "triton", "xla")
@@ -53,7 +55,7 @@ class Model:
         sharding = jax.sharding.SingleDeviceSharding(device)
         drawn = weights.random(like, 0, shardings=dict.fromkeys(like, sharding))
         self.params = tuple(drawn[name] for name in like)
-        leaves = self.shape.abstract(size.config)
+        leaves = abstract_state(size.config, self.shape)
         pools = [
             random_data.kv_pool(leaf.shape, size.config.dtype, 1 + idx, 1.0)
             for idx, leaf in enumerate(leaves.kv_pages)
@@ -67,7 +69,7 @@ class Model:
 
     def run(self, program: Any, packed: np.ndarray) -> jax.Array:
         """Dispatch a step; its output, still on the device."""
-        self.state, output = program(self.params, self.state, packed)
+        self.state, _, output = program(self.params, self.state, {}, packed, None)
         return output
 
     @property
@@ -125,14 +127,14 @@ def why_not(backend: str, model: Model, bucket: Bucket) -> str | None:
     """Why an attention backend cannot run a step on this device, uninterpreted; None where it can."""
     if backend == "xla":
         return None
-    return declines(backend, problem_of(model.config, model.shape, bucket), model.device)
+    problems = problems_of(model.config, model.shape, bucket)
+    return next(filter(None, (declines(backend, problem, model.device) for problem in problems)), None)
 
 
 def compile_greedy(model: Model, bucket: Bucket, backend: str) -> Any:
-    """The engine's own program of a bucket with an attention backend: greedy where it decodes."""
-    sampler = Sampler.GREEDY if bucket.kind == "decode" else Sampler.FILTERED
-    attention = Attention(backend, backend)
-    return compile_step(model.config, model.shape, Program(bucket, sampler), model.device, attention)
+    """The engine's own program of a bucket for greedy requests, with an attention backend."""
+    spec = StepSpec(model.config, model.shape, model.device, Attention(backend, backend))
+    return spec.compile(program_for(bucket, Sampler.GREEDY))
 
 
 def time_steps(model: Model, program: Any, packed: np.ndarray, rounds: int) -> Times:

@@ -26,7 +26,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def no_model(monkeypatch):
-    monkeypatch.setattr("jbatch.llm.Runner", lambda *_: pytest.fail("compiled before it checked"))
+    monkeypatch.setattr("jbatch.device.build.Runner", lambda *_: pytest.fail("compiled before it checked"))
 
 
 def test_batching_prints_and_writes_the_counts_of_any_runner(model, tmp_path, capsys):

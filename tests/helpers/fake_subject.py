@@ -8,10 +8,14 @@ from bench.ladder.arms import Arm
 from bench.measure.floor import Floor
 from jbatch.config import EngineConfig
 from jbatch.engine.engine import Engine
-from jbatch.host.plan import Status, decode_bucket, prefill_bucket
+from jbatch.engine.intake import Intake
 from jbatch.host.policy import MODES, POLICIES
 from jbatch.host.scheduler import Scheduler, SchedulerConfig, StepLimits
-from jbatch.sim.fake_runner import BUDGET, FINISHED, FakeRunner
+from jbatch.seam.bucket import buckets_of
+from jbatch.seam.rows import COLUMNS
+from jbatch.seam.shape import StateShape
+from jbatch.seam.step_output import Status
+from jbatch.sim.fake_runner import FakeRunner
 
 
 class CountingRunner(FakeRunner):
@@ -20,12 +24,15 @@ class CountingRunner(FakeRunner):
     def _write(self, row, position, token_id):
         pass
 
-    def _draw(self, slot, row, length, output):
+    def _context(self, row, length):
+        return ()
+
+    def _draw(self, idx, row, context, output):
         state = self._rows[row]
-        state[BUDGET] -= 1
-        state[FINISHED] = state[BUDGET] == 0
-        output.status[slot] = Status.OUT_OF_BUDGET if state[FINISHED] else Status.RUNNING
-        output.tokens[slot, 0], output.num_tokens[slot] = 3, 1
+        state[COLUMNS["budget"]] -= 1
+        state[COLUMNS["finished"]] = state[COLUMNS["budget"]] == 0
+        output.status[idx] = Status.OUT_OF_BUDGET if state[COLUMNS["finished"]] else Status.RUNNING
+        output.tokens[idx, 0], output.num_tokens[idx] = 3, 1
 
 
 @dataclasses.dataclass
@@ -44,23 +51,20 @@ class FakeSubject:
     def new_engine(self, arm: Arm, max_num_seqs: int) -> Engine:
         config = EngineConfig(max_num_seqs=self.max_num_seqs, page_size=self.page_size)
         limits = StepLimits(config.max_num_batched_tokens, max_num_seqs)
-        sizes = config.token_sizes(self.max_model_len)
+        pages_per_seq = -(-self.max_model_len // self.page_size)
+        shape = StateShape(self.max_num_seqs, self.num_pages, self.page_size, pages_per_seq)
         scheduler = Scheduler(
             SchedulerConfig(
-                num_rows=self.max_num_seqs,
-                num_pages=self.num_pages,
-                page_size=self.page_size,
+                shape=shape,
                 max_model_len=self.max_model_len,
-                decode_buckets=tuple(map(decode_bucket, config.decode_sizes())),
-                prefill_buckets=tuple(prefill_bucket(size, self.max_num_seqs) for size in sizes),
+                buckets=buckets_of(config, self.max_model_len),
                 policy=POLICIES[arm.policy],
                 admission=MODES[arm.mode],
             ),
             lambda view: limits,
         )
-        pages_per_seq = -(-self.max_model_len // self.page_size)
-        runner = self.runner(self.max_num_seqs, self.num_pages, self.page_size, pages_per_seq)
-        return Engine(scheduler, runner, vocab_size=264, overlap=self.overlap)
+        desk = Intake(vocab_size=264, max_seq_len=scheduler.max_seq_len)
+        return Engine(scheduler, self.runner(shape), desk, overlap=self.overlap)
 
     def num_compilations(self) -> int:
         return 0

@@ -18,19 +18,9 @@ from bench.compare.torch_engine.kernels import choose
 from bench.compare.torch_engine.model import from_jax
 from bench.compare.torch_engine.runner import Options, TorchRunner
 from bench.compare.torch_engine.triton_decode import paged_decode, splits_for
-from jbatch.host.plan import decode_bucket, prefill_bucket
-from jbatch.sim.plan_file import PlanShape
+from jbatch.seam.shape import StateShape
 from tests.helpers.attention_cases import Case, make_case
-from tests.helpers.tiny_engine import (
-    MAX_MODEL_LEN,
-    NUM_PAGES,
-    NUM_ROWS,
-    PAGE_SIZE,
-    drain,
-    make_engine,
-    tiny_config,
-    tiny_params,
-)
+from tests.helpers.tiny_engine import DECODE, PREFILL, SHAPE, drain, make_engine, tiny_config, tiny_params
 
 HEADS = ((4, 4, 32), (4, 2, 24), (6, 2, 64), (8, 1, 16), (5, 1, 8), (20, 1, 16))  # heads, kv_heads, head_dim
 LENS = ((1, 17, 0, 64, 130), (65, 16, 0, 63, 127))  # page borders, block borders, dead slots
@@ -97,9 +87,7 @@ def run_engine(kernel: str) -> dict[str, list[int]]:
     """Greedy tokens of a few requests."""
     from jbatch import SamplingParams
 
-    buckets = [decode_bucket(4), prefill_bucket(64, NUM_ROWS)]
-    shape = PlanShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE, tiny_config().vocab_size)
-    runner = TorchRunner(tiny_config(), from_jax(tiny_params()), shape, buckets, Options(kernel))
+    runner = TorchRunner(tiny_config(), from_jax(tiny_params()), SHAPE, [DECODE, PREFILL], Options(kernel))
     assert runner.kernel == kernel
     engine = make_engine(runner=runner)
     for number, prompt in enumerate(([5, 6, 7], list(range(3, 30)), [9] * 16, [4])):
@@ -109,7 +97,7 @@ def run_engine(kernel: str) -> dict[str, list[int]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    assert choose("triton", tiny_config(), PlanShape(1, 2, 16, 1, 9), torch.device("cpu"))[0] == "triton"
+    assert choose("triton", tiny_config(), StateShape(1, 2, 16, 1), torch.device("cpu"))[0] == "triton"
     result = {name: run_case(case, splits) for name, case, splits in cases()}
     engine = {kernel: run_engine(kernel) for kernel in ("triton", "gather")}
     splits = [splits_for(8, 1024), splits_for(2048, 1 << 20), splits_for(1, 64)]

@@ -149,3 +149,13 @@ def unwritten_outputs(module: Module) -> list[str]:
 def num_command_buffers(thunks: str) -> int:
     """CUDA graphs in XLA's dump of what it launches, those in loops' bodies included."""
     return len(re.findall(r"^\s*\d+: kCommandBuffer\b", thunks, re.MULTILINE))
+
+
+def num_host_branches(thunks: str) -> int:
+    """Conditionals outside of CUDA graphs: for each, the host waits for the device to learn the branch."""
+    number, graph = 0, math.inf  # the indentation of the graph that a line is in
+    for indent, kind in re.findall(r"^(\s*)\d+: k(\w+)", thunks, re.MULTILINE):
+        if len(indent) <= graph:
+            graph = len(indent) if kind == "CommandBuffer" else math.inf
+        number += kind == "Conditional" and math.isinf(graph)
+    return number

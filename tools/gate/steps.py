@@ -8,8 +8,9 @@ import time
 from typing import Any, NamedTuple
 
 from bench.measure.shapes import SHAPES, model_config
-from jbatch.host.plan import Bucket, decode_bucket, prefill_bucket
 from jbatch.sampling_params import Sampler
+from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket, room_of
+from jbatch.seam.shape import StateShape
 from tools.gate import hlo
 from tools.gate.target import Target, compiling, thunks
 
@@ -21,17 +22,17 @@ THIN = 2  # layers of the programs that others are compared with, also over half
 PAGE_SIZE, MAX_MODEL_LEN = 64, 8192
 NUM_ROWS = 256  # of the engine's state
 ATTENTION = "paged_attention"  # the scope of the op in the step
-# Of the EXTENDED steps' own state, what only prefill steps and RowData write.
-ONLY_READ = ("extra_in_prompt", "extra_bias", "extra_bad_words", "extra_logprob_ids")
+# Of the state of features, what only row data writes.
+ONLY_READ = ("extra__bias", "extra__bad_words___words", "extra__counts___in_prompt", "extra__logprob_ids")
+NO_PAGES = ("state_rows", "state_block_tables")  # what the program that copies pages returns as it came
 CUBLAS = {"xla_gpu_enable_triton_gemm": False}
 
 
 class Case(NamedTuple):
-    """A step to compile."""
+    """A step to compile, or the program that copies pages."""
 
     model: str
-    kind: str
-    size: int  # slots of a decode step, tokens of a prefill step
+    bucket: Bucket | None  # None: page copies
     sampler: Sampler
     attention: str
     num_layers: int = THIN
@@ -40,11 +41,27 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.model} {self.kind} {self.size} {self.sampler.name.lower()} {self.attention}"
+        if self.bucket is None:
+            return f"{self.model} page copies"
+        slots, tokens, _ = self.bucket
+        if not tokens:
+            size = f"decode {slots}"
+        else:
+            size = f"mixed {slots}+{tokens}" if slots else f"prefill {tokens}"
+        return f"{self.model} {size} {self.sampler.name.lower()} {self.attention}"
+
+    @property
+    def slots(self) -> int:
+        return self.bucket.slots if self.bucket is not None else 0
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is a step of decoding sequences alone: it has less to move."""
+        return self.bucket is not None and not self.bucket.tokens
 
 
 class Program(NamedTuple):
-    """What a compiled step shows."""
+    """What a compiled program shows."""
 
     num_layers: int
     num_pages: int
@@ -52,27 +69,31 @@ class Program(NamedTuple):
     memory: dict[str, int]
     module: hlo.Module
     num_graphs: int
+    host_branches: int
 
 
 def cases(target: str, jax_version: tuple[int, ...]) -> list[Case]:
     """In full what nothing else shows: that a whole decode step is one graph over one pool."""
     best = "mosaic" if target == "h200" else "triton"
     greedy, filtered = Sampler.GREEDY, Sampler.FILTERED
+    decode, prefill, mixed = decode_bucket(64), prefill_bucket(2048), Bucket(64, 2048)
     if jax_version < (0, 11):
-        return [Case("llama3-8b", "decode", 64, greedy, attention) for attention in ("triton", "xla")]
+        return [Case("llama3-8b", decode, greedy, attention) for attention in ("triton", "xla")]
+    others = (filtered, Sampler.LOGPROBS, Sampler.PROCESSED, Sampler.EXTENDED)
     found = [
-        Case("llama3-8b", "decode", 64, greedy, best, num_layers=32, layer_kernels=True),
-        Case("llama3-8b", "decode", 64, filtered, best),
-        Case("llama3-8b", "decode", 64, Sampler.EXTENDED, best),
-        Case("llama3-8b", "decode", 256, greedy, best),
-        Case("llama3-8b", "prefill", 2048, filtered, best),
-        Case("llama2-7b", "decode", 64, greedy, best, num_layers=32),
-        Case("llama3.2-1b", "decode", 64, greedy, best, pool_bytes=125 * 10**9),
-        Case("llama3-8b", "decode", 64, greedy, "xla"),
-        Case("llama3-8b", "prefill", 2048, filtered, "xla"),
+        Case("llama3-8b", decode, greedy, best, num_layers=32, layer_kernels=True),
+        *(Case("llama3-8b", decode, sampler, best) for sampler in others),
+        Case("llama3-8b", decode_bucket(256), greedy, best),
+        Case("llama3-8b", prefill, filtered, best),
+        Case("llama3-8b", mixed, filtered, best),
+        Case("llama3-8b", None, greedy, "xla"),
+        Case("llama2-7b", decode, greedy, best, num_layers=32),
+        Case("llama3.2-1b", decode, greedy, best, pool_bytes=125 * 10**9),
+        Case("llama3-8b", decode, greedy, "xla"),
+        Case("llama3-8b", prefill, filtered, "xla"),
     ]
     if best != "triton":
-        found.append(Case("llama3-8b", "decode", 64, greedy, "triton"))
+        found.append(Case("llama3-8b", decode, greedy, "triton"))
     return found
 
 
@@ -101,6 +122,7 @@ def measure(case: Case, target: Target) -> dict[str, Any]:
         "unwritten_outputs": hlo.unwritten_outputs(full.module),
         "large_moves": [_describe(p) for p in hlo.large_moves(full.module, move_limit(case))],
         "command_buffers": full.num_graphs,
+        "host_branches": full.host_branches,
         "kernels": count_kernels(full.module),
         "kernels_per_layer": kernels_per_layer(full, thin),
         "layer_kernels": layer_kernels(full, thin) if case.layer_kernels else None,
@@ -113,40 +135,48 @@ def measure(case: Case, target: Target) -> dict[str, Any]:
     }
 
 
-def bucket_of(case: Case) -> Bucket:
-    """The compiled shape of a step."""
-    if case.kind == "decode":
-        return decode_bucket(case.size)
-    return prefill_bucket(case.size, NUM_ROWS)
-
-
 def compile_case(
     case: Case, target: Target, num_layers: int, num_pages: int, options: dict[str, Any] | None = None
 ) -> Program:
-    """Compile one step of `num_layers` layers over a pool of `num_pages`."""
-    from jbatch.device import runner
+    """Compile a case for `num_layers` layers and a pool of `num_pages`."""
+    from jbatch.device import programs
     from jbatch.device.backend import Attention
-    from jbatch.device.state import StateShape
 
     config = model_config(case.model, num_layers, MAX_MODEL_LEN)
-    shape = StateShape(NUM_ROWS, num_pages, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
-    program = runner.Program(bucket_of(case), case.sampler)
     attention = Attention(case.attention, case.attention)
+    spec = programs.StepSpec(config, state_shape(num_pages), target.device, attention)
     with compiling(target):
-        lowered = runner.lower_step(config, shape, program, target.device, attention)
-        compiled = lowered.compile(options)
-    stats = compiled.memory_analysis()
+        if case.bucket is None:
+            compiled = spec.compile_copy()
+        else:
+            compiled = spec.lower(programs.Program(case.bucket, case.sampler)).compile(options)
+    stats: Any = compiled.memory_analysis()
     memory = {
         field: getattr(stats, f"{field}_size_in_bytes") for field in ("argument", "output", "alias", "temp")
     }
     kv_bytes = num_pages * PAGE_SIZE * config.kv_bytes_per_token
-    num_graphs = hlo.num_command_buffers(thunks(target))
-    return Program(num_layers, num_pages, kv_bytes, memory, hlo.parse(compiled.as_text() or ""), num_graphs)
+    launches = thunks(target)
+    return Program(
+        num_layers,
+        num_pages,
+        kv_bytes,
+        memory,
+        hlo.parse(compiled.as_text() or ""),
+        hlo.num_command_buffers(launches),
+        hlo.num_host_branches(launches),
+    )
+
+
+def state_shape(num_pages: int) -> StateShape:
+    """What the engine keeps."""
+    return StateShape(NUM_ROWS, num_pages, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
 
 
 def enough_pages(case: Case) -> int:
-    """Twice the pages of every slot's longest sequence: with more, a work list does not grow any more."""
-    return 2 * bucket_of(case).slots * (MAX_MODEL_LEN // PAGE_SIZE)
+    """Twice the pages of every longest sequence of a step: with more, a work list does not grow any more."""
+    shape = state_shape(0)
+    chunks = 0 if case.bucket is None else room_of(case.bucket, shape).chunks
+    return 2 * (case.slots + chunks) * shape.pages_per_seq
 
 
 def count_kernels(module: hlo.Module) -> dict[str, int]:
@@ -206,9 +236,10 @@ def cublas_layer_kernels(case: Case, target: Target, num_pages: int) -> list[str
 
 
 def move_limit(case: Case) -> int:
-    """A prefill step moves whole activations by right: its tokens' embeddings and queries."""
-    tokens_bytes = case.size * SHAPES[case.model].embed_dim * 2
-    return MOVE_LIMIT if case.kind == "decode" else max(MOVE_LIMIT, tokens_bytes)
+    """A step with prompts moves whole activations by right: its tokens' embeddings and queries."""
+    if case.bucket is None or case.decodes:
+        return MOVE_LIMIT
+    return max(MOVE_LIMIT, case.bucket.num_places * SHAPES[case.model].embed_dim * 2)
 
 
 def _describe(placed: hlo.Placed) -> dict[str, Any]:
@@ -230,7 +261,8 @@ def failures(row: dict[str, Any], case: Case) -> list[str]:
         found.append(
             f"the cache is not updated in place: {row['alias_bytes']} of {row['pool_bytes']} bytes alias"
         )
-    unwritten = [name for name in row["unwritten_outputs"] if not name.startswith(ONLY_READ)]
+    by_right = NO_PAGES if case.bucket is None else ONLY_READ
+    unwritten = [name for name in row["unwritten_outputs"] if not name.startswith(by_right)]
     if unwritten:
         found.append(f"returned as they came in: {', '.join(unwritten)}")
     if row["temp_bytes_thin"] != row["temp_bytes_half_pool"]:
@@ -241,10 +273,10 @@ def failures(row: dict[str, Any], case: Case) -> list[str]:
             found.append(
                 f"{move['name']} moves {move['bytes'] / MB:.0f} MB: {move['shape']} ({move['op_name']})"
             )
-    if case.kind == "decode" and row["temp_bytes"] > temp_limit(case):
+    if case.decodes and row["temp_bytes"] > temp_limit(case):
         found.append(f"{row['temp_bytes'] / MB:.1f} MB of temporaries: at most {temp_limit(case) / MB:.0f}")
     straight = case.attention != "xla" and not row["kernels"]["while"]  # a loop in sampling divides the graph
-    if case.kind == "decode" and straight and row["command_buffers"] != 1:
+    if case.decodes and straight and row["command_buffers"] != 1:
         found.append(f"{row['command_buffers']} command buffers instead of 1")
     return found
 
@@ -254,11 +286,11 @@ def temp_limit(case: Case) -> int:
     top, what plain-JAX attention gathers: a block of keys and one of values per slot."""
     from pallas_kernels.reference import BLOCK_KV
 
-    limit = TEMP_LIMIT * max(1, case.size // 64) * (1 if case.sampler == Sampler.GREEDY else 2)
+    limit = TEMP_LIMIT * max(1, case.slots // 64) * (1 if case.sampler == Sampler.GREEDY else 2)
     if case.attention != "xla":
         return limit
     shape = SHAPES[case.model]
-    return limit + 2 * case.size * BLOCK_KV * shape.num_kv_heads * shape.head_dim * 2
+    return limit + 2 * case.slots * BLOCK_KV * shape.num_kv_heads * shape.head_dim * 2
 
 
 def not_met(row: dict[str, Any], case: Case) -> list[str]:
@@ -266,10 +298,12 @@ def not_met(row: dict[str, Any], case: Case) -> list[str]:
     found = []
     if loops := row["kernels"]["attention_while"]:
         found.append(f"{loops} loops over blocks of the cache, of a length that only the device knows")
+    if row["host_branches"]:
+        found.append(f"{row['host_branches']} branches that the host takes, waiting for the device first")
     if row["command_buffers"] != 1:
         found.append(f"{row['command_buffers']} command buffers instead of 1")
     per_layer = row["kernels_per_layer"]
-    if case.kind == "decode" and per_layer:
+    if case.decodes and per_layer:
         num_kernels = per_layer["other"] + per_layer["attention"]
         cublas = row["cublas_layer_kernels"]
         if num_kernels > KERNELS_PER_LAYER:

@@ -42,25 +42,25 @@ def gather_decode(block_tables: Int[Tensor, "slots pages_per_seq"], kv_lens: Int
 
 
 class Chunk(NamedTuple):
-    """A slot's queries in a prefill step, as the host knows them."""
+    """A chunk's queries, as the host knows them."""
 
-    slot: int
-    begin: int  # in the packed axis
+    owner: int  # which of the block tables is its
+    begin: int  # among the queries
     q_len: int
     kv_len: int
 
 
 def chunks_of(q_starts: Sequence[int], q_lens: Sequence[int], kv_lens: Sequence[int]) -> list[Chunk]:
-    """The slots of a prefill step that have queries."""
-    slots = enumerate(zip(q_starts, q_lens, kv_lens, strict=True))
-    return [Chunk(slot, *sizes) for slot, sizes in slots if sizes[1]]
+    """The chunks of a step: what is left is padding."""
+    sizes = zip(q_starts, q_lens, kv_lens, strict=True)
+    return [Chunk(idx, *size) for idx, size in enumerate(sizes) if size[1]]
 
 
 def prefill(
     q: Float[Tensor, "tokens heads head_dim"],
     kv: Float[Tensor, "tokens 2 kv_heads head_dim"],
     kv_pages: Float[Tensor, "num_pages 2 kv_heads page_size head_dim"],
-    block_tables: Int[Tensor, "slots pages_per_seq"],
+    block_tables: Int[Tensor, "chunks pages_per_seq"],
     chunks: Sequence[Chunk],
 ) -> Float[Tensor, "tokens heads head_dim"]:
     """Causal attention of packed queries, chunk by chunk; zeros in places of no chunk.
@@ -68,16 +68,16 @@ def prefill(
     A whole prompt needs none of the cache, and PyTorch has a fused kernel for it.
     """
     out = torch.zeros_like(q)
-    for slot, begin, q_len, kv_len in chunks:
+    for owner, begin, q_len, kv_len in chunks:
         rows = slice(begin, begin + q_len)
         keys, values, mask = kv[rows, 0], kv[rows, 1], None
         if kv_len > q_len:
-            keys, values = _gather(kv_pages, block_tables[slot], kv_len)
+            keys, values = _gather(kv_pages, block_tables[owner], kv_len)
             last_key = torch.arange(kv_len - q_len, kv_len, device=q.device)
             mask = torch.arange(kv_len, device=q.device) <= last_key[:, None]
-        operands = (x.transpose(0, 1)[None] for x in (q[rows], keys, values))
+        queries, keys, values = (x.transpose(0, 1)[None] for x in (q[rows], keys, values))
         attended = functional.scaled_dot_product_attention(
-            *operands, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+            queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )
         out[rows] = attended[0].transpose(0, 1)
     return out

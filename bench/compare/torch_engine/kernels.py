@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +16,15 @@ from torch import Tensor
 from bench.compare.torch_engine import attention
 from jbatch.config import ModelConfig
 from jbatch.errors import ConfigError
+from jbatch.seam.shape import StateShape
 
 NAMES = ("gather", "triton", "flash-attn", "flash-attn-3", "mosaic")
 FLASH_PAGE = 256  # FlashAttention 2 takes pages of a multiple of it
 
 
-def choose(name: str, config: ModelConfig, shape: Any, device: torch.device) -> tuple[str, attention.Decode]:
+def choose(
+    name: str, config: ModelConfig, shape: StateShape, device: torch.device
+) -> tuple[str, attention.Decode]:
     """An implementation, "auto" being plain PyTorch on a CPU and Triton on a GPU.
 
     Raises:

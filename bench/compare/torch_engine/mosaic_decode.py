@@ -18,6 +18,7 @@ from torch.nn import functional
 from bench.compare.torch_engine import attention
 from jbatch.config import ModelConfig
 from jbatch.errors import ConfigError
+from jbatch.seam.shape import StateShape
 
 
 class Work(NamedTuple):
@@ -28,7 +29,7 @@ class Work(NamedTuple):
     first: Int[Tensor, " slots_plus_1"]
 
 
-def build(config: ModelConfig, shape: Any) -> attention.Decode:
+def build(config: ModelConfig, shape: StateShape) -> attention.Decode:
     """The kernel for an engine's sizes.
 
     Raises:
@@ -68,7 +69,7 @@ def build(config: ModelConfig, shape: Any) -> attention.Decode:
 
     def decode(block_tables: Tensor, kv_lens: Tensor) -> attention.Attend:
         slots = len(kv_lens)
-        tiles = tuning.lookup("mosaic", problem(slots), device.device_kind)
+        tiles: Any = tuning.lookup("mosaic", problem(slots), device.device_kind)
         tables, lens = block_tables.to(torch.int32), kv_lens.to(torch.int32)
         work = plan_work(lens, tiles.chunk, plan.max_items(problem(slots), tiles.chunk))
 

@@ -1,52 +1,35 @@
-"""An executor in PyTorch with the two methods of jbatch's Runner, so that jbatch's engine drives it.
+"""An executor in PyTorch with the methods of jbatch's Runner, so that jbatch's engine drives it.
 
 Scheduler, plans, packed inputs, buckets, cache layout and weights are jbatch's: only the executor differs.
-On a GPU each decode bucket is a CUDA graph; prefill steps are launched kernel by kernel. On a CPU all is
-eager. Written after PyTorch's documentation; its GPU path has not run here.
+On a GPU each decode bucket is a CUDA graph; steps with chunks of prompts are launched kernel by kernel. On a
+CPU all is eager. Written after PyTorch's documentation; its GPU path has not run here.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from bench.compare.torch_engine import attention, kernels, model, step
-from bench.compare.torch_engine.sampling import sample
+from bench.compare.torch_engine import attention, functions, kernels, model
+from bench.compare.torch_engine.state import State, copy_pages, zeros
+from bench.compare.torch_engine.step import step as compute_step
 from jbatch.config import ModelConfig
-from jbatch.errors import ConfigError, JBatchError
-from jbatch.host.plan import (
-    ROW_WIDTH,
-    Bucket,
-    StepInput,
-    StepOutput,
-    check_table_updates,
-    padding,
-    unpack,
-    unpack_output,
-)
+from jbatch.errors import JBatchError
 from jbatch.sampling_params import Sampler
+from jbatch.seam.bucket import Bucket
+from jbatch.seam.shape import StateShape
+from jbatch.seam.step_input import StepInput, check_pages, padding, unpack
+from jbatch.seam.step_output import StepOutput, unpack_output
 
 SAMPLERS = (Sampler.GREEDY, Sampler.PLAIN)
 PREFILL = "; prefill: no graph, attention by one uncompiled SDPA call per sequence and layer"
 WARM_UPS = 2  # runs before a capture: the first may compile, the second takes its memory from the pool
-
-
-class Shape(Protocol):
-    """Sizes of the state, such as jbatch's StateShape or PlanShape."""
-
-    @property
-    def num_rows(self) -> int: ...
-    @property
-    def num_pages(self) -> int: ...
-    @property
-    def page_size(self) -> int: ...
-    @property
-    def pages_per_seq(self) -> int: ...
 
 
 class Options(NamedTuple):
@@ -55,6 +38,22 @@ class Options(NamedTuple):
     kernel: str = "auto"  # of decode attention: see kernels.NAMES
     compile: bool | None = None  # torch.compile around attention; None: on a GPU
     warm_up: bool = True  # capture every bucket's graph before the first step
+
+
+class Memory(NamedTuple):
+    """What lives on the device."""
+
+    llama: model.Llama
+    state: State
+
+
+class Handle(NamedTuple):
+    """A step that was launched: its output on the way to the host, and the program that reads it."""
+
+    output: Tensor
+    event: Any  # when it is there; None: it is
+    bucket: Bucket
+    sampler: Sampler
 
 
 class _Graph(NamedTuple):
@@ -66,7 +65,7 @@ class _Graph(NamedTuple):
 
 
 class TorchRunner:
-    """`submit`, `collect` and `samplers` as jbatch's Runner has them.
+    """A `jbatch.seam.runner.Runner`.
 
     Args:
       params: jbatch's parameters by name, on the device to run on; see `model.from_jax`.
@@ -78,11 +77,14 @@ class TorchRunner:
       ConfigError: for a kernel that cannot run here, saying why.
     """
 
+    samplers = SAMPLERS
+    counts_all = False
+
     def __init__(
         self,
         config: ModelConfig,
         params: Mapping[str, Tensor],
-        shape: Shape,
+        shape: StateShape,
         buckets: Iterable[Bucket],
         options: Options = Options(),  # noqa: B008, immutable
         beside: TorchRunner | None = None,
@@ -93,66 +95,60 @@ class TorchRunner:
         self.device = params["embedding"].device
         self.kernel, decode_attention = kernels.choose(options.kernel, config, shape, self.device)
         self.compiled = self.device.type == "cuda" if options.compile is None else options.compile
-        self._functions = _functions(decode_attention, self.compiled)
+        self._functions = functions.build(decode_attention, self.compiled)
         inv_freq = torch.from_numpy(frequencies(config.rope, config.head_dim))
-        self._llama: model.Llama | None = beside._llama if beside else model.build(config, params, inv_freq)
-        self._state: step.State | None = beside._state if beside else _zeros(config, shape, self.device)
-        self._graphs: dict[tuple[Bucket, bool], _Graph] = {}
+        self.memory: Memory | None = (
+            beside.memory
+            if beside
+            else Memory(model.build(config, params, inv_freq), zeros(config, shape, self.device))
+        )
+        self._graphs: dict[tuple[Bucket, Sampler], _Graph] = {}
         self._buckets = frozenset(buckets)
         if self.device.type == "cuda" and options.warm_up:
             self.warm_up()
 
-    @property
-    def samplers(self) -> tuple[Sampler, ...]:
-        """The ways of drawing tokens that its steps have."""
-        return SAMPLERS
-
     @torch.inference_mode()
-    def submit(self, given: StepInput) -> Any:
+    def submit(self, step: StepInput) -> Handle:
         """Launch a step; on a CPU, compute it.
 
         Raises:
           JBatchError: after `close`, for pages that do not exist, and for a sampler that is not here.
           KeyError: for a bucket that was not named.
         """
-        if self._state is None or self._llama is None:
+        if self.memory is None:
             raise JBatchError("this runner was closed: make a new one")
-        if given.sampler not in SAMPLERS:
+        if step.sampler not in SAMPLERS:
             raise JBatchError(
-                f"sampler {given.sampler.name}: the PyTorch engine has greedy sampling and temperature"
+                f"sampler {step.sampler.name}: the PyTorch engine has greedy sampling and temperature"
             )
-        if given.bucket not in self._buckets:
-            raise KeyError(given.bucket)
-        shape = self.shape
-        check_table_updates(
-            given,
-            num_rows=shape.num_rows,
-            num_pages=shape.num_pages,
-            pages_per_seq=shape.pages_per_seq,
-            page_size=shape.page_size,
-        )
-        return self._to_host(self._run(given.bucket, given.packed, given.sampler == Sampler.PLAIN))
+        if step.bucket not in self._buckets:
+            raise KeyError(step.bucket)
+        check_pages(step, self.shape)
+        if step.page_copies is not None:
+            copy_pages(self.memory.state, self._to_device(step.page_copies))
+        output, event = self._to_host(self._run(self.memory, step))
+        return Handle(output, event, step.bucket, step.sampler)
 
-    def collect(self, handle: Any) -> tuple[StepOutput, float]:
+    def collect(self, handle: Handle) -> tuple[StepOutput, float]:
         """Wait for a step's output; with it, when the host had it (time.monotonic, seconds)."""
-        output, event = handle
-        if event is not None:
-            event.synchronize()
-        return unpack_output(output.numpy()), time.monotonic()
+        if handle.event is not None:
+            handle.event.synchronize()
+        packed = handle.output.numpy()
+        return unpack_output(packed, handle.bucket, self.shape, handle.sampler), time.monotonic()
 
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Run every bucket once on padding, which changes nothing; on a GPU, capture decode ones, the largest
         first, so that the others fit into its memory."""
-        for bucket in sorted(self._buckets, key=lambda bucket: -bucket.tokens):
-            packed = padding(bucket, self.shape.num_rows, self.shape.page_size)
-            self._run(bucket, packed, plain=False)
+        for bucket in sorted(self._buckets, key=lambda bucket: -bucket.num_places):
+            packed = padding(bucket, self.shape, Sampler.GREEDY)
+            self.submit(StepInput(bucket, Sampler.GREEDY, packed))
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def close(self) -> None:
         """Let go of the device's memory."""
-        self._llama = self._state = None
+        self.memory = None
         self._graphs = {}
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -167,46 +163,51 @@ class TorchRunner:
             "torch": torch.__version__,
         }
 
-    def _run(self, bucket: Bucket, packed: np.ndarray, plain: bool) -> Tensor:
-        if bucket.kind == "prefill":
-            fields: Any = unpack(packed, bucket, self.shape.page_size)
+    def _run(self, memory: Memory, step: StepInput) -> Tensor:
+        bucket, sampler = step.bucket, step.sampler
+        if self.device.type != "cuda" or bucket.tokens:
+            fields = unpack(step.packed, bucket, self.shape, sampler)
             columns = (fields.q_starts, fields.q_lens, fields.kv_lens)
             chunks = attention.chunks_of(*(column.tolist() for column in columns))
-            args = (self._llama, self._state, self._to_device(packed), bucket, self._functions)
-            return step.prefill(*args, chunks, plain)
-        if self.device.type != "cuda":
-            return self._decode(bucket, self._to_device(packed), plain)
-        captured = self._graphs.get((bucket, plain))
+            return self._compute(memory, self._to_device(step.packed), bucket, sampler, chunks)
+        captured = self._graphs.get((bucket, sampler))
         if captured is None:
-            captured = self._graphs[bucket, plain] = self._capture(bucket, plain)
-        captured.packed.copy_(self._to_device(packed), non_blocking=True)
+            captured = self._graphs[bucket, sampler] = self._capture(memory, bucket, sampler)
+        captured.packed.copy_(self._to_device(step.packed), non_blocking=True)
         captured.graph.replay()
         return captured.output
 
-    def _decode(self, bucket: Bucket, packed: Tensor, plain: bool) -> Tensor:
-        return step.decode(self._llama, self._state, packed, bucket, self._functions, plain)
+    def _compute(
+        self,
+        memory: Memory,
+        packed: Tensor,
+        bucket: Bucket,
+        sampler: Sampler,
+        chunks: Sequence[attention.Chunk] = (),
+    ) -> Tensor:
+        fields = unpack(packed, bucket, self.shape, sampler)
+        return compute_step(*memory, fields, chunks, self._functions, plain=sampler == Sampler.PLAIN)
 
-    def _capture(self, bucket: Bucket, plain: bool) -> _Graph:
+    def _capture(self, memory: Memory, bucket: Bucket, sampler: Sampler) -> _Graph:
         """A CUDA graph of a decode step. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs"""
-        padded = padding(bucket, self.shape.num_rows, self.shape.page_size)
-        packed = torch.from_numpy(padded).to(self.device)
+        packed = torch.from_numpy(padding(bucket, self.shape, sampler)).to(self.device)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
-                self._decode(bucket, packed, plain)
+                self._compute(memory, packed, bucket, sampler)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         pool = next((one.graph.pool() for one in self._graphs.values()), None)
         # JAX and compiling threads may call CUDA meanwhile.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            output = self._decode(bucket, packed, plain)
+            output = self._compute(memory, packed, bucket, sampler)
         return _Graph(graph, packed, output)
 
-    def _to_device(self, packed: np.ndarray) -> Tensor:
+    def _to_device(self, array: Int[np.ndarray, "..."]) -> Tensor:
         if self.device.type != "cuda":
-            return torch.tensor(packed)  # a copy: padding is shared
-        return torch.tensor(packed).pin_memory().to(self.device, non_blocking=True)
+            return torch.tensor(array)  # a copy: padding is shared
+        return torch.tensor(array).pin_memory().to(self.device, non_blocking=True)
 
     def _to_host(self, output: Tensor) -> tuple[Tensor, Any]:
         if self.device.type != "cuda":
@@ -216,31 +217,3 @@ class TorchRunner:
         event = torch.cuda.Event()
         event.record()
         return host, event
-
-
-def _functions(decode_attention: attention.Decode, compiled: bool) -> step.Functions:
-    if not compiled:
-        return step.Functions(decode_attention=decode_attention)
-    # Static shapes: a bucket is compiled once, and its layers share the result.
-    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
-    compile_ = torch.compile(dynamic=False, fullgraph=True)
-    parts = (compile_(f) for f in (model.before_attention, model.after_attention, sample))
-    return step.Functions(*parts, decode_attention=decode_attention)
-
-
-def _zeros(config: ModelConfig, shape: Shape, device: torch.device) -> step.State:
-    page_shape = (shape.num_pages + 1, 2, config.num_kv_heads, shape.page_size, config.head_dim)
-    try:
-        return step.State(
-            torch.zeros((shape.num_rows + 1, ROW_WIDTH), dtype=torch.int32, device=device),
-            torch.zeros((shape.num_rows + 1, shape.pages_per_seq), dtype=torch.int32, device=device),
-            tuple(
-                torch.zeros(page_shape, dtype=getattr(torch, config.dtype), device=device)
-                for _ in range(config.num_layers)
-            ),
-        )
-    except torch.OutOfMemoryError:
-        num_bytes = (shape.num_pages + 1) * shape.page_size * config.kv_bytes_per_token
-        raise ConfigError(
-            "num_pages", shape.num_pages, f"out of memory: {num_bytes} bytes of KV cache do not fit"
-        ) from None

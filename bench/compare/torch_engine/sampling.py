@@ -1,4 +1,4 @@
-"""From logits to tokens as jbatch/device/step.py does it, for greedy sampling and temperature.
+"""From logits to tokens as jbatch/device does it, for greedy sampling and temperature.
 
 Noise comes from a hash of seed, sample, position and token id, which is not jbatch's,
 so only greedy tokens compare.
@@ -12,46 +12,46 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from jbatch.host.plan import NUM_SCALARS, RowSetup, Status
+from jbatch.seam.rows import COLUMNS, NUM_SCALARS
+from jbatch.seam.step_output import Status
 
-COLUMN = {name: idx for idx, name in enumerate(RowSetup._fields[:NUM_SCALARS])}
 MASK = 2**32 - 1
 
 
 class Sampled(NamedTuple):
-    """The outcome, per slot."""
+    """The outcome of sampling, for each draw."""
 
-    output: Int[Tensor, "slots 3"]  # token, how many, status
-    columns: Int[Tensor, "slots row_width"]  # the rows, advanced by the token
+    output: Int[Tensor, "draws 3"]  # token, how many, status
+    columns: Int[Tensor, "draws row_width"]  # the rows, advanced by the token
 
 
 def sample(
-    logits: Float[Tensor, "slots vocab"],
-    columns: Int[Tensor, "slots row_width"],
-    lengths: Int[Tensor, " slots"],
-    live: Bool[Tensor, " slots"],
+    logits: Float[Tensor, "draws vocab"],
+    columns: Int[Tensor, "draws row_width"],
+    lengths: Int[Tensor, " draws"],
+    live: Bool[Tensor, " draws"],
     *,
     plain: bool,
 ) -> Sampled:
-    """Draw a token for each live slot, whose cache then holds `lengths` tokens.
+    """Draw a token for each live draw, whose sequence then has `lengths` tokens in the cache.
 
     Args:
       plain: rows may have a temperature; else all are greedy.
     """
     stop_ids = columns[:, NUM_SCALARS:].long()
-    banned = (columns[:, COLUMN["min_left"]] > 0)[:, None] & (stop_ids >= 0)
+    banned = (columns[:, COLUMNS["min_left"]] > 0)[:, None] & (stop_ids >= 0)
     lowest = torch.where(banned, torch.finfo(logits.dtype).min, torch.inf).to(logits.dtype)
     logits = logits.scatter_reduce(1, stop_ids.clamp(min=0), lowest, "amin")  # ids may repeat
     finite = logits.isfinite().all(dim=-1)
     tokens = logits.argmax(dim=-1)
     if plain:
-        temperature = columns[:, COLUMN["temperature"]].contiguous().view(torch.float32)
+        temperature = columns[:, COLUMNS["temperature"]].contiguous().view(torch.float32)
         scaled = logits / torch.where(temperature > 0, temperature, 1.0)[:, None]
-        seeds, samples = columns[:, COLUMN["seed"]], columns[:, COLUMN["sample_idx"]]
+        seeds, samples = columns[:, COLUMNS["seed"]], columns[:, COLUMNS["sample_idx"]]
         noisy = scaled + gumbel(seeds, samples, lengths, logits.shape[-1])  # Gumbel-max
         tokens = torch.where(temperature > 0, noisy.argmax(dim=-1), tokens)
     stopped = (tokens[:, None] == stop_ids).any(dim=-1)
-    budget = columns[:, COLUMN["budget"]] - 1
+    budget = columns[:, COLUMNS["budget"]] - 1
     status = torch.where(budget <= 0, Status.OUT_OF_BUDGET, Status.RUNNING)
     status = torch.where(stopped, Status.STOPPED, status)
     status = torch.where(finite, status, Status.NON_FINITE)
@@ -60,22 +60,22 @@ def sample(
         "last_token": tokens,
         "length": lengths,
         "budget": budget,
-        "min_left": columns[:, COLUMN["min_left"]] - 1,
+        "min_left": columns[:, COLUMNS["min_left"]] - 1,
         "finished": status != Status.RUNNING,
     }
     advanced = columns.clone()
     for name, value in changes.items():
-        advanced[:, COLUMN[name]] = value.to(columns.dtype)
+        advanced[:, COLUMNS[name]] = value.to(columns.dtype)
     output = torch.stack((torch.where(live, tokens, 0), (live & finite).long(), status), dim=1)
     return Sampled(output.to(torch.int32), torch.where(live[:, None], advanced, columns))
 
 
 def gumbel(
-    seeds: Int[Tensor, " slots"],
-    samples: Int[Tensor, " slots"],
-    positions: Int[Tensor, " slots"],
+    seeds: Int[Tensor, " draws"],
+    samples: Int[Tensor, " draws"],
+    positions: Int[Tensor, " draws"],
     vocab_size: int,
-) -> Float[Tensor, "slots vocab"]:
+) -> Float[Tensor, "draws vocab"]:
     """Noise that depends on a row's seed, sample number and position alone."""
     key = _mix(_mix(_mix(seeds.long() & MASK) ^ samples.long()) ^ positions.long())
     ids = torch.arange(vocab_size, device=seeds.device)

@@ -6,22 +6,26 @@ import pytest
 from jbatch import SamplingParams
 from jbatch.device.model import abstract_params
 from jbatch.errors import ConfigError, JBatchError
-from jbatch.host.plan import Bucket, StepInput, decode_bucket, padding
+from jbatch.host.plan import Chunk, Draw, PageCopy, StepPlan, TableUpdate
 from jbatch.model_dir.config_json import parse_config
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import Sampler
-from jbatch.sim.plan_file import PlanShape, PlanWriter, read_plans
+from jbatch.seam.bucket import decode_bucket
+from jbatch.seam.rows import RowSetup
+from jbatch.seam.step_input import StepInput, padding, unpack
+from jbatch.sim.plan_file import PlanWriter, Recording, read_plans
 from jbatch.sim.replay import replay, tokens_by_sequence
 from tests.helpers.hf_checkpoint import tiny, write_checkpoint
 from tests.helpers.tiny_engine import (
     DECODE,
-    MAX_MODEL_LEN,
+    MIXED,
     NUM_PAGES,
-    NUM_ROWS,
-    PAGE_SIZE,
     PREFILL,
+    SHAPE,
     drain,
+    generate_alone,
     make_engine,
+    make_runner,
     make_scheduler,
     shared_runner,
     tiny_config,
@@ -40,7 +44,6 @@ from bench.workloads.workload import WorkItem  # noqa: E402
 
 torch.set_num_threads(1)
 
-SHAPE = PlanShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE, 96)
 FAMILIES = {
     "biases": {"attention_bias": True, "mlp_bias": True},
     "tied, one KV head, yarn": {
@@ -55,7 +58,7 @@ FAMILIES = {
 
 @pytest.fixture(scope="module")
 def torch_runner():
-    return TorchRunner(tiny_config(), from_jax(tiny_params()), SHAPE, [PREFILL, DECODE])
+    return TorchRunner(tiny_config(), from_jax(tiny_params()), SHAPE, [PREFILL, DECODE, MIXED])
 
 
 def requests(case, count=9, **options):
@@ -118,10 +121,9 @@ def test_a_recorded_run_replays_alike_in_both(torch_runner, tmp_path):
     engine = make_engine(make_scheduler(num_pages=10), shared_runner())
     for request in requests(4, max_tokens=20):
         engine.add_request(*request)
-    outputs, by_request = {}, {}
-    with PlanWriter(tmp_path / "plans", SHAPE) as writer:
+    outputs = {}
+    with PlanWriter(tmp_path / "plans", SHAPE, tiny_config().vocab_size) as writer:
         while engine.has_unfinished:
-            by_request |= {live.sequence.request.request_id: key for key, live in engine._live.items()}
             step = engine.step()
             outputs |= {output.request_id: output.outputs[0].token_ids for output in step.outputs}
             if step.plan is not None:
@@ -130,7 +132,57 @@ def test_a_recorded_run_replays_alike_in_both(torch_runner, tmp_path):
     assert any(plan.preempted for plan in recording.plans)
     for runner in (torch_runner, shared_runner()):
         tokens = tokens_by_sequence(recording, replay(runner, recording).outputs)
-        assert {key: tokens[by_request[key]] for key in outputs} == outputs
+        assert {key: tokens[int(key)] for key in outputs} == outputs
+
+
+def mixed_plans(rng):
+    """Sequence 0 decodes while a prompt comes: sequence 1 goes on behind it, 2 behind its sixth token, on a
+    copy of its page. Another prompt comes in two chunks, and is then given two tokens at once."""
+    first, second, third = (tuple(rng.integers(3, 96, n).tolist()) for n in (20, 24, 40))
+    seq_ids, behind_prompt = (0, 1, 2), RowSetup(length=20, budget=20)
+    yield StepPlan(
+        0,
+        PREFILL,
+        chunks=(Chunk(0, 0, first, 0, draws=(Draw(0, 0, 19, behind_prompt),)),),
+        table_updates=(TableUpdate(0, 0, 1), TableUpdate(0, 1, 2)),
+    )
+    draws = (Draw(1, 1, 23, behind_prompt), Draw(2, 2, 5, behind_prompt))
+    yield StepPlan(
+        1,
+        MIXED,
+        seq_ids=(0,),
+        rows=(0,),
+        chunks=(Chunk(1, 1, second, 0, draws=draws),),
+        table_updates=(TableUpdate(1, 0, 3), TableUpdate(1, 1, 4), TableUpdate(2, 0, 5)),
+    )
+    pages = tuple(TableUpdate(3, idx, 6 + idx) for idx in range(3))
+    chunk = Chunk(3, 3, third[:16], 0)
+    copies = (PageCopy(3, 5),)
+    yield StepPlan(2, MIXED, seq_ids, seq_ids, chunks=(chunk,), table_updates=pages, page_copies=copies)
+    chunk = Chunk(3, 3, third[16:], 16, draws=(Draw(3, 3, 23, behind_prompt),))
+    yield StepPlan(3, MIXED, seq_ids, seq_ids, chunks=(chunk,))
+    yield StepPlan(
+        4, MIXED, seq_ids, seq_ids, chunks=(Chunk(3, 3, (7, 8), 40, draws=(Draw(3, 3, 1, None),)),)
+    )
+    yield StepPlan(5, DECODE, (3, *seq_ids), (3, *seq_ids))
+
+
+def test_mixed_steps_draw_the_tokens_of_jbatch(torch_runner):
+    ours = make_runner(Sampler.GREEDY, buckets=(PREFILL, DECODE, MIXED))
+    ours.prepare_page_copies()
+    plans = tuple(mixed_plans(np.random.default_rng(8)))
+    recording = Recording(SHAPE, tiny_config().vocab_size, plans)
+    outputs, theirs = (replay(runner, recording).outputs for runner in (ours, torch_runner))
+    for output, their_output in zip(outputs, theirs, strict=True):
+        for array, their_array in zip(output[:3], their_output[:3], strict=True):
+            assert array.tolist() == their_array.tolist()
+    tokens = tokens_by_sequence(recording, theirs)
+    assert [len(tokens[seq_id]) for seq_id in range(4)] == [6, 5, 5, 3]
+    prompts = [list(chunk.token_ids) for plan in plans[:2] for chunk in plan.chunks]
+    for seq_id, prompt in enumerate((*prompts, prompts[1][:6])):
+        alone = generate_alone(prompt, SamplingParams(temperature=0, max_tokens=len(tokens[seq_id])))
+        assert tokens[seq_id] == alone.outputs[0].token_ids
+    ours.close()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -175,13 +227,13 @@ def test_temperature_samples_the_softmax_by_each_seed(torch_runner):
 
 
 def test_what_is_wrong_is_refused(torch_runner):
-    packed = padding(DECODE, NUM_ROWS, PAGE_SIZE)
+    packed = padding(DECODE, SHAPE, Sampler.GREEDY)
     with pytest.raises(JBatchError, match="sampler FILTERED: the PyTorch engine has greedy"):
         torch_runner.submit(StepInput(DECODE, Sampler.FILTERED, packed))
     with pytest.raises(KeyError):
         torch_runner.submit(StepInput(decode_bucket(64), Sampler.GREEDY, packed))
     bad = packed.copy()
-    bad[2 * NUM_ROWS : 2 * NUM_ROWS + 3] = (0, 0, NUM_PAGES)
+    unpack(bad, DECODE, SHAPE, Sampler.GREEDY).table_updates[0] = (0, 0, NUM_PAGES)
     with pytest.raises(JBatchError, match=f"page={NUM_PAGES}"):
         torch_runner.submit(StepInput(DECODE, Sampler.GREEDY, bad))
     closed = TorchRunner(tiny_config(), from_jax(tiny_params()), SHAPE, [DECODE])
@@ -207,12 +259,12 @@ def test_kernels_that_cannot_run_say_why(name, reason):
 
 
 def test_idle_buckets_change_nothing(torch_runner):
-    before = [pages.clone() for pages in torch_runner._state.kv_pages]
-    for bucket in (PREFILL, DECODE):
-        step = StepInput(bucket, Sampler.GREEDY, padding(bucket, NUM_ROWS, PAGE_SIZE))
+    before = [pages.clone() for pages in torch_runner.memory.state.kv_pages]
+    for bucket in (PREFILL, DECODE, MIXED):
+        step = StepInput(bucket, Sampler.GREEDY, padding(bucket, SHAPE, Sampler.GREEDY))
         output, _ = torch_runner.collect(torch_runner.submit(step))
         assert not output.tokens.any() and not output.num_tokens.any() and not output.status.any()
-    for pages, old in zip(torch_runner._state.kv_pages, before, strict=True):
+    for pages, old in zip(torch_runner.memory.state.kv_pages, before, strict=True):
         torch.testing.assert_close(pages[:NUM_PAGES], old[:NUM_PAGES], rtol=0, atol=0)
 
 
@@ -220,4 +272,3 @@ def test_options_are_told(torch_runner):
     told = torch_runner.describe()
     assert told["attention"] == "gather" and told["execution"].startswith("eager; prefill: ")
     assert not Options().compile
-    assert isinstance(PREFILL, Bucket)

@@ -7,9 +7,9 @@ import pytest
 
 from bench.gpu_suite import row_bits
 from bench.steps.command import TINY
-from jbatch.host.plan import Bucket
+from jbatch.seam.bucket import decode_bucket, prefill_bucket
 
-BUCKETS = (Bucket("decode", 8, 8), Bucket("decode", 4, 4))
+BUCKETS = (decode_bucket(8), decode_bucket(4))
 MODEL = types.SimpleNamespace(config=TINY.config, context=TINY.context)
 
 
@@ -46,15 +46,17 @@ def test_a_comparison_that_sees_nothing(monkeypatch):
     assert row["status"] == "WRONG" and "compares nothing" in row["reason"]
 
 
-@pytest.mark.parametrize("kind, slots, tokens", [("decode", 4, 4), ("prefill", 4, 64)])
-def test_tokens_lie_as_in_an_engine_step(kind, slots, tokens):
+@pytest.mark.parametrize("bucket", [decode_bucket(4), prefill_bucket(64)])
+def test_tokens_lie_as_in_an_engine_step(bucket):
     tables = np.arange(1, 1 + 4 * 3).reshape(4, 3)
     members = [None, row_bits.Member(2, np.array([7]), 5), row_bits.Member(0, np.array([8]), 0), None]
-    packed = row_bits.tokens_of(members, Bucket(kind, slots, tokens), tables)
-    places = [1, 2] if kind == "decode" else [0, 8]  # a slot each; end to end, aligned
+    packed = row_bits.part_of(members, bucket, tables)
+    places = [1, 2] if bucket.slots else [0, 8]  # a slot each; end to end, aligned
     assert np.asarray(packed.ids)[places].tolist() == [7, 8]
     assert np.asarray(packed.positions)[places].tolist() == [5, 0]
     assert np.asarray(packed.live).sum() == 2
     assert np.asarray(packed.metadata.kv_lens).tolist() == [0, 6, 1, 0]
     assert np.asarray(packed.metadata.q_starts)[1:3].tolist() == places
     assert np.asarray(packed.block_tables)[1].tolist() == tables[2].tolist()
+    assert np.asarray(packed.owners)[places].tolist() == [1, 2]
+    assert packed.max_q_len == (1 if bucket.slots else None)

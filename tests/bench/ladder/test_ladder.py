@@ -69,7 +69,7 @@ def test_pages_replayed_are_those_of_the_pool(name, overlap, num_pages):
     subject, arm, workload = FakeSubject(overlap=overlap, num_pages=num_pages), ARMS[name], mixed()
     engine = subject.new_engine(arm, 16)
     run = drive(engine, workload, predicted=predicted_lens(arm, workload))
-    rows = step_rows(run, subject.page_size, MODES[arm.mode].hold_finished)
+    rows = step_rows(run, engine.scheduler.config.shape, MODES[arm.mode].hold_finished)
     records = [event.record for event in run.events if event.record is not None]
     assert [row.pages_used for row in rows] == [record.pages_used for record in records]
     assert all(row.kv_tokens <= row.pages_used * subject.page_size for row in rows)
@@ -176,9 +176,9 @@ def test_a_request_that_is_refused_fails_its_arm_clearly():
 
 def test_a_request_that_ends_early_fails_the_pass():
     class EndsEarly(CountingRunner):
-        def _draw(self, slot, row, length, output):
-            super()._draw(slot, row, length, output)
-            output.status[slot] = 3  # not finite
+        def _draw(self, idx, row, context, output):
+            super()._draw(idx, row, context, output)
+            output.status[idx] = 3  # not finite
 
     with pytest.raises(
         RunError, match=r"request 0 ended with 1 of \d+ tokens, finish_reason='error': logits"

@@ -43,4 +43,4 @@ def test_the_floor_of_a_decode_step(name, gigabytes, kv_bytes):
     kv_s = 64 * 1024 * kv_bytes * 1024 / 4.3e12
     assert floor.decode_s(64, 64 * 1024) == pytest.approx(read + kv_s, rel=1e-3)
     assert floor.decode_s(1024, 0) > 4 * read, "many rows are bound by arithmetic"
-    assert floor.prefill_s(4096, 1, 4096, 4096 * 4097 // 2) > 10 * read
+    assert floor.step_s(4096, 1, 4096, 4096 * 4097 // 2) > 10 * read

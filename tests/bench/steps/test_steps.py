@@ -8,7 +8,7 @@ import pytest
 from bench.gpu_suite.models import fastest_attention
 from bench.steps import command as steps
 from bench.steps import step_model
-from bench.steps.command import CONTEXTS, PROMPTS, TINY, Case, plan
+from bench.steps.command import CONTEXTS, PROMPTS, TINY, Case, todo
 from bench.steps.step_model import Rates, own_pages, state_shape
 
 
@@ -27,8 +27,8 @@ def test_the_floor_of_a_prefill_step_is_what_it_multiplies():
     assert two == pytest.approx(2 * one) and one > 0
 
 
-def test_what_is_planned():
-    decode, prefill = plan("decode", False), plan("prefill", False)
+def test_what_is_measured():
+    decode, prefill = todo("decode", False), todo("prefill", False)
     assert [size.name for size, _ in decode] == list(CONTEXTS)
     assert {case.number for case in decode[0][1]} == {1, 8, 32, 64, 128, 256}
     for size, cases in prefill:

@@ -76,3 +76,25 @@ def test_an_output_that_nothing_wrote_is_found():
 
 def test_command_buffers_are_counted():
     assert hlo.num_command_buffers(THUNKS) == 2
+
+
+def test_branches_outside_of_command_buffers_are_the_hosts():
+    """A graph in a branch does not hide the branch, and one that is over holds nothing."""
+    outside = """\
+000: kCommandBuffer [source       | next=078 (1)]
+    001: kCustomKernel
+078: kConditional   [prev=000 (1) | next=000 (1)]
+  false_branch:
+    000: kCommandBuffer
+        046: kCustomKernel
+    058: kWhile
+condition:
+        059: kCustomKernel
+      body:
+        000: kCommandBuffer
+            060: kConditional
+        061: kConditional
+"""
+    assert hlo.num_host_branches(outside) == 2
+    inside = "000: kCommandBuffer\n    078: kConditional\n        079: kConditional\n080: kCustomKernel\n"
+    assert hlo.num_host_branches(inside) == hlo.num_host_branches(THUNKS) == 0

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from jbatch.sampling_params import Sampler
+from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from tools.gate import hlo
 from tools.gate import steps as gate_steps
 from tools.gate import table as gate_table
@@ -33,9 +34,11 @@ ENTRY %main (state: f32[8,4]) -> f32[8,4] {
 }
 """
 
-DECODE = gate_steps.Case("llama3-8b", "decode", 64, Sampler.GREEDY, "mosaic")
+DECODE = gate_steps.Case("llama3-8b", decode_bucket(64), Sampler.GREEDY, "mosaic")
 PLAIN = DECODE._replace(attention="xla")
-PREFILL = DECODE._replace(kind="prefill", size=2048)
+PREFILL = DECODE._replace(bucket=prefill_bucket(2048))
+MIXED = DECODE._replace(bucket=Bucket(64, 2048), sampler=Sampler.FILTERED)
+COPIES = DECODE._replace(bucket=None, attention="xla")
 MOVE = {"name": "copy.1", "bytes": 2**24, "shape": "x", "op_name": "", "attention": False}
 
 
@@ -45,13 +48,13 @@ def program(num_layers, names):
         for name in names
     )
     text = f"ENTRY %main (p: f32[2]) -> f32[2] {{\n  %p = f32[2]{{0}} parameter(0)\n{lines}\n}}\n"
-    return gate_steps.Program(num_layers, 1, 1, {}, hlo.parse(text), 1)
+    return gate_steps.Program(num_layers, 1, 1, {}, hlo.parse(text), 1, 0)
 
 
 def row(**changes):
     sizes = {"alias_bytes": 10, "pool_bytes": 10, "temp_bytes": 5, "temp_bytes_thin": 5}
     rest = {"temp_bytes_half_pool": 5, "unwritten_outputs": [], "large_moves": [], "command_buffers": 1}
-    kernels = {"kernels": {"while": 0, "attention_while": 0}, "kernels_per_layer": None}
+    kernels = {"kernels": {"while": 0, "attention_while": 0}, "kernels_per_layer": None, "host_branches": 0}
     return sizes | rest | kernels | {"cublas_layer_kernels": None} | changes
 
 
@@ -90,8 +93,8 @@ def test_a_fusion_that_is_named_after_another_of_its_results_is_no_launch_of_a_l
         ({"alias_bytes": 9}, "not updated in place"),
         ({"unwritten_outputs": ["state_kv_pages_0_.1"]}, "returned as they came in: state_kv_pages_0_.1"),
         (
-            {"unwritten_outputs": ["extra_bias.1", "extra_counts.1"]},
-            "returned as they came in: extra_counts.1",
+            {"unwritten_outputs": ["extra__bias__.1", "extra__counts___in_output.1"]},
+            "returned as they came in: extra__counts___in_output.1",
         ),
         ({"temp_bytes_half_pool": 3}, "depend on the pool"),
         ({"temp_bytes": 65 * 2**20}, "65.0 MB of temporaries: at most 64"),
@@ -122,7 +125,19 @@ def test_plain_jax_attention_may_gather_in_loops(changes):
 
 def test_extended_decode_steps_do_not_write_what_a_request_brought():
     case = DECODE._replace(sampler=Sampler.EXTENDED)
-    assert not gate_steps.failures(row(unwritten_outputs=["extra_bias.1", "extra_in_prompt.1"]), case)
+    read = ["extra__bad_words___words.1", "extra__bias__.1", "extra__counts___in_prompt.1"]
+    assert not gate_steps.failures(row(unwritten_outputs=[*read, "extra__logprob_ids__.1"]), case)
+    (failure,) = gate_steps.failures(row(unwritten_outputs=["extra__bad_words___history.1"]), case)
+    assert failure.endswith("history.1")
+
+
+def test_page_copies_write_pages_alone():
+    unwritten = ["state_rows.1", "state_block_tables.1"]
+    assert not gate_steps.failures(row(unwritten_outputs=unwritten), COPIES)
+    assert gate_steps.failures(row(unwritten_outputs=unwritten), DECODE)
+    (failure,) = gate_steps.failures(row(unwritten_outputs=["state_kv_pages_0_.1"]), COPIES)
+    assert failure == "returned as they came in: state_kv_pages_0_.1"
+    assert gate_steps.failures(row(temp_bytes_half_pool=3), COPIES)
 
 
 def test_a_loop_in_sampling_divides_the_graph():
@@ -131,9 +146,30 @@ def test_a_loop_in_sampling_divides_the_graph():
     assert gate_steps.not_met(looping, DECODE) == ["4 command buffers instead of 1"]
 
 
-def test_a_prefill_step_moves_activations_by_right():
+def test_a_branch_that_the_host_takes_is_told():
+    (found,) = gate_steps.not_met(row(host_branches=1), DECODE)
+    assert found == "1 branches that the host takes, waiting for the device first"
+
+
+def test_a_step_with_prompts_moves_activations_by_right():
     assert gate_steps.move_limit(PREFILL) == 2048 * 4096 * 2
-    assert gate_steps.move_limit(DECODE) == gate_steps.MOVE_LIMIT
+    assert gate_steps.move_limit(MIXED) == (64 + 2048) * 4096 * 2
+    assert gate_steps.move_limit(DECODE) == gate_steps.move_limit(COPIES) == gate_steps.MOVE_LIMIT
+
+
+def test_names_say_what_is_compiled():
+    names = [case.name for case in (DECODE, PREFILL, MIXED, COPIES)]
+    assert names == [
+        "llama3-8b decode 64 greedy mosaic",
+        "llama3-8b prefill 2048 greedy mosaic",
+        "llama3-8b mixed 64+2048 filtered mosaic",
+        "llama3-8b page copies",
+    ]
+
+
+def test_pages_are_more_than_any_step_can_read():
+    assert gate_steps.enough_pages(DECODE) == 2 * 64 * 128
+    assert gate_steps.enough_pages(MIXED) == 2 * (64 + 64) * 128
 
 
 def test_the_goal_for_a_layer():
@@ -148,7 +184,10 @@ def test_whole_decode_steps_are_compiled_with_the_targets_kernels(target, attent
     cases = gate_steps.cases(target, (0, 11, 2))
     whole = {case.model for case in cases if case.num_layers == 32 and case.attention == attention}
     assert whole == {"llama3-8b", "llama2-7b"}
-    assert {case.kind for case in cases if case.attention == "xla"} == {"decode", "prefill"}
+    plain = [case.bucket for case in cases if case.attention == "xla"]
+    assert plain == [None, decode_bucket(64), prefill_bucket(2048)]
+    assert [case.bucket for case in cases if case.bucket and all(case.bucket)] == [Bucket(64, 2048)]
+    assert {case.sampler for case in cases} == set(Sampler) - {Sampler.PLAIN}
     assert len({case.name for case in cases}) == len(cases)
     assert {case.attention for case in gate_steps.cases(target, (0, 10, 2))} == {"triton", "xla"}
 
