@@ -19,8 +19,9 @@ from jbatch.engine.prompts import Prompt, UncheckedRequest, check_idle, list_req
 from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.engine.stream import AsyncStream, TextDelta, flatten, stream_steps
 from jbatch.errors import RequestError, check_option_names
+from jbatch.host.limits import Limits, StepLimits
 from jbatch.host.policy import MODES, POLICIES, Policy
-from jbatch.host.scheduler import Limits, Scheduler, SchedulerConfig, StepLimits
+from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.model_dir.config_json import load_bos_token_id, load_eos_token_ids
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.outputs import RequestOutput

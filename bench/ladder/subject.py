@@ -66,7 +66,7 @@ class LLMSubject:
 
     def new_engine(self, arm: Arm, max_num_seqs: int, runner: Runner[Any] | None = None) -> Engine:
         """As `Subject` has it; on another runner than the LLM's where one is given."""
-        from jbatch.host.scheduler import StepLimits
+        from jbatch.host.limits import StepLimits
 
         limits = StepLimits(self.llm.config.max_num_batched_tokens, max_num_seqs)
         return self.llm.new_engine(

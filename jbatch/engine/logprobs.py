@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from jbatch.errors import RequestError
+from jbatch.host.landing import DEVICE_ERRORS
 from jbatch.host.plan import StepPlan
 from jbatch.host.request import Request
-from jbatch.host.scheduler import DEVICE_ERRORS
 from jbatch.outputs import Logprob
 from jbatch.sampling_params import MAX_LOGPROBS
 from jbatch.seam.bucket import align

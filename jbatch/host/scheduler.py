@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from jbatch.errors import RequestError
+from jbatch.host.landing import Landing, Progress
+from jbatch.host.limits import Limits, SchedulerView, StepLimits
 from jbatch.host.metrics import StepRecord
 from jbatch.host.pages import PagePool
 from jbatch.host.plan import Chunk, StepPlan, TableUpdate, chunk_of
@@ -22,26 +24,7 @@ from jbatch.outputs import FinishReason
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket, align, room_of, smallest_bucket
 from jbatch.seam.shape import StateShape
-from jbatch.seam.step_output import Status, StepOutput
-
-
-class SchedulerView(NamedTuple):
-    """What a limits function may look at."""
-
-    now: float
-    num_waiting: int
-    num_running: int
-    num_free_pages: int
-
-
-class StepLimits(NamedTuple):
-    """The budgets of one step."""
-
-    max_num_batched_tokens: int
-    max_num_seqs: int
-
-
-Limits = Callable[[SchedulerView], StepLimits]
+from jbatch.seam.step_output import StepOutput
 
 
 class SchedulerConfig(NamedTuple):
@@ -52,16 +35,6 @@ class SchedulerConfig(NamedTuple):
     buckets: tuple[Bucket, ...]  # of those that hold the same things, ascending
     policy: Policy
     admission: Admission
-
-
-NON_FINITE = "logits are not finite"
-DEVICE_ERRORS = {
-    Status.NON_FINITE: NON_FINITE + " at position {position}; "
-    "a float16 model may overflow: try dtype='bfloat16'",
-    Status.NOTHING_LEFT: "no token is left to draw at position {position}: allowed_token_ids, bad_words, "
-    "min_tokens and logits_fn rule out all",
-}
-Progress = tuple[Sequence, list[int]]  # the tokens that one applied step gave one sequence
 
 
 class Scheduler:
@@ -176,94 +149,30 @@ class Scheduler:
         return plan
 
     def apply(self, plan: StepPlan, output: StepOutput) -> tuple[list[Progress], StepRecord]:
-        """Take in the result of a step: tokens, lengths, ends, and the step's account."""
-        account = _Account()
-        tokens, counts, statuses = (array.tolist() for array in output[:3])
-        draws = zip(tokens, counts, statuses, strict=True)
-        for seq_id, (drawn, count, status) in zip(plan.seq_ids, draws, strict=False):
-            sequence = self._sequences.get(seq_id)
-            if sequence is None or sequence.finish_reason is not None:
-                account.wasted += 1
-                continue
-            account.useful_slots += 1
-            self._take_in(sequence, drawn[:count], len(drawn), status, account)
-        begin = plan.bucket.slots
-        for chunk in plan.chunks:
-            end = begin + len(chunk.draws)
-            results = zip(chunk.draws, tokens[begin:end], counts[begin:end], statuses[begin:end], strict=True)
-            drawing = [
-                (sequence, result)
-                for draw, *result in results
-                if (sequence := self._sequences.get(draw.seq_id)) is not None and not sequence.finished
-            ]
-            self._take_in_chunk(chunk, bool(drawing), account)
-            for sequence, (drawn, count, status) in drawing:
-                self._take_in(sequence, drawn[:count], len(drawn), status, account)
-            begin = end
-        return account.progress, self._record(plan, account)
-
-    def _take_in(
-        self, sequence: Sequence, new: list[int], num_planned: int, status: int, account: _Account
-    ) -> None:
-        """A draw's tokens: as many as were planned, or fewer, and then the plan is taken back so far."""
-        sequence.token_ids += new
-        account.output_tokens += len(new)
-        account.progress.append((sequence, new))
-        if sequence.row >= 0:  # else it was preempted meanwhile
-            sequence.num_cached = len(sequence.token_ids) - 1  # the last one is fed to the next step
-        if status:
-            self._end(sequence, status)
-        elif (missing := num_planned - len(new)) > 0:
-            sequence.num_planned -= missing
-            if sequence.row >= 0:
-                sequence.num_cached_planned -= missing
-
-    def _take_in_chunk(self, chunk: Chunk, draws: bool, account: _Account) -> None:
-        """A chunk's tokens are in the cache: of its own sequence, and of others that draw from it."""
-        sequence = self._sequences.get(chunk.seq_id)
-        goes_on = sequence is not None and not sequence.finished
-        if not goes_on and not draws:
-            account.wasted += len(chunk.token_ids)
-            return
-        account.recomputed += chunk.num_recomputed
-        account.useful_tokens += len(chunk.token_ids) - chunk.num_recomputed
-        if sequence is None or not goes_on:
-            return
-        if sequence.row >= 0 and sequence.num_preemptions == chunk.attempt:
-            sequence.num_cached = chunk.end
-        if chunk.end == sequence.max_len:  # it only scored its prompt
-            account.progress.append((sequence, []))
-            self.finish(sequence, FinishReason.LENGTH)
-
-    def _record(self, plan: StepPlan, account: _Account) -> StepRecord:
-        useful = account.useful_slots + account.useful_tokens
-        return StepRecord(
+        """Take in the result of a step: what it gave each sequence, and the step's account."""
+        landing = Landing(self._unfinished, self.finish)
+        landing.take_in(plan, output)
+        record = StepRecord(
             step_idx=plan.step_idx,
             slots=plan.bucket.slots,
             slots_used=len(plan.seq_ids),
             tokens=plan.bucket.tokens,
-            useful_slots=account.useful_slots,
-            useful_tokens=account.useful_tokens,
-            padded=plan.bucket.num_places - useful - account.wasted - account.recomputed,
-            wasted=account.wasted,
-            recomputed=account.recomputed,
-            output_tokens=account.output_tokens,
+            useful_slots=landing.useful_slots,
+            useful_tokens=landing.useful_tokens,
+            padded=plan.bucket.num_places - landing.num_live,
+            wasted=landing.wasted,
+            recomputed=landing.recomputed,
+            output_tokens=landing.output_tokens,
             pages_used=self.pool.num_used,
             num_running=len(self._running),
             num_waiting=self._num_waiting,
             num_preempted=len(plan.preempted),
         )
+        return landing.progress, record
 
-    def _end(self, sequence: Sequence, status: int) -> None:
-        if status == Status.STOPPED:
-            last = sequence.token_ids[-1]
-            named = last in (sequence.request.params.stop_token_ids or ())  # else end-of-sequence
-            self.finish(sequence, FinishReason.STOP, stop_reason=last if named else None)
-        elif status == Status.OUT_OF_BUDGET:
-            self.finish(sequence, FinishReason.LENGTH)
-        else:
-            error = DEVICE_ERRORS[status].format(position=len(sequence.token_ids))
-            self.finish(sequence, FinishReason.ERROR, error=error)
+    def _unfinished(self, seq_id: int) -> Sequence | None:
+        sequence = self._sequences.get(seq_id)
+        return None if sequence is None or sequence.finish_reason is not None else sequence
 
     # Prefill.
 
@@ -438,11 +347,3 @@ class Scheduler:
         sequence.row = -1
         sequence.num_cached = sequence.num_cached_planned = 0
         sequence.decoding = False
-
-
-class _Account:
-    """What a step's result adds up to, while it is taken in."""
-
-    def __init__(self) -> None:
-        self.progress: list[Progress] = []
-        self.useful_slots = self.useful_tokens = self.wasted = self.recomputed = self.output_tokens = 0

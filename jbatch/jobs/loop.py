@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from jbatch.errors import JobError
-from jbatch.host.scheduler import NON_FINITE
+from jbatch.host.landing import NON_FINITE
 from jbatch.jobs.answerer import Answerer, LineResult, Pending
 from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.input import InputLine

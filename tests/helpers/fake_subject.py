@@ -9,8 +9,9 @@ from bench.measure.floor import Floor
 from jbatch.config import EngineConfig
 from jbatch.engine.engine import Engine
 from jbatch.engine.intake import Intake
+from jbatch.host.limits import StepLimits
 from jbatch.host.policy import MODES, POLICIES
-from jbatch.host.scheduler import Scheduler, SchedulerConfig, StepLimits
+from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.seam.bucket import buckets_of
 from jbatch.seam.rows import COLUMNS
 from jbatch.seam.shape import StateShape

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 
+from jbatch.host.landing import Progress
+from jbatch.host.limits import StepLimits
 from jbatch.host.metrics import StepRecord
 from jbatch.host.plan import StepPlan
 from jbatch.host.request import Sequence
-from jbatch.host.scheduler import Progress, Scheduler, StepLimits
+from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import align, room_of
 

@@ -7,12 +7,13 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
+from jbatch.host.limits import SchedulerView, StepLimits
 from jbatch.host.metrics import StepRecord
 from jbatch.host.pack import pack
 from jbatch.host.plan import StepPlan
 from jbatch.host.policy import MODES, POLICIES
 from jbatch.host.request import Request, Sequence
-from jbatch.host.scheduler import Scheduler, SchedulerConfig, SchedulerView, StepLimits
+from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket

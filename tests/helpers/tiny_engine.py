@@ -17,8 +17,9 @@ from jbatch.device.programs import DEFAULT_SAMPLERS, StepSpec
 from jbatch.device.runner import Runner
 from jbatch.engine.engine import Engine
 from jbatch.engine.intake import Intake
+from jbatch.host.limits import SchedulerView, StepLimits
 from jbatch.host.policy import MODES, POLICIES
-from jbatch.host.scheduler import Scheduler, SchedulerConfig, SchedulerView, StepLimits
+from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.model_dir.config_json import parse_config
 from jbatch.outputs import RequestOutput
 from jbatch.sampling_params import Sampler, SamplingParams

@@ -11,8 +11,8 @@ import pytest
 from jbatch import LLM, SamplingParams
 from jbatch.engine.engine import Engine
 from jbatch.errors import ConfigError, JBatchError, RequestError
+from jbatch.host.limits import StepLimits
 from jbatch.host.policy import MODES
-from jbatch.host.scheduler import StepLimits
 from jbatch.text.chat import ChatTemplate
 from jbatch.text.messages import check_messages
 from tests.helpers.hf_checkpoint import tiny, write_checkpoint

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jbatch.device import sampling
+from jbatch.host.limits import StepLimits
 from jbatch.host.policy import MODES
-from jbatch.host.scheduler import StepLimits
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam.rows import RowSetup, row_columns

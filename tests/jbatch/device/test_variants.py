@@ -10,7 +10,7 @@ import pytest
 from jbatch.device.process import extra_bytes, features_of
 from jbatch.device.programs import Program
 from jbatch.errors import RequestError
-from jbatch.host.scheduler import StepLimits
+from jbatch.host.limits import StepLimits
 from jbatch.sampling_params import Sampler, SamplingParams
 from tests.helpers.tiny_engine import (
     DECODE,

@@ -8,10 +8,11 @@ import pytest
 
 from jbatch.errors import RequestError
 from jbatch.host import scheduler as scheduler_module
+from jbatch.host.limits import StepLimits
 from jbatch.host.metrics import summarise
 from jbatch.host.plan import TableUpdate
 from jbatch.host.policy import MODES
-from jbatch.host.scheduler import Scheduler, StepLimits
+from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.seam.bucket import Bucket, room_of

@@ -1,0 +1,103 @@
+"""A step's result is taken in: tokens, lengths, ends, and the step's account.
+
+Plans are upper bounds. What is so is set here alone: a draw may bring fewer tokens than were planned, and
+then the plan is taken back so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jbatch.host.plan import Chunk, StepPlan
+from jbatch.host.request import Sequence
+from jbatch.outputs import FinishReason
+from jbatch.seam.step_output import Status, StepOutput
+
+NON_FINITE = "logits are not finite"
+DEVICE_ERRORS = {
+    Status.NON_FINITE: NON_FINITE + " at position {position}; "
+    "a float16 model may overflow: try dtype='bfloat16'",
+    Status.NOTHING_LEFT: "no token is left to draw at position {position}: allowed_token_ids, bad_words, "
+    "min_tokens and logits_fn rule out all",
+}
+Progress = tuple[Sequence, list[int]]  # the tokens that one applied step gave one sequence
+Find = Callable[[int], Sequence | None]  # the sequence of a seq_id, or None where it has ended
+Finish = Callable[..., None]  # (sequence, reason, stop_reason=, error=)
+
+
+class Landing:
+    """Takes in one step's result, and adds up what came of it."""
+
+    def __init__(self, find: Find, finish: Finish):
+        self._find, self._finish = find, finish
+        self.progress: list[Progress] = []
+        self.useful_slots = self.useful_tokens = self.wasted = self.recomputed = self.output_tokens = 0
+
+    @property
+    def num_live(self) -> int:
+        """Places of the step that some sequence held."""
+        return self.useful_slots + self.useful_tokens + self.wasted + self.recomputed
+
+    def take_in(self, plan: StepPlan, output: StepOutput) -> None:
+        """All draws: those of the slots, then those of the chunks."""
+        tokens, counts, statuses = (array.tolist() for array in output[:3])
+        for seq_id, drawn, count, status in zip(plan.seq_ids, tokens, counts, statuses, strict=False):
+            sequence = self._find(seq_id)
+            if sequence is None:
+                self.wasted += 1
+                continue
+            self.useful_slots += 1
+            self._take_in_draw(sequence, drawn[:count], len(drawn), status)
+        idx = plan.bucket.slots
+        for chunk in plan.chunks:
+            draws = range(idx, idx := idx + len(chunk.draws))
+            drawing = [
+                (sequence, draw)
+                for draw, to in zip(draws, chunk.draws, strict=True)
+                if (sequence := self._find(to.seq_id)) is not None
+            ]
+            self._take_in_chunk(chunk, bool(drawing))
+            for sequence, draw in drawing:
+                drawn = tokens[draw]
+                self._take_in_draw(sequence, drawn[: counts[draw]], len(drawn), statuses[draw])
+
+    def _take_in_draw(self, sequence: Sequence, new: list[int], num_planned: int, status: int) -> None:
+        """A draw's tokens: as many as were planned, or fewer."""
+        sequence.token_ids += new
+        self.output_tokens += len(new)
+        self.progress.append((sequence, new))
+        if sequence.row >= 0:  # else it was preempted meanwhile
+            sequence.num_cached = len(sequence.token_ids) - 1  # the last one is fed to the next step
+        if status:
+            self._end(sequence, status)
+        elif (missing := num_planned - len(new)) > 0:
+            sequence.num_planned -= missing
+            if sequence.row >= 0:
+                sequence.num_cached_planned -= missing
+
+    def _take_in_chunk(self, chunk: Chunk, draws: bool) -> None:
+        """A chunk's tokens are in the cache: of its own sequence, and of others that draw from it."""
+        sequence = self._find(chunk.seq_id)
+        if sequence is None and not draws:
+            self.wasted += len(chunk.token_ids)
+            return
+        self.recomputed += chunk.num_recomputed
+        self.useful_tokens += len(chunk.token_ids) - chunk.num_recomputed
+        if sequence is None:
+            return
+        if sequence.row >= 0 and sequence.num_preemptions == chunk.attempt:
+            sequence.num_cached = chunk.end
+        if chunk.end == sequence.max_len:  # it only scored its prompt
+            self.progress.append((sequence, []))
+            self._finish(sequence, FinishReason.LENGTH)
+
+    def _end(self, sequence: Sequence, status: int) -> None:
+        if status == Status.STOPPED:
+            last = sequence.token_ids[-1]
+            named = last in (sequence.request.params.stop_token_ids or ())  # else end-of-sequence
+            self._finish(sequence, FinishReason.STOP, stop_reason=last if named else None)
+        elif status == Status.OUT_OF_BUDGET:
+            self._finish(sequence, FinishReason.LENGTH)
+        else:
+            error = DEVICE_ERRORS[status].format(position=len(sequence.token_ids))
+            self._finish(sequence, FinishReason.ERROR, error=error)
