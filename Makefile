@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 # Two processes: most tests keep one core busy. A file stays in one, for what its tests share is compiled once.
-PYTEST = $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --durations 25
 # Parity is tested on the CPU. Where pip finds no CPU-only build of this version it installs the one with
 # CUDA libraries, several GB; another can be named: make test TORCH="torch --index-url ..."
 TORCH ?= torch==2.13.0
@@ -14,7 +14,7 @@ PYTHON311 ?= $(call find_python,3.11)
 PYTHON312 ?= $(call find_python,3.12)
 AOT_VENVS = $(or $(strip $(if $(PYTHON312),.venv-aot-312) $(if $(PYTHON311),.venv-aot-311)),.venv-aot)
 
-.PHONY: demo test test-core test-312 test-lm-eval lint gate clean
+.PHONY: demo test test-long test-core test-312 test-lm-eval lint gate gate-quick clean
 
 demo: $(VENV)/.core
 	$(VENV)/bin/jbatch demo
@@ -22,11 +22,15 @@ demo: $(VENV)/.core
 test: $(VENV)/.test
 	$(PYTEST)
 
-# The tests of the model, the steps and the kernels: all that need no torch.
-test-core: $(VENV)/.test-core
-	$(PYTEST) tests/pallas_kernels tests/weights tests/test_*.py tests/property/test_real_model.py
+# All of them, each in full: before a release, and after a change to what they draw from.
+test-long: $(VENV)/.test
+	$(PYTEST) --long
 
-# The same on a second Python and another jax, where one is found.
+# What may differ with another jax: kernels, compiled steps, the model. It needs no torch.
+test-core: $(VENV)/.test-core
+	$(PYTEST) tests/pallas_kernels tests/jbatch/device tests/weights tests/property/test_real_model.py
+
+# The same on a second Python, which gets a newer jax, where one is found.
 test-312:
 	$(if $(PYTHON312),$(MAKE) test-core PYTHON=$(PYTHON312) VENV=.venv-312,@echo "no Python 3.12 found")
 
@@ -45,8 +49,14 @@ lint: $(VENV)/.dev
 # process: XLA compiles a second one wrongly.
 gate: $(AOT_VENVS:%=%/.aot)
 	rm -f build/gate-*.json
-	status=0; for venv in $(AOT_VENVS); do for target in h200 a100; do \
-	  $$venv/bin/python -m tools.gate $$target || status=1; done; done; exit $$status
+	$(call each_gate,)
+
+# A part that covers: each kernel for each size of head, whole decode steps.
+gate-quick: $(AOT_VENVS:%=%/.aot)
+	$(call each_gate,--quick)
+
+each_gate = status=0; for venv in $(AOT_VENVS); do for target in h200 a100; do \
+	  $$venv/bin/python -m tools.gate $$target $(1) || status=1; done; done; exit $$status
 
 $(VENV)/.core: pyproject.toml
 	$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)

@@ -9,14 +9,28 @@ unless NPROC says otherwise: on two cores a kernel of three warpgroups would wai
 
 import os
 
+import pytest
 from jaxtyping import install_import_hook
+
+from tests.helpers.sizes import LONG
 
 install_import_hook(["jbatch.device", "pallas_kernels"], "shape_checks.check")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="all tests, each in full (see helpers/sizes.py)")
+
+
 def pytest_configure(config):
-    """JAX reads these when it is first imported, in subprocesses too."""
+    """Read when the tests are collected and when JAX is first imported, in subprocesses too."""
+    if config.getoption("long"):
+        os.environ[LONG] = "1"
     cache_dir = config.cache.mkdir("jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("long") and not item.config.getoption("long"):
+        pytest.skip("takes long: make test-long")

@@ -1,4 +1,4 @@
-"""The first 2,000 inputs of every fuzzed surface: tests/long/fuzz.py has more. And the watch over them."""
+"""The first inputs of every fuzzed surface (tests/long/fuzz.py has more), and the watch over them."""
 
 import collections
 import random
@@ -11,13 +11,14 @@ import pytest
 from jbatch.jobs.request_line import LineError
 from tests.helpers import fuzz
 from tests.helpers.jsonl_fuzz import CODES, check_line, make_line
+from tests.helpers.sizes import sized
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("surface", fuzz.SURFACES)
 def test_broken_input(surface):
-    found = list(fuzz.failures(fuzz.check_of(surface), range(2000)))
+    found = list(fuzz.failures(fuzz.check_of(surface), range(sized(300, 2000))))
     assert not found, found[:10]
 
 

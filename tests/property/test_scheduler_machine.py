@@ -8,6 +8,7 @@ from jbatch.host.limits import StepLimits
 from jbatch.host.policy import MODES, POLICIES
 from jbatch.outputs import FinishReason
 from tests.helpers.schedules import HOST_STOP, Driver, buckets, request, scheduler_config
+from tests.helpers.sizes import sized
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -83,7 +84,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(
-    max_examples=300,
+    max_examples=sized(60, 300),
     stateful_step_count=50,
     deadline=None,
     derandomize=True,

@@ -1,6 +1,7 @@
 """Compile the engine's steps and the attention kernels for a GPU that is not here, and check the programs.
 
     python -m tools.gate h200
+    python -m tools.gate h200 --quick   # what CI compiles: each kernel for each size of head, three steps
 
 One target per process: XLA compiles a second one wrongly. Needs the extra `aot`, and no driver. No
 autotuning happens this way, so the choice of GEMMs differs on the device; layouts, aliasing, copies, the
@@ -27,9 +28,12 @@ from tools.gate import target as gpu_target  # noqa: E402
 PARTS = ("kernels", "steps")
 
 
-def run_kernels(target: gpu_target.Target, only: str) -> tuple[list[dict[str, Any]], list[str]]:
+def run_kernels(target: gpu_target.Target, only: str, quick: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """The kernels' rows, and what failed."""
-    cases = [case for case in gate_kernels.cases() if only in case.name]
+    cases = gate_kernels.cases()
+    if quick:
+        cases = gate_kernels.covering(cases)
+    cases = [case for case in cases if only in case.name]
     rows = [row for case in cases for row in gate_kernels.measure(case, target)]
     print(gate_table.kernels(rows))
     for note in gate_table.notes(rows):
@@ -37,11 +41,14 @@ def run_kernels(target: gpu_target.Target, only: str) -> tuple[list[dict[str, An
     return rows, gate_kernels.failures(rows)
 
 
-def run_steps(target: gpu_target.Target, only: str) -> tuple[list[dict[str, Any]], list[str]]:
+def run_steps(target: gpu_target.Target, only: str, quick: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """The steps' rows, and what failed."""
     import jax
 
-    cases = [case for case in gate_steps.cases(target.name, jax.__version_info__) if only in case.name]
+    cases = gate_steps.cases(target.name, jax.__version_info__)
+    if quick:
+        cases = gate_steps.covering(cases)
+    cases = [case for case in cases if only in case.name]
     rows = [gate_steps.measure(case, target) for case in cases]
     print(gate_table.steps(rows))
     for row in rows:
@@ -66,6 +73,7 @@ def main() -> int:
     parser.add_argument("target", choices=gpu_target.NAMES)
     parser.add_argument("--part", choices=PARTS, help="the other is left out")
     parser.add_argument("--only", default="", help="cases whose name contains this; the rows are not kept")
+    parser.add_argument("--quick", action="store_true", help="a part that covers; the rows are not kept")
     args = parser.parse_args()
     out = ROOT / "build" / f"gate-{args.target}.json"
     result = json.loads(out.read_text()) if out.exists() else {}
@@ -77,10 +85,10 @@ def main() -> int:
         print(f"{args.target}, jax {jax.__version__}")
         for part, run in zip(PARTS, (run_kernels, run_steps), strict=True):
             if args.part in (None, part):
-                rows, failures = run(target, args.only)
+                rows, failures = run(target, args.only, args.quick)
                 result = merge(result, part, rows)
                 failed += failures
-    if not args.only:
+    if not (args.only or args.quick):
         out.parent.mkdir(exist_ok=True)
         out.write_text(json.dumps({"target": args.target} | result, indent=1) + "\n")
     for failure in failed:

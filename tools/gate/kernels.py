@@ -36,6 +36,8 @@ IMPLEMENTATIONS = {
     "write": NAMES,
     "copy": ("xla",),
 }
+# One shape of each head_dim per op, the larger one's with a group of its own. A step brings the other groups.
+QUICK_SHAPES = {"decode": "llama3-70b", "prefill": "llama3.2-3b", "write": "llama2-7b", "copy": "llama3-8b"}
 IN_PLACE = ("write_kv", "copy_pages")
 PERSISTENT = ("paged_decode",)
 SUFFIXES = {"mosaic": "_mosaic_gpu_kernel", "triton": "_triton"}  # of the compiled kernels' names
@@ -85,6 +87,16 @@ def cases() -> list[Case]:
                 Case(op, implementation, LARGE_SHAPE, LARGE_PAGE_SIZE, LARGE_POOL_BYTES, batch=batch)
             )
     return found
+
+
+def covering(cases: list[Case]) -> list[Case]:
+    """Each op, implementation and head_dim once, with both page sizes; 64 dimensions over the large pool."""
+    return [
+        case
+        for case in cases
+        if case.pool_bytes == LARGE_POOL_BYTES
+        or (case.shape == QUICK_SHAPES[case.op] and case.page_size != LARGE_PAGE_SIZE)
+    ]
 
 
 def measure(case: Case, target: Target) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ ATTENTION = "paged_attention"  # the scope of the op in the step
 # Of the state of features, what only row data writes.
 ONLY_READ = ("extra__bias", "extra__bad_words___words", "extra__counts___in_prompt", "extra__logprob_ids")
 NO_PAGES = ("state_rows", "state_block_tables")  # what the program that copies pages returns as it came
+QUICK = ("llama3-8b decode 64 greedy", "llama3.2-1b decode 64 greedy", "llama3-8b prefill 2048 filtered")
 CUBLAS = {"xla_gpu_enable_triton_gemm": False}
 
 
@@ -95,6 +96,18 @@ def cases(target: str, jax_version: tuple[int, ...]) -> list[Case]:
     if best != "triton":
         found.append(Case("llama3-8b", decode, greedy, "triton"))
     return found
+
+
+def covering(cases: list[Case]) -> list[Case]:
+    """The first of each that is quick, with all layers where any of them has all."""
+    whole = any(case.num_layers > THIN for case in cases)
+    found: dict[str, Case] = {}
+    for case in cases:
+        step = case.name.removesuffix(f" {case.attention}")
+        num_layers = SHAPES[case.model].num_layers if whole and case.decodes else THIN
+        if step in QUICK:
+            found.setdefault(step, case._replace(num_layers=num_layers, layer_kernels=False))
+    return list(found.values())
 
 
 def measure(case: Case, target: Target) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def test_a_folder_with_results_is_refused(tmp_path, monkeypatch, capsys):
     assert "not empty" in capsys.readouterr().err and (tmp_path / "results.json").read_text() == "{}"
 
 
+@pytest.mark.long
 def test_tiny_suite(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     assert main(monkeypatch, "--tiny", "--out", out) == 0

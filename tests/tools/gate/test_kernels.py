@@ -65,6 +65,20 @@ def test_every_kernel_is_compiled_for_every_shape_and_page_size():
             assert elements > 2**31 and elements * 2 > 2**32
 
 
+def test_the_quick_gate_has_each_kernel_for_both_sizes_of_head_and_of_page():
+    cases = gate_kernels.covering(gate_kernels.cases())
+    for op, implementations in gate_kernels.IMPLEMENTATIONS.items():
+        for implementation in implementations:
+            mine = [case for case in cases if (case.op, case.implementation) == (op, implementation)]
+            assert sorted((SHAPES[case.shape].head_dim, case.page_size) for case in mine) == [
+                (64, 64),
+                (128, 16),
+            ]
+            assert sum(case.pool_bytes > 2**32 for case in mine) == 1
+    problems = {(case.op, case.shape, case.page_size) for case in cases}
+    assert len(problems) == 2 * len(gate_kernels.IMPLEMENTATIONS), "or what one declines no other one takes"
+
+
 def test_kernels_are_known_by_the_names_that_the_library_gives_them():
     mosaic, triton, xla = (
         gate_kernels.Case("decode", implementation, "llama3-8b", 64, 2**30)

@@ -199,3 +199,23 @@ def test_rows_can_be_written_and_shown():
     shown["large_moves"] = [gate_steps._describe(placed)]
     json.dumps(shown)
     assert "a step" in gate_table.steps([shown])
+
+
+@pytest.mark.parametrize("target, attention", [("h200", "mosaic"), ("a100", "triton")])
+def test_the_quick_gate_has_whole_decode_steps(target, attention):
+    found = gate_steps.covering(gate_steps.cases(target, (0, 11, 2)))
+    assert [(case.model, case.num_layers, case.attention) for case in found if case.decodes] == [
+        ("llama3-8b", 32, attention),
+        ("llama3.2-1b", 16, attention),
+    ]
+    (prompts,) = (case for case in found if not case.decodes)
+    assert (prompts.model, prompts.bucket, prompts.attention) == (
+        "llama3-8b",
+        prefill_bucket(2048),
+        attention,
+    )
+
+
+def test_the_quick_gate_of_an_older_jax():
+    (case,) = gate_steps.covering(gate_steps.cases("h200", (0, 10, 2)))
+    assert (case.name, case.num_layers) == ("llama3-8b decode 64 greedy triton", gate_steps.THIN)

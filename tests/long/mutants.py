@@ -1,0 +1,242 @@
+"""Do the tests notice a mistake? Thirty are seeded here, one at a time, and some test must fail for each.
+
+    python -m tests.long.mutants [--only NAME] [--list]
+
+It works in a copy of the files that git tracks, and takes some minutes. Exit code 1 where a mutant survives,
+or no longer fits the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 600  # of one run of pytest
+
+
+class Mutant(NamedTuple):
+    """A mistake: `old`, which stands once in the file `path`, becomes `new`, and `tests` must fail."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]  # what pytest takes: files, or single tests of them
+
+
+SCHEDULER, PAGES = "jbatch/host/scheduler.py", "jbatch/host/pages.py"
+SAMPLING, DRAWS = "jbatch/device/sampling.py", "jbatch/device/draws.py"
+SPANS, STEP = "jbatch/device/spans.py", "jbatch/device/step.py"
+
+MUTANTS = (
+    Mutant("a page comes one token late", SCHEDULER,
+           "self._grow(sequence, sequence.num_cached_planned + 1, updates)",
+           "self._grow(sequence, sequence.num_cached_planned, updates)",
+           ("tests/jbatch/host/test_scheduler.py::test_the_first_two_plans_and_their_accounts",)),
+    Mutant("the oldest is preempted", SCHEDULER,
+           "youngest = self._running[-1]",
+           "youngest = self._running[0]",
+           ("tests/jbatch/host/test_scheduler.py::test_the_youngest_is_preempted_and_computed_again",)),
+    Mutant("pages are not given back", SCHEDULER,
+           "        self.pool.free(sequence.pages)\n",
+           "",
+           ("tests/jbatch/host/test_scheduler.py::test_abort_gives_all_back_at_once_in_any_state",)),
+    Mutant("who was preempted does not wait for a token in flight", SCHEDULER,
+           "claim > spare or sequence.num_planned > sequence.num_known:",
+           "claim > spare:",
+           ("tests/jbatch/host/test_scheduler.py::"
+            "test_a_preempted_sequence_joins_again_only_once_its_tokens_have_landed",)),
+    Mutant("admission forgets the page of the first token", SCHEDULER,
+           "sequence.max_len if hold else sequence.next_len",
+           "sequence.max_len if hold else sequence.num_known",
+           ("tests/jbatch/host/test_scheduler.py::test_admission_leaves_pages_for_those_admitted_before",)),
+    Mutant("a step is planned after the last token", SCHEDULER,
+           "ended = sequence.num_planned >= sequence.max_len",
+           "ended = sequence.num_planned > sequence.max_len",
+           ("tests/jbatch/host/test_scheduler.py::test_an_end_by_length_is_known_in_advance",)),
+
+    Mutant("full pages count for one more", PAGES,
+           "-(-num_tokens // self.page_size)",
+           "num_tokens // self.page_size + 1",
+           ("tests/jbatch/host/test_pages.py",)),
+    Mutant("the null page is handed out", PAGES,
+           "range(num_pages - 1, NULL_PAGE, -1)",
+           "range(num_pages - 1, NULL_PAGE - 1, -1)",
+           ("tests/jbatch/host/test_pages.py",)),
+    Mutant("the last free page is never taken", PAGES,
+           "return num_pages <= len(self._free)",
+           "return num_pages < len(self._free)",
+           ("tests/jbatch/host/test_pages.py",)),
+    Mutant("a shared page is free once its first owner leaves", PAGES,
+           "            if not self._ref_counts[page_id]:\n                self._free.append(page_id)",
+           "            self._free.append(page_id)",
+           ("tests/jbatch/host/test_pages.py",)),
+    Mutant("a page may be freed twice", PAGES,
+           'raise RuntimeError(f"page {page_id} freed twice")',
+           "continue",
+           ("tests/jbatch/host/test_pages.py",)),
+
+    Mutant("the noise depends on the slot", SAMPLING,
+           "jax.vmap(row_noise)(seeds, sample_idxs, positions)",
+           "jax.vmap(row_noise)(jnp.arange(seeds.shape[0]), sample_idxs, positions)",
+           ("tests/jbatch/device/test_sampling.py::test_the_noise_depends_on_seed_sample_and_position_alone",)),
+    Mutant("the noise is the same at every position", SAMPLING,
+           "jax.random.fold_in(jax.random.fold_in(key, sample_idx), position)",
+           "jax.random.fold_in(key, sample_idx)",
+           ("tests/jbatch/device/test_sampling.py::test_different_seeds_samples_and_positions_differ",)),
+    Mutant("a threshold must be exceeded", SAMPLING,
+           "(mass >= target[:, None])",
+           "(mass > target[:, None])",
+           ("tests/jbatch/device/test_sampling.py::test_four_tokens_by_hand",)),
+    Mutant("top-p counts what top-k has dropped", SAMPLING,
+           'rows["top_p"] * weights.sum(axis=-1)',
+           'rows["top_p"] * jnp.exp(scaled - peak).sum(axis=-1)',
+           ("tests/jbatch/device/test_sampling.py::test_four_tokens_by_hand",)),
+    Mutant("min_tokens is ignored", "jbatch/device/process/stop_ids.py",
+           '(rows["min_left"] > 0)[:, None]',
+           '(rows["min_left"] < 0)[:, None]',
+           ("tests/jbatch/device/test_sampling.py::test_stop_ids_are_banned_until_min_tokens",)),
+    Mutant("greedy rows are drawn beside others", SAMPLING,
+           'jnp.where(rows["temperature"] > 0, sampled, best)',
+           'jnp.where(rows["temperature"] >= 0, sampled, best)',
+           ("tests/jbatch/device/test_sampling.py::test_greedy_rows_in_a_mixed_batch",)),
+
+    Mutant("finished rows go on", SPANS,
+           'live = present & (state["finished"] == 0)',
+           "live = present",
+           ("tests/jbatch/device/test_step.py::test_a_finished_row_is_masked_in_the_very_next_step",)),
+    Mutant("padding is written to the cache", SPANS,
+           "jnp.where(part.live, pages, num_pages)",
+           "pages",
+           ("tests/jbatch/device/test_step.py::test_padding_changes_nothing",)),
+    Mutant("every chunk begins at position 0", SPANS,
+           "starts[owners] + offsets",
+           "offsets",
+           ("tests/jbatch/device/test_step.py::test_chunks_and_one_pass_agree",)),
+    Mutant("a decoded token is one position early", SPANS,
+           'positions = jnp.where(live, state["length"], 0)',
+           'positions = jnp.where(live, state["length"] - 1, 0)',
+           ("tests/jbatch/device/test_step.py::test_decode_writes_one_place_per_row_and_advances_it",)),
+    Mutant("a new page is known one step late", STEP,
+           "parts_of(state.rows, tables, fields, bucket)",
+           "parts_of(state.rows, state.block_tables, fields, bucket)",
+           ("tests/jbatch/device/test_step.py::test_table_updates_reach_the_device_with_the_step_that_needs_them",)),
+    Mutant("logits that are not finite leave nothing to draw", DRAWS,
+           "jnp.where(finite, status, Status.NON_FINITE)",
+           "jnp.where(finite | (status == Status.NOTHING_LEFT), status, Status.NON_FINITE)",
+           ("tests/jbatch/device/process/test_process.py::test_ends_that_only_processing_steps_know",)),
+
+    Mutant("errors that are retried stay", "jbatch/jobs/resume.py",
+           "raw for result, raw in _read(path) if not result.is_error",
+           "raw for result, raw in _read(path)",
+           ("tests/jbatch/jobs/test_resume.py::test_errors_are_dropped",)),
+    Mutant("a torn result takes the end of the one before", "jbatch/jobs/output.py",
+           "end = begin + at + 1",
+           "end = begin + at",
+           ("tests/jbatch/jobs/test_output.py",)),
+    Mutant("a file has its name before it is on the disk", "jbatch/jobs/files.py",
+           "            os.fsync(file.fileno())\n        os.replace(temporary, path)",
+           "            os.replace(temporary, path)\n            os.fsync(file.fileno())",
+           ("tests/jbatch/jobs/test_resume.py::test_a_kill_while_the_output_is_sorted",)),
+    Mutant("the end of large weights is not looked at", "jbatch/jobs/state.py",
+           "number // (NUM_SAMPLES - 1)",
+           "number // NUM_SAMPLES",
+           ("tests/jbatch/jobs/test_state.py",)),
+    Mutant("the last of the alternatives is left out", "jbatch/jobs/results.py",
+           "logprob.rank <= (params.logprobs or 0)",
+           "logprob.rank < (params.logprobs or 0)",
+           ("tests/jbatch/jobs/test_results.py",)),
+    Mutant("one custom_id may appear twice", "jbatch/jobs/input.py",
+           "    if num_twice:",
+           "    if num_twice > 1:",
+           ("tests/jbatch/jobs/test_input.py::test_duplicates_are_named_with_both_lines",)),
+    Mutant("defaults win over a line", "jbatch/jobs/request_line.py",
+           "{**defaults, **given}",
+           "{**given, **defaults}",
+           ("tests/jbatch/jobs/test_request_line.py::test_a_line_overrides_the_defaults_and_null_does_not",)),
+)  # fmt: skip
+
+
+def misfits(mutants: Iterable[Mutant]) -> list[str]:
+    """Which do not fit the code, and why."""
+    counts = {mutant.name: (ROOT / mutant.path).read_text().count(mutant.old) for mutant in mutants}
+    return [f"{name}: its snippet occurs {count} times" for name, count in counts.items() if count != 1]
+
+
+def copy_checkout(target: Path) -> None:
+    """The tracked files, as they are in the checkout."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, target / name)
+
+
+def run_tests(checkout: Path, tests: Iterable[str]) -> subprocess.CompletedProcess[str]:
+    """Run some tests of a copy, all of whose processes import the copy.
+
+    Without bytecode files: they go by time and size, in which a mutant may be the same. pytest's cache stays,
+    for it holds compiled programs.
+    """
+    env = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"}
+    args = [sys.executable, "-m", "pytest", "-x", "-q", *tests]
+    return subprocess.run(args, cwd=checkout, env=env, capture_output=True, text=True, timeout=TIMEOUT_S)
+
+
+def verdict(checkout: Path, mutant: Mutant) -> str:
+    """What becomes of a mutant."""
+    path = checkout / mutant.path
+    original = path.read_text()
+    path.write_text(original.replace(mutant.old, mutant.new))
+    try:
+        code = run_tests(checkout, mutant.tests).returncode
+    finally:
+        path.write_text(original)
+    return {0: "SURVIVED", 1: "killed"}.get(code, f"NO RESULT: pytest ended with {code}")
+
+
+def check(mutants: Sequence[Mutant]) -> bool:
+    """Whether the tests pass without a mutant, and fail with each."""
+    if problems := misfits(mutants):
+        print("\n".join(problems))
+        return False
+    num_killed = 0
+    with tempfile.TemporaryDirectory() as directory:
+        checkout, begin = Path(directory), time.monotonic()
+        copy_checkout(checkout)
+        unchanged = run_tests(checkout, dict.fromkeys(test for mutant in mutants for test in mutant.tests))
+        if unchanged.returncode:
+            print(f"{unchanged.stdout}{unchanged.stderr}the tests fail without a mutant")
+            return False
+        print(f"{time.monotonic() - begin:6.1f} s  without a mutant the tests pass", flush=True)
+        for mutant in mutants:
+            begin = time.monotonic()
+            found = verdict(checkout, mutant)
+            num_killed += found == "killed"
+            print(f"{time.monotonic() - begin:6.1f} s  {mutant.path}: {mutant.name}: {found}", flush=True)
+    print(f"{num_killed} of {len(mutants)} killed")
+    return num_killed == len(mutants)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.long.mutants")
+    parser.add_argument("--only", metavar="NAME", choices=[mutant.name for mutant in MUTANTS])
+    parser.add_argument("--list", action="store_true", help="name all, and run nothing")
+    args = parser.parse_args()
+    if args.list:
+        for mutant in MUTANTS:
+            print(f"{mutant.path}: {mutant.name}: {' '.join(mutant.tests)}")
+        return
+    sys.exit(not check([mutant for mutant in MUTANTS if args.only in (None, mutant.name)]))
+
+
+if __name__ == "__main__":
+    main()
