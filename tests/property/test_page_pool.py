@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from jbatch.host.pages import NULL_PAGE, PagePool
+from tests.helpers.sizes import sized
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -67,7 +68,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 TestPool = PoolMachine.TestCase
 TestPool.settings = settings(
-    max_examples=300,
+    max_examples=sized(100, 300),
     stateful_step_count=50,
     deadline=None,
     derandomize=True,

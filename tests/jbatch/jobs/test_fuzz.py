@@ -10,9 +10,10 @@ from jbatch.sampling_params import SamplingParams
 from tests.helpers import fake_job
 from tests.helpers.fake_job import JOB, prompt_of, run, text_of, tokens_of
 from tests.helpers.jsonl_fuzz import TEMPLATES, make_line
+from tests.helpers.sizes import sized
 
 IDS = {line["custom_id"].encode() for line in TEMPLATES if "custom_id" in line}
-NUM_BROKEN = 400
+NUM_BROKEN = sized(150, 400)
 
 
 def good_line(number: int) -> bytes:

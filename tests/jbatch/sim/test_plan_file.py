@@ -19,8 +19,9 @@ from jbatch.sim.fake_runner import FakeRunner
 from jbatch.sim.plan_file import PlanFileError, PlanWriter, Recording, read_plans
 from jbatch.sim.replay import replay, tokens_by_sequence
 from tests.helpers.schedules import VOCAB_SIZE, Driver, random_config, random_request
+from tests.helpers.sizes import sized
 
-NUM_SCHEDULES = 40
+NUM_SCHEDULES = sized(12, 40)
 
 V1 = """\
 {"format":"jbatch-plans","version":1,"num_rows":2,"num_pages":5,"page_size":16,"pages_per_seq":2,"vocab_size":97}
