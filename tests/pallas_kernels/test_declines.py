@@ -47,6 +47,7 @@ def test_it_takes_what_is_documented_and_nothing_else(kernel, kind):
         assert (reason is None) == TAKES[kernel.name, kind](problem), f"{problem}: {reason}"
 
 
+@pytest.mark.long  # interpreted, the largest problems take minutes
 @pytest.mark.parametrize("kind", ["decode", "prefill"])
 @pytest.mark.parametrize("kernel", kernels("triton", "mosaic"))
 def test_it_works_at_its_limits(kernel, kind):
