@@ -31,9 +31,7 @@ def draw(
         return best
     scaled = logits / jnp.where(rows["temperature"] > 0, rows["temperature"], 1.0)[:, None]
     if sampler.filters:
-        leaves_out = (rows["top_k"] > 0) | (rows["top_p"] < 1) | (rows["min_p"] > 0)
-        filters = live & (rows["temperature"] > 0) & leaves_out
-        scaled = lax.cond(jnp.any(filters), keep_likely, lambda scaled, _: scaled, scaled, rows.columns)
+        scaled = _keep(scaled, _lowest_kept(scaled, rows.columns, live))
     # Gumbel-max: the argmax of logits with Gumbel noise is a sample of the softmax (Gumbel 1954).
     noise = _noise(rows["seed"], rows["sample_idx"], positions, logits.shape[-1])
     sampled = jnp.argmax(scaled + noise, axis=-1)
@@ -44,7 +42,33 @@ def keep_likely(
     scaled: Float[Array, "draws vocab"], columns: Int[Array, "draws row_width"]
 ) -> Float[Array, "draws vocab"]:
     """Set to -inf all but what min-p, then top-k, then top-p keep; ties at a threshold are kept."""
-    return jnp.where(_ordered(scaled) >= lowest_likely(scaled, Rows(columns))[:, None], scaled, -jnp.inf)
+    return _keep(scaled, lowest_likely(scaled, Rows(columns)))
+
+
+def _keep(scaled: Float[Array, "draws vocab"], lowest: UInt[Array, " draws"]) -> Float[Array, "draws vocab"]:
+    return jnp.where(_ordered(scaled) >= lowest[:, None], scaled, -jnp.inf)
+
+
+def _lowest_kept(
+    scaled: Float[Array, "draws vocab"], columns: Int[Array, "draws row_width"], live: Bool[Array, " draws"]
+) -> UInt[Array, " draws"]:
+    """`lowest_likely`; on a CPU 0, which keeps all, where no live row leaves out any.
+
+    There the search costs ten times all else that a step does with a large vocabulary. On a GPU it costs
+    little, and the host would have to wait for the device to know which branch to launch.
+    """
+
+    def search(scaled: jax.Array, columns: jax.Array, live: jax.Array) -> jax.Array:
+        return lowest_likely(scaled, Rows(columns))
+
+    def search_where_asked(scaled: jax.Array, columns: jax.Array, live: jax.Array) -> jax.Array:
+        rows = Rows(columns)
+        leaves_out = (rows["top_k"] > 0) | (rows["top_p"] < 1) | (rows["min_p"] > 0)
+        filters = live & (rows["temperature"] > 0) & leaves_out
+        keep_all = jnp.zeros(len(scaled), jnp.uint32)
+        return lax.cond(jnp.any(filters), search, lambda *_: keep_all, scaled, columns, live)
+
+    return lax.platform_dependent(scaled, columns, live, cpu=search_where_asked, default=search)
 
 
 def lowest_likely(scaled: Float[Array, "draws vocab"], rows: Rows) -> UInt[Array, " draws"]:

@@ -40,9 +40,7 @@ def column_parts(head_dim: int) -> list[pl.Slice]:
     return parts
 
 
-def scores(
-    q: list[Float[Array, "rows columns"]], k: list[Float[Array, "keys columns"]]
-) -> Float[Array, "rows keys"]:
+def scores(q: list[Float[Array, "rows _"]], k: list[Float[Array, "keys _"]]) -> Float[Array, "rows keys"]:
     """The product of queries and keys, both by parts of head_dim."""
     products = (triton.dot(q_part, k_part.T) for q_part, k_part in zip(q, k, strict=True))
     return functools.reduce(operator.add, products)
@@ -51,7 +49,7 @@ def scores(
 class Softmax(NamedTuple):
     """A softmax-weighted sum under way (Milakov & Gimelshein 2018); scores are in units of log 2."""
 
-    out: list[Float[Array, "rows columns"]]  # unnormalised, by parts of head_dim
+    out: list[Float[Array, "rows _"]]  # unnormalised, by parts of head_dim
     peak: Float[Array, " rows"]
     total: Float[Array, " rows"]
 
@@ -60,7 +58,7 @@ class Softmax(NamedTuple):
         out = [jnp.zeros((rows, part.size), jnp.float32) for part in parts]
         return cls(out, jnp.full(rows, NEG_INF, jnp.float32), jnp.zeros(rows, jnp.float32))
 
-    def add(self, scores: Float[Array, "rows keys"], v: list[Float[Array, "keys columns"]]) -> Softmax:
+    def add(self, scores: Float[Array, "rows keys"], v: list[Float[Array, "keys _"]]) -> Softmax:
         """With one more block of keys."""
         peak = jnp.maximum(self.peak, scores.max(axis=1))
         decay = jnp.exp2(self.peak - peak)
