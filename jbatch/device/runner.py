@@ -56,7 +56,6 @@ class Runner:
         self._copy: jax.stages.Compiled | None = None  # until page copies are prepared
         self._no_masks: dict[int, jax.Array] = {}  # by the number of draws: all tokens may be drawn
         self.samplers: tuple[Sampler, ...] = ()
-        self._compiled_before = compile_counter().count
         self.prepare(samplers, on_compiled)
         self._compiled_before = compile_counter().count
 
@@ -64,7 +63,7 @@ class Runner:
         self, samplers: Iterable[Sampler], on_compiled: Callable[[int], None] = lambda done: None
     ) -> None:
         """Compile what these ways of drawing tokens take, and unions of them, as far as it is missing."""
-        before, samplers = compile_counter().count, with_unions({*self.samplers, *samplers})
+        samplers = with_unions({*self.samplers, *samplers})
         missing = self.missing_programs(samplers)
         for program in missing:
             self._prepare_features(program)
@@ -73,7 +72,6 @@ class Runner:
         self.samplers = samplers
         if self.spec.device.platform != "cpu":
             self.warm_up(compiled)
-        self._compiled_before += compile_counter().count - before
 
     def _prepare_features(self, program: Program) -> None:
         num_rows, vocab_size = self.shape.num_rows, self.spec.config.vocab_size
@@ -89,9 +87,7 @@ class Runner:
     def prepare_page_copies(self) -> None:
         """Compile what steps with page copies take; without it they are refused."""
         if self._copy is None:
-            before = compile_counter().count
             self._copy = self.spec.compile_copy()
-            self._compiled_before += compile_counter().count - before
 
     def missing_programs(self, samplers: Iterable[Sampler]) -> list[Program]:
         """What `prepare` would compile."""
@@ -114,8 +110,8 @@ class Runner:
 
     @property
     def compilations_after_warmup(self) -> int:
-        """Programs that this process compiled since the runner was ready, but for `prepare`: 0, unless others
-        use JAX too."""
+        """Programs that this process compiled since the runner was ready: 0, but for what `prepare` made later,
+        and what others compile who use JAX, too."""
         return compile_counter().count - self._compiled_before
 
     def submit(self, step: StepInput) -> Handle:

@@ -240,13 +240,16 @@ def test_what_requests_need_is_compiled_before_they_run(model_dir):
         params = [GREEDY, dataclasses.replace(GREEDY, logprobs=1, prompt_logprobs=0)]
         outputs = llm.generate([[5, 6]] * 2, params)
         assert ids_of(outputs) == expected * 2
-        assert llm.runner.num_programs == before + 2 and llm.runner.compilations_after_warmup == 0
+        assert llm.runner.num_programs == before + 2
+        compiled = llm.runner.compilations_after_warmup
+        assert compiled >= 2, "what is compiled after the start is counted"
         entry = outputs[1].outputs[0].logprobs[0]
         (token_id,) = entry
         assert token_id == expected[0][0] and entry[token_id].decoded_token == f"{token_id:02d}."
         assert list(outputs[1].prompt_logprobs[1]) == [6]
         (silent,) = llm.generate([[5, 6]], dataclasses.replace(GREEDY, logprobs=1, detokenize=False))
         assert silent.outputs[0].logprobs[0][token_id].decoded_token is None
+        assert llm.runner.compilations_after_warmup == compiled
 
 
 def test_only_what_is_named_is_compiled(model_dir, llm):

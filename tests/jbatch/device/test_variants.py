@@ -70,11 +70,12 @@ def test_prepare_compiles_what_is_missing_and_the_rest_stays():
     assert runner.samplers == (Sampler.GREEDY, Sampler.PLAIN, Sampler.EXTENDED)
     assert set(runner._extra) == {"bias", "bad_words", "counts", "logprob_ids"}
     assert all(runner._programs[program] is compiled[program] for program in compiled)
-    assert runner.compilations_after_warmup == 0
+    compiled = runner.compilations_after_warmup
+    assert compiled >= 3, "what is compiled in the middle of a run counts, whoever asked for it"
     runner.prepare([Sampler.PLAIN], done.append)
-    assert len(done) == 3
+    assert len(done) == 3 and runner.compilations_after_warmup == compiled
     jax.jit(lambda x: x + 3)(jnp.zeros(7)).block_until_ready()
-    assert runner.compilations_after_warmup > 0, "what others compile counts"
+    assert runner.compilations_after_warmup > compiled, "what others compile counts"
     runner.close()
     assert not runner._extra
 
