@@ -110,8 +110,10 @@ class Runner:
 
     @property
     def compilations_after_warmup(self) -> int:
-        """Programs that this process compiled since the runner was ready: 0, but for what `prepare` made later,
-        and what others compile who use JAX, too."""
+        """Programs that this process compiled since the runner was ready.
+
+        0, but for what `prepare` made later, and for others who use JAX.
+        """
         return compile_counter().count - self._compiled_before
 
     def submit(self, step: StepInput) -> Handle:
