@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from pallas_kernels.problem import Problem
@@ -26,7 +27,7 @@ class DecodeWork(NamedTuple):
     first: Int[Array, " slots_plus_1"]
 
     @property
-    def num_items(self) -> Int[Array, ""]:
+    def num_items(self) -> Int[Array, ""] | np.integer:
         return self.first[-1]
 
 

@@ -10,6 +10,7 @@ unless NPROC says otherwise: on two cores a kernel of three warpgroups would wai
 import os
 
 import pytest
+from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 from tests.helpers.sizes import LONG
@@ -34,3 +35,11 @@ def pytest_configure(config):
 def pytest_runtest_setup(item):
     if item.get_closest_marker("long") and not item.config.getoption("long"):
         pytest.skip("takes long: make test-long")
+
+
+@pytest.fixture
+def unchecked():
+    """Without the tests' own check of shapes, which would come before the one that is tested."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)

@@ -101,7 +101,7 @@ def kernel_call(name: str, setup: Setup, tiles: tuning.Tiles | None = None) -> K
         kind = tuning.INTERPRETER if setup.interpret else jax.devices()[0].device_kind
         tiles = tiles or tuning.lookup(name, problem, kind)
         max_q_len = 1 if case.op == "decode" else None
-        shapes = (setup.q, setup.kv_pages, setup.tables[0])
+        shapes = (setup.q, setup.kv_pages, jnp.asarray(setup.tables[0]))
         add = functools.partial(add_work_list, *shapes, max_q_len=max_q_len, tiles=tiles, **options)
         work = jax.jit(add)(setup.metadata).work
     attention = paged_decode if case.op == "decode" else paged_prefill

@@ -37,6 +37,6 @@ def test_a_length_that_the_table_cannot_hold_is_named(kv_len):
         check(kv_lens=np.array([17, kv_len, 48]))
 
 
-def test_shapes_must_agree():
+def test_shapes_must_agree(unchecked):
     with pytest.raises(ValueError, match=r"kv_lens\.shape"):
         check(kv_lens=KV_LENS[:2])

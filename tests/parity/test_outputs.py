@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from jbatch.engine.check_params import bad_word_ids
 
 from jbatch import LLM, SamplingParams
+from jbatch.engine.intake import bad_word_ids
 from jbatch.host.limits import StepLimits
 from tests.helpers.tokenizers import numbered, save
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -203,7 +204,7 @@ def test_rotary_tables(rope, theta, tmp_path):
     np.testing.assert_allclose(frequencies(parsed.rope, 64), reference.inv_freq.numpy(), rtol=1e-6)
 
     theirs = reference(torch.zeros(1), torch.arange(4096)[None])
-    for ours, their in zip(cos_sin(np.arange(4096), parsed.rope, 64), theirs, strict=True):
+    for ours, their in zip(cos_sin(jnp.arange(4096), parsed.rope, 64), theirs, strict=True):
         diff = np.abs(np.asarray(ours) - their[0, :, :32].numpy())
         assert diff[:64].max() <= 1e-5 and diff.max() <= 1e-3
 

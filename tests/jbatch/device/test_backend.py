@@ -11,11 +11,12 @@ from jbatch.config import ModelConfig
 from jbatch.device.backend import PLAIN, Attention, choose_attention
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device
+from jbatch.device.programs import StepSpec
 from jbatch.device.runner import Runner
-from jbatch.device.state import StateShape
 from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import parse_config
 from jbatch.sampling_params import SamplingParams
+from jbatch.seam.shape import StateShape
 from pallas_kernels._compat import HAS_MOSAIC
 from tests.helpers.hf_checkpoint import tiny
 from tests.helpers.paged import PagedModel
@@ -58,8 +59,7 @@ def log_probs(dtype: str, attention: Attention) -> list[np.ndarray]:
 
 def make_runner(attention: Attention) -> Runner:
     shape = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
-    device = find_device("cpu")
-    return Runner(config(), params(), shape, [PREFILL, DECODE], device, attention=attention)
+    return Runner(StepSpec(config(), shape, find_device("cpu"), attention), params(), [PREFILL, DECODE])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
