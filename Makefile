@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 # Two processes: most tests keep one core busy. A file stays in one, for what its tests share is compiled once.
-PYTEST = $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --durations 25
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 # Parity is tested on the CPU. Where pip finds no CPU-only build of this version it installs the one with
 # CUDA libraries, several GB; another can be named: make test TORCH="torch --index-url ..."
 TORCH ?= torch==2.13.0

@@ -15,6 +15,8 @@ from jaxtyping import install_import_hook
 
 from tests.helpers.sizes import LONG
 
+LONGEST = ("tests/parity", "tests/jbatch/cli", "tests/jbatch/device", "tests/bench/compare")
+
 install_import_hook(["jbatch.device", "pallas_kernels"], "shape_checks.check")
 
 
@@ -30,6 +32,11 @@ def pytest_configure(config):
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 def pytest_runtest_setup(item):

@@ -64,7 +64,7 @@ def slots_that_a_work_list_has_no_room_for_are_nan(kernel: Kernel) -> None:
     tiles: Any = kernel.tiles("decode")[0]
     chunk = tiles.chunk
     case = decode_case(4, [1, 2 * chunk, 0, 2 * chunk + 1, chunk, 0])
-    first = np.asarray(work_list.make_decode_work(case.kv_lens, chunk=chunk, max_items=1).first)
+    first = np.asarray(work_list.make_decode_work(jnp.asarray(case.kv_lens), chunk=chunk, max_items=1).first)
     for max_items in (5, 3):
         out = kernel.decode(case, tiles, max_items=max_items)
         lost = (first[1:] > max_items) & (case.kv_lens > 0)

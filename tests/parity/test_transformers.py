@@ -13,6 +13,7 @@ from jbatch.device.model import abstract_params
 from jbatch.device.rotary import cos_sin, frequencies
 from jbatch.model_dir.config_json import load_config
 from tests.helpers.paged import PagedModel
+from tests.helpers.sizes import sized
 from weights.demo.tasks import demo_prompts
 
 torch = pytest.importorskip("torch")
@@ -54,6 +55,10 @@ CASES = {
 }  # fmt: skip
 
 
+# Every rotary scaling and every feature of a model once; the others in the long run.
+COVERING = ("llama3, wide heads", "linear, biases", "tied, one KV head", "qwen3")
+
+
 class Pair(NamedTuple):
     """One directory, loaded twice."""
 
@@ -87,7 +92,7 @@ def make_reference(family, options):
     return reference
 
 
-@pytest.fixture(scope="module", params=CASES, ids=str)
+@pytest.fixture(scope="module", params=sized(COVERING, tuple(CASES)), ids=str)
 def pair(request, tmp_path_factory):
     family, options = CASES[request.param]
     model_dir = tmp_path_factory.mktemp("model")

@@ -48,7 +48,7 @@ def test_a_mixed_step_has_slots_and_chunks():
     )
     records = record(0, first, 0, 20), record(1, second, 1, 16)
     events = [Event(plan, done, 0.1) for plan, done in zip(plans, records, strict=True)]
-    run = Run(Workload("two", items, 0, {}), events, [0.0, 0.0], [[], []], 0.2, 0.0, Summary())
+    run = Run(Workload("two", items, 0, {}), events, [0.0, 0.0], [[], []], [[], []], 0.2, 0.0, Summary())
     prefill, mixed = step_rows(run, SHAPE, hold=False, floor=FLOOR)
 
     assert (prefill.kind, prefill.slots, prefill.slots_used, prefill.computed) == ("prefill", 4, 1, 64)

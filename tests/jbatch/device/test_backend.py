@@ -75,6 +75,7 @@ def test_log_probabilities_are_as_good_as_plain_jax(backend):
         assert error.mean() < 1.2 * usual_error.mean()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_engine_generates_the_same(backend):
     """Through the compiled steps, with preemption: the tokens of plain JAX, or a near-tie."""

@@ -65,6 +65,7 @@ def kill_at(job: tuple, out, num_results: int) -> None:
     assert process.returncode == -9
 
 
+@pytest.mark.long
 def test_a_job_killed_twice(tmp_path, capsys):
     examples = write_input(tmp_path / "in.jsonl", NUM_LINES)
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
