@@ -153,7 +153,7 @@ def write_kv(
     offsets: Int[Array, " tokens"],
     *,
     implementation: str | None = None,
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> Float[Array, "num_pages 2 kv_heads page_size head_dim"]:
     """Put each token's key and value at (page, offset); tokens whose page id is `num_pages` are dropped.
 
