@@ -28,7 +28,7 @@ test-long: $(VENV)/.test
 
 # What may differ with another jax: kernels, compiled steps, the model. It needs no torch.
 test-core: $(VENV)/.test-core
-	$(PYTEST) tests/pallas_kernels tests/jbatch/device tests/weights tests/property/test_real_model.py
+	$(PYTEST) tests/pallas_kernels tests/jbatch/device tests/property/test_real_model.py
 
 # The same on a second Python, which gets a newer jax, where one is found.
 test-312:
