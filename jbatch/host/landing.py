@@ -21,7 +21,7 @@ DEVICE_ERRORS = {
     "min_tokens and logits_fn rule out all",
 }
 Progress = tuple[Sequence, list[int]]  # the tokens that one applied step gave one sequence
-Find = Callable[[int], Sequence | None]  # the sequence of a seq_id, or None where it has ended
+Find = Callable[[int], Sequence | None]  # the sequence of a seq_id; one that has ended takes nothing
 Finish = Callable[..., None]  # (sequence, reason, stop_reason=, error=)
 
 
@@ -31,7 +31,12 @@ class Landing:
     def __init__(self, find: Find, finish: Finish):
         self._find, self._finish = find, finish
         self.progress: list[Progress] = []
-        self.useful_slots = self.useful_tokens = self.wasted = self.recomputed = self.output_tokens = 0
+        self.useful_slots = self.useful_tokens = self.wasted = self.recomputed = 0
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens that sequences were given."""
+        return sum([len(token_ids) for _, token_ids in self.progress])
 
     @property
     def num_live(self) -> int:
@@ -41,20 +46,22 @@ class Landing:
     def take_in(self, plan: StepPlan, output: StepOutput) -> None:
         """All draws: those of the slots, then those of the chunks."""
         tokens, counts, statuses = (array.tolist() for array in output[:3])
+        find, take_in, wasted = self._find, self._take_in_draw, 0
         for seq_id, drawn, count, status in zip(plan.seq_ids, tokens, counts, statuses, strict=False):
-            sequence = self._find(seq_id)
-            if sequence is None:
-                self.wasted += 1
-                continue
-            self.useful_slots += 1
-            self._take_in_draw(sequence, drawn[:count], len(drawn), status)
+            sequence = find(seq_id)
+            if sequence is None or sequence.finish_reason is not None:
+                wasted += 1
+            else:
+                take_in(sequence, drawn if count == len(drawn) else drawn[:count], len(drawn), status)
+        self.wasted += wasted
+        self.useful_slots += len(plan.seq_ids) - wasted
         idx = plan.bucket.slots
         for chunk in plan.chunks:
             draws = range(idx, idx := idx + len(chunk.draws))
             drawing = [
                 (sequence, draw)
                 for draw, to in zip(draws, chunk.draws, strict=True)
-                if (sequence := self._find(to.seq_id)) is not None
+                if (sequence := self._unfinished(to.seq_id)) is not None
             ]
             self._take_in_chunk(chunk, bool(drawing))
             for sequence, draw in drawing:
@@ -63,21 +70,26 @@ class Landing:
 
     def _take_in_draw(self, sequence: Sequence, new: list[int], num_planned: int, status: int) -> None:
         """A draw's tokens: as many as were planned, or fewer."""
-        sequence.token_ids += new
-        self.output_tokens += len(new)
+        token_ids = sequence.token_ids
+        token_ids += new
         self.progress.append((sequence, new))
         if sequence.row >= 0:  # else it was preempted meanwhile
-            sequence.num_cached = len(sequence.token_ids) - 1  # the last one is fed to the next step
+            sequence.num_cached = len(token_ids) - 1  # the last one is fed to the next step
         if status:
             self._end(sequence, status)
-        elif (missing := num_planned - len(new)) > 0:
+        elif len(new) < num_planned:
+            missing = num_planned - len(new)
             sequence.num_planned -= missing
             if sequence.row >= 0:
                 sequence.num_cached_planned -= missing
 
+    def _unfinished(self, seq_id: int) -> Sequence | None:
+        sequence = self._find(seq_id)
+        return None if sequence is None or sequence.finish_reason is not None else sequence
+
     def _take_in_chunk(self, chunk: Chunk, draws: bool) -> None:
         """A chunk's tokens are in the cache: of its own sequence, and of others that draw from it."""
-        sequence = self._find(chunk.seq_id)
+        sequence = self._unfinished(chunk.seq_id)
         if sequence is None and not draws:
             self.wasted += len(chunk.token_ids)
             return

@@ -150,7 +150,7 @@ class Scheduler:
 
     def apply(self, plan: StepPlan, output: StepOutput) -> tuple[list[Progress], StepRecord]:
         """Take in the result of a step: what it gave each sequence, and the step's account."""
-        landing = Landing(self._unfinished, self.finish)
+        landing = Landing(self._sequences.get, self.finish)
         landing.take_in(plan, output)
         record = StepRecord(
             step_idx=plan.step_idx,
@@ -169,10 +169,6 @@ class Scheduler:
             num_preempted=len(plan.preempted),
         )
         return landing.progress, record
-
-    def _unfinished(self, seq_id: int) -> Sequence | None:
-        sequence = self._sequences.get(seq_id)
-        return None if sequence is None or sequence.finish_reason is not None else sequence
 
     # Prefill.
 
@@ -219,21 +215,23 @@ class Scheduler:
     # Decode.
 
     def _plan_decode(self, limits: StepLimits) -> StepPlan | None:
-        hold = self.config.admission.hold_finished
+        hold, page_size = self.config.admission.hold_finished, self.pool.page_size
         sequences: list[Sequence] = []
         frozen: list[bool] = []
         updates: list[TableUpdate] = []
         for sequence in tuple(self._running):
             if not sequence.decoding:
                 continue
-            ended = sequence.num_planned >= sequence.max_len or sequence.finished
+            ended = sequence.num_planned >= sequence.max_len or sequence.finish_reason is not None
             if ended and not hold:
                 continue
             if not ended:
-                if not self._grow(sequence, sequence.num_cached_planned + 1, updates):
+                num_cached = sequence.num_cached_planned
+                full = num_cached == len(sequence.pages) * page_size
+                if full and not self._grow(sequence, num_cached + 1, updates):
                     self._preempt(sequence)
                     break  # it was the youngest
-                sequence.num_cached_planned += 1
+                sequence.num_cached_planned = num_cached + 1
                 sequence.num_planned += 1
             sequences.append(sequence)
             frozen.append(ended)

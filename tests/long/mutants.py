@@ -39,8 +39,8 @@ SPANS, STEP = "jbatch/device/spans.py", "jbatch/device/step.py"
 
 MUTANTS = (
     Mutant("a page comes one token late", SCHEDULER,
-           "self._grow(sequence, sequence.num_cached_planned + 1, updates)",
-           "self._grow(sequence, sequence.num_cached_planned, updates)",
+           "num_cached == len(sequence.pages) * page_size",
+           "num_cached == len(sequence.pages) * page_size + 1",
            ("tests/jbatch/host/test_scheduler.py::test_the_first_two_plans_and_their_accounts",)),
     Mutant("the oldest is preempted", SCHEDULER,
            "youngest = self._running[-1]",
