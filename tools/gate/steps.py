@@ -249,9 +249,16 @@ def cublas_layer_kernels(case: Case, target: Target, num_pages: int) -> list[str
 
 
 def move_limit(case: Case) -> int:
-    """A step with prompts moves whole activations by right: its tokens' embeddings and queries."""
-    if case.bucket is None or case.decodes:
+    """What may move by right: of a step with prompts whole activations, its tokens' embeddings and queries.
+
+    One that reports log-probabilities keeps the model's own logits beside those without stop ids, so it copies
+    them once. (One that processes logits, too, makes the others anyway.)
+    """
+    if case.bucket is None:
         return MOVE_LIMIT
+    if case.decodes:
+        copies = case.sampler.reports and not case.sampler.processes
+        return max(MOVE_LIMIT, copies * case.bucket.slots * SHAPES[case.model].vocab_size * 4)
     return max(MOVE_LIMIT, case.bucket.num_places * SHAPES[case.model].embed_dim * 2)
 
 
