@@ -251,8 +251,8 @@ def cublas_layer_kernels(case: Case, target: Target, num_pages: int) -> list[str
 def move_limit(case: Case) -> int:
     """What may move by right: of a step with prompts whole activations, its tokens' embeddings and queries.
 
-    One that reports log-probabilities keeps the model's own logits beside those without stop ids, so it copies
-    them once. (One that processes logits, too, makes the others anyway.)
+    One that reports log-probabilities keeps the model's own logits beside those without stop ids, so it
+    copies them once. (One that processes logits, too, makes the others anyway.)
     """
     if case.bucket is None:
         return MOVE_LIMIT
