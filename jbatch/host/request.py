@@ -55,6 +55,7 @@ class Sequence:
     decoding: bool = False  # every known token is prefilled, and its row on the device is set up
     pages: list[int] = dataclasses.field(default_factory=list)
     row: int = -1  # index into device state while running
+    leaving: bool = False  # its last token is planned, and its row and pages are others'
     num_preemptions: int = 0
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None

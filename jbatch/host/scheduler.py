@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from jbatch.errors import RequestError
 from jbatch.host.landing import Landing, Progress
-from jbatch.host.limits import Limits, SchedulerView, StepLimits
+from jbatch.host.limits import Limits, SchedulerView, StepLimits, fill
 from jbatch.host.metrics import StepRecord
 from jbatch.host.pages import PagePool
 from jbatch.host.plan import Chunk, StepPlan, TableUpdate, chunk_of
@@ -32,9 +32,16 @@ class SchedulerConfig(NamedTuple):
 
     shape: StateShape
     max_model_len: int
-    buckets: tuple[Bucket, ...]  # of those that hold the same things, ascending
+    buckets: tuple[Bucket, ...]
     policy: Policy
     admission: Admission
+
+
+class _Slots(NamedTuple):
+    """Who decodes in a step."""
+
+    sequences: tuple[Sequence, ...] = ()
+    frozen: tuple[bool, ...] = ()
 
 
 class Scheduler:
@@ -43,9 +50,11 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, limits: Limits | None = None):
         self.config = config
         self.pool = PagePool(config.shape.num_pages, config.shape.page_size)
-        self._largest = max(config.buckets, key=lambda bucket: bucket.tokens)
-        self._room = room_of(self._largest, config.shape)
-        default = StepLimits(self._largest.tokens, config.shape.num_rows)
+        self._buckets = sorted(config.buckets, key=lambda bucket: bucket.num_places)
+        largest = max(config.buckets, key=lambda bucket: bucket.tokens)
+        self._room = room_of(largest, config.shape)
+        self._token_sizes = sorted({bucket.tokens for bucket in config.buckets if bucket.tokens})
+        default = StepLimits(largest.tokens, config.shape.num_rows)
         self._limits = limits or (lambda view: default)
         self._sequences: dict[int, Sequence] = {}  # all that have not ended, and held ones
         self._waiting: list[tuple[tuple[float, ...], int]] = []  # a heap; ended ones leave when they surface
@@ -54,7 +63,7 @@ class Scheduler:
         self._free_rows = list(range(config.shape.num_rows - 1, -1, -1))
         self._num_sampler = dict.fromkeys(Sampler, 0)  # running sequences by what their tokens take to draw
         self._preempted: list[int] = []  # since the last plan
-        self._prefilled_last = False
+        self._num_alone = 0  # steps that a few prompt tokens have waited for company
         self._seq_ids = itertools.count()
         self._step_ids = itertools.count()
 
@@ -107,7 +116,9 @@ class Scheduler:
         if sequence.finished:
             return
         sequence.finish_reason, sequence.stop_reason, sequence.error = reason, stop_reason, error
-        if not sequence.running:
+        if sequence.leaving:
+            del self._sequences[sequence.seq_id]
+        elif not sequence.running:
             self._num_waiting -= 1
             del self._sequences[sequence.seq_id]
         elif not self.config.admission.hold_finished:
@@ -122,7 +133,7 @@ class Scheduler:
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self._running) or self._num_waiting > 0
+        return bool(self._sequences)
 
     @property
     def num_waiting(self) -> int:
@@ -137,15 +148,22 @@ class Scheduler:
 
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None where nothing can be computed until a result comes back."""
+        if not self._running and not self._num_waiting:
+            return None
         view = SchedulerView(now, self._num_waiting, len(self._running), self.pool.num_free)
         limits = self._limits(view)
-        # Alternate where prompts join running sequences, so that neither waits long for the other.
-        if self._prefilled_last and self.config.admission.refill:
-            plan = self._plan_decode(limits) or self._plan_prefill(limits)
+        updates: list[TableUpdate] = []
+        if self.config.admission.refill:  # decoding sequences first: they are older, and may take pages
+            slots = self._decode(updates)
+            chunks = self._prefill(self._budget(limits, bool(slots.sequences)), limits, updates)
         else:
-            plan = self._plan_prefill(limits) or self._plan_decode(limits)
-        if plan is not None:
-            self._prefilled_last = bool(plan.chunks)
+            chunks = self._prefill(limits.max_num_batched_tokens, limits, updates)
+            slots = _Slots() if chunks else self._decode(updates)
+        if not chunks and not slots.sequences:
+            return None
+        plan = self._plan(slots, chunks, updates)
+        if self.config.admission.refill:
+            self._let_leave()
         return plan
 
     def apply(self, plan: StepPlan, output: StepOutput) -> tuple[list[Progress], StepRecord]:
@@ -172,12 +190,37 @@ class Scheduler:
 
     # Prefill.
 
-    def _plan_prefill(self, limits: StepLimits) -> StepPlan | None:
-        budget = min(limits.max_num_batched_tokens, self._largest.tokens)
+    def _budget(self, limits: StepLimits, decoding: bool) -> int:
+        """Prompt tokens for a step whose slots decode, or do not. 0: they wait for company."""
+        most = min(limits.max_num_batched_tokens, self._token_sizes[-1])
+        if not decoding or most <= 0:
+            return most
+        wanted = self._num_wanted(limits, most)
+        if wanted < limits.company.tokens and self._num_alone < limits.company.steps:
+            self._num_alone += wanted > 0
+            return 0
+        return fill(wanted, self._token_sizes, most)
+
+    def _num_wanted(self, limits: StepLimits, most: int) -> int:
+        """Prompt tokens that running and waiting sequences could compute now, up to about `most`."""
+        wanted, free = 0, limits.max_num_seqs - len(self._running)
+        for sequence in reversed(self._running):
+            if sequence.decoding:
+                break  # so are all older ones
+            wanted += align(len(sequence.token_ids) - sequence.num_cached_planned)
+        for _, seq_id in self._waiting[: max(0, free)]:  # not quite the first ones: the heap's order
+            if wanted >= most:
+                break
+            if (sequence := self._sequences.get(seq_id)) is not None:
+                wanted += align(len(sequence.token_ids))
+        return wanted
+
+    def _prefill(self, budget: int, limits: StepLimits, updates: list[TableUpdate]) -> tuple[Chunk, ...]:
+        """Chunks of prompts, as many as a step takes."""
+        budget = min(budget, self._token_sizes[-1])
         if budget <= 0:
-            return None
+            return ()
         chunks: list[Chunk] = []
-        updates: list[TableUpdate] = []
         for sequence in self._prefilling(limits):
             length = min(sequence.num_known - sequence.num_cached_planned, budget)
             end = sequence.num_cached_planned + length
@@ -189,10 +232,9 @@ class Scheduler:
             budget -= align(length)
             if budget <= 0 or len(chunks) == self._room.chunks:
                 break
-        if not chunks:
-            return None
-        num_tokens = sum(align(len(chunk.token_ids)) for chunk in chunks)
-        return self._plan(updates, tokens=num_tokens, chunks=tuple(chunks))
+        if chunks:
+            self._num_alone = 0
+        return tuple(chunks)
 
     def _prefilling(self, limits: StepLimits) -> Iterator[Sequence]:
         """Running sequences with tokens to prefill, oldest first, then those that may join."""
@@ -214,11 +256,11 @@ class Scheduler:
 
     # Decode.
 
-    def _plan_decode(self, limits: StepLimits) -> StepPlan | None:
+    def _decode(self, updates: list[TableUpdate]) -> _Slots:
+        """The sequences that decode, with a page more where one is needed."""
         hold, page_size = self.config.admission.hold_finished, self.pool.page_size
         sequences: list[Sequence] = []
         frozen: list[bool] = []
-        updates: list[TableUpdate] = []
         for sequence in tuple(self._running):
             if not sequence.decoding:
                 continue
@@ -236,28 +278,27 @@ class Scheduler:
             sequences.append(sequence)
             frozen.append(ended)
         if all(frozen):
-            return None
-        return self._plan(updates, sequences, tuple(frozen) if hold else ())
+            return _Slots()
+        return _Slots(tuple(sequences), tuple(frozen) if hold else ())
 
-    def _plan(
-        self,
-        updates: list[TableUpdate],
-        decoding: list[Sequence] | tuple[()] = (),
-        frozen: tuple[bool, ...] = (),
-        *,
-        tokens: int = 0,
-        chunks: tuple[Chunk, ...] = (),
-    ) -> StepPlan:
+    def _plan(self, slots: _Slots, chunks: tuple[Chunk, ...], updates: list[TableUpdate]) -> StepPlan:
         """The step of these, in the smallest bucket that holds them."""
-        config = self.config
-        sizes = {"slots": len(decoding), "tokens": tokens, "chunks": len(chunks), "updates": len(updates)}
+        num_tokens = sum([align(len(chunk.token_ids)) for chunk in chunks])
+        bucket = smallest_bucket(
+            self._buckets,
+            self.config.shape,
+            slots=len(slots.sequences),
+            tokens=num_tokens,
+            chunks=len(chunks),
+            updates=len(updates),
+        )
         preempted, self._preempted = tuple(self._preempted), []
         return StepPlan(
             step_idx=next(self._step_ids),
-            bucket=smallest_bucket(config.buckets, config.shape, **sizes),
-            seq_ids=tuple([s.seq_id for s in decoding]),
-            rows=tuple([s.row for s in decoding]),
-            frozen=frozen,
+            bucket=bucket,
+            seq_ids=tuple([s.seq_id for s in slots.sequences]),
+            rows=tuple([s.row for s in slots.sequences]),
+            frozen=slots.frozen,
             chunks=chunks,
             table_updates=tuple(updates),
             sampler=self._sampler(),
@@ -293,6 +334,15 @@ class Scheduler:
     def _num_missing(self, sequence: Sequence, num_tokens: int) -> int:
         """Pages that a sequence lacks for `num_tokens`."""
         return self.pool.pages_for(num_tokens) - len(sequence.pages)
+
+    def _let_leave(self) -> None:
+        """Those whose last token is planned give up their pages and rows: steps run in order, so the next one
+        may use them."""
+        leaving = [s for s in self._running if s.num_planned >= s.max_len and s.num_cached_planned >= s.num_known]
+        for sequence in leaving:
+            sequence.leaving = True
+            self._running.remove(sequence)
+            self._release(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take a sequence's pages; its tokens will be prefilled again."""
