@@ -31,6 +31,7 @@ class Landing:
     def __init__(self, find: Find, finish: Finish):
         self._find, self._finish = find, finish
         self.progress: list[Progress] = []
+        self.left_early: list[Sequence] = []  # without a row, and short of the tokens that were planned
         self.useful_slots = self.useful_tokens = self.wasted = self.recomputed = 0
 
     @property
@@ -82,6 +83,8 @@ class Landing:
             sequence.num_planned -= missing
             if sequence.row >= 0:
                 sequence.num_cached_planned -= missing
+            elif sequence.leaving:
+                self.left_early.append(sequence)
 
     def _unfinished(self, seq_id: int) -> Sequence | None:
         sequence = self._find(seq_id)

@@ -170,11 +170,16 @@ class Scheduler:
         """Take in the result of a step: what it gave each sequence, and the step's account."""
         landing = Landing(self._sequences.get, self.finish)
         landing.take_in(plan, output)
+        for sequence in landing.left_early:
+            sequence.leaving = False
+            sequence.num_computed = sequence.num_planned - 1
+            self._enqueue(sequence)
         record = StepRecord(
             step_idx=plan.step_idx,
             slots=plan.bucket.slots,
             slots_used=len(plan.seq_ids),
             tokens=plan.bucket.tokens,
+            tokens_used=sum([len(chunk.token_ids) for chunk in plan.chunks]),
             useful_slots=landing.useful_slots,
             useful_tokens=landing.useful_tokens,
             padded=plan.bucket.num_places - landing.num_live,
@@ -338,8 +343,8 @@ class Scheduler:
     def _let_leave(self) -> None:
         """Those whose last token is planned give up their pages and rows: steps run in order, so the next one
         may use them."""
-        leaving = [s for s in self._running if s.num_planned >= s.max_len and s.num_cached_planned >= s.num_known]
-        for sequence in leaving:
+        ended = [s for s in self._running if s.num_planned >= s.max_len and not s.prefilling]
+        for sequence in ended:
             sequence.leaving = True
             self._running.remove(sequence)
             self._release(sequence)

@@ -50,7 +50,7 @@ class FakeSubject:
     runner: type[FakeRunner] = CountingRunner
 
     def new_engine(self, arm: Arm, max_num_seqs: int) -> Engine:
-        config = EngineConfig(max_num_seqs=self.max_num_seqs, page_size=self.page_size)
+        config = EngineConfig(mode=arm.mode, max_num_seqs=self.max_num_seqs, page_size=self.page_size)
         limits = StepLimits(config.max_num_batched_tokens, max_num_seqs)
         pages_per_seq = -(-self.max_model_len // self.page_size)
         shape = StateShape(self.max_num_seqs, self.num_pages, self.page_size, pages_per_seq)

@@ -47,7 +47,7 @@ def make_runner(
     *samplers: Sampler,
     logits_fn: LogitsFn | None = None,
     shape: StateShape = SHAPE,
-    buckets: tuple[Bucket, ...] = (PREFILL, DECODE),
+    buckets: tuple[Bucket, ...] = (DECODE, PREFILL, MIXED),
 ) -> Runner:
     """A runner of its own parameters, so that it may be closed."""
     spec = StepSpec(tiny_config(), shape, find_device("cpu"), logits_fn=logits_fn)
@@ -69,6 +69,11 @@ def runner_of_all() -> Runner:
     return runner
 
 
+def buckets_for(mode: str) -> tuple[Bucket, ...]:
+    """Those of the tiny runner that an engine of this mode uses."""
+    return (DECODE, MIXED) if MODES[mode].refill else (DECODE, PREFILL)
+
+
 def make_scheduler(
     mode: str = "continuous",
     *,
@@ -80,7 +85,7 @@ def make_scheduler(
     config = SchedulerConfig(
         shape=SHAPE._replace(num_pages=num_pages),
         max_model_len=MAX_MODEL_LEN,
-        buckets=(PREFILL, DECODE),
+        buckets=buckets_for(mode),
         policy=POLICIES["fcfs"],
         admission=MODES[mode],
     )

@@ -121,7 +121,7 @@ def run_schedule(seed):
         counts["near-ties"] += check_output(idx, output.outputs[0])
     summary = engine.summary
     counts.update(preempted=sum(o.metrics.num_preemptions for o in outputs.values()), requests=len(outputs))
-    return counts + Counter(recomputed=summary.recomputed, steps=summary.prefill_steps + summary.decode_steps)
+    return counts + Counter(recomputed=summary.recomputed, steps=summary.num_steps)
 
 
 def check_output(idx, output):
