@@ -62,9 +62,7 @@ class Replay:
         return sum(-(-tokens // page_size) for tokens in self.held.values())
 
 
-def step_rows(
-    run: Run, shape: StateShape, admission: Admission, floor: Floor | None = None
-) -> list[StepRow]:
+def step_rows(run: Run, shape: StateShape, admission: Admission, floor: Floor | None = None) -> list[StepRow]:
     """One row per step of an engine whose state has this shape.
 
     Pages and tokens in the cache are counted when the step's result had been taken in: then the next step, if

@@ -216,8 +216,8 @@ class Scheduler:
         for _, seq_id in self._waiting[: max(0, free)]:  # not quite the first ones: the heap's order
             if wanted >= most:
                 break
-            if (sequence := self._sequences.get(seq_id)) is not None:
-                wanted += align(len(sequence.token_ids))
+            if (waiting := self._sequences.get(seq_id)) is not None:
+                wanted += align(len(waiting.token_ids))
         return wanted
 
     def _prefill(self, budget: int, limits: StepLimits, updates: list[TableUpdate]) -> tuple[Chunk, ...]:

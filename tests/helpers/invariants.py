@@ -98,7 +98,9 @@ def check_running(scheduler: Scheduler, before: tuple[Sequence, ...], limits: St
 def _check_order(scheduler: Scheduler, admitted: tuple[Sequence, ...]) -> None:
     policy = scheduler.config.policy
     keys = [(policy(s.request), s.seq_id) for s in admitted]
-    waiting = [(policy(s.request), s.seq_id) for s in scheduler._sequences.values() if not (s.running or s.leaving)]
+    waiting = [
+        (policy(s.request), s.seq_id) for s in scheduler._sequences.values() if not (s.running or s.leaving)
+    ]
     assert keys == sorted(keys) and (not waiting or keys[-1] < min(waiting)), "one overtook the first in line"
 
 
@@ -123,7 +125,7 @@ def check_plan(scheduler: Scheduler, plan: StepPlan, limits: StepLimits) -> None
     needed = (len(plan.seq_ids), sum(map(align, sizes)), len(sizes), len(plan.table_updates))
     sizes_of = (plan.bucket.slots, plan.bucket.tokens, room.chunks, room.table_updates)
     assert all(need <= size for need, size in zip(needed, sizes_of, strict=True)), "too small a step"
-    assert config.admission.refill or not (plan.seq_ids and plan.chunks), "static batches prefill, then decode"
+    assert config.admission.refill or not (plan.seq_ids and plan.chunks), "a static batch is mixed"
     for smaller in config.buckets:
         if smaller.num_places < plan.bucket.num_places:
             less = room_of(smaller, config.shape)

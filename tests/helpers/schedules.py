@@ -296,5 +296,10 @@ def count(driver: Driver) -> Counter:
     ends = Counter(HOST_STOP if stop == HOST_STOP else str(why) for why, stop, _ in driver.ends.values())
     names = "num_preempted", "recomputed", "wasted", "output_tokens"
     sums = {name: sum(getattr(record, name) for record in driver.records) for name in names}
-    kinds = {"mixed": sum(record.kind == "mixed" for record in driver.records), mode: 1, policy.__name__: 1, f"depth {driver.depth}": 1}
+    kinds = {
+        "mixed": sum(record.kind == "mixed" for record in driver.records),
+        mode: 1,
+        policy.__name__: 1,
+        f"depth {driver.depth}": 1,
+    }
     return ends + Counter({"steps": len(driver.records), **sums, **kinds})

@@ -37,7 +37,9 @@ def test_the_order_of_the_ladder(default_run):
     slots = {name: arm.counts.slot_steps for name, arm in arms.items()}
     assert slots["static-padded"] > slots["static"] >= slots["continuous"] >= slots["unbatched"]
     decode = {name: arm.counts.decode_steps for name, arm in arms.items()}
-    assert slots["unbatched"] == decode["unbatched"] and slots["static-padded"] == 16 * decode["static-padded"]
+    assert (
+        slots["unbatched"] == decode["unbatched"] and slots["static-padded"] == 16 * decode["static-padded"]
+    )
     assert steps["static-sorted"] <= steps["static-sorted-predicted"] < steps["static"]
 
 

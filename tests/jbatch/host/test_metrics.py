@@ -8,18 +8,18 @@ from jbatch.host.metrics import StepRecord, Summary, summarise
 from jbatch.outputs import RequestMetrics
 
 PREFILL = StepRecord(
-    step_idx=0, slots=0, slots_used=0, tokens=32, tokens_used=25, useful_slots=0, useful_tokens=20, padded=7, wasted=0,
-    recomputed=5, output_tokens=2, pages_used=3, num_running=2, num_waiting=1, num_preempted=1,
+    step_idx=0, slots=0, slots_used=0, tokens=32, tokens_used=25, useful_slots=0, useful_tokens=20, padded=7,
+    wasted=0, recomputed=5, output_tokens=2, pages_used=3, num_running=2, num_waiting=1, num_preempted=1,
     host_s=0.5, device_s=2.0,
 )  # fmt: skip
 DECODE = StepRecord(
-    step_idx=1, slots=4, slots_used=3, tokens=0, tokens_used=0, useful_slots=2, useful_tokens=0, padded=1, wasted=1,
-    recomputed=0, output_tokens=2, pages_used=2, num_running=2, num_waiting=1, num_preempted=2,
+    step_idx=1, slots=4, slots_used=3, tokens=0, tokens_used=0, useful_slots=2, useful_tokens=0, padded=1,
+    wasted=1, recomputed=0, output_tokens=2, pages_used=2, num_running=2, num_waiting=1, num_preempted=2,
     host_s=0.25, device_s=1.0,
 )  # fmt: skip
 MIXED = StepRecord(
-    step_idx=2, slots=4, slots_used=4, tokens=16, tokens_used=9, useful_slots=3, useful_tokens=9, padded=7, wasted=1,
-    recomputed=0, output_tokens=4, pages_used=5, num_running=4, num_waiting=0, num_preempted=0,
+    step_idx=2, slots=4, slots_used=4, tokens=16, tokens_used=9, useful_slots=3, useful_tokens=9, padded=7,
+    wasted=1, recomputed=0, output_tokens=4, pages_used=5, num_running=4, num_waiting=0, num_preempted=0,
     host_s=0.25, device_s=3.0,
 )  # fmt: skip
 # The same bucket, without decoding sequences and without prompts.

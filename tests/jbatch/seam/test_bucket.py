@@ -54,7 +54,13 @@ def test_the_rule(bucket, num_rows, page_size, chunks, updates):
     assert room_of(bucket, shape_of(num_rows, page_size)) == Room(chunks, chunks, updates)
 
 
-BUCKETS = (*map(decode_bucket, (1, 2, 4)), prefill_bucket(32), Bucket(4, 32), prefill_bucket(64), Bucket(4, 64))
+BUCKETS = (
+    *map(decode_bucket, (1, 2, 4)),
+    prefill_bucket(32),
+    Bucket(4, 32),
+    prefill_bucket(64),
+    Bucket(4, 64),
+)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +112,9 @@ def test_align(num_tokens, places):
     assert align(num_tokens) == places
 
 
-@pytest.mark.parametrize("mode, slots", [("continuous", 4), ("static", 0), ("static-padded", 0), ("unbatched", 0)])
+@pytest.mark.parametrize(
+    "mode, slots", [("continuous", 4), ("static", 0), ("static-padded", 0), ("unbatched", 0)]
+)
 def test_the_buckets_of_an_engine(mode, slots):
     """Prompts join what decodes, with room for all that run; static batches prefill alone."""
     config = EngineConfig(mode=mode, max_num_seqs=4, decode_buckets=(4, 1), token_buckets=(64, 8))
