@@ -120,6 +120,7 @@ class EngineConfig:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     attention_backend: BackendName = "auto"  # kernels; "auto": the device's default in pallas_kernels
+    num_decode_steps: int = 1  # per dispatch, where nothing waits and nobody must see each token at once
     overlap: bool = True  # plan step n+1 while the device computes step n
     decode_buckets: tuple[int, ...] | None = None  # slots; the largest must hold max_num_seqs
     token_buckets: tuple[int, ...] | None = None  # tokens of a prefill step, multiples of 8
@@ -138,6 +139,7 @@ class EngineConfig:
         check_range("max_num_seqs", self.max_num_seqs, 1, 4096)
         check_range("max_num_batched_tokens", self.max_num_batched_tokens, TOKEN_ALIGN, 2**20)
         check_range("seed", self.seed, 0, 2**32 - 1)
+        check_range("num_decode_steps", self.num_decode_steps, 1, 64)
         for name, low in (("max_model_len", 2), ("num_pages", 2), ("kv_cache_memory_bytes", 1)):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), low, 2**62)

@@ -10,6 +10,7 @@ from typing import Literal
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepRecord:
     """One step's account, in rows of decoding sequences and in tokens of prompts, each a place of the step.
+    Where it decodes several times, a row counts as often.
 
     padded: no sequence was there. wasted: its sequence had ended. recomputed: a position that was cached
     before a preemption. useful: the rest.
@@ -30,6 +31,7 @@ class StepRecord:
     num_running: int
     num_waiting: int
     num_preempted: int
+    num_decode_steps: int = 1
     host_s: float = 0.0  # schedule, pack, dispatch, apply
     device_s: float = 0.0  # from when the device could start the step until the host had its result
 
@@ -54,9 +56,9 @@ class StepRecord:
 class Summary:
     """A run's totals."""
 
-    num_steps: int = 0
+    num_steps: int = 0  # dispatched
     prefill_steps: int = 0  # those that computed tokens of prompts
-    decode_steps: int = 0  # those in which sequences decoded; a mixed step is both
+    decode_steps: int = 0  # in which sequences decoded: k of a dispatch of k, and a mixed step is one, too
     slot_steps: int = 0  # slots of all steps' buckets
     useful_slot_steps: int = 0
     prefill_tokens: int = 0  # computed, with padding
@@ -100,7 +102,7 @@ class Summary:
         return Summary(
             num_steps=self.num_steps + 1,
             prefill_steps=self.prefill_steps + (record.tokens_used > 0),
-            decode_steps=self.decode_steps + (record.slots_used > 0),
+            decode_steps=self.decode_steps + record.num_decode_steps * (record.slots_used > 0),
             slot_steps=self.slot_steps + record.slots,
             useful_slot_steps=self.useful_slot_steps + record.useful_slots,
             prefill_tokens=self.prefill_tokens + record.tokens,

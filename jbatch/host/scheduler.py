@@ -26,6 +26,8 @@ from jbatch.seam.bucket import Bucket, align, room_of, smallest_bucket
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_output import StepOutput
 
+MIN_STEP_USE = 0.75  # of the slots of a dispatch of several steps
+
 
 class SchedulerConfig(NamedTuple):
     """Everything that a scheduler needs to know."""
@@ -42,6 +44,7 @@ class _Slots(NamedTuple):
 
     sequences: tuple[Sequence, ...] = ()
     frozen: tuple[bool, ...] = ()
+    num_steps: int = 1
 
 
 class Scheduler:
@@ -61,6 +64,8 @@ class Scheduler:
         self._num_waiting = 0
         self._running: list[Sequence] = []  # in order of admission; held ones too
         self._free_rows = list(range(config.shape.num_rows - 1, -1, -1))
+        self._max_steps = max(bucket.steps for bucket in config.buckets)
+        self._num_watched = 0  # running sequences each of whose tokens is looked at
         self._num_sampler = dict.fromkeys(Sampler, 0)  # running sequences by what their tokens take to draw
         self._preempted: list[int] = []  # since the last plan
         self._num_alone = 0  # steps that a few prompt tokens have waited for company
@@ -154,7 +159,7 @@ class Scheduler:
         limits = self._limits(view)
         updates: list[TableUpdate] = []
         if self.config.admission.refill:  # decoding sequences first: they are older, and may take pages
-            slots = self._decode(updates)
+            slots = self._decode(updates, self._num_steps())
             chunks = self._prefill(self._budget(limits, bool(slots.sequences)), limits, updates)
         else:
             chunks = self._prefill(limits.max_num_batched_tokens, limits, updates)
@@ -170,19 +175,20 @@ class Scheduler:
         """Take in the result of a step: what it gave each sequence, and the step's account."""
         landing = Landing(self._sequences.get, self.finish)
         landing.take_in(plan, output)
+        steps = plan.bucket.steps
         for sequence in landing.left_early:
             sequence.leaving = False
             sequence.num_computed = sequence.num_planned - 1
             self._enqueue(sequence)
         record = StepRecord(
             step_idx=plan.step_idx,
-            slots=plan.bucket.slots,
-            slots_used=len(plan.seq_ids),
+            slots=plan.bucket.slots * steps,
+            slots_used=len(plan.seq_ids) * steps,
             tokens=plan.bucket.tokens,
             tokens_used=sum([len(chunk.token_ids) for chunk in plan.chunks]),
             useful_slots=landing.useful_slots,
             useful_tokens=landing.useful_tokens,
-            padded=plan.bucket.num_places - landing.num_live,
+            padded=plan.bucket.slots * steps + plan.bucket.tokens - landing.num_live,
             wasted=landing.wasted,
             recomputed=landing.recomputed,
             output_tokens=landing.output_tokens,
@@ -190,6 +196,7 @@ class Scheduler:
             num_running=len(self._running),
             num_waiting=self._num_waiting,
             num_preempted=len(plan.preempted),
+            num_decode_steps=steps,
         )
         return landing.progress, record
 
@@ -261,8 +268,24 @@ class Scheduler:
 
     # Decode.
 
-    def _decode(self, updates: list[TableUpdate]) -> _Slots:
-        """The sequences that decode, with a page more where one is needed."""
+    def _num_steps(self) -> int:
+        """How often to decode in the next dispatch: several times where nothing else is to be done before they
+        are through, with pages for all, and with at most a quarter of the slots idle behind an end."""
+        most = self._max_steps
+        if most == 1 or self._num_waiting or self._num_watched:
+            return 1
+        useful = missing = 0
+        for sequence in self._running:
+            if not sequence.decoding:
+                return 1
+            steps = min(most, sequence.max_len - sequence.num_planned)
+            useful += steps
+            missing += max(0, self._num_missing(sequence, sequence.num_cached_planned + steps))
+        enough = useful >= MIN_STEP_USE * most * len(self._running)
+        return most if enough and self.pool.can_allocate(missing) else 1
+
+    def _decode(self, updates: list[TableUpdate], num_steps: int = 1) -> _Slots:
+        """The sequences that decode, with pages more where they are needed."""
         hold, page_size = self.config.admission.hold_finished, self.pool.page_size
         sequences: list[Sequence] = []
         frozen: list[bool] = []
@@ -273,18 +296,19 @@ class Scheduler:
             if ended and not hold:
                 continue
             if not ended:
-                num_cached = sequence.num_cached_planned
-                full = num_cached == len(sequence.pages) * page_size
-                if full and not self._grow(sequence, num_cached + 1, updates):
+                steps = 1 if num_steps == 1 else min(num_steps, sequence.max_len - sequence.num_planned)
+                num_cached = sequence.num_cached_planned + steps
+                full = num_cached > len(sequence.pages) * page_size
+                if full and not self._grow(sequence, num_cached, updates):
                     self._preempt(sequence)
                     break  # it was the youngest
-                sequence.num_cached_planned = num_cached + 1
-                sequence.num_planned += 1
+                sequence.num_cached_planned = num_cached
+                sequence.num_planned += steps
             sequences.append(sequence)
             frozen.append(ended)
         if all(frozen):
             return _Slots()
-        return _Slots(tuple(sequences), tuple(frozen) if hold else ())
+        return _Slots(tuple(sequences), tuple(frozen) if hold else (), num_steps)
 
     def _plan(self, slots: _Slots, chunks: tuple[Chunk, ...], updates: list[TableUpdate]) -> StepPlan:
         """The step of these, in the smallest bucket that holds them."""
@@ -296,6 +320,7 @@ class Scheduler:
             tokens=num_tokens,
             chunks=len(chunks),
             updates=len(updates),
+            steps=slots.num_steps,
         )
         preempted, self._preempted = tuple(self._preempted), []
         return StepPlan(
@@ -384,6 +409,7 @@ class Scheduler:
             self._num_waiting -= 1
             sequence.row = self._free_rows.pop()
             self._num_sampler[sequence.request.params.sampler] += 1
+            self._num_watched += sequence.watched
             self._running.append(sequence)
             yield sequence
 
@@ -397,6 +423,7 @@ class Scheduler:
         sequence.pages = []
         self._free_rows.append(sequence.row)
         self._num_sampler[sequence.request.params.sampler] -= 1
+        self._num_watched -= sequence.watched
         sequence.row = -1
         sequence.num_cached = sequence.num_cached_planned = 0
         sequence.decoding = False

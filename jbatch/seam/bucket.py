@@ -64,15 +64,22 @@ def prefill_bucket(tokens: int) -> Bucket:
 
 
 def smallest_bucket(
-    buckets: Iterable[Bucket], shape: StateShape, *, slots: int, tokens: int, chunks: int, updates: int
+    buckets: Iterable[Bucket],
+    shape: StateShape,
+    *,
+    slots: int,
+    tokens: int,
+    chunks: int,
+    updates: int,
+    steps: int = 1,
 ) -> Bucket:
-    """The first of `buckets` that holds this much.
+    """The first of `buckets` that holds this much, and decodes `steps` times.
 
     Raises:
       ValueError: where none does.
     """
     for bucket in buckets:
-        if bucket.slots >= slots and bucket.tokens >= tokens:
+        if bucket.slots >= slots and bucket.tokens >= tokens and bucket.steps == steps:
             room = room_of(bucket, shape)
             if room.chunks >= chunks and room.table_updates >= updates:
                 return bucket
@@ -95,6 +102,7 @@ def buckets_of(config: EngineConfig, max_model_len: int) -> tuple[Bucket, ...]:
     slots, tokens = config.decode_sizes(), config.token_sizes(max_model_len)
     mixed = config.mode == "continuous"
     with_prompts = [Bucket(slots[-1], size) if mixed else prefill_bucket(size) for size in tokens]
-    if mixed and len(slots) == len(tokens) == 1:
+    if mixed and len(slots) == len(tokens) == 1 == config.num_decode_steps:
         return tuple(with_prompts)
-    return tuple(sorted([*with_prompts, *map(decode_bucket, slots)], key=lambda bucket: bucket.num_places))
+    decode = [Bucket(size, 0, steps) for size in slots for steps in sorted({1, config.num_decode_steps})]
+    return tuple(sorted([*with_prompts, *decode], key=lambda bucket: bucket.num_places))

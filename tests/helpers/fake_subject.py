@@ -33,7 +33,8 @@ class CountingRunner(FakeRunner):
         state[COLUMNS["budget"]] -= 1
         state[COLUMNS["finished"]] = state[COLUMNS["budget"]] == 0
         output.status[idx] = Status.OUT_OF_BUDGET if state[COLUMNS["finished"]] else Status.RUNNING
-        output.tokens[idx, 0], output.num_tokens[idx] = 3, 1
+        output.tokens[idx, output.num_tokens[idx]] = 3
+        output.num_tokens[idx] += 1
 
 
 @dataclasses.dataclass

@@ -125,9 +125,11 @@ def check_plan(scheduler: Scheduler, plan: StepPlan, limits: StepLimits) -> None
     needed = (len(plan.seq_ids), sum(map(align, sizes)), len(sizes), len(plan.table_updates))
     sizes_of = (plan.bucket.slots, plan.bucket.tokens, room.chunks, room.table_updates)
     assert all(need <= size for need, size in zip(needed, sizes_of, strict=True)), "too small a step"
+    alone = not plan.chunks and not scheduler.num_waiting
+    assert plan.bucket.steps == 1 or (alone and not plan.preempted), "others would have to wait"
     assert config.admission.refill or not (plan.seq_ids and plan.chunks), "a static batch is mixed"
     for smaller in config.buckets:
-        if smaller.num_places < plan.bucket.num_places:
+        if smaller.num_places < plan.bucket.num_places and smaller.steps == plan.bucket.steps:
             less = room_of(smaller, config.shape)
             sizes_of = (smaller.slots, smaller.tokens, less.chunks, less.table_updates)
             assert any(need > size for need, size in zip(needed, sizes_of, strict=True)), "too large a step"

@@ -214,6 +214,8 @@ def random_config(rng: random.Random, mode: str, policy: str) -> SchedulerConfig
     page_size = rng.choice((2, 2, 4, 16))  # smaller than any device's, so that more happens
     max_model_len = rng.choice((32, 64))
     fewest = 2 if page_size == 16 else 5
+    slots, steps = sorted({1, -(-num_rows // 2), num_rows}), rng.choice((1, 1, 2, 4, 7))
+    several = tuple(Bucket(size, 0, steps) for size in slots) if steps > 1 else ()
     return scheduler_config(
         mode,
         policy,
@@ -221,7 +223,7 @@ def random_config(rng: random.Random, mode: str, policy: str) -> SchedulerConfig
         num_pages=rng.randint(fewest, 2 + 2 * max_model_len // page_size),
         page_size=page_size,
         max_model_len=max_model_len,
-        buckets=buckets(sorted({8, tokens}), sorted({1, -(-num_rows // 2), num_rows}), mode),
+        buckets=(*buckets(sorted({8, tokens}), slots, mode), *several),
     )
 
 
@@ -297,6 +299,7 @@ def count(driver: Driver) -> Counter:
     names = "num_preempted", "recomputed", "wasted", "output_tokens"
     sums = {name: sum(getattr(record, name) for record in driver.records) for name in names}
     kinds = {
+        "several steps": sum(record.num_decode_steps > 1 for record in driver.records),
         "mixed": sum(record.kind == "mixed" for record in driver.records),
         mode: 1,
         policy.__name__: 1,
