@@ -269,8 +269,8 @@ class Scheduler:
     # Decode.
 
     def _num_steps(self) -> int:
-        """How often to decode in the next dispatch: several times where nothing else is to be done before they
-        are through, with pages for all, and with at most a quarter of the slots idle behind an end."""
+        """How often to decode in the next dispatch: several times where nobody waits, where there are pages
+        for all, and where at most a quarter of the slots would be idle behind an end that is known."""
         most = self._max_steps
         if most == 1 or self._num_waiting or self._num_watched:
             return 1

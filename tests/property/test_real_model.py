@@ -20,9 +20,12 @@ from tests.helpers.paged import PagedModel
 from tests.helpers.sizes import sized
 from tests.helpers.tiny_engine import (
     MAX_MODEL_LEN,
+    MIXED,
     NUM_PAGES,
     NUM_ROWS,
     PAGE_SIZE,
+    SEVERAL,
+    buckets_for,
     drain,
     generate_alone,
     make_engine,
@@ -83,11 +86,18 @@ def poison_free_pages(scheduler):
 
 def random_engine(rng):
     mode = rng.choice(("continuous", "continuous", *MODES))
+    buckets = {
+        "usual": buckets_for(mode),
+        "several steps": (*buckets_for(mode), SEVERAL),
+        "one shape": (MIXED,),
+    }
+    shapes = rng.choice(list(buckets)[: 2 + MODES[mode].refill])
     num_pages = rng.choice((rng.randint(2, 8), rng.randint(2, NUM_PAGES)))
     chunk = rng.choice(CHUNKS)
     limits = StepLimits(chunk, rng.randint(1, NUM_ROWS))
-    scheduler = make_scheduler(mode, num_pages=num_pages, limits=lambda view: limits)
-    return make_engine(scheduler, overlap=rng.random() < 0.5), Counter({mode: 1, f"chunk {chunk}": 1})
+    scheduler = make_scheduler(mode, num_pages=num_pages, limits=lambda view: limits, buckets=buckets[shapes])
+    seen = Counter({mode: 1, f"chunk {chunk}": 1, shapes: 1})
+    return make_engine(scheduler, overlap=rng.random() < 0.5), seen
 
 
 def force_preemption(scheduler):
