@@ -113,7 +113,7 @@ def run_schedule(seed):
     room = engine.scheduler.max_seq_len
     todo = rng.sample([idx for idx in range(NUM_REQUESTS) if num_tokens(idx) <= room], rng.randint(8, 12))
     arrival_share, abort_share = rng.choice((0.2, 0.8, 1.0)), rng.choice((0, 0, 0.02))
-    preempt_share = rng.choice((0, 0.2, 0.4, 0.6))
+    preempt_share = rng.choice((0, 0.5, 1.0, 1.0))
     outputs = {}
     while todo or engine.has_unfinished:
         while todo and rng.random() < arrival_share:
