@@ -1,8 +1,9 @@
 """Which sequences the next step computes. Deterministic: no clock, no random numbers, no I/O.
 
 The host runs one step ahead of the device: `schedule` plans with upper bounds (every issued step gives
-its sequences a token), `apply` reconciles. A sequence that ends by its length is known to end in advance;
-one that meets a stop id is masked by the device at once and known here one step late.
+its sequences a token), `apply` reconciles. A sequence that ends by its length is known to end in advance,
+and leaves its row to others as soon as its last token is planned; one that meets a stop id is masked by the
+device at once and known here one step late.
 """
 
 from __future__ import annotations
