@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from jbatch.cli.entry_points import CommandsAndEntryPoints
-from jbatch.cli.options import ENGINE, ENGINE_HELP, SAMPLING, with_options
+from jbatch.cli.options import ENGINE, ENGINE_HELP, SAMPLING, flag_hint, with_options
 from jbatch.config import EngineConfig
 from jbatch.distribution import version
 from jbatch.errors import ConfigError, JBatchError
@@ -195,10 +195,18 @@ def _run(args: list[str]) -> int:
         return app(args or ["--help"], prog_name="jbatch", standalone_mode=False) or 0
     except UsageError as error:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "jbatch"
-        _say(f"{error.format_message()} (see {command} --help)")
+        _say(f"{_usage_message(error)} (see {command} --help)")
     except _refusals() as error:
         _say(str(error))
     return REFUSED
+
+
+def _usage_message(error: Any) -> str:
+    """What is wrong with the arguments; of an unknown flag also what may have been meant by it."""
+    flag = getattr(error, "option_name", None)
+    if not hasattr(error, "possibilities") or error.ctx is None or not flag:
+        return error.format_message()
+    return f"No such option: {flag}{flag_hint(flag, error.ctx.command.params)}"
 
 
 def _refusals() -> tuple[type[Exception], ...]:

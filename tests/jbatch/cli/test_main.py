@@ -61,7 +61,16 @@ def test_help_of_a_command_fits_80_columns(command, capsys, monkeypatch):
     "args, message",
     [
         ("genrate", "No such command 'genrate'. Did you mean 'generate'? (see jbatch --help)"),
-        ("generate m --promt x", "--promt (Possible options: --prompt) (see jbatch generate --help)"),
+        (
+            "generate m --promt x",
+            "No such option: --promt; did you mean --prompt? (see jbatch generate --help)",
+        ),
+        ("generate m --max-completion-tokens 1", "did you mean --max-tokens? (see jbatch generate --help)"),
+        ("generate m --block-size 1", "No such option: --block-size; did you mean --page-size? (see"),
+        ("generate m --output x", "did you mean --output-file?"),
+        ("generate m --n 4", "--n; n is among the fields of JSONL lines and of SamplingParams (see"),
+        ("generate m --overlap", "--overlap; overlap is among the options of jbatch.LLM in Python (see"),
+        ("generate m --tensor-parallel-size 2", "No such option: --tensor-parallel-size (see"),
         ("generate", "Missing argument"),
         ("generate m", "jbatch: give prompts (-p), or an input and an output file (-i and -o)"),
         ("generate m -p", "requires an argument"),
