@@ -53,6 +53,7 @@ _ALSO_CALLED = {
     "overlap": "async_scheduling overlap_schedule",
     "compilation_cache_dir": "compile_cache_dir cache_dir",
     "show_progress": "use_tqdm progress",
+    "generation_config": "override_generation_config generation_config_path",
     "load_format": "weights_format",
     # of a job
     "input_file": "input in",

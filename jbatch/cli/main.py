@@ -19,6 +19,8 @@ from jbatch.config import EngineConfig
 from jbatch.distribution import version
 from jbatch.errors import ConfigError, JBatchError
 from jbatch.jobs.options import JOB_HELP, JobOptions
+from jbatch.model_dir.generation_json import describe_model_defaults, load_sampling_defaults
+from jbatch.model_dir.paths import check_model_dir, why_no_tokenizer
 
 JOB = (JobOptions, JOB_HELP)
 REFUSED, INTERRUPTED = 2, 130  # exit codes
@@ -91,10 +93,14 @@ def _generate_prompts(
     from jbatch.llm import LLM
     from jbatch.sampling_params import SamplingParams
 
-    params = SamplingParams(**sampling_options)
+    config = EngineConfig(**engine_options)
+    SamplingParams(**sampling_options)
+    check_model_dir(model)
+    if (reason := why_no_tokenizer(model)) is not None:
+        raise ConfigError("model", str(model), reason)
+    defaults = load_sampling_defaults(model, config.generation_config)
+    params = SamplingParams(**{**defaults, **sampling_options})
     engine_options.setdefault("max_num_seqs", min(len(prompt), EngineConfig.max_num_seqs))
-    if model.is_dir() and not (model / "tokenizer.json").exists():
-        raise ConfigError("model", str(model), "has no tokenizer.json: it takes token ids, in Python")
     with LLM(model, **engine_options) as llm:
         begin = time.monotonic()
         outputs = llm.generate(prompt, params)
@@ -109,6 +115,8 @@ def _generate_prompts(
         f"{summary.describe()}; {summary.output_tokens / elapsed_s:.0f} tokens/s; "
         f"{compilations} compilations after warm-up"
     )
+    if in_force := {name: value for name, value in defaults.items() if name not in sampling_options}:
+        _say(describe_model_defaults(in_force))
     if any(output.error is not None for output in outputs):
         raise typer.Exit(1)
 

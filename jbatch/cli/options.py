@@ -30,6 +30,7 @@ ENGINE_HELP = {
     "device": "auto, cpu, cuda.",
     "attention_backend": "auto, xla, triton, mosaic; the last two are interpreted on a CPU, slowly.",
     "seed": "Every request's own seed is derived from it.",
+    "generation_config": "Whose sampling defaults: auto (the model's generation_config.json), jbatch.",
 }
 SAMPLING_HELP = {
     "max_tokens": "Tokens to generate at most. [default: to the end of the context]",

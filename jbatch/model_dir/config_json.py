@@ -19,6 +19,7 @@ from jbatch.model_dir.strict_json import (
     float_field,
     int_field,
     read_object,
+    read_optional,
     refuse,
     same,
     shown_key,
@@ -290,6 +291,5 @@ def _or(values: tuple[Any, ...]) -> str:
 
 
 def _read_configs(model_dir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    generation_path = Path(model_dir) / "generation_config.json"
-    generation = read_object(generation_path) if generation_path.exists() else {}
+    generation = read_optional(Path(model_dir) / "generation_config.json")
     return read_object(Path(model_dir) / "config.json"), generation

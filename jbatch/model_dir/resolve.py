@@ -8,16 +8,16 @@ from pathlib import Path
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import load_config
+from jbatch.model_dir.paths import check_model_dir
 
 
 def resolve_model(model: str | Path, config: EngineConfig) -> ModelConfig:
     """The configuration of the model in a directory, in the dtype that `config` names.
 
     Raises:
-      ConfigError: for what is no directory, and for a config.json that jbatch refuses.
+      ConfigError: for what is no model directory, and for a config.json that jbatch refuses.
     """
-    if not Path(model).is_dir():
-        raise ConfigError("model", str(model), "is no directory; jbatch downloads nothing")
+    check_model_dir(model)
     model_config = load_config(model)
     if config.dtype == "auto":
         return model_config

@@ -36,6 +36,11 @@ def read_object(path: Path) -> dict[str, Any]:
     return raw
 
 
+def read_optional(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty where there is no such file. Raises as `read_object` does."""
+    return read_object(path) if path.exists() else {}
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:

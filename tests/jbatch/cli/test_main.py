@@ -76,8 +76,14 @@ def test_help_of_a_command_fits_80_columns(command, capsys, monkeypatch):
         ("generate m -p", "requires an argument"),
         ("doctor a b", "unexpected extra argument"),
         ("--foo", "No such option: --foo"),
-        ("generate /nowhere -p x", "model='/nowhere': is no directory"),
-        ("convert /nowhere out", "config.json='/nowhere/config.json': cannot be read"),
+        ("generate /nowhere -p x", "model='/nowhere': no such directory"),
+        (
+            "generate a/b -p x",
+            "model='a/b': no such directory; for a hub id: hf download a/b --local-dir DIR",
+        ),
+        ("generate /nowhere -i x -o y", "model='/nowhere': no such directory"),
+        ("plan /nowhere", "model='/nowhere': no such directory"),
+        ("convert /nowhere out", "model='/nowhere': no such directory"),
         ("convert /nowhere out --dtype int8", "dtype='int8': must be one of auto, bfloat16"),
         ("demo --json /nowhere/x.json", "No such file or directory: '/nowhere/x.json'"),
     ],
@@ -114,6 +120,7 @@ def test_usage_errors_are_one_line(args, message, capsys):
         ("--policy foo", "policy='foo': must be one of fcfs"),
         ("--dtype int8", "dtype='int8': "),
         ("--load-format pickle", "load_format='pickle': must be one of auto, dummy"),
+        ("--generation-config vllm", "generation_config='vllm': must be one of auto, jbatch"),
         ("--device tpu", "device='tpu': must be one of auto, cpu, cuda"),
     ],
 )
@@ -140,9 +147,12 @@ def edit_config(model_dir: pathlib.Path, **changes) -> None:
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda d: (d / "config.json").unlink(), "config.json="),
+        (lambda d: (d / "config.json").unlink(), "no config.json: no Hugging Face model directory"),
         (lambda d: (d / "config.json").write_text("{"), "config.json="),
         (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer.json"),
+        (lambda d: (d / "tokenizer.json").rename(d / "tokenizer.model"), "has tokenizer.model but no token"),
+        (lambda d: (d / "model.safetensors").rename(d / "model.gguf"), "model.gguf is GGUF"),
+        (lambda d: (d / "generation_config.json").write_text('{"top_p": 2}'), "top_p=2: must be a number"),
         (lambda d: (d / "tokenizer.json").write_text("{"), "tokenizer.json="),
         (lambda d: (d / "model.safetensors").unlink(), "model.safetensors"),
         (lambda d: os.truncate(d / "model.safetensors", 3000), "model.safetensors"),
@@ -169,6 +179,29 @@ def test_texts_in_the_order_of_the_prompts(model, capsys):
     assert ended.code == 0
     assert re.fullmatch(r"jbatch: \d+ tokens in .* 0 compilations after warm-up\n", ended.err)
     assert ended.out == "".join(f"{prompt}{text}\n" for prompt, text in zip(prompts, texts, strict=True))
+
+
+def test_sampling_defaults_of_the_model(tmp_path, capsys):
+    """Each for which there is no flag, and the summary says which."""
+    model_dir = write_model(tmp_path / "model")
+    values = {"temperature": 0, "top_k": 5, "max_new_tokens": 3}
+    (model_dir / "generation_config.json").write_text(json.dumps(values))
+    with LLM(model_dir, device="cpu", max_model_len=32, max_num_seqs=1) as llm:
+        (greedy,) = llm.generate("ab=", SamplingParams(temperature=0.0, max_tokens=4))
+        (long,) = llm.generate("ab=", SamplingParams(temperature=0.0, ignore_eos=True))
+    assert len(greedy.outputs[0].token_ids) == 4 and len(long.outputs[0].token_ids) == 32 - 4
+
+    def answer(*flags):
+        ended = run(capsys, "generate", model_dir, "-p", "ab=", *SMALL, *flags)
+        assert ended.code == 0
+        tokens, *defaults = ended.err.splitlines()
+        return ended.out, tokens.split()[1], [line.rpartition(": ")[2] for line in defaults]
+
+    assert answer("--max-tokens", "4") == (f"ab={greedy.outputs[0].text}\n", "4", ["temperature=0, top_k=5"])
+    _, num_tokens, defaults = answer()
+    assert num_tokens == "3" and defaults == ["max_tokens=3, temperature=0, top_k=5"]
+    own = ("--generation-config", "jbatch", "--temperature", "0", "--ignore-eos")
+    assert answer(*own) == (f"ab={long.outputs[0].text}\n", "28", [])
 
 
 def test_prompts_that_cannot_be_served_do_not_stop_the_others(model, capsys):
