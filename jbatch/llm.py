@@ -256,7 +256,8 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What `generate` takes where it is given no parameters: jbatch's own defaults, and before them the
-        sampling values of the model's generation_config.json (not with `generation_config="jbatch"`).
+        sampling values of the model's generation_config.json (not with `generation_config="jbatch"`). A
+        `max_tokens` from there is cut where the context ends.
 
         To change some of them: `dataclasses.replace(llm.get_default_sampling_params(), temperature=0)`.
         """

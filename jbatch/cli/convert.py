@@ -12,7 +12,6 @@ from jbatch.config import DTYPES, EngineConfig, check_choice
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import prepare_jax
 from jbatch.model_dir.config_json import load_config
-from jbatch.model_dir.paths import check_model_dir
 from weights import load, save
 
 
@@ -24,7 +23,6 @@ def convert_model(model_dir: Path, out_dir: Path, dtype: str = "auto") -> None:
       weights.WeightsError: for weights that do not fit, naming the tensor, or an `out_dir` that is not empty.
     """
     check_choice("dtype", dtype, ("auto", *DTYPES))
-    check_model_dir(model_dir)
     config = load_config(model_dir)
     replaced = {}
     if dtype != "auto":

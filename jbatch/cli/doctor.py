@@ -17,7 +17,7 @@ from jbatch.distribution import version
 from jbatch.errors import JBatchError
 from jbatch.model_dir.config_json import load_config, load_eos_token_ids
 from jbatch.model_dir.generation_json import describe_defaults, load_sampling_defaults
-from jbatch.model_dir.paths import check_model_dir, why_no_tokenizer
+from jbatch.model_dir.paths import why_no_tokenizer
 from jbatch.text.tokenizer import load_tokenizer
 from weights import WeightsError, check
 
@@ -53,7 +53,6 @@ def _examine_devices() -> bool:
 def _examine_model(model_dir: Path) -> bool:
     typer.echo(f"\n{model_dir}")
     try:
-        check_model_dir(model_dir)
         config = load_config(model_dir)
         like = abstract_params(config)
         typer.echo(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from jbatch.config import DTYPES, ModelConfig
 from jbatch.model_dir.config_keys import check_keys, check_restated
+from jbatch.model_dir.paths import check_model_dir
 from jbatch.model_dir.rope_json import parse_rope
 from jbatch.model_dir.strict_json import (
     agreed,
@@ -53,8 +54,11 @@ _FAMILIES = {
 
 
 def load_config(model_dir: str | Path) -> ModelConfig:
-    """The ModelConfig of a Hugging Face model directory. Raises ConfigError for whatever is wrong with
-    its config.json: absent, unreadable, not JSON, or not a model that jbatch implements."""
+    """The ModelConfig of a Hugging Face model directory.
+
+    Raises ConfigError for what is no such directory, saying what it is, and for whatever is wrong with its
+    config.json: unreadable, not JSON, or not a model that jbatch implements."""
+    check_model_dir(model_dir)
     return parse_config(read_object(Path(model_dir) / "config.json"))
 
 

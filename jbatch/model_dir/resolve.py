@@ -8,7 +8,6 @@ from pathlib import Path
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import load_config
-from jbatch.model_dir.paths import check_model_dir
 
 
 def resolve_model(model: str | Path, config: EngineConfig) -> ModelConfig:
@@ -17,7 +16,6 @@ def resolve_model(model: str | Path, config: EngineConfig) -> ModelConfig:
     Raises:
       ConfigError: for what is no model directory, and for a config.json that jbatch refuses.
     """
-    check_model_dir(model)
     model_config = load_config(model)
     if config.dtype == "auto":
         return model_config

@@ -201,8 +201,10 @@ def write(path: Path, content: Any) -> Path:
 
 
 def test_a_missing_file_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"config\.json"):
+    with pytest.raises(ConfigError, match="no such directory"):
         load_config(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        load_config(tmp_path)
     (tmp_path / "config.json").mkdir()
     with pytest.raises(ConfigError, match=r"config\.json"):
         load_config(tmp_path)
