@@ -155,8 +155,6 @@ def test_sampling_defaults_of_the_model(model_dir, llm):
             assert ids_of(other.generate([[5, 6]], changed)) != [expected]
             sampled = SamplingParams(seed=3, max_tokens=12, ignore_eos=True)
             assert ids_of(other.generate([[5, 6]], sampled)) == ids_of(llm.generate([[5, 6]], sampled))
-        with LLM(model_dir, generation_config="jbatch", **SMALL) as other:
-            assert other.get_default_sampling_params() == SamplingParams()
     finally:
         (model_dir / "generation_config.json").unlink()
 

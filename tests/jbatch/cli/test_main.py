@@ -186,22 +186,15 @@ def test_sampling_defaults_of_the_model(tmp_path, capsys):
     model_dir = write_model(tmp_path / "model")
     values = {"temperature": 0, "top_k": 5, "max_new_tokens": 3}
     (model_dir / "generation_config.json").write_text(json.dumps(values))
-    with LLM(model_dir, device="cpu", max_model_len=32, max_num_seqs=1) as llm:
-        (greedy,) = llm.generate("ab=", SamplingParams(temperature=0.0, max_tokens=4))
-        (long,) = llm.generate("ab=", SamplingParams(temperature=0.0, ignore_eos=True))
-    assert len(greedy.outputs[0].token_ids) == 4 and len(long.outputs[0].token_ids) == 32 - 4
-
-    def answer(*flags):
-        ended = run(capsys, "generate", model_dir, "-p", "ab=", *SMALL, *flags)
-        assert ended.code == 0
-        tokens, *defaults = ended.err.splitlines()
-        return ended.out, tokens.split()[1], [line.rpartition(": ")[2] for line in defaults]
-
-    assert answer("--max-tokens", "4") == (f"ab={greedy.outputs[0].text}\n", "4", ["temperature=0, top_k=5"])
-    _, num_tokens, defaults = answer()
-    assert num_tokens == "3" and defaults == ["max_tokens=3, temperature=0, top_k=5"]
-    own = ("--generation-config", "jbatch", "--temperature", "0", "--ignore-eos")
-    assert answer(*own) == (f"ab={long.outputs[0].text}\n", "28", [])
+    by_model = run(capsys, "generate", model_dir, "-p", "ab=", *SMALL, "--top-k", "7")
+    own = run(capsys, "generate", model_dir, "-p", "ab=", *SMALL, *GREEDY, "--generation-config", "jbatch")
+    assert by_model.code == own.code == 0
+    figures, defaults = by_model.err.splitlines()
+    assert figures.startswith("jbatch: 3 tokens in ")
+    said = "jbatch: from the model's generation_config.json, where not set: max_tokens=3, temperature=0"
+    assert defaults == said
+    assert re.fullmatch(r"jbatch: 4 tokens in .*\n", own.err), "as it was asked, and no word of defaults"
+    assert own.out.startswith(by_model.out.rstrip("\n")), "both are greedy"
 
 
 def test_prompts_that_cannot_be_served_do_not_stop_the_others(model, capsys):
