@@ -80,7 +80,8 @@ def test_in_words(eight_b, no_compiling, capsys):
         "4097 pages of 64 tokens: 262144 tokens of 128.00 KiB",
         "286.53 MiB   temporaries, and state of penalties; estimated: there is no GPU here to compile for",
         "of up to 4096 tokens; 64 of that length run at once",
-        "33: prefill of 64, 128, 256, 512, 1024, 2048 tokens, decode of 1, 2, 4, 8, 16, 24, 32, 48, 64 slots",
+        "34: steps of 1, 2, 4, 8, 16, 24, 32, 48, 64 slots; ",
+        "with prompts, 32, 64, 128, 256, 512, 1024, 2048 tokens",
     ):
         assert words in ended.out, words
     assert max(map(len, ended.out.splitlines())) < 130
