@@ -7,6 +7,22 @@ from collections.abc import Iterable
 from typing import Any
 
 MAX_NAME_CHARS = 64  # of a field, in an error
+MIN_LIKENESS = 0.7  # of a name to the one that it may have been meant for (difflib's ratio)
+MEANT = {  # what others call it: the first of these that there is was meant
+    "max_completion_tokens": ("max_tokens",),
+    "max_new_tokens": ("max_tokens",),
+    "max_output_tokens": ("max_tokens",),
+    "max_length": ("max_tokens",),
+    "num_return_sequences": ("n",),
+    "stop_sequences": ("stop",),
+    "top_logprobs": ("logprobs",),
+    "prompt": ("messages",),
+    "text": ("prompt", "messages"),
+    "input": ("prompt", "messages"),
+    "input_ids": ("prompt_token_ids",),
+    "messages": ("prompt",),
+    "prompt_token_ids": ("prompt",),
+}
 
 
 class JBatchError(Exception):
@@ -53,14 +69,15 @@ def check_option_names(given: Iterable[str], known: Iterable[str], what: str) ->
 
 
 def unknown_field(path: str, name: Any, value: Any, known: Iterable[str], what: str) -> RequestError:
-    """The error of a field within `path` that `what` does not have, suggesting the closest one it has."""
+    """The error of a field within `path` that `what` does not have, suggesting the one that was meant."""
     shown = str(name)[:MAX_NAME_CHARS]
     at = f"{path}.{repr(shown)[1:-1]}" if path else repr(shown)[1:-1]
     return RequestError(at, value, _no_option(shown, list(known), what), code="unknown_field")
 
 
 def _no_option(name: str, known: list[str], what: str) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = [other for other in MEANT.get(name, ()) if other in known]
+    close = close or difflib.get_close_matches(name, known, n=1, cutoff=MIN_LIKENESS)
     hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
     return f"{what} has no option {name!r}{hint}"
 

@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from jbatch.config import EngineConfig, ModeName, PolicyName
 from jbatch.device.build import build_runner
@@ -30,6 +30,7 @@ from jbatch.sampling_params import SamplingParams, to_compile
 from jbatch.seam.bucket import buckets_of
 from jbatch.seam.runner import Runner
 from jbatch.text.chat import ChatEncoder
+from jbatch.text.chat_options import ChatFields, ChatOptions, read_chat_template
 from jbatch.text.messages import Conversation, list_conversations
 from jbatch.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -40,6 +41,7 @@ class LLM:
     Args:
       model: a Hugging Face model directory, or one that `jbatch convert` wrote.
       tokenizer: another directory to take the tokenizer from.
+      chat_template: instead of the model's: a Jinja template, or the path of its file.
       logits_fn: a jittable function (logits [slots, vocab] float32, jbatch.LogitsState) -> logits, compiled
         into every step. Each row of its result must depend on the same row of its arguments alone. A token
         whose logit it sets to -inf is ruled out; a NaN ends that request with an error.
@@ -56,6 +58,7 @@ class LLM:
         model: str | Path,
         *,
         tokenizer: str | Path | None = None,
+        chat_template: str | Path | None = None,
         logits_fn: LogitsFn | None = None,
         **options: Any,
     ):
@@ -66,7 +69,8 @@ class LLM:
         self.max_model_len = resolve_max_model_len(self.config, self.model_config)
         tokenizer_dir = Path(tokenizer or model_dir)
         self._tokenizer = load_tokenizer(tokenizer_dir, load_bos_token_id(model_dir))
-        self._chat = ChatEncoder(tokenizer_dir, self._tokenizer)
+        template = None if chat_template is None else read_chat_template(chat_template)
+        self.chat_encoder = ChatEncoder(tokenizer_dir, self._tokenizer, template)
         prepare_jax(self.config)
         self.runner = build_runner(model_dir, self.config, self.model_config, self.max_model_len, logits_fn)
         self._eos_token_ids = _eos_token_ids(model_dir, self._tokenizer)
@@ -131,6 +135,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        **options: Unpack[ChatFields],
     ) -> list[RequestOutput]:
         """Answer conversations, each a list of messages, with the model's chat template.
 
@@ -138,13 +143,18 @@ class LLM:
         output is the rendered text.
 
         Args:
-          messages: one conversation, or a list of them. A message has a role (system, user or assistant) and
-            a content: text, or a list of text parts. Tools are not supported.
+          messages: one conversation, or a list of them. A message has a role (system, developer, user,
+            assistant or tool) and a content: text, or a list of text parts. An assistant's may have
+            tool_calls, a tool's a tool_call_id, as OpenAI writes them.
+          options: the fields of ChatOptions, by name: chat_template, add_generation_prompt,
+            continue_final_message, tools, chat_template_kwargs. They are vLLM's, and hold for all.
 
         Raises:
-          ConfigError: where transformers or jinja2 is not installed.
+          RequestError: for an option that is refused, naming it.
+          ConfigError: where transformers or jinja2 is not installed, or a template's file cannot be read.
         """
-        rendered = [self._chat.encode_or_error(each) for each in list_conversations(messages)]
+        checked = _chat_options(options)
+        rendered = [self.chat_encoder.encode_or_error(each, checked) for each in list_conversations(messages)]
         prompts: list[Any] = [
             prompt if isinstance(prompt, RequestError) else list(prompt.token_ids) for prompt in rendered
         ]
@@ -154,12 +164,13 @@ class LLM:
             for prompt, output in zip(rendered, outputs, strict=True)
         ]
 
-    def chat_token_ids(self, messages: Conversation) -> tuple[int, ...]:
-        """The prompt of one conversation: at most one BOS, all messages, the beginning of the answer.
+    def chat_token_ids(self, messages: Conversation, **options: Unpack[ChatFields]) -> tuple[int, ...]:
+        """The prompt of one conversation: at most one BOS, all messages, the beginning of the answer; or as
+        the options say (see `chat`).
 
         Raises RequestError for messages that are refused, and for a model without chat template.
         """
-        return self._chat.encode(messages).token_ids
+        return self.chat_encoder.encode(messages, _chat_options(options)).token_ids
 
     def stream(
         self,
@@ -251,13 +262,21 @@ class LLM:
     def close(self) -> None:
         """Free the device's memory. The LLM cannot be used afterwards."""
         self.runner.close()
-        self._chat.close()
+        self.chat_encoder.close()
 
     def __enter__(self) -> LLM:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _chat_options(options: ChatFields) -> ChatOptions:
+    """Checked, with the text of a template that is given by its path. Raises what `LLM.chat` raises."""
+    named: dict[str, Any] = dict(options)
+    if isinstance(template := named.get("chat_template"), str | Path):
+        named["chat_template"] = read_chat_template(template)
+    return ChatOptions(**named)
 
 
 def _eos_token_ids(model_dir: Path, tokenizer: Tokenizer | None) -> frozenset[int]:

@@ -116,6 +116,7 @@ class SamplingParams:
     logit_bias: dict[int, float] | None = None  # added to the logits of token ids
     allowed_token_ids: list[int] | tuple[int, ...] | None = None  # all others are ruled out
     bad_words: list[str] | tuple[str, ...] | None = None  # texts that may not be completed
+    truncate_prompt_tokens: int | None = None  # keep the last ones; -1: as many as there is room for
 
     def __new__(cls, *args: Any, **options: Any) -> SamplingParams:
         check_option_names(options, cls.__dataclass_fields__, "SamplingParams")
@@ -135,6 +136,10 @@ class SamplingParams:
         for name, high in (("seed", 2**32 - 1), ("max_tokens", MAX_ID)):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 0, high)
+        if self.truncate_prompt_tokens is not None:
+            check_integer("truncate_prompt_tokens", self.truncate_prompt_tokens, -1, MAX_ID)
+            if self.truncate_prompt_tokens == 0:
+                raise RequestError("truncate_prompt_tokens", 0, "must be -1, or at least 1")
         check_integer(
             "min_tokens", self.min_tokens, 0, MAX_ID if self.max_tokens is None else self.max_tokens
         )

@@ -22,8 +22,9 @@ from jbatch.jobs.request_line import parse_line
 from jbatch.jobs.resume import Done
 from jbatch.jobs.summary import JobSummary
 from jbatch.seam.step_output import Status
-from jbatch.sim.fake_runner import FakeRunner
+from jbatch.sim.fake_runner import FakeRunner, continuation
 from tests.helpers import tiny_engine
+from tests.helpers.jsonl_lines import completions
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.tokenizers import numbered, wrapped
 
@@ -51,7 +52,7 @@ def make_engine(tokenizer=None) -> Engine:
     return tiny_engine.make_engine(Scheduler(config), runner, **options)
 
 
-def no_template(messages):
+def no_template(messages, options):
     raise RequestError("messages", messages, "no chat template", code="no_chat_template")
 
 
@@ -136,8 +137,8 @@ def test_wrong_lines_do_not_hold_up_the_others():
 def test_chats_are_encoded_by_the_model():
     chat = {"messages": [{"role": "user", "content": "hi"}]}
 
-    def encode(messages):
-        assert messages[0]["content"] == "hi"
+    def encode(messages, options):
+        assert messages[0]["content"] == "hi" and options.begins_answer
         return [1, 2]
 
     _, results, _ = answer(chat, encode_chat=encode)
@@ -145,8 +146,123 @@ def test_chats_are_encoded_by_the_model():
     assert error_code(answer(chat)[1][0]) == "no_chat_template"
 
 
+# Several prompts in one line, and prompts that are shown.
+
+
+def body_of(result):
+    assert result["error"] is None and result["response"]["status_code"] == 200
+    return result["response"]["body"]
+
+
+def test_the_prompts_of_a_line_are_answered_in_order():
+    """Of different lengths, so that they do not end in order."""
+    _, results, ledger = answer(
+        completions(prompt=["01.02.", "03.", [1]], n=2, temperature=1, max_tokens=4),
+        {"prompt": "03.", "custom_id": "alone"},
+    )
+    by_id = {result["custom_id"]: result for result in results}
+    body = body_of(by_id["a-1"])
+    assert [choice["index"] for choice in body["choices"]] == list(range(6))
+    for prompt_idx, prompt in enumerate([[1, 2], [3], [1]]):
+        for sample_idx in range(2):
+            expected = continuation(prompt, 4, VOCAB_SIZE, [], sample_idx=sample_idx)
+            text = body["choices"][2 * prompt_idx + sample_idx]["text"]
+            assert text == "".join(f"{token:02}." for token in expected)
+    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": 24, "total_tokens": 28}
+    assert (ledger.summary.num_results, ledger.summary.output_tokens) == (2, 24 + 3)
+    assert ledger.summary.finish_reasons == {"length": 7}
+
+
+def test_each_prompt_of_a_line_has_a_seed_of_its_own(monkeypatch):
+    """The first one's is that of a line with one prompt."""
+    engine, seeds = make_engine(), []
+    add = engine.scheduler.add
+    monkeypatch.setattr(
+        engine.scheduler, "add", lambda request: (seeds.append(request.seed), add(request))[1]
+    )
+    answer(b"\n", completions(prompt=["01.", "01.", "01."]), {"prompt": "01."}, engine=engine)
+    assert seeds == [
+        derive_seed(5, 1),
+        derive_seed(5, 1 + 2**32),
+        derive_seed(5, 1 + 2**33),
+        derive_seed(5, 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    "prompts, fields, message, code",
+    [
+        (["01.", "", "02."], {}, "prompt[1]='': must not be empty", "empty_prompt"),
+        ([[1], [2], [999]], {}, "prompt[2]=999: must be from 0 to 96", "invalid_request"),
+        (["01.", "01." * 200], {}, "prompt[1]=203: 200 prompt tokens + 3 to generate", "context_length"),
+        (["01.", ""], {"max_tokens": 0}, "prompt[1]='': must not be empty", "empty_prompt"),
+        (["01.", "02."], {"stop_token_ids": [999]}, "stop_token_ids=999: must be from", "invalid_request"),
+    ],
+)
+def test_one_bad_prompt_refuses_its_line_by_its_index(prompts, fields, message, code):
+    good = [{"prompt": "01.", "custom_id": f"good {n}"} for n in range(2)]
+    _, results, ledger = answer(good[0], completions(prompt=prompts, **fields), good[1])
+    by_id = {result["custom_id"]: result for result in results}
+    assert len(results) == 3 and all(by_id[f"good {n}"]["text"] == "02.05.11." for n in range(2))
+    error = by_id["a-1"]["response"]["body"]["error"]
+    assert error["message"].startswith(message) and error["code"] == code
+    assert error["param"] == message.partition("=")[0]
+    assert (ledger.done.num_done, ledger.done.num_errors) == (3, 1)
+
+
+def test_a_prompt_that_fails_later_is_named_too(monkeypatch):
+    tokenizer = wrapped(numbered())
+    decode = tokenizer.decode
+
+    def fail(token_ids, **options):
+        if token_ids[0] == 4:  # what follows 3
+            raise RequestError("token_ids", token_ids, "cannot be decoded")
+        return decode(token_ids, **options)
+
+    monkeypatch.setattr(tokenizer, "decode", fail)
+    _, (result,), _ = answer(completions(prompt=["01.", "03."]), engine=make_engine(tokenizer))
+    error = result["response"]["body"]["error"]
+    assert result["response"]["status_code"] == 500 and error["type"] == "server_error"
+    assert error["message"].startswith("prompt[1]: token_ids=[4, ") and error["code"] == "generation_failed"
+
+
+def test_a_window_counts_prompts(monkeypatch):
+    engine = make_engine()
+    most, room = [], WINDOW * engine.scheduler.config.shape.num_rows
+    lines = [{**completions(prompt=["01."] * 5), "custom_id": str(n)} for n in range(40)]
+    _, results, _ = answer(*lines, engine=engine, on_step=lambda: most.append(engine.num_unfinished))
+    assert len(results) == 40 and room - 5 < max(most) < room + 5
+
+
+def test_a_line_of_many_prompts_that_is_stopped_leaves_nothing_running():
+    steps = []
+    line = completions(prompt=["01."] * 100)
+    ended, results, _ = answer(line, stop=lambda: len(steps) >= 4, on_step=lambda: steps.append(1))
+    assert not ended and results == []
+
+
+@pytest.mark.parametrize(
+    "prompt, fields, shown",
+    [
+        ("01.02.", {}, "01.02."),
+        ([1, 2], {}, "01.02."),
+        ("01.02.01.02.", {"truncate_prompt_tokens": 2}, "01.02."),
+    ],
+)
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_an_echo_is_in_front_of_the_answer(prompt, fields, shown, max_tokens):
+    _, (result,), _ = answer(completions(prompt=prompt, echo=True, max_tokens=max_tokens, **fields))
+    (choice,) = body_of(result)["choices"]
+    assert choice["text"] == shown + "05.11.23."[: 3 * max_tokens] and choice["finish_reason"] == "length"
+    usage = {"prompt_tokens": 2, "completion_tokens": max_tokens, "total_tokens": 2 + max_tokens}
+    assert body_of(result)["usage"] == usage
+
+
+# What goes wrong.
+
+
 def test_what_is_missing_here_stops_the_job_and_is_no_result():
-    def encode(messages):
+    def encode(messages, options):
         raise ConfigError("chat_template", "...", "needs transformers")
 
     output = Kept()
@@ -157,7 +273,7 @@ def test_what_is_missing_here_stops_the_job_and_is_no_result():
 
 
 def fail_on(word):
-    def fail(messages):
+    def fail(messages, options):
         raise ZeroDivisionError(word)
 
     return fail
@@ -187,8 +303,8 @@ def test_what_nobody_expected_of_one_request_is_its_result(monkeypatch):
 def test_an_answer_that_makes_no_result_is_an_error_result(monkeypatch):
     real = job_answerer.success_result
 
-    def strange(line, custom_id, output):
-        return {**real(line, custom_id, output), "x": float("nan") if custom_id == "bad" else 0}
+    def strange(line, custom_id, outputs, echoes):
+        return {**real(line, custom_id, outputs, echoes), "x": float("nan") if custom_id == "bad" else 0}
 
     monkeypatch.setattr(job_answerer, "success_result", strange)
     _, results, _ = answer({"prompt": "01.", "custom_id": "bad"}, {"prompt": "01.", "custom_id": "good"})
