@@ -85,14 +85,24 @@ def error_result(form: Form | None, custom_id: str, line_no: int, failure: Failu
       form: None where it could not be told: there was no request, and the error stands alone.
       line_no: of the input, from 1.
     """
-    error: dict[str, Any] = {"code": failure.code, "message": failure.message, "line": line_no}
-    if form == "bare":
-        return {"custom_id": custom_id, "error": error}
-    if form is None:
-        key = _key(custom_id)
-        return {"id": f"batch_req_{key}", "custom_id": custom_id, "response": None, "error": error}
+    if form is None or form == "bare":
+        error = {"code": failure.code, "message": failure.message, "line": line_no}
+        if form == "bare":
+            return {"custom_id": custom_id, "error": error}
+        return {
+            "id": f"batch_req_{_key(custom_id)}",
+            "custom_id": custom_id,
+            "response": None,
+            "error": error,
+        }
     ours = failure.code in SERVER_ERRORS
-    error |= {"type": "server_error" if ours else "invalid_request_error", "param": failure.field}
+    error = {
+        "message": failure.message,
+        "type": "server_error" if ours else "invalid_request_error",
+        "param": failure.field,
+        "code": failure.code,
+        "line": line_no,
+    }
     return _envelope(custom_id, FAILED if ours else REFUSED, {"error": error})
 
 

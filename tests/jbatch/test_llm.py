@@ -54,7 +54,14 @@ def ids_of(outputs):
 
 
 def test_prompts_of_every_kind(llm):
-    kinds = ["05.06.", [5, 6], (5, 6), np.asarray([5, 6]), {"prompt": "05.06.", "multi_modal_data": None}, {"prompt_token_ids": [5, 6]}]
+    kinds = [
+        "05.06.",
+        [5, 6],
+        (5, 6),
+        np.asarray([5, 6]),
+        {"prompt": "05.06.", "multi_modal_data": None},
+        {"prompt_token_ids": [5, 6]},
+    ]
     outputs = llm.generate(kinds, GREEDY)
     assert [output.prompt_token_ids for output in outputs] == [[5, 6]] * 6
     assert [output.prompt for output in outputs] == ["05.06.", None, None, None, "05.06.", None]

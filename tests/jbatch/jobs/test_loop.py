@@ -1,86 +1,18 @@
 """The loop of a job, inside this process."""
 
-import functools
-import io
 import itertools
-import json
 
 import pytest
 
-from jbatch.engine.engine import Engine
 from jbatch.engine.intake import derive_seed
 from jbatch.errors import ConfigError, JobError, RequestError
-from jbatch.host.scheduler import Scheduler
 from jbatch.jobs import answerer as job_answerer
 from jbatch.jobs import loop as job_loop
-from jbatch.jobs.answerer import Answerer
 from jbatch.jobs.eta import TokensLeft
-from jbatch.jobs.input import read_lines
-from jbatch.jobs.ledger import Ledger
-from jbatch.jobs.loop import WINDOW, Job
-from jbatch.jobs.request_line import parse_line
-from jbatch.jobs.resume import Done
-from jbatch.jobs.summary import JobSummary
+from jbatch.jobs.loop import WINDOW
 from jbatch.seam.step_output import Status
-from jbatch.sim.fake_runner import FakeRunner, continuation
-from tests.helpers import tiny_engine
-from tests.helpers.jsonl_lines import completions
-from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
+from tests.helpers.job_loop import Kept, answer, error_code, make_engine
 from tests.helpers.tokenizers import numbered, wrapped
-
-
-class Kept:
-    """An output in memory."""
-
-    def __init__(self, fail_at: int = -1):
-        self.results, self.num_syncs, self._fail_at = [], 0, fail_at
-
-    def write(self, result: bytes) -> int:
-        if len(self.results) == self._fail_at:
-            raise OSError(28, "full")
-        self.results.append(json.loads(result))
-        return len(self.results) - 1
-
-    def sync(self, *, now: bool = False) -> None:
-        self.num_syncs += 1
-
-
-def make_engine(tokenizer=None) -> Engine:
-    config = scheduler_config()
-    runner = FakeRunner(config.shape, VOCAB_SIZE)
-    options = {"vocab_size": VOCAB_SIZE, "tokenizer": tokenizer or wrapped(numbered()), "seed": 5}
-    return tiny_engine.make_engine(Scheduler(config), runner, **options)
-
-
-def no_template(messages, options):
-    raise RequestError("messages", messages, "no chat template", code="no_chat_template")
-
-
-def answer(
-    *lines,
-    engine=None,
-    output=None,
-    encode_chat=no_template,
-    stop=lambda: False,
-    on_step=lambda: None,
-    tokens_left=None,
-):
-    """Run a job on some lines, each JSON or bytes; whether it came to its end, what it wrote, the ledger."""
-    engine, output = engine or make_engine(), output or Kept()
-    data = b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines)
-    parse = functools.partial(parse_line, defaults={"temperature": 0, "max_tokens": 3})
-    ledger = Ledger(output, Done(len(lines)), JobSummary())
-    tokens_left = tokens_left or TokensLeft(3, len(lines))
-    job = Job(Answerer(engine, parse, encode_chat, lambda: 0), ledger, tokens_left)
-    try:
-        ended = job.run(read_lines(io.BytesIO(data)), stop, on_step)
-    finally:
-        assert not engine.has_unfinished and engine.scheduler.pool.num_used == 0, "something is left behind"
-    return ended, output.results, ledger
-
-
-def error_code(result):
-    return (result.get("error") or {}).get("code")
 
 
 def test_lines_are_answered_and_counted():
@@ -144,121 +76,6 @@ def test_chats_are_encoded_by_the_model():
     _, results, _ = answer(chat, encode_chat=encode)
     assert results[0]["text"] == "05.11.23."
     assert error_code(answer(chat)[1][0]) == "no_chat_template"
-
-
-# Several prompts in one line, and prompts that are shown.
-
-
-def body_of(result):
-    assert result["error"] is None and result["response"]["status_code"] == 200
-    return result["response"]["body"]
-
-
-def test_the_prompts_of_a_line_are_answered_in_order():
-    """Of different lengths, so that they do not end in order."""
-    _, results, ledger = answer(
-        completions(prompt=["01.02.", "03.", [1]], n=2, temperature=1, max_tokens=4),
-        {"prompt": "03.", "custom_id": "alone"},
-    )
-    by_id = {result["custom_id"]: result for result in results}
-    body = body_of(by_id["a-1"])
-    assert [choice["index"] for choice in body["choices"]] == list(range(6))
-    for prompt_idx, prompt in enumerate([[1, 2], [3], [1]]):
-        for sample_idx in range(2):
-            expected = continuation(prompt, 4, VOCAB_SIZE, [], sample_idx=sample_idx)
-            text = body["choices"][2 * prompt_idx + sample_idx]["text"]
-            assert text == "".join(f"{token:02}." for token in expected)
-    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": 24, "total_tokens": 28}
-    assert (ledger.summary.num_results, ledger.summary.output_tokens) == (2, 24 + 3)
-    assert ledger.summary.finish_reasons == {"length": 7}
-
-
-def test_each_prompt_of_a_line_has_a_seed_of_its_own(monkeypatch):
-    """The first one's is that of a line with one prompt."""
-    engine, seeds = make_engine(), []
-    add = engine.scheduler.add
-    monkeypatch.setattr(
-        engine.scheduler, "add", lambda request: (seeds.append(request.seed), add(request))[1]
-    )
-    answer(b"\n", completions(prompt=["01.", "01.", "01."]), {"prompt": "01."}, engine=engine)
-    assert seeds == [
-        derive_seed(5, 1),
-        derive_seed(5, 1 + 2**32),
-        derive_seed(5, 1 + 2**33),
-        derive_seed(5, 2),
-    ]
-
-
-@pytest.mark.parametrize(
-    "prompts, fields, message, code",
-    [
-        (["01.", "", "02."], {}, "prompt[1]='': must not be empty", "empty_prompt"),
-        ([[1], [2], [999]], {}, "prompt[2]=999: must be from 0 to 96", "invalid_request"),
-        (["01.", "01." * 200], {}, "prompt[1]=203: 200 prompt tokens + 3 to generate", "context_length"),
-        (["01.", ""], {"max_tokens": 0}, "prompt[1]='': must not be empty", "empty_prompt"),
-        (["01.", "02."], {"stop_token_ids": [999]}, "stop_token_ids=999: must be from", "invalid_request"),
-    ],
-)
-def test_one_bad_prompt_refuses_its_line_by_its_index(prompts, fields, message, code):
-    good = [{"prompt": "01.", "custom_id": f"good {n}"} for n in range(2)]
-    _, results, ledger = answer(good[0], completions(prompt=prompts, **fields), good[1])
-    by_id = {result["custom_id"]: result for result in results}
-    assert len(results) == 3 and all(by_id[f"good {n}"]["text"] == "02.05.11." for n in range(2))
-    error = by_id["a-1"]["response"]["body"]["error"]
-    assert error["message"].startswith(message) and error["code"] == code
-    assert error["param"] == message.partition("=")[0]
-    assert (ledger.done.num_done, ledger.done.num_errors) == (3, 1)
-
-
-def test_a_prompt_that_fails_later_is_named_too(monkeypatch):
-    tokenizer = wrapped(numbered())
-    decode = tokenizer.decode
-
-    def fail(token_ids, **options):
-        if token_ids[0] == 4:  # what follows 3
-            raise RequestError("token_ids", token_ids, "cannot be decoded")
-        return decode(token_ids, **options)
-
-    monkeypatch.setattr(tokenizer, "decode", fail)
-    _, (result,), _ = answer(completions(prompt=["01.", "03."]), engine=make_engine(tokenizer))
-    error = result["response"]["body"]["error"]
-    assert result["response"]["status_code"] == 500 and error["type"] == "server_error"
-    assert error["message"].startswith("prompt[1]: token_ids=[4, ") and error["code"] == "generation_failed"
-
-
-def test_a_window_counts_prompts(monkeypatch):
-    engine = make_engine()
-    most, room = [], WINDOW * engine.scheduler.config.shape.num_rows
-    lines = [{**completions(prompt=["01."] * 5), "custom_id": str(n)} for n in range(40)]
-    _, results, _ = answer(*lines, engine=engine, on_step=lambda: most.append(engine.num_unfinished))
-    assert len(results) == 40 and room - 5 < max(most) < room + 5
-
-
-def test_a_line_of_many_prompts_that_is_stopped_leaves_nothing_running():
-    steps = []
-    line = completions(prompt=["01."] * 100)
-    ended, results, _ = answer(line, stop=lambda: len(steps) >= 4, on_step=lambda: steps.append(1))
-    assert not ended and results == []
-
-
-@pytest.mark.parametrize(
-    "prompt, fields, shown",
-    [
-        ("01.02.", {}, "01.02."),
-        ([1, 2], {}, "01.02."),
-        ("01.02.01.02.", {"truncate_prompt_tokens": 2}, "01.02."),
-    ],
-)
-@pytest.mark.parametrize("max_tokens", [0, 3])
-def test_an_echo_is_in_front_of_the_answer(prompt, fields, shown, max_tokens):
-    _, (result,), _ = answer(completions(prompt=prompt, echo=True, max_tokens=max_tokens, **fields))
-    (choice,) = body_of(result)["choices"]
-    assert choice["text"] == shown + "05.11.23."[: 3 * max_tokens] and choice["finish_reason"] == "length"
-    usage = {"prompt_tokens": 2, "completion_tokens": max_tokens, "total_tokens": 2 + max_tokens}
-    assert body_of(result)["usage"] == usage
-
-
-# What goes wrong.
 
 
 def test_what_is_missing_here_stops_the_job_and_is_no_result():
