@@ -7,7 +7,7 @@ by the function that checks those of LLM.chat. No other module of a job needs py
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from jbatch.errors import JBatchError, RequestError, unknown_field
@@ -105,14 +105,19 @@ def _kind_of_prompts(value: Any) -> str:
 def _messages(value: Any) -> tuple[Message, ...]:
     """Messages as LLM.chat takes them, within the bounds of a line."""
     messages = check_messages(value)
-    contents = {f"messages[{idx}].content": message.get("content") for idx, message in enumerate(value)}
-    for path, items in {"messages": value, **contents}.items():
-        if isinstance(items, list) and len(items) > MAX_MESSAGES:
-            raise RequestError(path, items, f"must have at most {MAX_MESSAGES} items")
+    _check_length("messages", value)
+    for idx, message in enumerate(value):
+        if isinstance(content := message.get("content"), list):
+            _check_length(f"messages[{idx}].content", content)
     num_chars = sum(len(message["content"]) for message in messages)
     if num_chars > MAX_PROMPT_CHARS:
         raise RequestError("messages", f"{num_chars} characters", f"must have at most {MAX_PROMPT_CHARS}")
     return tuple(messages)
+
+
+def _check_length(path: str, items: Sequence[Any]) -> None:
+    if len(items) > MAX_MESSAGES:
+        raise RequestError(path, items, f"must have at most {MAX_MESSAGES} items")
 
 
 def _nothing_but(field: str, values: tuple[Any, ...]) -> Any:

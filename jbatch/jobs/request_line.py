@@ -29,6 +29,7 @@ from jbatch.text.messages import Message
 
 MAX_LINE_BYTES = 8 * 2**20
 
+NO_OPTIONS = ChatOptions()
 Form = Literal["bare", "completions", "chat"]  # how the answer is shaped
 FORMS: dict[str, Form] = {
     "/v1/completions": "completions",
@@ -42,7 +43,7 @@ class ChatLine(NamedTuple):
     """A conversation, and how it becomes a prompt."""
 
     messages: tuple[Message, ...]
-    options: ChatOptions = ChatOptions()
+    options: ChatOptions = NO_OPTIONS
 
 
 class RequestLine(NamedTuple):
@@ -198,7 +199,7 @@ def _prompts(given: Any) -> tuple[str | tuple[int, ...], ...]:
 def _chat(fields: dict[str, Any]) -> ChatLine | None:
     options = {name: fields[name] for name in CHAT_FIELDS if name in fields}
     if "messages" in fields:
-        return ChatLine(fields["messages"], ChatOptions(**options))
+        return ChatLine(fields["messages"], ChatOptions(**options) if options else NO_OPTIONS)
     for name, value in options.items():
         if value not in ([], {}):
             raise RequestError(name, value, "takes messages", code="unsupported_field")

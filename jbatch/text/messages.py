@@ -14,7 +14,7 @@ OWN_FIELDS = {"assistant": ("tool_calls", "reasoning_content", "reasoning"), "to
 TEXT_FIELDS = ("name", "reasoning_content", "reasoning", "tool_call_id")
 IGNORED = ("annotations",)  # where an answer got its facts from: no template shows it
 UNSUPPORTED = ("refusal", "audio", "function_call")  # what OpenAI's own answers may hold
-MAY_BE_EMPTY = ("tool_calls",)  # an empty list is none
+KNOWN = {role: (*FIELDS, *OWN_FIELDS.get(role, ())) for role in ROLES}
 PART_TYPES = ("text", "refusal")  # of a content; each has its text in a field of its name
 Message = dict[str, Any]  # {"role": ..., "content": ...}
 Conversation = Sequence[Message]
@@ -55,28 +55,29 @@ def _check_message(path: str, message: Any) -> Message:
     role = _required(path, given, "role")
     if role not in ROLES:
         raise RequestError(f"{path}.role", role, f"must be one of {', '.join(map(repr, ROLES))}")
-    known = (*FIELDS, *OWN_FIELDS.get(role, ()))
-    checked = {"role": role, "content": ""}
+    known, checked = KNOWN[role], {"role": role, "content": ""}
     for name, value in given.items():
-        if name in IGNORED or (value == [] and name in MAY_BE_EMPTY):
-            continue
-        if name in UNSUPPORTED:
-            reason = "is not supported: leave it out"
-            raise RequestError(f"{path}.{name}", value, reason, code="unsupported_field")
         if name not in known:
-            raise unknown_field(path, name, value, known, "a message")
-        checked[name] = _check_field(f"{path}.{name}", name, value)
+            _check_stranger(path, name, value, known)
+        elif name == "content":
+            checked[name] = value if is_plain(value) else _check_content(f"{path}.content", value)
+        elif name in TEXT_FIELDS:
+            checked[name] = _check_text(f"{path}.{name}", value)
+        elif name == "tool_calls" and value != []:
+            checked[name] = _check_tool_calls(f"{path}.{name}", value)
     if "content" not in given and not any(name in checked for name in OWN_FIELDS["assistant"]):
         raise RequestError(f"{path}.content", None, "must be given")
     return checked
 
 
-def _check_field(path: str, name: str, value: Any) -> Any:
-    if name == "content":
-        return _check_content(path, value)
-    if name == "tool_calls":
-        return _check_tool_calls(path, value)
-    return _check_text(path, value) if name in TEXT_FIELDS else value
+def _check_stranger(path: str, name: str, value: Any, known: Sequence[str]) -> None:
+    """Raise RequestError for a field that messages of this role do not have, unless it says nothing."""
+    if name in IGNORED or (name == "tool_calls" and value == []):
+        return
+    if name in UNSUPPORTED:
+        reason = "is not supported: leave it out"
+        raise RequestError(f"{path}.{name}", value, reason, code="unsupported_field")
+    raise unknown_field(path, name, value, known, "a message")
 
 
 def _check_content(path: str, content: Any) -> str:
@@ -158,6 +159,11 @@ def _required(path: str, given: Mapping[str, Any], name: str) -> Any:
     if name not in given:
         raise RequestError(f"{path}.{name}", None, "must be given")
     return given[name]
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a text that needs no further look: most are."""
+    return isinstance(value, str) and value.isascii()
 
 
 def _check_text(path: str, text: Any) -> str:

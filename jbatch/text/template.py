@@ -31,6 +31,7 @@ class Renderer:
         self._special_tokens = special_tokens
         self._limit_s = limit_s
         self._process: subprocess.Popen[str] | None = None
+        self._known: str | None = None  # the template that the process has: sent once, not with each question
         self._num_killed: dict[str, int] = {}  # in a row, by template
         self._lock = threading.Lock()
 
@@ -41,7 +42,7 @@ class Renderer:
           RequestError: where the template raises, or takes too long or too much memory.
           ConfigError: where transformers or jinja2 is not installed.
         """
-        question = _question(template, messages, options, self._special_tokens)
+        question = _question(messages, options)
         with self._lock:
             if self._num_killed.get(template, 0) >= MAX_KILLED:
                 raise RequestError(
@@ -50,7 +51,10 @@ class Renderer:
                     f"the chat template failed {MAX_KILLED} times in a row: it is not run any more",
                 )
             process = self._started()
-            reply = self._ask(process, question, self._limit_s)
+            if template != self._known:
+                question = {**question, "chat_template": template}
+            reply = self._ask(process, _as_json(messages, question), self._limit_s)
+            self._known = template if reply is not None and "text" in reply else None
             if reply is None:
                 self._num_killed[template] = self._num_killed.get(template, 0) + 1
                 raise RequestError(
@@ -87,7 +91,8 @@ class Renderer:
             encoding="utf-8",
             process_group=0,  # a Ctrl-C is meant for this process alone
         )
-        reply = self._ask(self._process, "{}", START_LIMIT_S)
+        self._known = None
+        reply = self._ask(self._process, json.dumps(self._special_tokens), START_LIMIT_S)
         if reply is None or "missing" in reply:
             self.close()
             reason = reply["missing"] if reply else f"no answer within {START_LIMIT_S:g} s"
@@ -117,19 +122,20 @@ class Renderer:
         return json.loads(answer)
 
 
-def _question(
-    template: str, messages: list[Message], options: ChatOptions, special_tokens: dict[str, str]
-) -> str:
-    """What the process is asked: the arguments of transformers' function. Raises RequestError for values that
-    JSON cannot hold, which only Python's callers have."""
-    arguments = {
+def _question(messages: list[Message], options: ChatOptions) -> dict[str, Any]:
+    """What the process is asked: arguments of transformers' function, by name."""
+    return {
+        **(options.chat_template_kwargs or {}),
         "conversations": [messages],
-        "chat_template": template,
         "add_generation_prompt": options.begins_answer,
         "continue_final_message": bool(options.continue_final_message),
         "tools": options.tools,
     }
+
+
+def _as_json(messages: list[Message], question: dict[str, Any]) -> str:
+    """Raises RequestError for values that JSON cannot hold, which only Python's callers have."""
     try:
-        return json.dumps({**special_tokens, **(options.chat_template_kwargs or {}), **arguments})
+        return json.dumps(question)
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestError("messages", messages, f"must be what JSON can hold: {error}") from None

@@ -64,8 +64,6 @@ def test_a_template_of_ones_own_needs_none_of_the_models(tmp_path):
         template.render(said(content=""), ChatOptions(continue_final_message=True))
     with pytest.raises(RequestError, match=r"messages=\[\]: must have at least 1 item"):
         template.render([], ChatOptions(chat_template="x"))
-    with pytest.raises(RequestError, match="must be what JSON can hold: Object of type set"):
-        template.render(ASK, ChatOptions(chat_template_kwargs={"x": {1}}))
 
 
 def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
@@ -109,6 +107,9 @@ def test_what_a_template_is_told():
         own = ChatOptions(chat_template="{{ bos_token }}{{ messages[0].role }}{# developer #}")
         assert template.render(developer, own) == "<s>developer"
         assert template.render(ASK) == "[user]hi[answer]", "the other template has stayed"
+        with pytest.raises(RequestError, match="must be what JSON can hold: Object of type set"):
+            template.render(ASK, ChatOptions(chat_template="other", chat_template_kwargs={"x": {1}}))
+        assert template.render(ASK) == "[user]hi[answer]"
         reason = "the final message does not appear in the chat after applying the chat template"
         with pytest.raises(RequestError, match=reason) as error:
             other = ChatOptions(chat_template="{{ 'content' }}", continue_final_message=True)
