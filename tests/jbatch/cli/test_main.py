@@ -179,12 +179,6 @@ def test_chats_print_the_answers_alone(model, tmp_path, capsys):
     assert (whole.code, chat.code) == (0, 0) and f"u:hello={chat.out}" == whole.out
 
 
-def test_a_chat_with_a_model_that_has_no_template(model, capsys):
-    ended = run(capsys, "generate", model, "--chat", "-p", "x", *SMALL, *GREEDY)
-    assert (ended.code, ended.out) == (1, "")
-    assert "this model has no chat template: give prompts, or a chat_template" in ended.err
-
-
 def test_prompts_that_cannot_be_served_do_not_stop_the_others(model, capsys):
     prompts = ["ok=", "x" * 300, os.fsdecode(b"\xff\xfe"), "fine="]
     flags = [flag for prompt in prompts for flag in ("-p", prompt)]
