@@ -7,8 +7,8 @@ resumed writes the same bytes.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,11 @@ def _by_token_id(positions: Iterable[dict[int, Logprob] | None]) -> list[dict[st
 
 
 def _flat(logprob: Logprob) -> dict[str, Any]:
-    return {**logprob._asdict(), "logprob": _finite(logprob.logprob)}
+    return {
+        "logprob": _finite(logprob.logprob),
+        "rank": logprob.rank,
+        "decoded_token": logprob.decoded_token,
+    }
 
 
 def _completions_choice(sample: CompletionOutput) -> dict[str, Any]:
@@ -129,7 +133,7 @@ def _completions_choice(sample: CompletionOutput) -> dict[str, Any]:
         "stop_reason": sample.stop_reason,
     }
     if sample.logprobs is not None:
-        choice["logprobs"] = _completions_logprobs(sample.token_ids, sample.logprobs)
+        choice["logprobs"] = _completions_logprobs(sample.token_ids, sample.logprobs, sample.text_offset)
     return _with_error(choice, sample)
 
 
@@ -150,25 +154,26 @@ def _chat_choice(sample: CompletionOutput, params: SamplingParams) -> dict[str, 
 
 
 def _completions_logprobs(
-    token_ids: Sequence[int], positions: Sequence[Mapping[int, Logprob]]
+    token_ids: Sequence[int],
+    positions: Sequence[Mapping[int, Logprob]],
+    text_offset: Sequence[int] | None,
 ) -> dict[str, Any]:
-    """OpenAI's lists, one entry per token."""
+    """OpenAI's lists, one entry per token. Without offsets there is no text, and all begin at 0."""
     chosen = [tokens[token_id] for token_id, tokens in zip(token_ids, positions, strict=True)]
-    texts = [_text(token_id, logprob) for token_id, logprob in zip(token_ids, chosen, strict=True)]
-    ends = list(itertools.accumulate(map(len, texts), initial=0))
     return {
-        "tokens": texts,
+        "tokens": [_text(token_id, logprob) for token_id, logprob in zip(token_ids, chosen, strict=True)],
         "token_logprobs": [_finite(logprob.logprob) for logprob in chosen],
         "top_logprobs": [_by_text(tokens) for tokens in positions],
-        "text_offset": ends[:-1],
+        "text_offset": [0] * len(token_ids) if text_offset is None else list(text_offset),
     }
 
 
 def _by_text(tokens: Mapping[int, Logprob]) -> dict[str, float]:
-    """Log-probabilities by text; of tokens with the same text, the likeliest one's."""
+    """Log-probabilities by text; of tokens with the same text all but the likeliest one go by their id."""
     by_text: dict[str, float] = {}
     for token_id, logprob in _likeliest_first(tokens):
-        by_text.setdefault(_text(token_id, logprob), _finite(logprob.logprob))
+        text = _text(token_id, logprob)
+        by_text[_id_text(token_id) if text in by_text else text] = _finite(logprob.logprob)
     return by_text
 
 
@@ -185,10 +190,8 @@ def _chat_logprobs(token_id: int, tokens: Mapping[int, Logprob], params: Samplin
 
 
 def _chat_token(token_id: int, logprob: Logprob) -> dict[str, Any]:
-    text = _text(token_id, logprob)
-    is_whole = "\ufffd" not in text  # else it is a part of a character, whose bytes are not known here
-    raw = list(text.encode()) if is_whole else None
-    return {"token": text, "logprob": _finite(logprob.logprob), "bytes": raw}
+    raw = None if logprob.token_bytes is None else list(logprob.token_bytes)
+    return {"token": _text(token_id, logprob), "logprob": _finite(logprob.logprob), "bytes": raw}
 
 
 def _likeliest_first(tokens: Mapping[int, Logprob]) -> list[tuple[int, Logprob]]:
@@ -196,8 +199,16 @@ def _likeliest_first(tokens: Mapping[int, Logprob]) -> list[tuple[int, Logprob]]
 
 
 def _text(token_id: int, logprob: Logprob) -> str:
-    return f"token_id:{token_id}" if logprob.decoded_token is None else logprob.decoded_token
+    return _id_text(token_id) if logprob.decoded_token is None else logprob.decoded_token
+
+
+def _id_text(token_id: int) -> str:
+    """vLLM's name of a token without a text."""
+    return f"token_id:{token_id}"
 
 
 def _finite(logprob: float) -> float:
-    return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB
+    """A log-probability that JSON can hold. Raises ValueError for what is no number."""
+    if math.isnan(logprob):
+        raise ValueError("a log-probability is not a number")
+    return max(logprob, LEAST_LOGPROB)

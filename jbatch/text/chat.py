@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from jbatch.errors import RequestError
 from jbatch.text.messages import Conversation, check_messages
+from jbatch.text.special_tokens import load_special_tokens
 from jbatch.text.template import RENDER_LIMIT_S, Renderer
-from jbatch.text.tokenizer import Tokenizer, load_special_tokens
+from jbatch.text.tokenizer import Tokenizer
 
 
 class ChatTemplate:
@@ -23,14 +25,18 @@ class ChatTemplate:
         self._renderer = Renderer(template, special_tokens, limit_s)
 
     @classmethod
-    def load(cls, model_dir: str | Path) -> ChatTemplate:
+    def load(cls, model_dir: str | Path, special_tokens: Mapping[str, str] | None = None) -> ChatTemplate:
         """Read a model directory's template: chat_template.jinja, else the only one of tokenizer_config.json,
         or the one that is named "default" there.
+
+        Args:
+          special_tokens: the texts of bos_token and the like; None: what the directory's files name.
 
         Raises RequestError where the directory has none.
         """
         path = Path(model_dir)
-        return cls(_find_template(path), load_special_tokens(path))
+        template = _find_template(path)
+        return cls(template, dict(special_tokens or load_special_tokens(path).texts))
 
     def render(self, messages: Conversation) -> str:
         """The text to continue: all messages, and the beginning of the assistant's answer.
@@ -65,7 +71,7 @@ class ChatEncoder:
         if self._tokenizer is None:
             raise RequestError("messages", messages, "this model has no tokenizer: give prompt_token_ids")
         if self._template is None:
-            self._template = ChatTemplate.load(self._model_dir)
+            self._template = ChatTemplate.load(self._model_dir, self._tokenizer.special_tokens)
         text = self._template.render(messages)
         return ChatPrompt(text, tuple(self._tokenizer.encode(text, add_special_tokens=False)))
 

@@ -3,7 +3,8 @@
 import pytest
 
 from jbatch.errors import ConfigError, RequestError
-from jbatch.text.tokenizer import MAX_PENDING, load_tokenizer
+from jbatch.text.detokenizer import MAX_PENDING
+from jbatch.text.tokenizer import load_tokenizer
 from tests.helpers.tokenizers import byte_fallback, byte_level, numbered, save, wrapped
 
 TEXTS = ["a", "hello world", "  two  spaces ", "naïve café", "日本語", "👩‍👩‍👧", "\n\t", "\x00"]
