@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import tokenizers
@@ -77,12 +78,8 @@ def _replacement(step: dict[str, Any]) -> tuple[str, str, str] | None:
 
 def _fallback_byte(name: str) -> int | None:
     """The byte that a name such as "<0xE6>" stands for."""
-    if len(name) != 6 or name[:3] != "<0x" or name[5] != ">":
-        return None
-    try:
-        return int(name[3:5], 16)
-    except ValueError:
-        return None
+    found = _FALLBACK.fullmatch(name)
+    return None if found is None else int(found[1], 16)
 
 
 def _byte_level_alphabet() -> dict[str, int]:
@@ -94,6 +91,7 @@ def _byte_level_alphabet() -> dict[str, int]:
 
 
 _BYTES = _byte_level_alphabet()
+_FALLBACK = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenTable(dict[int, bytes | None]):

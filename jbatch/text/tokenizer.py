@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tokenizers
+from tokenizers import decoders
 
 from jbatch.errors import ConfigError, RequestError
 from jbatch.text.detokenizer import (
@@ -168,6 +169,8 @@ class Tokenizer:
 
     def _window_bytes(self, token_id: int) -> bytes | None:
         """What a token adds to the text of itself, by a decoder without a rule; None: that cannot be told."""
+        if isinstance(self._tokenizer.decoder, decoders.BPEDecoder | decoders.CTC):
+            return None  # it depends on what follows
         once, twice = ([token_id] * num for num in (1, 2))
         before, both = (self.decode_once(ids, skip_special_tokens=False) for ids in (once, twice))
         if REPLACEMENT in both or not both.startswith(before):
