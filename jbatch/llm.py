@@ -22,7 +22,7 @@ from jbatch.errors import RequestError, check_option_names
 from jbatch.host.limits import Limits, StepLimits
 from jbatch.host.policy import MODES, POLICIES, Policy
 from jbatch.host.scheduler import Scheduler, SchedulerConfig
-from jbatch.model_dir.config_json import load_bos_token_id, load_eos_token_ids
+from jbatch.model_dir.config_json import load_eos_token_ids, load_token_id
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
@@ -68,7 +68,8 @@ class LLM:
         self.model_config = resolve_model(model_dir, self.config)
         self.max_model_len = resolve_max_model_len(self.config, self.model_config)
         tokenizer_dir = Path(tokenizer or model_dir)
-        self._tokenizer = load_tokenizer(tokenizer_dir, load_bos_token_id(model_dir))
+        named = (load_token_id(model_dir, name) for name in ("bos_token_id", "eos_token_id"))
+        self._tokenizer = load_tokenizer(tokenizer_dir, *named)
         template = None if chat_template is None else read_chat_template(chat_template)
         self.chat_encoder = ChatEncoder(tokenizer_dir, self._tokenizer, template)
         prepare_jax(self.config)

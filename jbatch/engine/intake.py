@@ -86,7 +86,7 @@ class Intake:
             deadline=schedule.deadline,
             predicted_len=schedule.predicted_len,
             prompt=prompt if isinstance(prompt, str) else None,
-            bad_word_ids=bad_word_ids(params, self.tokenizer),
+            bad_word_ids=bad_word_ids(params, self.tokenizer, self.vocab_size),
         )
 
     def _token_ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
@@ -95,17 +95,22 @@ class Intake:
                 raise RequestError("prompt", prompt, "must not be empty", code="empty_prompt")
             if self.tokenizer is None:
                 raise RequestError("prompt", prompt, "this model has no tokenizer: give prompt_token_ids")
-            return tuple(self.tokenizer.encode(prompt))
+            return self._of_vocabulary(self.tokenizer.encode(prompt))
         if not isinstance(prompt, (list, tuple, np.ndarray)):
             raise RequestError("prompt", prompt, "must be text or a list of token ids")
         for token_id in prompt:
             if not isinstance(token_id, (int, np.integer)) or isinstance(token_id, bool):
                 raise RequestError("prompt_token_ids", token_id, "must be integers")
+        return self._of_vocabulary(prompt)
+
+    def _of_vocabulary(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids, if the model has each: a tokenizer may have tokens that its model was not given."""
+        for token_id in token_ids:
             if not 0 <= token_id < self.vocab_size:
                 raise RequestError(
                     "prompt_token_ids", token_id, f"must be from 0 to {self.vocab_size - 1}, the vocabulary"
                 )
-        return tuple(map(int, prompt))
+        return tuple(map(int, token_ids))
 
     def _truncated(
         self, token_ids: tuple[int, ...], params: SamplingParams, *, is_text: bool
@@ -156,11 +161,14 @@ def check_params(params: SamplingParams, vocab_size: int, compiled: Iterable[Sam
         )
 
 
-def bad_word_ids(params: SamplingParams, tokenizer: Tokenizer | None) -> tuple[tuple[int, ...], ...]:
+def bad_word_ids(
+    params: SamplingParams, tokenizer: Tokenizer | None, vocab_size: int
+) -> tuple[tuple[int, ...], ...]:
     """The token ids of bad words: each as it is written with and without a space in front.
 
     Raises:
-      RequestError: for a word of too many tokens, or of none, and where there is no tokenizer.
+      RequestError: for a word of too many tokens, of none, or of tokens that the model does not have, and
+        where there is no tokenizer.
     """
     if not params.bad_words:
         return ()
@@ -175,6 +183,9 @@ def bad_word_ids(params: SamplingParams, tokenizer: Tokenizer | None) -> tuple[t
         longest = max(map(len, spelled))
         if not 0 < longest <= MAX_BAD_WORD_LEN:
             raise RequestError("bad_words", word, f"is {longest} tokens: must be 1 to {MAX_BAD_WORD_LEN}")
+        if (highest := max(map(max, filter(None, spelled)))) >= vocab_size:
+            reason = f"has token {highest}: must be of 0 to {vocab_size - 1}, the vocabulary"
+            raise RequestError("bad_words", word, reason)
         spellings |= dict.fromkeys(ids for ids in spelled if ids)
     return tuple(spellings)
 

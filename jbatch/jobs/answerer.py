@@ -11,7 +11,7 @@ from jbatch.errors import ConfigError, JobError, RequestError
 from jbatch.jobs.input import InputLine, Parse, id_of
 from jbatch.jobs.request_line import Form, LineError, RequestLine
 from jbatch.jobs.results import Echo, Failure, dump, error_result, success_result
-from jbatch.outputs import RequestOutput
+from jbatch.outputs import CompletionOutput, RequestOutput
 from jbatch.text.chat_options import ChatOptions
 from jbatch.text.messages import Message
 
@@ -115,20 +115,32 @@ class Answerer:
                 return _failed(pending, Failure("generation_failed", f"{where}{output.error}"))
         try:
             request = pending.request
-            echoes = [self._echo(request, output) for output in outputs if request.echo]
+            echoes = [
+                [self._echo(request, output, sample) for sample in output.outputs]
+                for output in outputs
+                if request.echo
+            ]
             raw = dump(success_result(request, pending.custom_id, outputs, echoes))
         except Exception as error:  # of this text alone
             return _failed(pending, _internal(error))
         return LineResult(pending.line_no, raw, outputs=outputs)
 
-    def _echo(self, request: RequestLine, output: RequestOutput) -> Echo:
-        """What is shown of a prompt: its text as it was given, or that of its token ids."""
+    def _echo(self, request: RequestLine, output: RequestOutput, sample: CompletionOutput) -> Echo:
+        """What is shown of a prompt in front of a sample: its text as it was given, or that of its token ids
+        (without a character that begins in them and ends in the sample, which has it)."""
         tokenizer, params, text = self.engine.tokenizer, request.params, output.prompt
         if tokenizer is None:
-            return Echo(text or "", None)
+            return Echo(text or "", None, None)
+        prompt, skip = output.prompt_token_ids, params.skip_special_tokens
         if text is None or params.truncate_prompt_tokens is not None:
-            text = tokenizer.decode(output.prompt_token_ids, skip_special_tokens=params.skip_special_tokens)
-        return Echo(text, tokenizer.decode(output.prompt_token_ids[:1], skip_special_tokens=False))
+            whole = tokenizer.decode(prompt + sample.token_ids, skip_special_tokens=skip)
+            added = tokenizer.decode(sample.token_ids, after=prompt, skip_special_tokens=skip)
+            text = whole[: len(whole) - len(added)]
+        if params.logprobs is None:
+            return Echo(text, None, None)
+        offsets = tokenizer.text_offsets(prompt, skip_special_tokens=skip)
+        first = tokenizer.token_text(prompt[0]).text
+        return Echo(text, first, [min(offset, len(text)) for offset in offsets])
 
     def _bound(self, request: RequestLine) -> int:
         params = request.params

@@ -7,19 +7,24 @@ resumed writes the same bytes.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jbatch.outputs import CompletionOutput, Logprob, RequestOutput
+from jbatch.jobs.logprob_forms import (
+    Tokens,
+    by_token_id,
+    chat_logprobs,
+    completions_logprobs,
+    finite,
+    prompt_logprobs,
+)
+from jbatch.outputs import CompletionOutput, RequestOutput
 from jbatch.sampling_params import SamplingParams
 
 if TYPE_CHECKING:  # it needs pydantic
     from jbatch.jobs.request_line import Form, RequestLine
 
-Tokens = Mapping[int, Logprob]  # at one position: by token id
-LEAST_LOGPROB = -9999.0  # JSON has no infinity; vLLM's value
 OK, REFUSED, FAILED = 200, 400, 500  # HTTP's
 SERVER_ERRORS = ("generation_failed", "internal_error")  # codes of requests that were right
 OBJECTS = {"completions": ("text_completion", "cmpl"), "chat": ("chat.completion", "chatcmpl")}
@@ -34,10 +39,11 @@ class Failure(NamedTuple):
 
 
 class Echo(NamedTuple):
-    """A prompt, to be shown in front of its answers."""
+    """A prompt, to be shown in front of an answer."""
 
     text: str
     first_token: str | None  # the text of the first token, of which nothing else is known
+    text_offset: Sequence[int] | None  # where its tokens begin in the text
 
 
 class _Shown(NamedTuple):
@@ -47,17 +53,18 @@ class _Shown(NamedTuple):
     text: str
     token_ids: Sequence[int]
     logprobs: Sequence[Tokens | None] | None
+    text_offset: Sequence[int] | None
     first_token: str | None = None
 
 
 def success_result(
-    line: RequestLine, custom_id: str, outputs: Sequence[RequestOutput], echoes: Sequence[Echo] = ()
+    line: RequestLine, custom_id: str, outputs: Sequence[RequestOutput], echoes: Sequence[Sequence[Echo]] = ()
 ) -> dict[str, Any]:
     """The result of a line that was answered: of each of its prompts, some samples at least.
 
     Args:
       outputs: of its prompts, in order.
-      echoes: of its prompts, where the line asks for them.
+      echoes: of its prompts, for each sample, where the line asks for them.
     """
     if line.form == "bare":
         return {"custom_id": custom_id, **_bare_answer(outputs[0]), "usage": _usage(outputs)}
@@ -72,7 +79,7 @@ def success_result(
         "usage": _usage(outputs),
     }
     if line.prompt_logprobs is not None:
-        of_prompts = [_prompt_logprobs(output, line.prompt_logprobs) for output in outputs]
+        of_prompts = [prompt_logprobs(output, line.prompt_logprobs) for output in outputs]
         body["prompt_logprobs"] = of_prompts[0] if len(of_prompts) == 1 else of_prompts
     return _envelope(custom_id, OK, body)
 
@@ -138,7 +145,7 @@ def _bare_answer(output: RequestOutput) -> dict[str, Any]:
         indices = [sample.index for sample in output.outputs]
         answer = {"outputs": [{"index": idx, **flat} for idx, flat in zip(indices, answers, strict=True)]}
     if output.prompt_logprobs is not None:
-        answer["prompt_logprobs"] = _by_token_id(output.prompt_logprobs)
+        answer["prompt_logprobs"] = by_token_id(output.prompt_logprobs)
     return answer
 
 
@@ -150,9 +157,9 @@ def _bare_output(sample: CompletionOutput) -> dict[str, Any]:
         "stop_reason": sample.stop_reason,
     }
     if sample.logprobs is not None:
-        answer["logprobs"] = _by_token_id(sample.logprobs)
+        answer["logprobs"] = by_token_id(sample.logprobs)
     if sample.cumulative_logprob is not None:
-        answer["cumulative_logprob"] = _finite(sample.cumulative_logprob)
+        answer["cumulative_logprob"] = finite(sample.cumulative_logprob)
     return _with_error(answer, sample)
 
 
@@ -161,41 +168,15 @@ def _with_error(answer: dict[str, Any], sample: CompletionOutput) -> dict[str, A
     return answer if sample.error is None else {**answer, "error": sample.error}
 
 
-def _by_token_id(positions: Iterable[Tokens | None]) -> list[dict[str, Any] | None]:
-    """vLLM's form: per position, a token's log-probability, rank and text by its id."""
-    return [
-        None if tokens is None else {str(token_id): _flat(logprob) for token_id, logprob in tokens.items()}
-        for tokens in positions
-    ]
-
-
-def _flat(logprob: Logprob) -> dict[str, Any]:
-    return {**logprob._asdict(), "logprob": _finite(logprob.logprob)}
-
-
-def _prompt_logprobs(output: RequestOutput, num_likely: int) -> list[dict[str, Any] | None]:
-    """Of a prompt's tokens and of so many likely ones each, which may be fewer than `echo` needs."""
-    assert output.prompt_logprobs is not None, "the line asks for them"
-    pairs = zip(output.prompt_token_ids, output.prompt_logprobs, strict=True)
-    return _by_token_id(
-        None
-        if tokens is None
-        else {
-            other: logprob
-            for other, logprob in tokens.items()
-            if other == token_id or (logprob.rank or 0) <= num_likely
-        }
-        for token_id, tokens in pairs
-    )
-
-
-def _choices(line: RequestLine, outputs: Sequence[RequestOutput], echoes: Sequence[Echo]) -> dict[str, Any]:
+def _choices(
+    line: RequestLine, outputs: Sequence[RequestOutput], echoes: Sequence[Sequence[Echo]]
+) -> dict[str, Any]:
     """The samples of all prompts, in order. What failed beside others that did not has no choice: there is no
     finish_reason for it that OpenAI's clients know."""
     choices, errors = [], []
     for prompt_idx, output in enumerate(outputs):
-        echo = echoes[prompt_idx] if echoes else None
-        for sample in output.outputs:
+        of_samples = echoes[prompt_idx] if echoes else [None] * len(output.outputs)
+        for sample, echo in zip(output.outputs, of_samples, strict=True):
             idx = prompt_idx * line.params.n + sample.index
             if sample.error is not None:
                 errors.append({"index": idx, "message": sample.error})
@@ -208,19 +189,24 @@ def _choices(line: RequestLine, outputs: Sequence[RequestOutput], echoes: Sequen
 
 def _shown(sample: CompletionOutput, output: RequestOutput, echo: Echo | None) -> _Shown:
     if echo is None:
-        return _Shown(sample, sample.text, sample.token_ids, sample.logprobs)
+        return _Shown(sample, sample.text, sample.token_ids, sample.logprobs, sample.text_offset)
     token_ids = output.prompt_token_ids + sample.token_ids
-    logprobs = None
+    logprobs, offsets = None, None
     if output.prompt_logprobs is not None and sample.logprobs is not None:
         logprobs = output.prompt_logprobs + sample.logprobs
-    return _Shown(sample, echo.text + sample.text, token_ids, logprobs, echo.first_token)
+    if echo.text_offset is not None and sample.text_offset is not None:
+        offsets = [*echo.text_offset, *(len(echo.text) + offset for offset in sample.text_offset)]
+    return _Shown(sample, echo.text + sample.text, token_ids, logprobs, offsets, echo.first_token)
 
 
 def _completions_choice(index: int, shown: _Shown) -> dict[str, Any]:
+    logprobs = None
+    if shown.logprobs is not None:
+        logprobs = completions_logprobs(shown.token_ids, shown.logprobs, shown.text_offset, shown.first_token)
     return {
         "index": index,
         "text": shown.text,
-        "logprobs": None if shown.logprobs is None else _completions_logprobs(shown, shown.logprobs),
+        "logprobs": logprobs,
         "finish_reason": shown.sample.finish_reason,
         "stop_reason": shown.sample.stop_reason,
     }
@@ -236,61 +222,7 @@ def _chat_choice(index: int, sample: CompletionOutput, params: SamplingParams) -
     }
     if sample.logprobs is not None:
         content = [
-            _chat_logprobs(*pair, params) for pair in zip(sample.token_ids, sample.logprobs, strict=True)
+            chat_logprobs(*pair, params) for pair in zip(sample.token_ids, sample.logprobs, strict=True)
         ]
         choice["logprobs"] = {"content": content}
     return choice
-
-
-def _completions_logprobs(shown: _Shown, positions: Sequence[Tokens | None]) -> dict[str, Any]:
-    """OpenAI's lists, one entry per token; null for the first token of a prompt, which follows none."""
-    pairs = list(zip(shown.token_ids, positions, strict=True))
-    chosen = [None if tokens is None else tokens[token_id] for token_id, tokens in pairs]
-    first = Logprob(0.0, None, shown.first_token)
-    texts = [_text(token_id, logprob or first) for (token_id, _), logprob in zip(pairs, chosen, strict=True)]
-    ends = list(itertools.accumulate(map(len, texts), initial=0))
-    return {
-        "tokens": texts,
-        "token_logprobs": [None if logprob is None else _finite(logprob.logprob) for logprob in chosen],
-        "top_logprobs": [None if tokens is None else _by_text(tokens) for tokens in positions],
-        "text_offset": ends[:-1],
-    }
-
-
-def _by_text(tokens: Tokens) -> dict[str, float]:
-    """Log-probabilities by text; of tokens with the same text, the likeliest one's."""
-    by_text: dict[str, float] = {}
-    for token_id, logprob in _likeliest_first(tokens):
-        by_text.setdefault(_text(token_id, logprob), _finite(logprob.logprob))
-    return by_text
-
-
-def _chat_logprobs(token_id: int, tokens: Tokens, params: SamplingParams) -> dict[str, Any]:
-    """OpenAI's object for one token. Its alternatives are those that the line asks for; the token itself is
-    among them only where the line asks for it, too."""
-    named = set(params.logprob_token_ids or ())
-    top = [
-        _chat_token(other, logprob)
-        for other, logprob in _likeliest_first(tokens)
-        if other in named or (logprob.rank is not None and logprob.rank <= (params.logprobs or 0))
-    ]
-    return {**_chat_token(token_id, tokens[token_id]), "top_logprobs": top}
-
-
-def _chat_token(token_id: int, logprob: Logprob) -> dict[str, Any]:
-    text = _text(token_id, logprob)
-    is_whole = "\ufffd" not in text  # else it is a part of a character, whose bytes are not known here
-    raw = list(text.encode()) if is_whole else None
-    return {"token": text, "logprob": _finite(logprob.logprob), "bytes": raw}
-
-
-def _likeliest_first(tokens: Tokens) -> list[tuple[int, Logprob]]:
-    return sorted(tokens.items(), key=lambda item: (-item[1].logprob, item[0]))
-
-
-def _text(token_id: int, logprob: Logprob) -> str:
-    return f"token_id:{token_id}" if logprob.decoded_token is None else logprob.decoded_token
-
-
-def _finite(logprob: float) -> float:
-    return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB

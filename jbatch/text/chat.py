@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from jbatch.errors import RequestError
 from jbatch.text.chat_options import ChatOptions
 from jbatch.text.messages import Conversation, Message, check_messages
+from jbatch.text.special_tokens import load_special_tokens
 from jbatch.text.template import RENDER_LIMIT_S, Renderer
-from jbatch.text.tokenizer import Tokenizer, load_special_tokens
+from jbatch.text.tokenizer import Tokenizer
 
 DEFAULT = ChatOptions()
 
@@ -34,15 +36,22 @@ class ChatTemplate:
         self._renderer = Renderer(special_tokens, limit_s)
 
     @classmethod
-    def load(cls, model_dir: str | Path, template: str | None = None) -> ChatTemplate:
+    def load(
+        cls,
+        model_dir: str | Path,
+        template: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> ChatTemplate:
         """Read a model directory's template: chat_template.jinja, else the only one of tokenizer_config.json,
         or the one that is named "default" there. Where the directory has none, `render` says so.
 
         Args:
           template: instead of the directory's.
+          special_tokens: the texts of bos_token and the like; None: what the directory's files name.
         """
         path = Path(model_dir)
-        return cls(_find_template(path) if template is None else template, load_special_tokens(path))
+        texts = special_tokens or load_special_tokens(path).texts
+        return cls(_find_template(path) if template is None else template, dict(texts))
 
     def render(self, messages: Conversation, options: ChatOptions = DEFAULT) -> str:
         """The text to continue: all messages, and the beginning of the assistant's answer, or as the options
@@ -90,7 +99,8 @@ class ChatEncoder:
         if self._tokenizer is None:
             raise RequestError("messages", messages, "this model has no tokenizer: give prompt_token_ids")
         if self._template is None:
-            self._template = ChatTemplate.load(self._model_dir, self._given)
+            named = self._tokenizer.special_tokens
+            self._template = ChatTemplate.load(self._model_dir, self._given, named)
         text = self._template.render(messages, options)
         return ChatPrompt(text, tuple(self._tokenizer.encode(text, add_special_tokens=False)))
 

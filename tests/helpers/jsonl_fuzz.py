@@ -196,7 +196,7 @@ def check_line(raw: bytes) -> RequestLine | LineError:
     assert tuple(prompt for one in again for prompt in one.prompts) == line.prompts
     assert all(one[3:5] == line[3:5] for one in again), f"{again} instead of {line}"
     custom_id, output = line.custom_id or "line-1", made_up_output(line.params)
-    echoes = [Echo("hi", "h")] * line.num_prompts if line.echo else []
+    echoes = [[Echo("hi", "h", None)] * line.params.n] * line.num_prompts if line.echo else []
     assert_strict_json(success_result(line, custom_id, [output] * line.num_prompts, echoes))
     return line
 

@@ -41,7 +41,7 @@ def test_a_way_of_drawing_that_is_not_compiled(params, name, compiled):
 
 
 def words(tokenizer, *texts):
-    return bad_word_ids(SamplingParams(bad_words=list(texts)), wrapped(tokenizer))
+    return bad_word_ids(SamplingParams(bad_words=list(texts)), wrapped(tokenizer), 300)
 
 
 def test_bad_words_with_and_without_a_space():
@@ -59,9 +59,14 @@ def test_bad_words_may_be_eight_tokens():
 
 
 def test_bad_words_need_a_tokenizer():
-    assert bad_word_ids(SamplingParams(), None) == () == words(numbered())
+    assert bad_word_ids(SamplingParams(), None, 300) == () == words(numbered())
     with pytest.raises(RequestError, match="no tokenizer"):
-        bad_word_ids(SamplingParams(bad_words=["a"]), None)
+        bad_word_ids(SamplingParams(bad_words=["a"]), None, 300)
+
+
+def test_bad_words_are_of_the_models_vocabulary():
+    with pytest.raises(RequestError, match=r"^bad_words='12\.': has token 12: must be of 0 to 11, the voc"):
+        bad_word_ids(SamplingParams(bad_words=["11.", "12."]), wrapped(numbered()), 12)
 
 
 # What a request becomes.
@@ -94,6 +99,13 @@ def test_what_is_asked_for_is_kept():
     assert (request.prompt, request.prompt_token_ids) == ("01.02.", (1, 2))
     assert (request.max_tokens, request.stop_ids, request.seed) == (7, (2, 9), 11)
     assert schedule_of(request) == schedule
+
+
+@pytest.mark.parametrize("prompt", ["01.96.", [1, 96]])
+def test_a_prompt_beyond_the_vocabulary_is_refused_whoever_made_its_ids(prompt):
+    """A tokenizer may have tokens that its model was not given."""
+    with pytest.raises(RequestError, match=r"^prompt_token_ids=96: must be from 0 to 95, the vocabulary$"):
+        request_of(prompt, vocab_size=96, tokenizer=wrapped(numbered()))
 
 
 def test_an_end_of_sequence_may_be_ignored():

@@ -11,12 +11,12 @@ from jbatch.outputs import CompletionOutput, FinishReason, Logprob, RequestOutpu
 from jbatch.sampling_params import SamplingParams
 
 TOKENS = [
-    {5: Logprob(-0.25, 1, "He"), 6: Logprob(-2.0, 2, "Ha")},
+    {5: Logprob(-0.25, 1, "He", b"He"), 6: Logprob(-2.0, 2, "Ha", b"Ha")},
     {
-        7: Logprob(-3.0, 4, "y"),
-        8: Logprob(-0.5, 1, "!"),
-        9: Logprob(-1.0, 2, "?"),
-        3: Logprob(-9.0, None, "x"),
+        7: Logprob(-3.0, 4, "y", b"y"),
+        8: Logprob(-0.5, 1, "!", b"!"),
+        9: Logprob(-1.0, 2, "?", b"?"),
+        3: Logprob(-9.0, None, "x", b"x"),
     },
 ]
 FLAT = [
@@ -41,7 +41,10 @@ def line(form, **params):
 
 def completion(index=0, logprobs=None):
     total = None if logprobs is None else -3.25
-    return CompletionOutput(index, "Hey", [5, 7], FinishReason.LENGTH, None, logprobs, total)
+    offsets = None if logprobs is None else [0, 2]
+    return CompletionOutput(
+        index, "Hey", [5, 7], FinishReason.LENGTH, None, logprobs, total, text_offset=offsets
+    )
 
 
 def output(*completions, prompt_logprobs=None):
@@ -131,11 +134,12 @@ def test_log_probabilities_of_completions():
     }
 
 
-def test_of_tokens_with_the_same_text_the_likeliest_is_named():
-    tokens = {5: Logprob(-4.0, 9, "\ufffd"), 6: Logprob(-1.0, 1, "\ufffd")}
+def test_of_tokens_with_the_same_text_the_likeliest_has_it_and_none_is_lost():
+    """ "<0x69>" and "i", for instance."""
+    tokens = {5: Logprob(-4.0, 9, "i"), 6: Logprob(-1.0, 1, "i"), 7: Logprob(-2.0, 2, " i")}
     sample = CompletionOutput(0, "", [5], FinishReason.LENGTH, None, [tokens])
     choice = success_result(line("completions"), "a", output(sample))["response"]["body"]["choices"][0]
-    assert choice["logprobs"]["top_logprobs"] == [{"\ufffd": -1.0}]
+    assert choice["logprobs"]["top_logprobs"] == [{"i": -1.0, " i": -2.0, "token_id:5": -4.0}]
     assert choice["logprobs"]["token_logprobs"] == [-4.0]
 
 
@@ -158,20 +162,29 @@ def test_a_chat_answer(params, tops):
 
 
 def test_tokens_without_a_text_of_their_own():
-    tokens = {5: Logprob(-1.0, 1, "\ufffd"), 6: Logprob(-1.5, 2, None)}
+    tokens = {5: Logprob(-1.0, 1, "bytes:\\xe6", b"\xe6"), 6: Logprob(-1.5, 2, None)}
     sample = CompletionOutput(0, "", [5], FinishReason.LENGTH, None, [tokens])
     result = success_result(line("chat", logprobs=2), "a", output(sample))
     (content,) = result["response"]["body"]["choices"][0]["logprobs"]["content"]
-    assert (content["token"], content["bytes"]) == ("\ufffd", None)
-    assert content["top_logprobs"][1]["token"] == "token_id:6"
+    assert (content["token"], content["bytes"]) == ("bytes:\\xe6", [0xE6])
+    assert content["top_logprobs"][1]["token"] == "token_id:6" and not content["top_logprobs"][1]["bytes"]
 
 
 @pytest.mark.parametrize("form", ["bare", "completions", "chat"])
 def test_a_logprob_that_json_cannot_hold(form):
-    tokens = {5: Logprob(-math.inf, 9, "a"), 6: Logprob(math.nan, 2, "b")}
+    tokens = {5: Logprob(-math.inf, 9, "a"), 6: Logprob(-1.0, 2, "b")}
     sample = CompletionOutput(0, "", [5], FinishReason.LENGTH, None, [tokens], -math.inf)
     text = dump(success_result(line(form, logprobs=20), "a", output(sample))).decode()
-    assert "-9999.0" in text and "NaN" not in text and "Infinity" not in text
+    assert "-9999.0" in text and "Infinity" not in text
+
+
+@pytest.mark.parametrize("form", ["bare", "completions", "chat"])
+def test_what_is_no_number_is_no_figure(form):
+    """The answer of the line is then an error."""
+    for tokens in ({5: Logprob(math.nan, 9, "a")}, {5: Logprob(-1.0, 1, "a"), 6: Logprob(math.nan, 2, "b")}):
+        sample = CompletionOutput(0, "", [5], FinishReason.LENGTH, None, [tokens], -1.0)
+        with pytest.raises(ValueError, match="not a number"):
+            success_result(line(form, logprobs=20), "a", output(sample))
 
 
 def test_a_model_that_was_not_named():

@@ -9,7 +9,8 @@ from jbatch.errors import ConfigError, RequestError
 from jbatch.text import template as renderer
 from jbatch.text.chat import ChatEncoder, ChatTemplate
 from jbatch.text.chat_options import ChatOptions
-from tests.helpers.tokenizers import byte_level, save, wrapped
+from jbatch.text.tokenizer import load_tokenizer
+from tests.helpers.tokenizers import byte_level, save
 
 ASK = [{"role": "user", "content": "hi"}]
 
@@ -120,12 +121,14 @@ def test_what_a_template_is_told():
 
 
 @needs_jinja
-def test_a_prompt_has_at_most_one_bos(tmp_path):
-    save(byte_level(bos=True), tmp_path, bos_token="<s>", chat_template="{{ bos_token }}" + PLAIN)
-    chat = ChatEncoder(tmp_path, wrapped(byte_level(bos=True)))
+@pytest.mark.parametrize("num", [0, 1, 2])
+def test_a_prompt_has_the_templates_bos_and_no_other(num, tmp_path):
+    template = "{{ bos_token }}" * num + "{{ messages[0].content }}"
+    save(byte_level(bos=True), tmp_path, bos_token="<s>", chat_template=template)
+    chat = ChatEncoder(tmp_path, load_tokenizer(tmp_path))
     prompt = chat.encode([{"role": "user", "content": "é</s>"}])
-    assert prompt.text == "<s><s>user:é</s>;"
-    assert prompt.token_ids.count(256) == 1 == prompt.token_ids.index(256) + 1
+    assert prompt.text == "<s>" * num + "é</s>"
+    assert prompt.token_ids[:num] == (256,) * num and prompt.token_ids.count(256) == num
     assert prompt.token_ids.count(257) == 1  # a special token in a message becomes the token
     chat.close()
 
