@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -23,14 +24,16 @@ from jbatch.host.limits import Limits, StepLimits
 from jbatch.host.policy import MODES, POLICIES, Policy
 from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.model_dir.config_json import load_eos_token_ids, load_token_id
+from jbatch.model_dir.generation_json import load_sampling_defaults
+from jbatch.model_dir.paths import check_tokenizer_dir, unread_tokenizer
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
-from jbatch.sampling_params import SamplingParams, to_compile
-from jbatch.seam.bucket import buckets_of
+from jbatch.sampling_params import Sampler, SamplingParams, to_compile
+from jbatch.seam.bucket import Bucket, buckets_of
 from jbatch.seam.runner import Runner
 from jbatch.text.chat import ChatEncoder
-from jbatch.text.chat_options import ChatFields, ChatOptions, read_chat_template
+from jbatch.text.chat_options import ChatFields, options_of
 from jbatch.text.messages import Conversation, list_conversations
 from jbatch.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -67,11 +70,15 @@ class LLM:
         model_dir = Path(model)
         self.model_config = resolve_model(model_dir, self.config)
         self.max_model_len = resolve_max_model_len(self.config, self.model_config)
+        self._sampling_defaults = load_sampling_defaults(model_dir, self.config.generation_config)
+        if tokenizer is not None:
+            check_tokenizer_dir(tokenizer)
+        elif (reason := unread_tokenizer(model_dir)) is not None:
+            warnings.warn(f"{model_dir} {reason}", stacklevel=2)  # prompts of token ids work
         tokenizer_dir = Path(tokenizer or model_dir)
         named = (load_token_id(model_dir, name) for name in ("bos_token_id", "eos_token_id"))
         self._tokenizer = load_tokenizer(tokenizer_dir, *named)
-        template = None if chat_template is None else read_chat_template(chat_template)
-        self.chat_encoder = ChatEncoder(tokenizer_dir, self._tokenizer, template)
+        self.chat_encoder = ChatEncoder(tokenizer_dir, self._tokenizer, chat_template)
         prepare_jax(self.config)
         self.runner = build_runner(model_dir, self.config, self.model_config, self.max_model_len, logits_fn)
         self._eos_token_ids = _eos_token_ids(model_dir, self._tokenizer)
@@ -93,7 +100,8 @@ class LLM:
 
         Args:
           prompts: one, or a list: text, token ids, or vLLM's dictionaries.
-          sampling_params: for all prompts, or one for each.
+          sampling_params: for all prompts, or one for each, taken as they are; without any, those of
+            `get_default_sampling_params`.
           priority: of each prompt, for policy "priority"; lower runs first.
           use_tqdm: show a progress bar, on a terminal.
 
@@ -145,16 +153,15 @@ class LLM:
 
         Args:
           messages: one conversation, or a list of them. A message has a role (system, developer, user,
-            assistant or tool) and a content: text, or a list of text parts. An assistant's may have
-            tool_calls, a tool's a tool_call_id, as OpenAI writes them.
-          options: the fields of ChatOptions, by name: chat_template, add_generation_prompt,
-            continue_final_message, tools, chat_template_kwargs. They are vLLM's, and hold for all.
+            assistant or tool) and a content, text or a list of text parts; an assistant's may have
+            tool_calls, as OpenAI writes them.
+          options: vLLM's, for all of them: the fields of ChatOptions, by name.
 
         Raises:
           RequestError: for an option that is refused, naming it.
           ConfigError: where transformers or jinja2 is not installed, or a template's file cannot be read.
         """
-        checked = _chat_options(options)
+        checked = options_of(options)
         rendered = [self.chat_encoder.encode_or_error(each, checked) for each in list_conversations(messages)]
         prompts: list[Any] = [
             prompt if isinstance(prompt, RequestError) else list(prompt.token_ids) for prompt in rendered
@@ -166,12 +173,9 @@ class LLM:
         ]
 
     def chat_token_ids(self, messages: Conversation, **options: Unpack[ChatFields]) -> tuple[int, ...]:
-        """The prompt of one conversation: at most one BOS, all messages, the beginning of the answer; or as
-        the options say (see `chat`).
-
-        Raises RequestError for messages that are refused, and for a model without chat template.
-        """
-        return self.chat_encoder.encode(messages, _chat_options(options)).token_ids
+        """The prompt of one conversation, as `chat` makes it. Raises RequestError for messages that are
+        refused, and for a model without chat template."""
+        return self.chat_encoder.encode(messages, options_of(options)).token_ids
 
     def stream(
         self,
@@ -206,7 +210,8 @@ class LLM:
     ) -> list[UncheckedRequest]:
         """Raises what `generate` raises for its arguments."""
         check_idle(self.engine)
-        requests = list_requests(prompts, sampling_params, priority, self._request_ids)
+        params = self.get_default_sampling_params() if sampling_params is None else sampling_params
+        requests = list_requests(prompts, params, priority, self._request_ids)
         self.prepare(request.params for request in requests)
         return requests
 
@@ -214,11 +219,15 @@ class LLM:
         """Compile what requests with these parameters need, as far as it is missing. `generate` does so by
         itself; requests that are added to an engine by hand are refused until it is done."""
         needed = to_compile(sampling.sampler for sampling in params)
-        missing = {sampler for sampler in needed if sampler.choose(self.runner.samplers) is None}
-        if missing:
-            total = len(self.runner.missing_programs(missing))
+        self._compile({sampler for sampler in needed if sampler.choose(self.runner.samplers) is None})
+
+    def _compile(self, samplers: Iterable[Sampler] = (), buckets: Iterable[Bucket] = ()) -> None:
+        """What is missing for these ways of drawing and these buckets, too."""
+        samplers, buckets = tuple(samplers), tuple(buckets)
+        total = len(self.runner.missing_programs(samplers, buckets))
+        if total:
             with progress_bar("compiling", total, enabled=self.config.show_progress) as update:
-                self.runner.prepare(missing, update)
+                self.runner.prepare(samplers, update, buckets)
 
     def new_engine(
         self,
@@ -236,12 +245,14 @@ class LLM:
         which may be set to it.
         """
         config = dataclasses.replace(self.config, mode=mode or self.config.mode)
+        buckets = buckets_of(config, self.max_model_len)
+        self._compile(buckets=buckets)  # another mode has other steps
         key = policy or config.policy
         scheduler = Scheduler(
             SchedulerConfig(
                 shape=self.runner.shape,
                 max_model_len=self.max_model_len,
-                buckets=buckets_of(config, self.max_model_len),
+                buckets=buckets,
                 policy=key if callable(key) else POLICIES[key],
                 admission=MODES[config.mode],
             ),
@@ -255,6 +266,15 @@ class LLM:
             seed=config.seed,
         )
         return Engine(scheduler, self.runner if runner is None else runner, intake, overlap=config.overlap)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What `generate` takes where it is given no parameters: jbatch's own defaults, and before them the
+        sampling values of the model's generation_config.json (not with `generation_config="jbatch"`). A
+        `max_tokens` from there is cut where the context ends.
+
+        To change some of them: `dataclasses.replace(llm.get_default_sampling_params(), temperature=0)`.
+        """
+        return SamplingParams(**self._sampling_defaults)
 
     def get_tokenizer(self) -> Tokenizer | None:
         """The tokenizer, or None where the model directory has none."""
@@ -270,14 +290,6 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _chat_options(options: ChatFields) -> ChatOptions:
-    """Checked, with the text of a template that is given by its path. Raises what `LLM.chat` raises."""
-    named: dict[str, Any] = dict(options)
-    if isinstance(template := named.get("chat_template"), str | Path):
-        named["chat_template"] = read_chat_template(template)
-    return ChatOptions(**named)
 
 
 def _eos_token_ids(model_dir: Path, tokenizer: Tokenizer | None) -> frozenset[int]:

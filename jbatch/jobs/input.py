@@ -126,8 +126,9 @@ class Scan(NamedTuple):
     num_samples: int  # that the others ask for: n for each prompt
     ids: Ids  # of the shard
     samplers: tuple[Sampler, ...]  # ascending: what the lines need to draw their tokens
-    max_tokens: int  # of all lines that name it, their sum over all samples
-    num_unbounded: int  # samples of lines that go on to the end of the context
+    max_tokens: int  # of all lines that have it, by themselves or by default, their sum over all samples
+    num_unbounded: int  # samples of the other lines: they go on to the end of the context
+    num_by_room: int  # these, and samples of lines that have max_tokens by the model's default
 
 
 def scan_input(
@@ -143,7 +144,7 @@ def scan_input(
         that is UTF-16 or UTF-32, in which no line is right.
     """
     sha256, everywhere, ids = hashlib.sha256(), Ids(), Ids()
-    num_wrong = num_samples = max_tokens = num_unbounded = line_no = 0
+    num_wrong = num_samples = max_tokens = num_unbounded = num_by_room = line_no = 0
     samplers: set[Sampler] = set()
     for line_no, raw in read_lines(file, sha256.update):
         if line_no == 1:
@@ -159,11 +160,12 @@ def scan_input(
         if line is None:
             num_wrong += 1
             continue
-        samplers.add(line.params.sampler)
-        line_samples = line.num_prompts * line.params.n
+        params, line_samples = line.params, line.num_prompts * line.params.n
+        samplers.add(params.sampler)
         num_samples += line_samples
-        max_tokens += (line.params.max_tokens or 0) * line_samples
-        num_unbounded += line_samples * (line.params.max_tokens is None)
+        max_tokens += (params.max_tokens or 0) * line_samples
+        num_unbounded += line_samples * (params.max_tokens is None)
+        num_by_room += line_samples * params.fills_room
     _check_unique(everywhere)
     if shard.num_shards > 1:
         ids.sort()
@@ -179,6 +181,7 @@ def scan_input(
         samplers=tuple(sorted(samplers)),
         max_tokens=max_tokens,
         num_unbounded=num_unbounded,
+        num_by_room=num_by_room,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jbatch.errors import RequestError
-from jbatch.text.chat_options import ChatOptions
+from jbatch.text.chat_options import ChatOptions, read_chat_template
 from jbatch.text.messages import Conversation, Message, check_messages
 from jbatch.text.special_tokens import load_special_tokens
 from jbatch.text.template import RENDER_LIMIT_S, Renderer
@@ -87,11 +87,15 @@ class ChatEncoder:
     """Makes prompts of conversations with the template and the tokenizer of one directory.
 
     Args:
-      chat_template: instead of the directory's.
+      chat_template: instead of the directory's: its text, or the path of its file.
+
+    Raises:
+      ConfigError: for a template that cannot be read.
     """
 
-    def __init__(self, model_dir: Path, tokenizer: Tokenizer | None, chat_template: str | None = None):
-        self._model_dir, self._tokenizer, self._given = model_dir, tokenizer, chat_template
+    def __init__(self, model_dir: Path, tokenizer: Tokenizer | None, chat_template: str | Path | None = None):
+        self._model_dir, self._tokenizer = model_dir, tokenizer
+        self._given = None if chat_template is None else read_chat_template(chat_template)
         self._template: ChatTemplate | None = None  # read when it is first needed
 
     def encode(self, messages: Conversation, options: ChatOptions = DEFAULT) -> ChatPrompt:

@@ -96,3 +96,12 @@ def read_chat_template(template: str | Path) -> str:
     except (OSError, ValueError) as error:
         reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
         raise ConfigError("chat_template", str(template), reason) from None
+
+
+def options_of(fields: ChatFields) -> ChatOptions:
+    """Checked, with the text of a template that is given by its path. Raises what `ChatOptions` and
+    `read_chat_template` raise."""
+    named: dict[str, Any] = dict(fields)
+    if isinstance(template := named.get("chat_template"), str | Path):
+        named["chat_template"] = read_chat_template(template)
+    return ChatOptions(**named)

@@ -60,6 +60,8 @@ def test_without_a_tokenizer(tmp_path):
 
 def test_a_template_of_ones_own_needs_none_of_the_models(tmp_path):
     """And no process: what is wrong with messages and options is found without one."""
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        ChatEncoder(tmp_path, None, tmp_path / "none")
     template = ChatTemplate.load(tmp_path, PLAIN)
     with pytest.raises(RequestError, match="the last message has no content to continue"):
         template.render(said(content=""), ChatOptions(continue_final_message=True))
