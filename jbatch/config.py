@@ -15,6 +15,7 @@ DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 ModeName = Literal["continuous", "static", "static-padded", "unbatched"]
 PolicyName = Literal["fcfs", "sjf", "ljf", "priority"]
 BackendName = Literal["auto", "xla", "triton", "mosaic"]
+GenerationConfigName = Literal["auto", "jbatch"]
 SamplerName = Literal["greedy", "plain", "filtered", "logprobs", "processed", "extended"]
 
 
@@ -118,6 +119,7 @@ class EngineConfig:
     mode: ModeName = "continuous"
     policy: PolicyName = "fcfs"
     seed: int = 0
+    generation_config: GenerationConfigName = "auto"  # whose sampling defaults: the model's, or jbatch's own
     device: Literal["auto", "cpu", "cuda"] = "auto"
     attention_backend: BackendName = "auto"  # kernels; "auto": the device's default in pallas_kernels
     overlap: bool = True  # plan step n+1 while the device computes step n
@@ -133,6 +135,7 @@ class EngineConfig:
         check_choice("page_size", self.page_size, PAGE_SIZES)
         check_choice("mode", self.mode, get_args(ModeName))
         check_choice("policy", self.policy, get_args(PolicyName))
+        check_choice("generation_config", self.generation_config, get_args(GenerationConfigName))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         check_choice("attention_backend", self.attention_backend, get_args(BackendName))
         check_range("max_num_seqs", self.max_num_seqs, 1, 4096)

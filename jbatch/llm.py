@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from jbatch.host.limits import Limits, StepLimits
 from jbatch.host.policy import MODES, POLICIES, Policy
 from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.model_dir.config_json import load_eos_token_ids, load_token_id
+from jbatch.model_dir.generation_json import load_sampling_defaults
+from jbatch.model_dir.paths import check_tokenizer_dir, unread_tokenizer
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
@@ -64,6 +67,11 @@ class LLM:
         model_dir = Path(model)
         self.model_config = resolve_model(model_dir, self.config)
         self.max_model_len = resolve_max_model_len(self.config, self.model_config)
+        self._sampling_defaults = load_sampling_defaults(model_dir, self.config.generation_config)
+        if tokenizer is not None:
+            check_tokenizer_dir(tokenizer)
+        elif (reason := unread_tokenizer(model_dir)) is not None:
+            warnings.warn(f"{model_dir} {reason}", stacklevel=2)  # prompts of token ids work
         tokenizer_dir = Path(tokenizer or model_dir)
         named = (load_token_id(model_dir, name) for name in ("bos_token_id", "eos_token_id"))
         self._tokenizer = load_tokenizer(tokenizer_dir, *named)
@@ -89,7 +97,8 @@ class LLM:
 
         Args:
           prompts: one, or a list: text, token ids, or vLLM's dictionaries.
-          sampling_params: for all prompts, or one for each.
+          sampling_params: for all prompts, or one for each, taken as they are; without any, those of
+            `get_default_sampling_params`.
           priority: of each prompt, for policy "priority"; lower runs first.
           use_tqdm: show a progress bar, on a terminal.
 
@@ -195,7 +204,8 @@ class LLM:
     ) -> list[UncheckedRequest]:
         """Raises what `generate` raises for its arguments."""
         check_idle(self.engine)
-        requests = list_requests(prompts, sampling_params, priority, self._request_ids)
+        params = self.get_default_sampling_params() if sampling_params is None else sampling_params
+        requests = list_requests(prompts, params, priority, self._request_ids)
         self.prepare(request.params for request in requests)
         return requests
 
@@ -244,6 +254,15 @@ class LLM:
             seed=config.seed,
         )
         return Engine(scheduler, self.runner if runner is None else runner, intake, overlap=config.overlap)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What `generate` takes where it is given no parameters: jbatch's own defaults, and before them the
+        sampling values of the model's generation_config.json (not with `generation_config="jbatch"`). A
+        `max_tokens` from there is cut where the context ends.
+
+        To change some of them: `dataclasses.replace(llm.get_default_sampling_params(), temperature=0)`.
+        """
+        return SamplingParams(**self._sampling_defaults)
 
     def get_tokenizer(self) -> Tokenizer | None:
         """The tokenizer, or None where the model directory has none."""

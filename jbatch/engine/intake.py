@@ -10,7 +10,7 @@ import numpy as np
 
 from jbatch.errors import RequestError
 from jbatch.host.request import Request
-from jbatch.sampling_params import MAX_BAD_WORD_LEN, MAX_STOP_IDS, Sampler, SamplingParams
+from jbatch.sampling_params import MAX_BAD_WORD_LEN, MAX_STOP_IDS, Sampler, SamplingParams, seed_bits
 from jbatch.text.tokenizer import Tokenizer
 
 ID_FIELDS = ("stop_token_ids", "logprob_token_ids", "allowed_token_ids", "logit_bias")
@@ -80,7 +80,7 @@ class Intake:
             params=params,
             max_tokens=self._max_tokens(params, len(token_ids)),
             stop_ids=self._stop_ids(params),
-            seed=derive_seed(self._seed, index) if params.seed is None else params.seed,
+            seed=derive_seed(self._seed, index) if params.seed is None else seed_bits(params.seed),
             arrival=self._clock() if schedule.arrival is None else schedule.arrival,
             priority=schedule.priority,
             deadline=schedule.deadline,
@@ -113,9 +113,10 @@ class Intake:
         return tuple(map(int, token_ids))
 
     def _max_tokens(self, params: SamplingParams, prompt_len: int) -> int:
-        if params.max_tokens is not None:
+        if params.max_tokens is not None and not params.fills_room:
             return params.max_tokens
-        return max(1, self._max_seq_len - prompt_len)  # the scheduler refuses a prompt that fills the context
+        room = max(1, self._max_seq_len - prompt_len)  # the scheduler refuses a prompt that fills the context
+        return room if params.max_tokens is None else min(int(params.max_tokens), room)
 
     def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
         named = params.stop_token_ids or ()
