@@ -36,7 +36,7 @@ class ByteText:
     def __init__(self, table: TokenTable, after: Sequence[int] = ()):
         self._table = table
         self._pending = b""  # the beginning of a character
-        self._first = True  # no token with a text yet
+        self._first = table.rule.first_differs  # and no token with a text yet
         self._num_stripped = table.rule.num_stripped  # how many characters the beginning may still lose
         self._begun = ""  # what the text before shows of a character that may end in this one
         if after:

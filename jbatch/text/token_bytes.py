@@ -26,6 +26,11 @@ class ByteRule:
     stripped: bytes = b""  # a character that texts lose at their beginning
     num_stripped: int = 0  # how many of them at most
 
+    @property
+    def first_differs(self) -> bool:
+        """Whether the first token of a text may have other bytes than it has elsewhere."""
+        return any(by != by_first for _, by, by_first in self.replaced)
+
     def bytes_of(self, name: str, *, first: bool) -> bytes:
         """The bytes of the token; `first`: where no token with a text is before it."""
         if self.byte_level:

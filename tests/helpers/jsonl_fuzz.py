@@ -214,7 +214,11 @@ def as_bare_lines(line: RequestLine) -> list[dict[str, Any]]:
 
 def made_up_output(params: SamplingParams, *, text: str = "a\u2028\n\x00") -> RequestOutput:
     """An output with all that its parameters ask for."""
-    tokens = {5: Logprob(-0.5, 1, "a"), 6: Logprob(-math.inf, 9, "\ufffd"), 7: Logprob(-1.0, 2)}
+    tokens = {
+        5: Logprob(-0.5, 1, "a", b"a"),
+        6: Logprob(-math.inf, 9, "bytes:\\xe6", b"\xe6"),
+        7: Logprob(-1.0, 2),
+    }
     logprobs = None if params.logprobs is None else [tokens, dict(itertools.islice(tokens.items(), 2))]
     outputs = [
         CompletionOutput(

@@ -35,7 +35,9 @@ class Files(NamedTuple):
 
 
 FILES = {
-    "Llama 2: template and flags": Files(template("<s> $A"), {**LLAMA, **NAMED, "add_bos_token": True}, before=[BOS]),
+    "Llama 2: template and flags": Files(
+        template("<s> $A"), {**LLAMA, **NAMED, "add_bos_token": True}, before=[BOS]
+    ),
     "Llama 3: template alone": Files(
         processors.Sequence([processors.ByteLevel(), template("<s> $A")]),
         {"tokenizer_class": "PreTrainedTokenizerFast", **NAMED},
@@ -46,7 +48,9 @@ FILES = {
         {**LLAMA, **NAMED, "add_bos_token": True, "add_eos_token": False},
         before=[BOS],
     ),
-    "Yi: a template that a flag takes back": Files(template("<s> $A"), {**LLAMA, **NAMED, "add_bos_token": False}),
+    "Yi: a template that a flag takes back": Files(
+        template("<s> $A"), {**LLAMA, **NAMED, "add_bos_token": False}
+    ),
     "Qwen 2: no BOS, which is null": Files(
         processors.ByteLevel(),
         {"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False, "bos_token": None, "eos_token": "</s>"},
@@ -64,7 +68,7 @@ FILES = {
         before=[BOS],
     ),
     "both files: tokenizer_config.json is right": Files(
-        None, {"eos_token": "</s>", "add_eos_token": True}, {"bos_token": "<s>", "eos_token": "<s>"}, after=[EOS]
+        None, {"eos_token": "</s>", "add_eos_token": True}, {**NAMED, "eos_token": "<s>"}, after=[EOS]
     ),
     "BOS and EOS around each text": Files(template("<s> $A </s>"), NAMED, before=[BOS], after=[EOS]),
     "BOS and EOS, and flags against both": Files(
@@ -73,7 +77,9 @@ FILES = {
     "null flags say nothing": Files(
         template("<s> $A"), {**NAMED, "add_bos_token": None, "add_eos_token": None}, before=[BOS]
     ),
-    "RoBERTa's": Files(processors.RobertaProcessing(("</s>", EOS), ("<s>", BOS)), NAMED, before=[BOS], after=[EOS]),
+    "RoBERTa's": Files(
+        processors.RobertaProcessing(("</s>", EOS), ("<s>", BOS)), NAMED, before=[BOS], after=[EOS]
+    ),
     "config.json alone": Files(None, {"add_bos_token": True}, of_model=(BOS, EOS), before=[BOS]),
     "nothing names any": Files(None, {}, ids=(None, None), texts=(None, None)),
     "names that are no tokens": Files(
