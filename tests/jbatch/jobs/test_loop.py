@@ -49,7 +49,8 @@ def test_only_a_window_of_lines_is_read(monkeypatch):
 
     ended, results, _ = answer(*[{"prompt": "01."}] * 90, engine=engine, on_step=count)
     assert ended and len(results) == 90 and num_rows < most[0] <= WINDOW * num_rows
-    assert engine.summary.slot_use > 0.9, "the window starves the engine"
+    # Each answer has three tokens: the first comes with the prompt, two from decoding. No row is ever idle.
+    assert engine.summary.num_steps <= 90 * 3 / num_rows + 2, "the window starves the engine"
 
 
 def test_wrong_lines_do_not_hold_up_the_others():

@@ -47,8 +47,8 @@ def test_figures():
     summary.add([output(4, FinishReason.LENGTH, n=2, prompt=(1, 2, 3))])
     summary.add([output(0, FinishReason.LENGTH, first_token_ts=None, last_token_ts=None)])
     summary.add_error("context_length")
-    decode = StepRecord(0, 4, 3, 0, 3, 0, 1, 0, 0, 3, 1, 3, 0, 2)
-    prefill = StepRecord(1, 0, 0, 40, 0, 30, 10, 0, 0, 3, 1, 3, 0, 0)
+    decode = StepRecord(0, 4, 3, 0, 0, 3, 0, 1, 0, 0, 3, 1, 3, 0, 2)
+    prefill = StepRecord(1, 0, 0, 40, 30, 0, 30, 10, 0, 0, 3, 1, 3, 0, 0)
     figures = summary.figures(summarise([decode, prefill]), 2.0, 0)
     expected = {
         "completed": 3,
