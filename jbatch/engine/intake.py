@@ -85,6 +85,7 @@ class Intake:
             priority=schedule.priority,
             deadline=schedule.deadline,
             predicted_len=schedule.predicted_len,
+            request_idx=index,
             prompt=prompt if isinstance(prompt, str) else None,
             bad_word_ids=bad_word_ids(params, self.tokenizer),
         )
