@@ -1,8 +1,8 @@
 """One engine for any number of asynchronous calls: they share its batch.
 
 A thread of its own steps the engine while there are calls, and ends with the last of them. Event loops leave
-it notes and take what it lays ready, so that no loop waits for a step and no step for a loop: a caller that is
-slow, or busy, or gone, holds nobody up.
+it notes and take what it lays ready, so that no loop waits for a step and no step for a loop: a caller that
+is slow, or busy, or gone, holds nobody up.
 """
 
 from __future__ import annotations

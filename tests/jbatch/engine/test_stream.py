@@ -1,16 +1,11 @@
 """Text deltas: joined they are the text of `generate`, whatever the tokens split; leaving early is clean."""
 
-import asyncio
-import contextlib
-import gc
 import random
-import threading
 
 import pytest
 
 from jbatch.engine.prompts import UncheckedRequest
-from jbatch.engine.callers import AsyncStream, Callers
-from jbatch.engine.stream import Deltas, stream
+from jbatch.engine.stream import stream
 from jbatch.errors import JBatchError, RequestError
 from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import SamplingParams
@@ -294,117 +289,3 @@ def test_one_stream_at_a_time():
     with pytest.raises(JBatchError, match="1 unfinished"):
         next(stream(engine, ask([[1, 2]], [LONG])))
     assert len(list(steps)) == 99
-
-
-# Async.
-
-
-def async_stream(engine, num=3, params=LONG):
-    return AsyncStream(stream_steps(engine, ask([[1, 2]] * num, [params] * num)))
-
-
-def test_async_deltas_are_the_same_and_steps_run_in_a_thread():
-    engine, threads, ticks = make_engine(wrapped(numbered())), set(), 0
-    step = engine.step
-
-    def slow():
-        threads.add(threading.get_ident())
-        ran.set()
-        assert released.wait(60)  # until the loop has had its turn
-        released.clear()
-        return step()
-
-    ran, released = threading.Event(), threading.Event()
-    expected = list(stream(engine, ask([[1, 2]] * 3, [SamplingParams(max_tokens=6)] * 3)))
-    engine.step = slow
-
-    async def tick():
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0)
-            if ran.is_set():
-                ran.clear()
-                ticks += 1
-                released.set()
-
-    async def main():
-        ticker = asyncio.create_task(tick())
-        deltas = [delta async for delta in async_stream(engine, params=SamplingParams(max_tokens=6))]
-        ticker.cancel()
-        return deltas
-
-    deltas = asyncio.run(asyncio.wait_for(main(), 120))
-
-    def plain(deltas):
-        return [(d.prompt_idx, d.sample_idx, d.text, d.token_ids, d.finish_reason) for d in deltas]
-
-    assert plain(deltas) == plain(expected) and ticks >= 6 and is_clean(engine)
-    assert threading.get_ident() not in threads and len(threads) == 1
-
-
-@pytest.mark.parametrize("how", ["break", "aclose", "error"])
-def test_leaving_an_async_stream_early_is_clean_at_once(how):
-    engine = make_engine(wrapped(numbered()), num_rows=2)
-
-    async def main():
-        if how == "break":
-            async for _ in async_stream(engine):
-                break
-        elif how == "aclose":
-            async with contextlib.aclosing(async_stream(engine)) as deltas:
-                assert await anext(deltas) and engine.num_unfinished == 3
-            with pytest.raises(StopAsyncIteration):
-                await anext(deltas)
-        else:
-            with contextlib.suppress(ZeroDivisionError):
-                async for _ in async_stream(engine):
-                    1 / 0
-        gc.collect()
-        return is_clean(engine)
-
-    assert asyncio.run(main())
-    for thread in threading.enumerate():
-        if thread.name.startswith("jbatch-stream"):
-            thread.join(60)
-            assert not thread.is_alive()
-
-
-def test_a_cancelled_task_aborts_after_the_step_that_runs():
-    engine = make_engine(wrapped(numbered()))
-    step, entered, go = engine.step, threading.Event(), threading.Event()
-
-    def blocked():
-        entered.set()
-        assert go.wait(60)
-        return step()
-
-    async def consume(deltas):
-        async for _ in deltas:
-            pass
-
-    async def main():
-        engine.step = blocked
-        task = asyncio.create_task(consume(async_stream(engine)))
-        while not entered.is_set():
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.sleep(0)
-        go.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        return is_clean(engine)
-
-    assert asyncio.run(asyncio.wait_for(main(), 120))
-
-
-def test_an_error_of_a_step_comes_out_of_the_async_stream():
-    engine = make_engine(wrapped(numbered()))
-    engine.runner.collect = lambda handle: 1 / 0
-
-    async def main():
-        with pytest.raises(ZeroDivisionError):
-            async for _ in async_stream(engine):
-                pass
-
-    asyncio.run(asyncio.wait_for(main(), 120))
-    assert is_clean(engine)
