@@ -131,17 +131,16 @@ class Runner:
         if not self._params:
             raise JBatchError("this runner was closed: make a new one")
         check_pages(step, self.shape)
-        program = program_for(step.bucket, step.sampler)
-        compiled = self._programs[program]
         try:
-            return self._dispatch(step, program, compiled)
+            return self._dispatch(step)
         except BaseException as error:
             if self._is_lost():  # it may hang on in the frames that were left, and there is no room for two
                 traceback.clear_frames(error.__traceback__)
             raise
 
-    def _dispatch(self, step: StepInput, program: Program, compiled: jax.stages.Compiled) -> Handle:
-        state = self._whole_state()
+    def _dispatch(self, step: StepInput) -> Handle:
+        program = program_for(step.bucket, step.sampler)
+        compiled, state = self._programs[program], self._whole_state()
         if step.page_copies is not None:
             state = self._copy_pages(state, step.page_copies)
         for row_data in step.row_data:

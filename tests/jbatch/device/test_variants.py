@@ -12,6 +12,8 @@ from jbatch.device.programs import Program
 from jbatch.errors import RequestError
 from jbatch.host.limits import StepLimits
 from jbatch.sampling_params import Sampler, SamplingParams
+from tests.helpers.interrupts import interrupt_the_runner
+from tests.helpers.sizes import sized
 from tests.helpers.tiny_engine import (
     DECODE,
     NUM_ROWS,
@@ -232,3 +234,18 @@ def test_ordinary_steps_stay_one_dispatch(monkeypatch):
     calls.clear()
     generate([[6]], [SamplingParams(**GREEDY, logprob_token_ids=[3])])
     assert calls == ["logprob_ids"]
+
+
+def test_an_interrupt_anywhere_leaves_the_state_of_features_usable():
+    """Steps take that of penalties and biases, too, and so does what puts a row's data in place."""
+    runner, params = runner_of_all(), SamplingParams(**{**ALL, "max_tokens": 2, "logprob_token_ids": [5]})
+    engine = make_engine(runner=runner)
+    engine.add_request("alone", [5, 6], params)
+    alone = drain(engine)["alone"].outputs
+    number = lost = 0
+    while interrupt_the_runner(engine, params, number, "opcode"):
+        lost += runner._is_lost() and not runner._state.rows.is_deleted()
+        engine.add_request("alone", [5, 6], params)
+        assert drain(engine)["alone"].outputs == alone
+        number += sized(5, 1)
+    assert number > 900 and lost > 0, "none came where only a feature's state was away"
