@@ -86,7 +86,8 @@ class SamplingParams:
     end of the context. `seed=None` derives a seed from the engine's seed and the request's index.
 
     The repetition penalty counts prompt and output (Keskar et al. 2019), presence and frequency penalties
-    count output alone (OpenAI). Log-probabilities are the model's own: of its logits, before all of these.
+    count output alone (OpenAI). Log-probabilities are the model's own: of its logits, before all of these
+    (but see `logprobs_mode` of LLM).
 
     Raises:
       RequestError: naming the field, its value and the limit.

@@ -18,12 +18,10 @@ from jbatch.config import ModelConfig
 from jbatch.device import model
 from jbatch.device.backend import Attention
 from jbatch.device.draws import Drawing, Sampled, draws_of, sample
-from jbatch.device.logprobs import pack_logprobs, report, report_targets
-from jbatch.device.process import ExtraState, Processing, take_in
-from jbatch.device.process.user_fn import LogitsFn
+from jbatch.device.logprobs import pack_logprobs, report, report_drawn, report_targets
+from jbatch.device.process import ExtraState, take_in
 from jbatch.device.spans import forward, parts_of
 from jbatch.device.state import EngineState
-from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_input import unpack
@@ -38,9 +36,8 @@ def make_step(
     config: ModelConfig,
     shape: StateShape,
     bucket: Bucket,
-    sampler: Sampler,
+    drawing: Drawing,
     attention: Attention,
-    logits_fn: LogitsFn | None = None,
 ) -> Step:
     """The function to compile for a bucket and a way of drawing.
 
@@ -52,6 +49,7 @@ def make_step(
     """
     if bucket.steps != 1:
         raise ValueError(f"{bucket}: a dispatch computes one decode step")
+    sampler = drawing.sampler
 
     def step(
         params: Params,
@@ -68,15 +66,17 @@ def make_step(
 
         draws = draws_of(state.rows, fields, parts, bucket)
         logits = llama.logits(hidden if draws.places is None else hidden[draws.places])
-        drawing = Drawing(sampler, None if token_mask is None else Processing(token_mask, logits_fn))
         of_rows = jax.tree.map(lambda leaf: leaf[draws.rows], extra)
-        sampled = sample(logits, draws, of_rows, drawing)
+        sampled = sample(logits, draws, of_rows, token_mask, drawing)
         extra = take_in(extra, draws.rows, sampled.tokens, sampled.num_tokens)
         rows = state.rows.at[draws.written].set(sampled.columns, mode="drop")
         state = EngineState(rows, tables, kv_pages)
         if not sampler.reports:
             return state, extra, _pack_output(sampled)
-        reports = [report(logits, sampled.tokens, of_rows["logprob_ids"])]
+        if drawing.logprobs_mode == "processed_logprobs":
+            reports = [report_drawn(sampled.logits, sampled.tokens, of_rows["logprob_ids"])]
+        else:
+            reports = [report(logits, sampled.tokens, of_rows["logprob_ids"])]
         if bucket.tokens:
             reports.append(report_targets(llama.logits, hidden[bucket.slots :], fields.targets))
         return state, extra, _pack_reports(sampled, *reports)

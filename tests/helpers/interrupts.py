@@ -44,12 +44,15 @@ class Interrupts:
         sys.settrace(self._before)
 
 
-def interrupt_the_runner(engine: Engine, params: SamplingParams, number: int, event: str) -> bool:
+def interrupt_the_runner(
+    engine: Engine, params: SamplingParams, number: int, event: str, only: str | None = None
+) -> bool:
     """Let three requests run, with an interrupt at an event of the runner or of JAX's call of a program; all
-    end and leave nothing. False where there are not so many events."""
+    end and leave nothing. False where there are not so many events; `only`: of one function."""
 
     def wanted(file: str, function: str) -> bool:
-        return file.endswith(("jbatch/device/runner.py", "jax/_src/stages.py"))
+        in_runner = file.endswith(("jbatch/device/runner.py", "jax/_src/stages.py"))
+        return in_runner and only in (None, function)
 
     for idx in range(3):
         engine.add_request(str(idx), [idx, 2], params)
