@@ -15,6 +15,7 @@ DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 ModeName = Literal["continuous", "static", "static-padded", "unbatched"]
 PolicyName = Literal["fcfs", "sjf", "ljf", "priority"]
 BackendName = Literal["auto", "xla", "triton", "mosaic"]
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
 GenerationConfigName = Literal["auto", "jbatch"]
 SamplerName = Literal["greedy", "plain", "filtered", "logprobs", "processed", "extended"]
 
@@ -127,6 +128,7 @@ class EngineConfig:
     decode_buckets: tuple[int, ...] | None = None  # slots; the largest must hold max_num_seqs
     token_buckets: tuple[int, ...] | None = None  # prompt tokens of a step, multiples of 8
     samplers: tuple[SamplerName, ...] | None = None  # compiled at first; None: the first three
+    logprobs_mode: LogprobsMode = "raw_logprobs"  # of output tokens; "processed_logprobs": as they were drawn
     compilation_cache_dir: str | None = "~/.cache/jbatch"  # None: compile anew in every process
     show_progress: bool = True  # while compiling, on a terminal
 
@@ -138,6 +140,7 @@ class EngineConfig:
         check_choice("policy", self.policy, get_args(PolicyName))
         check_choice("generation_config", self.generation_config, get_args(GenerationConfigName))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("logprobs_mode", self.logprobs_mode, get_args(LogprobsMode))
         check_choice("attention_backend", self.attention_backend, get_args(BackendName))
         check_range("max_num_seqs", self.max_num_seqs, 1, 4096)
         check_range("max_num_batched_tokens", self.max_num_batched_tokens, TOKEN_ALIGN, 2**20)

@@ -14,11 +14,13 @@ from jbatch.config import EngineConfig, ModeName, PolicyName
 from jbatch.device.build import build_runner
 from jbatch.device.platform import prepare_jax
 from jbatch.device.process.user_fn import LogitsFn
+from jbatch.engine.callers import AsyncStream, Callers
+from jbatch.engine.driver import Driver
 from jbatch.engine.engine import Engine
 from jbatch.engine.intake import Intake
-from jbatch.engine.prompts import Prompt, UncheckedRequest, check_idle, list_requests
+from jbatch.engine.prompts import Prompt, UncheckedRequest, list_requests
 from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of
-from jbatch.engine.stream import AsyncStream, TextDelta, flatten, stream_steps
+from jbatch.engine.stream import Deltas, TextDelta, stream
 from jbatch.errors import RequestError, check_option_names
 from jbatch.host.limits import Limits, StepLimits
 from jbatch.host.policy import MODES, POLICIES, Policy
@@ -84,6 +86,7 @@ class LLM:
         self._eos_token_ids = _eos_token_ids(model_dir, self._tokenizer)
         self._request_ids = itertools.count()
         self.engine = self.new_engine()
+        self._callers = Callers(self.engine, self.prepare)
 
     def generate(
         self,
@@ -108,28 +111,51 @@ class LLM:
         Raises:
           ValueError: for lists of different lengths.
           TypeError: for sampling_params that are none.
-          JBatchError: while `self.engine` has unfinished requests that were added by hand.
+          JBatchError: while `self.engine` has unfinished requests, of another call or added by hand. For many
+            calls at once there is `agenerate`.
         """
         requests = self._list(prompts, sampling_params, priority)
-        wanted, outputs = {request.request_id for request in requests}, dict[str, RequestOutput]()
+        outputs = dict[str, RequestOutput]()
         num_tokens, begin = 0, time.monotonic()
+        driver = Driver(self.engine, "generate")
         try:
+            driver.begin()
+            self.prepare(request.params for request in requests)
             for request in requests:
-                if (refused := request.add_to(self.engine)) is not None:
+                if (refused := driver.add(request)) is not None:
                     outputs[request.request_id] = refused
             with progress_bar("generating", len(requests), enabled=use_tqdm) as update:
-                while len(outputs) < len(requests):
-                    step = self.engine.step()
-                    outputs |= {o.request_id: o for o in step.outputs if o.request_id in wanted}
+                while driver.unfinished:
+                    step = driver.step()
+                    outputs |= {output.request_id: output for output in step.outputs}
                     num_tokens += sum(len(new.token_ids) for new in step.progress)
                     update(len(outputs), f"{num_tokens / (time.monotonic() - begin):.0f} tokens/s")
-            while self.engine.has_unfinished:  # the step that was launched before the last end was known
-                self.engine.step()
-        except BaseException:  # an interrupt included: the engine must be clean for the next call
-            for request in requests:
-                self.engine.abort(request.request_id)
-            raise
+        finally:  # after an interrupt, too
+            driver.left = True
+            driver.leave()
         return [outputs[request.request_id] for request in requests]
+
+    async def agenerate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """`generate` for `await`. Any number of calls of this and of `astream` share one batch.
+
+        The engine's steps run in a thread, and the event loop goes on. To cancel the task is to abort its
+        requests, and no others. An error of a step, as of a device that is lost, ends all calls with it; the
+        next ones work.
+
+        Raises:
+          JBatchError: while a call of `generate` or `stream` has the engine, or it has requests that were
+            added by hand.
+        """
+        requests = self._list(prompts, sampling_params, priority)
+        stream = AsyncStream(self._shared(), requests, lambda progress, outputs: list(outputs))
+        by_id = {output.request_id: output async for output in stream}
+        return [by_id[request.request_id] for request in requests]
 
     def score(self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True) -> list[Score]:
         """The log-probability and the rank of each prompt's tokens; nothing is generated.
@@ -188,9 +214,11 @@ class LLM:
 
         The pieces of one sample, joined, are its text in `generate`. None breaks a character, or shows the
         beginning of what turns out to be a stop string. The request's output comes with its last piece.
-        Who leaves the iteration early (or closes the iterator) aborts what has not ended.
+        Who leaves the iteration early (or closes the iterator) aborts what has not ended. One stream may be
+        read at a time; for many there is `astream`.
         """
-        return flatten(stream_steps(self.engine, self._list(prompts, sampling_params, priority)))
+        requests = self._list(prompts, sampling_params, priority, streamed=True)
+        return stream(self.engine, requests, self.prepare)
 
     def astream(
         self,
@@ -198,22 +226,32 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         priority: Sequence[int] | None = None,
-    ) -> AsyncStream:
-        """`stream` for `async for`: the engine's steps run in a thread, and the event loop goes on."""
-        return AsyncStream(stream_steps(self.engine, self._list(prompts, sampling_params, priority)))
+    ) -> AsyncStream[TextDelta]:
+        """`stream` for `async for`. Any number of calls of this and of `agenerate` share one batch.
+
+        Cancelling a task that reads it, or `aclose`, aborts its requests and no others.
+        """
+        requests = self._list(prompts, sampling_params, priority, streamed=True)
+        return AsyncStream(self._shared(), requests, Deltas(self._tokenizer, requests).take_in)
+
+    def _shared(self) -> Callers:
+        """Who may call at once, for the present engine."""
+        if self._callers.engine is not self.engine:
+            self._callers = Callers(self.engine, self.prepare)
+        return self._callers
 
     def _list(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: Sequence[int] | None,
+        *,
+        streamed: bool = False,
     ) -> list[UncheckedRequest]:
         """Raises what `generate` raises for its arguments."""
-        check_idle(self.engine)
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
         requests = list_requests(prompts, params, priority, self._request_ids)
-        self.prepare(request.params for request in requests)
-        return requests
+        return [request._replace(streamed=streamed) for request in requests]
 
     def prepare(self, params: Iterable[SamplingParams]) -> None:
         """Compile what requests with these parameters need, as far as it is missing. `generate` does so by
@@ -282,6 +320,7 @@ class LLM:
 
     def close(self) -> None:
         """Free the device's memory. The LLM cannot be used afterwards."""
+        self._callers.close()
         self.runner.close()
         self.chat_encoder.close()
 

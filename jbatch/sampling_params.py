@@ -96,7 +96,8 @@ class SamplingParams:
     Stop strings need a text: they are refused with `detokenize=False`.
 
     The repetition penalty counts prompt and output (Keskar et al. 2019), presence and frequency penalties
-    count output alone (OpenAI). Log-probabilities are the model's own: of its logits, before all of these.
+    count output alone (OpenAI). Log-probabilities are the model's own: of its logits, before all of these
+    (but see `logprobs_mode` of LLM).
 
     Raises:
       RequestError: naming the field, its value and the limit.

@@ -29,6 +29,7 @@ ENGINE_HELP = {
     "policy": "Who is admitted first: fcfs, sjf, ljf, priority.",
     "device": "auto, cpu, cuda.",
     "attention_backend": "auto, xla, triton, mosaic; the last two are interpreted on a CPU, slowly.",
+    "logprobs_mode": "Of output tokens: raw_logprobs (the model's own), processed_logprobs (as drawn).",
     "seed": "Every request's own seed is derived from it.",
     "generation_config": "Whose sampling defaults: auto (the model's generation_config.json), jbatch.",
 }

@@ -89,7 +89,7 @@ def spec_for(
     shape = StateShape(config.max_num_seqs, 2, config.page_size, -(-max_model_len // config.page_size))
     buckets = buckets_of(config, max_model_len)
     attention = choose_attention(config.attention_backend, model, shape, buckets, device)
-    return StepSpec(model, shape, device, attention, logits_fn)
+    return StepSpec(model, shape, device, attention, logits_fn, config.logprobs_mode)
 
 
 def step_bytes_of(spec: StepSpec, buckets: tuple[Bucket, ...]) -> int:

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jbatch.config import LogprobsMode
 from jbatch.device import sampling
 from jbatch.device.process import ExtraState, Processing, process, stop_ids
+from jbatch.device.process.user_fn import LogitsFn
 from jbatch.device.spans import Part, with_frozen
 from jbatch.device.state import Rows, write_columns
 from jbatch.sampling_params import Sampler
@@ -80,7 +82,8 @@ class Drawing(NamedTuple):
     """How a program draws tokens."""
 
     sampler: Sampler
-    processing: Processing | None = None
+    logits_fn: LogitsFn | None = None
+    logprobs_mode: LogprobsMode = "raw_logprobs"
 
 
 class Sampled(NamedTuple):
@@ -90,28 +93,36 @@ class Sampled(NamedTuple):
     num_tokens: Bool[Array, " draws"]
     status: Int[Array, " draws"]
     columns: Int[Array, "draws row_width"]  # the rows of device state, advanced by the token
+    logits: Float[Array, "draws vocab"]  # what was drawn from: after temperature and filters
 
 
-def sample(logits: Float[Array, "draws vocab"], draws: Draws, extra: ExtraState, drawing: Drawing) -> Sampled:
+def sample(
+    logits: Float[Array, "draws vocab"],
+    draws: Draws,
+    extra: ExtraState,
+    token_mask: Int[Array, "draws words"] | None,
+    drawing: Drawing,
+) -> Sampled:
     """Draw a token for each live draw, and decide how its sequence goes on.
 
     `extra` holds the draws' rows. Programs that process logits end a sequence where nothing is left to draw.
     """
     rows, live = Rows(draws.columns), draws.live
-    if drawing.processing is None:
+    processing = None if token_mask is None else Processing(token_mask, drawing.logits_fn)
+    if processing is None:
         logits = stop_ids.rule_out(logits, rows)
     finite = jnp.all(jnp.isfinite(logits), axis=-1)  # a NaN would become an ordinary-looking token
     possible = finite
-    if drawing.processing is not None:
-        logits = process(logits, rows, draws.lengths, extra, drawing.processing)
+    if processing is not None:
+        logits = process(logits, rows, draws.lengths, extra, processing)
         finite &= jnp.all(jnp.isfinite(logits), axis=-1)
         possible = finite & (logits.max(axis=-1) > RULED_OUT / 2)
-    tokens = sampling.draw(logits, rows, draws.lengths, live, sampler=drawing.sampler)
+    tokens, drawn_from = sampling.draw(logits, rows, draws.lengths, live, sampler=drawing.sampler)
     stopped = jnp.any(tokens[:, None] == rows["stop_ids"], axis=-1)
     budget = rows["budget"] - 1
     status = jnp.where(budget <= 0, Status.OUT_OF_BUDGET, Status.RUNNING)
     status = jnp.where(stopped, Status.STOPPED, status)
-    if drawing.processing is not None:
+    if processing is not None:
         status = jnp.where(possible, status, Status.NOTHING_LEFT)
     status = jnp.where(live, jnp.where(finite, status, Status.NON_FINITE), Status.RUNNING)
     advanced = write_columns(
@@ -123,4 +134,4 @@ def sample(logits: Float[Array, "draws vocab"], draws: Draws, extra: ExtraState,
         finished=status != Status.RUNNING,
     )
     columns = jnp.where(live[:, None], advanced, draws.columns)
-    return Sampled(jnp.where(live, tokens, 0), live & possible, status, columns)
+    return Sampled(jnp.where(live, tokens, 0), live & possible, status, columns, drawn_from)

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jbatch.sampling_params import MAX_LOGPROB_TOKEN_IDS, MAX_LOGPROBS
-from jbatch.seam.row_data import unpack_row_data
+from jbatch.seam.row_data import RULED_OUT, unpack_row_data
 from jbatch.seam.step_output import Logprobs
 
 FEATURE = "logprob_ids"
@@ -47,6 +47,23 @@ def report(
         top_ids=jnp.pad(top_ids.astype(jnp.int32), missing, constant_values=-1),
         top_logprobs=jnp.pad(top_logprobs, missing),
         by_id=by_id,
+    )
+
+
+def report_drawn(
+    logits: Float[Array, "n vocab"], tokens: Int[Array, " n"], ids: Int[Array, "n ids"]
+) -> Logprobs[jax.Array]:
+    """`report` of logits that tokens were drawn from; -inf, which leaves one out, is its log-probability."""
+    # Finite until the likeliest are found: -inf is what a vocabulary is padded with there.
+    reported = report(jnp.maximum(logits, RULED_OUT), tokens, ids)
+
+    def left_out(values: jax.Array) -> jax.Array:
+        return jnp.where(values <= RULED_OUT / 2, -jnp.inf, values)
+
+    return reported._replace(
+        logprob=left_out(reported.logprob),
+        top_logprobs=left_out(reported.top_logprobs),
+        by_id=left_out(reported.by_id),
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jbatch.config import ModelConfig
+from jbatch.config import LogprobsMode, ModelConfig
 from jbatch.device.backend import PLAIN, Attention
+from jbatch.device.draws import Drawing
 from jbatch.device.model import abstract_params
 from jbatch.device.process import abstract_extra, features_of, mask
 from jbatch.device.process.user_fn import LogitsFn
@@ -62,6 +63,7 @@ class StepSpec(NamedTuple):
     device: jax.Device | Any  # or one that can only be compiled for
     attention: Attention = PLAIN
     logits_fn: LogitsFn | None = None
+    logprobs_mode: LogprobsMode = "raw_logprobs"
 
     def lower(self, program: Program) -> jax.stages.Lowered:
         """A program, traced but not compiled. No memory is taken."""
@@ -75,7 +77,8 @@ class StepSpec(NamedTuple):
             leaf((input_size(bucket, self.shape, sampler),), jnp.int32),
             leaf((draws, mask.num_words(vocab_size)), jnp.int32) if sampler.processes else None,
         )
-        step = make_step(self.config, self.shape, bucket, sampler, self.attention, self.logits_fn)
+        drawing = Drawing(sampler, self.logits_fn, self.logprobs_mode)
+        step = make_step(self.config, self.shape, bucket, drawing, self.attention)
         # float32 means float32 on a GPU too, not TensorFloat-32.
         precision = "highest" if self.config.dtype == "float32" else None
         with jax.default_matmul_precision(precision):

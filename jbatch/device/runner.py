@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -50,8 +51,9 @@ class Runner:
         self._params: tuple[jax.Array, ...] = tuple(params[name] for name in abstract_params(spec.config))
         self._buckets = tuple(buckets)
         self._programs: dict[Program, jax.stages.Compiled] = {}
-        self._state: EngineState | None = zeros(abstract_state(spec.config, spec.shape), spec.device)
+        self._state: EngineState | None = self._new_state()
         self._extra: ExtraState = {}  # of features whose programs are compiled
+        self._failed = False  # a step on the device, whose state is not to be trusted
         self._set_row: dict[str, jax.stages.Compiled] = {}
         self._copy: jax.stages.Compiled | None = None  # until page copies are prepared
         self._no_masks: dict[int, jax.Array] = {}  # by the number of draws: all tokens may be drawn
@@ -79,11 +81,11 @@ class Runner:
             self.warm_up(compiled)
 
     def _prepare_features(self, program: Program) -> None:
-        num_rows, vocab_size = self.shape.num_rows, self.spec.config.vocab_size
-        for name, module in features_of(program.sampler).items():
+        vocab_size = self.spec.config.vocab_size
+        for name in features_of(program.sampler):
             if name not in self._extra:
                 self._set_row[name] = self.spec.compile_set_row(name)
-                self._extra[name] = zeros(module.abstract(num_rows, vocab_size), self.spec.device)
+                self._extra[name] = self._new_extra(name)
         draws = num_draws(program.bucket, self.shape)
         if program.sampler.processes and draws not in self._no_masks:
             no_mask = np.full((draws, mask.num_words(vocab_size)), ALL_BITS, np.int32)
@@ -127,16 +129,28 @@ class Runner:
     def submit(self, step: StepInput) -> Handle:
         """Dispatch a step; what comes back is for `collect`.
 
-        Raises JBatchError after `close`, after a step that failed on the device and took the state along, for
-        pages that do not exist, and for page copies that were not prepared.
+        Where a step raised, here or in `collect`, all rows and pages may be gone: a step takes the state, and
+        an interrupt or a failing device may keep it from being given back. The next one begins with a new
+        state then, so whatever ran must begin anew, too.
+
+        Raises JBatchError after `close`, for pages that do not exist, and for page copies that were not
+        prepared.
         """
-        if self._state is None or self._state.rows.is_deleted():
-            raise JBatchError("this runner was closed, or one of its steps failed: make a new one")
+        if not self._params:
+            raise JBatchError("this runner was closed: make a new one")
         check_pages(step, self.shape)
+        try:
+            return self._dispatch(step)
+        except BaseException as error:
+            if self._is_lost():  # it may hang on in the frames that were left, and there is no room for two
+                traceback.clear_frames(error.__traceback__)
+            raise
+
+    def _dispatch(self, step: StepInput) -> Handle:
         program = program_for(step.bucket, step.sampler)
-        compiled = self._programs[program]
+        compiled, state = self._programs[program], self._whole_state()
         if step.page_copies is not None:
-            self._copy_pages(self._state, step.page_copies)
+            state = self._copy_pages(state, step.page_copies)
         for row_data in step.row_data:
             self._set_row_data(row_data)
         extra = {name: self._extra[name] for name in features_of(program.sampler)}
@@ -144,14 +158,18 @@ class Runner:
         if program.sampler.processes:
             no_mask = self._no_masks[num_draws(step.bucket, self.shape)]
             token_mask = no_mask if step.token_mask is None else step.token_mask
-        self._state, extra, output = compiled(self._params, self._state, extra, step.packed, token_mask)
+        self._state, extra, output = compiled(self._params, state, extra, step.packed, token_mask)
         self._extra |= extra
         output.copy_to_host_async()
         return Handle(output, program)
 
     def collect(self, handle: Handle) -> tuple[StepOutput, float]:
         """Wait for a step's output; with it, when the host had it (time.monotonic, seconds)."""
-        packed = np.asarray(handle.output)
+        try:
+            packed = np.asarray(handle.output)
+        except Exception:  # an interrupt is none: the step goes on
+            self._failed = True
+            raise
         bucket, sampler = handle.program
         return unpack_output(packed, bucket, self.shape, sampler), time.monotonic()
 
@@ -178,10 +196,37 @@ class Runner:
         name = row_data.feature
         self._extra[name] = self._set_row[name](self._extra[name], row_data.packed)
 
-    def _copy_pages(self, state: EngineState, copies: np.ndarray) -> None:
+    def _whole_state(self) -> EngineState:
+        """The state; a new one where it was lost."""
+        if self._is_lost():
+            self._state = None  # first: there is no room for two
+            for name in self._extra:
+                self._extra[name] = self._new_extra(name)
+            self._state = self._new_state()
+            self._failed = False
+        assert self._state is not None, "only close leaves none"
+        return self._state
+
+    def _is_lost(self) -> bool:
+        """Whether a step took the state, or that of a feature, and did not give it back."""
+        if self._failed or self._state is None or self._state.rows.is_deleted():
+            return True
+        return any(leaf.is_deleted() for leaf in jax.tree.leaves(self._extra))
+
+    def _new_state(self) -> EngineState:
+        state: EngineState = zeros(abstract_state(self.spec.config, self.spec.shape), self.spec.device)
+        return state
+
+    def _new_extra(self, name: str) -> Any:
+        module = features_of(Sampler.EXTENDED)[name]
+        abstract = module.abstract(self.shape.num_rows, self.spec.config.vocab_size)
+        return zeros(abstract, self.spec.device)
+
+    def _copy_pages(self, state: EngineState, copies: np.ndarray) -> EngineState:
         if self._copy is None:
             raise JBatchError("page copies were not prepared: call prepare_page_copies first")
         for begin in range(0, len(copies), COPIES):
             pairs = np.full((COPIES, 2), (0, self.shape.num_pages), np.int32)  # to nowhere: dropped
             pairs[: len(copies[begin : begin + COPIES])] = copies[begin : begin + COPIES]
             state = self._state = self._copy(state, pairs)
+        return state

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 
 from jbatch.device.state import Rows
 from jbatch.sampling_params import Sampler
+from jbatch.seam.row_data import RULED_OUT
 
 _SEARCH_BITS = 4  # per pass over the logits in `_largest_threshold`
 
@@ -20,22 +21,27 @@ def draw(
     live: Bool[Array, " draws"],
     *,
     sampler: Sampler,
-) -> Int[Array, " draws"]:
-    """One token for each draw. `positions` are those that the tokens will have in their sequences.
+) -> tuple[Int[Array, " draws"], Float[Array, "draws vocab"]]:
+    """One token for each draw, and the logits that it was drawn from: over the temperature, and -inf where a
+    token is ruled out or filtered out. Those of greedy rows are not scaled or filtered, as in vLLM.
+
+    `positions` are those that the tokens will have in their sequences.
 
     `sampler` is static: at least what each live row needs. Rows of temperature 0 are greedy in every one, and
     unlikely tokens are looked for only where a live row leaves them out.
     """
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if sampler == Sampler.GREEDY:
-        return best
+        return best, logits
     scaled = logits / jnp.where(rows["temperature"] > 0, rows["temperature"], 1.0)[:, None]
     if sampler.filters:
         scaled = _keep(scaled, _lowest_kept(scaled, rows.columns, live))
     # Gumbel-max: the argmax of logits with Gumbel noise is a sample of the softmax (Gumbel 1954).
     noise = _noise(rows["seed"], rows["sample_idx"], positions, logits.shape[-1])
     sampled = jnp.argmax(scaled + noise, axis=-1)
-    return jnp.where(rows["temperature"] > 0, sampled, best).astype(jnp.int32)
+    tokens = jnp.where(rows["temperature"] > 0, sampled, best).astype(jnp.int32)
+    drawn_from = jnp.where((rows["temperature"] > 0)[:, None], scaled, logits)
+    return tokens, jnp.where(logits <= RULED_OUT / 2, -jnp.inf, drawn_from)
 
 
 def keep_likely(

@@ -19,12 +19,10 @@ from jbatch.config import ModelConfig
 from jbatch.device import model
 from jbatch.device.backend import Attention
 from jbatch.device.draws import Drawing, Sampled, draws_of, sample
-from jbatch.device.logprobs import pack_logprobs, report, report_targets
-from jbatch.device.process import ExtraState, Processing, take_in
-from jbatch.device.process.user_fn import LogitsFn
+from jbatch.device.logprobs import pack_logprobs, report, report_drawn, report_targets
+from jbatch.device.process import ExtraState, take_in
 from jbatch.device.spans import forward, parts_of
 from jbatch.device.state import EngineState
-from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_input import unpack
@@ -40,9 +38,8 @@ def make_step(
     config: ModelConfig,
     shape: StateShape,
     bucket: Bucket,
-    sampler: Sampler,
+    drawing: Drawing,
     attention: Attention,
-    logits_fn: LogitsFn | None = None,
 ) -> Step:
     """The function to compile for a bucket and a way of drawing.
 
@@ -51,6 +48,7 @@ def make_step(
 
     A bucket of several steps decodes as often in a loop on the device; it reports no log-probabilities.
     """
+    sampler = drawing.sampler
 
     def step(
         params: Params,
@@ -62,7 +60,6 @@ def make_step(
         fields = unpack(packed, bucket, shape, sampler)
         llama = model.build(config, params)
         tables = _update_tables(state.block_tables, fields.table_updates)
-        drawing = Drawing(sampler, None if token_mask is None else Processing(token_mask, logits_fn))
 
         def draw(rows: Array, kv_pages: KvPages, extra: ExtraState) -> _Drawn:
             parts = parts_of(rows, tables, fields, bucket)
@@ -70,7 +67,7 @@ def make_step(
             draws = draws_of(rows, fields, parts, bucket)
             logits = llama.logits(hidden if draws.places is None else hidden[draws.places])
             of_rows = jax.tree.map(lambda leaf: leaf[draws.rows], extra)
-            sampled = sample(logits, draws, of_rows, drawing)
+            sampled = sample(logits, draws, of_rows, token_mask, drawing)
             extra = take_in(extra, draws.rows, sampled.tokens, sampled.num_tokens)
             rows = rows.at[draws.written].set(sampled.columns, mode="drop")
             return _Drawn(rows, kv_pages, extra, sampled, logits, hidden, of_rows)
@@ -82,7 +79,10 @@ def make_step(
         state = EngineState(drawn.rows, tables, drawn.kv_pages)
         if not sampler.reports:
             return state, drawn.extra, _pack_output(drawn.sampled)
-        reports = [report(drawn.logits, drawn.sampled.tokens, drawn.of_rows["logprob_ids"])]
+        if drawing.logprobs_mode == "processed_logprobs":
+            reports = [report_drawn(drawn.sampled.logits, drawn.sampled.tokens, drawn.of_rows["logprob_ids"])]
+        else:
+            reports = [report(drawn.logits, drawn.sampled.tokens, drawn.of_rows["logprob_ids"])]
         if bucket.tokens:
             reports.append(report_targets(llama.logits, drawn.hidden[bucket.slots :], fields.targets))
         return state, drawn.extra, _pack_reports(drawn.sampled, *reports)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from jbatch.engine.intake import Intake, Schedule, ScheduleFields
 from jbatch.engine.logprobs import LogprobList, take_in, token_decoder
@@ -25,6 +26,9 @@ from jbatch.sampling_params import SamplingParams
 from jbatch.seam.runner import Runner
 from jbatch.seam.step_input import StepInput
 from jbatch.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # it needs this module
+    from jbatch.engine.driver import Driver
 
 
 class Progress(NamedTuple):
@@ -46,11 +50,11 @@ class EngineStep(NamedTuple):
     outputs: list[RequestOutput]  # requests that ended
 
 
-class _Samples(NamedTuple):
-    """The samples of a request that has not ended."""
+class _Unfinished(NamedTuple):
+    """A request that has not ended."""
 
-    running: list[int]  # seq_ids
-    ended: list[RequestOutput]  # each of one sample
+    serial: int  # of all that were added: ids may come again
+    samples: dict[int, RequestOutput | None]  # by seq_id; None: it has not ended
 
 
 class _InFlight(NamedTuple):
@@ -61,7 +65,14 @@ class _InFlight(NamedTuple):
 
 
 class Engine:
-    """Continuous batching, driven by hand: `add_request`, then `step` while `has_unfinished`."""
+    """Continuous batching, driven by hand: `add_request`, then `step` while `has_unfinished`.
+
+    Where an exception cuts one of its methods off, Ctrl-C at any place included, every request ends with an
+    error and the engine works on. One thread at a time may use it.
+
+    Attributes:
+      driver: the call of LLM that adds requests and steps until they have ended, while there is one.
+    """
 
     def __init__(
         self,
@@ -78,11 +89,14 @@ class Engine:
         self._depth = 1 if overlap else 0
         self._in_flight: deque[_InFlight] = deque()
         self._samples: dict[int, Sample] = {}  # by seq_id
-        self._requests: dict[str, _Samples] = {}  # by request_id
-        self._ended: list[RequestOutput] = []  # not handed out yet
-        self._request_idx = itertools.count()
+        self._requests: dict[str, _Unfinished] = {}  # by request_id
+        self._ended: dict[int, RequestOutput] = {}  # not handed out yet, by serial
+        self._whole = True  # but while something changes, and from where that was cut off
+        self._request_idx, self._serials = itertools.count(), itertools.count()
         self._last_ready = 0.0
         self._decode = token_decoder(intake.tokenizer)
+        self.driver: Driver | None = None
+        self.driver_lock = threading.RLock()
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -96,6 +110,7 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         index: int | None = None,
+        request_idx: int | None = None,
         **schedule: Unpack[ScheduleFields],
     ) -> None:
         """Queue a request.
@@ -104,46 +119,59 @@ class Engine:
           prompt: text, or token ids.
           index: of the request in its input: with the engine's seed it gives the seed of a request that
             has none. By default requests are counted as they are added.
+          request_idx: what a logits_fn knows the request by, from 0 to 2^31 - 1; by default `index`.
           schedule: the fields of Schedule, by name: arrival, priority, deadline, predicted_len.
 
         Raises:
           RequestError: for a request that cannot be served, naming field, value and limit.
         """
+        self.mend()
         params = params or SamplingParams()
         index = next(self._request_idx) if index is None else index
         if request_id in self._requests:
             raise RequestError("request_id", request_id, "a request of this id has not ended yet")
         compiled = self.runner.samplers
         request = self.intake.request(request_id, prompt, params, index, Schedule(**schedule), compiled)
+        if request_idx is not None:
+            request = dataclasses.replace(request, request_idx=request_idx)
         if params.max_tokens == 0 and params.prompt_logprobs is None:
             self.scheduler.check(request)
-            self._ended.append(empty_output(request, self._clock()))
+            self._ended[next(self._serials)] = empty_output(request, self._clock())
             return
-        sequences = self._add_samples(request)
-        for sequence in sequences:
-            self._samples[sequence.seq_id] = Sample(sequence, self.tokenizer)
-        self._requests[request_id] = _Samples([sequence.seq_id for sequence in sequences], [])
+        samples = [Sample(sequence, self.tokenizer) for sequence in self._queue(request)]
+        self._samples |= {sample.sequence.seq_id: sample for sample in samples}
+        by_seq_id = dict.fromkeys(sample.sequence.seq_id for sample in samples)
+        self._requests[request_id] = _Unfinished(next(self._serials), by_seq_id)
+        self._whole = True
 
-    def _add_samples(self, request: Request) -> list[RunningSequence]:
-        """Queue a sequence for each of the n samples, or none where that raises."""
+    def _queue(self, request: Request) -> list[RunningSequence]:
+        """A sequence for each of the n samples, or none where that raises. The engine is not whole then."""
+        self._whole = False
         sequences: list[RunningSequence] = []
         try:
             for sample_idx in range(request.params.n):
                 sample = dataclasses.replace(request, sample_idx=sample_idx)
                 sequences.append(self.scheduler.add(sample))
-        except BaseException:  # a user's policy may raise anything
+        except Exception:  # a user's policy may raise anything
             for sequence in sequences:
                 self.scheduler.finish(sequence, FinishReason.ABORT)
+            self._whole = True
             raise
         return sequences
 
     def abort(self, request_id: str) -> None:
         """End a request in whatever state it is, with all its samples; its output comes with the next step.
         Unknown ids and requests that have ended are ignored."""
-        samples = self._requests.get(request_id)
-        for seq_id in tuple(samples.running) if samples is not None else ():
-            self.scheduler.finish(self._samples[seq_id].sequence, FinishReason.ABORT)
-            self._finish(self._samples[seq_id])
+        self.mend()
+        unfinished = self._requests.get(request_id)
+        if unfinished is None:
+            return
+        self._whole = False
+        for seq_id, output in tuple(unfinished.samples.items()):
+            if output is None:
+                self.scheduler.finish(self._samples[seq_id].sequence, FinishReason.ABORT)
+                self._finish(self._samples[seq_id])
+        self._whole = True
 
     @property
     def has_unfinished(self) -> bool:
@@ -161,7 +189,9 @@ class Engine:
         Where that raises, every request ends with an error, which the next call hands out: tokens are lost,
         so no running row can be trusted.
         """
+        self.mend()
         begin = self._clock()
+        self._whole = False
         record: StepRecord | None = None
         progress: list[Progress] = []
         try:
@@ -175,16 +205,24 @@ class Engine:
                 record, progress = self._collect(self._in_flight.popleft())
                 self.summary = self.summary.with_step(record)
         except BaseException as error:  # an interrupt included
-            self._fail_all(f"a step failed: {type(error).__name__}: {error}")
+            self.mend(f"a step failed: {type(error).__name__}: {error}")
             raise
-        outputs, self._ended = self._ended, []
-        return EngineStep(plan, record, progress, outputs)
+        self._whole = True
+        step = EngineStep(plan, record, progress, list(self._ended.values()))
+        self._ended = {}  # last: an interrupt may come with any call, and nothing that ended is to be lost
+        return step
 
-    def _fail_all(self, reason: str) -> None:
+    def mend(self, reason: str = "it was interrupted") -> None:
+        """Where a change was cut off, end every request with `reason` as its error, and begin anew: what the
+        scheduler holds may be half of it. Every method begins with this, in case that an interrupt cut it
+        off, too; whatever it did until then, it may do again."""
+        if self._whole:
+            return
         self._in_flight.clear()
+        self.scheduler = self.scheduler.renewed(error=reason)
         for sample in list(self._samples.values()):
-            self.scheduler.finish(sample.sequence, FinishReason.ERROR, error=reason)
             self._finish(sample)
+        self._whole = True
 
     def _note_scheduled(self, plan: StepPlan, now: float) -> None:
         for chunk in plan.chunks:
@@ -239,14 +277,16 @@ class Engine:
         return Progress(request.request_id, request.sample_idx, token_ids, completion, prompt)
 
     def _finish(self, sample: Sample) -> CompletionOutput:
-        """The output of a sample that has ended; with it the request's, where it was the last."""
+        """The output of a sample that has ended; with it the request's, where it was the last. Where this was
+        cut off it is called again."""
         request_id, seq_id = sample.sequence.request.request_id, sample.sequence.seq_id
         output = sample.output(self._clock(), self._decode)
-        samples = self._requests[request_id]
-        samples.running.remove(seq_id)
-        samples.ended.append(output)
-        del self._samples[seq_id]
-        if not samples.running:
-            del self._requests[request_id]
-            self._ended.append(merge_samples(samples.ended))
+        unfinished = self._requests.get(request_id)
+        if unfinished is not None and seq_id in unfinished.samples:
+            unfinished.samples[seq_id] = output
+            ended = [each for each in unfinished.samples.values() if each is not None]
+            if len(ended) == len(unfinished.samples):
+                self._ended[unfinished.serial] = merge_samples(ended)
+                self._requests.pop(request_id, None)
+        self._samples.pop(seq_id, None)
         return output.outputs[0]

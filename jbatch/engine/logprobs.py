@@ -89,8 +89,9 @@ class LogprobList:
             return
         for idx, target in enumerate(targets):
             if target >= 0:
-                self._prompt_at[start + idx + 1] = len(self._prompt)
+                at = len(self._prompt)
                 self._prompt.add(target, reported, begin + idx)
+                self._prompt_at[start + idx + 1] = at
                 if self.error is None and math.isnan(reported.logprob[begin + idx]):
                     self.error = DEVICE_ERRORS[Status.NON_FINITE].format(position=start + idx + 1)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jbatch.engine.engine import Engine
-from jbatch.errors import JBatchError, RequestError
+from jbatch.errors import RequestError
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 from jbatch.sampling_params import SamplingParams
 
@@ -22,11 +22,20 @@ class UncheckedRequest(NamedTuple):
     prompt: Prompt | RequestError  # an error: it was refused before there was a prompt
     params: SamplingParams
     priority: int
+    prompt_idx: int = 0  # in the list of prompts
+    streamed: bool = False  # its tokens are shown one by one
 
     def add_to(self, engine: Engine) -> RequestOutput | None:
         """Queue it; its output, where it is refused."""
         try:
-            engine.add_request(self.request_id, _content(self.prompt), self.params, priority=self.priority)
+            engine.add_request(
+                self.request_id,
+                _content(self.prompt),
+                self.params,
+                request_idx=self.prompt_idx,
+                priority=self.priority,
+                streamed=self.streamed,
+            )
         except RequestError as error:
             return _refused(self.request_id, self.prompt, error)
         return None
@@ -47,14 +56,8 @@ def list_requests(
     listed = _as_list(prompts)
     params = _params_of_each(sampling_params, len(listed))
     priorities = _priority_of_each(priority, len(listed))
-    both = zip(listed, params, priorities, strict=True)
-    return [UncheckedRequest(str(next(request_ids)), *fields) for fields in both]
-
-
-def check_idle(engine: Engine) -> None:
-    """Raise JBatchError where an engine has requests that the caller did not add."""
-    if engine.num_unfinished:
-        raise JBatchError(f"the engine has {engine.num_unfinished} unfinished requests: step it first")
+    all_fields = zip(listed, params, priorities, range(len(listed)), strict=True)
+    return [UncheckedRequest(str(next(request_ids)), *fields) for fields in all_fields]
 
 
 def _as_list(prompts: Any) -> list[Prompt]:

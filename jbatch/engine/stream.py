@@ -1,16 +1,13 @@
-"""Texts piece by piece while they grow: TextDelta, and iterators of them, plain and async."""
+"""Texts piece by piece while they grow: TextDelta, and an iterator of them."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Sequence
 
-from jbatch.engine.engine import Engine, EngineStep
-from jbatch.engine.prompts import UncheckedRequest, check_idle
+from jbatch.engine.driver import Driver
+from jbatch.engine.engine import Engine, Progress
+from jbatch.engine.prompts import UncheckedRequest
 from jbatch.errors import RequestError
 from jbatch.outputs import CompletionOutput, FinishReason, RequestOutput
 from jbatch.sampling_params import SamplingParams
@@ -30,85 +27,34 @@ class TextDelta:
     output: RequestOutput | None = None  # on the prompt's last
 
 
-def stream_steps(engine: Engine, requests: Sequence[UncheckedRequest]) -> Generator[list[TextDelta]]:
-    """What each step of the engine gives. When closed it aborts what has not ended.
+def stream(
+    engine: Engine,
+    requests: Sequence[UncheckedRequest],
+    prepare: Callable[[Iterable[SamplingParams]], None] = lambda params: None,
+) -> Generator[TextDelta]:
+    """What the engine's steps give to some requests. When closed it aborts what has not ended.
 
-    Raises JBatchError while the engine has unfinished requests of someone else.
+    Args:
+      prepare: called once the engine is this stream's, with the parameters of all its requests.
+
+    Raises:
+      JBatchError: while someone else has the engine.
     """
-    check_idle(engine)
-    deltas = _Deltas(engine.tokenizer, requests)
-    unfinished = set()
+    deltas = Deltas(engine.tokenizer, requests)
+    driver = Driver(engine, "stream")
     try:
+        driver.begin()
+        prepare(request.params for request in requests)
         for request in requests:
-            refused = request.add_to(engine)
-            if refused is None:
-                unfinished.add(request.request_id)
-            else:
-                yield deltas.of_output(refused)
-        while unfinished:
-            step = engine.step()
-            unfinished.difference_update(output.request_id for output in step.outputs)
-            yield deltas.of_step(step)
-    finally:  # also where the caller leaves: the engine must be clean for the next call
-        for request_id in unfinished:
-            engine.abort(request_id)
-        while engine.has_unfinished:  # what is in flight, and the outputs of the aborted
-            engine.step()
-
-
-def flatten(steps: Generator[list[TextDelta]]) -> Iterator[TextDelta]:
-    """One delta after the other."""
-    with contextlib.closing(steps):
-        for deltas in steps:
-            yield from deltas
-
-
-class AsyncStream:
-    """Async iteration over deltas; the engine's steps run in a thread of its own, one at a time.
-
-    Leaving the loop early aborts what has not ended as soon as nothing refers to the stream any more, or at
-    once with `aclose`.
-    """
-
-    def __init__(self, steps: Generator[list[TextDelta]]):
-        self._steps = steps
-        self._ready: deque[TextDelta] = deque()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="jbatch-stream")
-        self._closed = False
-
-    def __aiter__(self) -> AsyncStream:
-        return self
-
-    async def __anext__(self) -> TextDelta:
-        while not self._ready and not self._closed:
-            try:
-                loop = asyncio.get_running_loop()
-                deltas = await loop.run_in_executor(self._worker, next, self._steps, None)
-            except BaseException:  # a cancellation included: its step may still run
-                await self.aclose()
-                raise
-            if deltas is None:
-                await self.aclose()
-            else:
-                self._ready.extend(deltas)
-        if not self._ready:
-            raise StopAsyncIteration
-        return self._ready.popleft()
-
-    async def aclose(self) -> None:
-        """Abort what has not ended; returns when the engine is clean."""
-        if not self._closed:
-            self._closed = True
-            self._ready.clear()
-            closing = self._worker.submit(self._steps.close)  # behind a step that still runs
-            self._worker.shutdown(wait=False)
-            await asyncio.shield(asyncio.wrap_future(closing))
-
-    def __del__(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._worker.submit(self._steps.close)
-            self._worker.shutdown(wait=True)
+            refused = driver.add(request)
+            if refused is not None:
+                yield from deltas.take_in((), (refused,))
+        while driver.unfinished:
+            step = driver.step()
+            yield from deltas.take_in(step.progress, step.outputs)
+    finally:  # also where the caller leaves
+        driver.left = True
+        driver.leave()
 
 
 @dataclasses.dataclass(slots=True)
@@ -141,17 +87,18 @@ class _Text:
         return completion.text[self.num_chars :], completion.token_ids[self.num_tokens :]
 
 
-class _Deltas:
-    """Makes the deltas of some requests."""
+class Deltas:
+    """Makes the deltas of some requests from what steps give."""
 
     def __init__(self, tokenizer: Tokenizer | None, requests: Sequence[UncheckedRequest]):
         self._tokenizer = tokenizer
         self._requests = {request.request_id: (idx, request.params) for idx, request in enumerate(requests)}
         self._texts: dict[str, dict[int, _Text]] = {}  # by request_id and sample_idx
 
-    def of_step(self, step: EngineStep) -> list[TextDelta]:
+    def take_in(self, progress: Iterable[Progress], outputs: Iterable[RequestOutput]) -> list[TextDelta]:
+        """The deltas of one step, or of a refusal; what is others' is left out."""
         deltas = []
-        for new in step.progress:
+        for new in progress:
             if new.request_id not in self._requests:
                 continue  # someone added it to the engine by hand
             text = self._text(new.request_id, new.sample_idx, new.prompt_token_ids)
@@ -161,14 +108,10 @@ class _Deltas:
                 prompt_idx, _ = self._requests[new.request_id]
                 shown = text.push(new.token_ids)
                 deltas.append(TextDelta(prompt_idx, new.sample_idx, shown, new.token_ids))
-        for output in step.outputs:
+        for output in outputs:
             if output.request_id in self._requests:
                 deltas = self._with_output(deltas, output)
         return deltas
-
-    def of_output(self, output: RequestOutput) -> list[TextDelta]:
-        """Of a request that was refused."""
-        return self._with_output([], output)
 
     def _with_output(self, deltas: list[TextDelta], output: RequestOutput) -> list[TextDelta]:
         """And the ends of samples that no step gave (abort, error); the output with the last of all."""

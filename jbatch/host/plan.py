@@ -89,6 +89,7 @@ def row_setup(sequence: Sequence) -> RowSetup:
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
         prompt_len=sequence.num_prompt,
+        request_idx=sequence.request.request_idx,
         has_bias=bool(params.logit_bias or params.allowed_token_ids),
         has_bad_words=bool(sequence.request.bad_word_ids),
         stop_ids=sequence.request.stop_ids,

@@ -25,12 +25,14 @@ class Request:
     prompt: str | None = None
     bad_word_ids: tuple[tuple[int, ...], ...] = ()  # bad_words as token ids
     sample_idx: int = 0  # which of its n samples this is: a sequence each
+    request_idx: int = 0  # what a user's function of the logits knows it by
     streamed: bool = False  # its tokens are shown one by one
 
     def __post_init__(self) -> None:
         """Raise RequestError for what a policy could not sort by."""
         check_integer("priority", self.priority, -(2**31), 2**31 - 1)
         check_number("arrival", self.arrival, -1e18, 1e18)
+        check_integer("request_idx", self.request_idx, 0, 2**31 - 1)
         if self.deadline is not None:
             check_number("deadline", self.deadline, -1e18, 1e18)
         if self.predicted_len is not None:

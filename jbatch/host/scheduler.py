@@ -74,6 +74,16 @@ class Scheduler:
         self._seq_ids = itertools.count()
         self._step_ids = itertools.count()
 
+    def renewed(self, error: str) -> Scheduler:
+        """One with nothing under way, in the place of this one: for when a method of it was cut off. What it
+        still knows of ends with `error`."""
+        for sequence in self._sequences.values():
+            if not sequence.finished:
+                sequence.finish_reason, sequence.error = FinishReason.ERROR, error
+        renewed = Scheduler(self.config, self._limits)
+        renewed._seq_ids, renewed._step_ids = self._seq_ids, self._step_ids
+        return renewed
+
     # Requests come and go.
 
     def check(self, request: Request) -> None:

@@ -63,6 +63,8 @@ def run_generate(
 
     def state_of(sha256: str) -> JobState:
         engine = {name: getattr(config, name) for name in DEPENDS_ON}
+        if config.logprobs_mode != EngineConfig.logprobs_mode:  # older jobs do not name it
+            engine["logprobs_mode"] = config.logprobs_mode
         return JobState(input=sha256, shard=options.shard, model=files, engine=engine, sampling=changed)
 
     parse = functools.partial(parse_line, defaults=defaults)

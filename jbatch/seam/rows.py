@@ -35,6 +35,7 @@ class RowSetup(NamedTuple):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     prompt_len: int = 0
+    request_idx: int = 0  # what a user's function knows it by
     has_bias: bool = False  # whether row data of this name was put in place
     has_bad_words: bool = False
     stop_ids: tuple[int, ...] = ()  # padded with -1

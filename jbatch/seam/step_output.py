@@ -23,7 +23,7 @@ class Status:
 
 
 class Logprobs(NamedTuple, Generic[T]):
-    """Log-probabilities at some positions, of the model's own logits."""
+    """Log-probabilities at some positions."""
 
     logprob: T  # float32 [positions]: of the token there
     rank: T  # int32 [positions]: 1 + the number of likelier tokens

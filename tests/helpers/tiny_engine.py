@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import jax
 
 import weights
-from jbatch.config import ModelConfig
+from jbatch.config import LogprobsMode, ModelConfig
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device
 from jbatch.device.process.user_fn import LogitsFn
@@ -48,9 +48,11 @@ def make_runner(
     logits_fn: LogitsFn | None = None,
     shape: StateShape = SHAPE,
     buckets: tuple[Bucket, ...] = (DECODE, PREFILL, MIXED),
+    logprobs_mode: LogprobsMode = "raw_logprobs",
 ) -> Runner:
     """A runner of its own parameters, so that it may be closed."""
-    spec = StepSpec(tiny_config(), shape, find_device("cpu"), logits_fn=logits_fn)
+    device = find_device("cpu")
+    spec = StepSpec(tiny_config(), shape, device, logits_fn=logits_fn, logprobs_mode=logprobs_mode)
     params = jax.tree.map(lambda leaf: leaf.copy(), tiny_params())
     return Runner(spec, params, buckets, samplers or DEFAULT_SAMPLERS)
 

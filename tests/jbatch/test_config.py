@@ -118,3 +118,9 @@ def test_samplers_are_names(samplers):
     with pytest.raises(ConfigError, match=r"^samplers="):
         EngineConfig(samplers=samplers)
     assert EngineConfig(samplers=["extended", "greedy"]).samplers == ("extended", "greedy")
+
+
+def test_the_mode_of_log_probabilities_is_one_of_two():
+    assert EngineConfig(logprobs_mode="processed_logprobs").logprobs_mode == "processed_logprobs"
+    with pytest.raises(ConfigError, match="'raw_logits': must be one of raw_logprobs, processed_logprobs"):
+        EngineConfig(logprobs_mode="raw_logits")

@@ -1,8 +1,12 @@
 """LLM on a tiny model directory: what goes in, what comes out, what is refused."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
+import random
+import signal
+import time
 
 import jax
 import numpy as np
@@ -16,6 +20,7 @@ from jbatch.host.policy import MODES
 from jbatch.text.chat import ChatTemplate
 from jbatch.text.messages import check_messages
 from tests.helpers.hf_checkpoint import tiny, write_checkpoint
+from tests.helpers.tiny_engine import drain
 from tests.helpers.tokenizers import numbered, save
 from weights import WeightsError
 
@@ -331,6 +336,8 @@ def test_a_function_of_the_users(model_dir):
 
     def no_repeats(logits, state):
         logits = jax.numpy.where(state.in_prompt | (state.counts > 0), -jax.numpy.inf, logits)
+        wanted = jax.numpy.arange(96) == 40 + state.request_idx[:, None]
+        logits = jax.numpy.where((state.prompt_len == 4)[:, None] & wanted, 1e9, logits)
         return jax.numpy.where((state.prompt_len == 3)[:, None], jax.numpy.nan, logits)
 
     with LLM(model_dir, logits_fn=no_repeats, **SMALL) as llm:
@@ -340,6 +347,17 @@ def test_a_function_of_the_users(model_dir):
             ids = good.outputs[0].token_ids
             assert len({5, 6, *ids}) == 2 + len(ids) == 2 + params.max_tokens
             assert "not finite at position 3" in broken.error and not broken.outputs[0].token_ids
+        one = dataclasses.replace(GREEDY, max_tokens=1)
+        for _ in range(2):  # each call counts its prompts
+            assert ids_of(llm.generate([[1, 2, 3, 4]] * 6, one)) == [[40 + idx] for idx in range(6)]
+        outputs = asyncio.run(llm.agenerate([[1, 2, 3, 4]] * 2, dataclasses.replace(one, n=2)))
+        assert [[c.token_ids for c in output.outputs] for output in outputs] == [[[40]] * 2, [[41]] * 2]
+        llm.engine.add_request("by hand", [1, 2, 3, 4], one, index=7)
+        llm.engine.add_request("another", [1, 2, 3, 4], one, index=7, request_idx=50)
+        found = {output.request_id: output.outputs[0].token_ids for output in drain(llm.engine).values()}
+        assert found == {"by hand": [47], "another": [90]}
+        with pytest.raises(RequestError, match=r"^request_idx=-1: must be an integer from 0"):
+            llm.engine.add_request("bad", [1], one, request_idx=-1)
 
 
 def test_a_function_that_cannot_be_compiled(model_dir):
@@ -388,6 +406,64 @@ def test_an_interrupt_leaves_the_engine_clean(llm, monkeypatch, after):
     monkeypatch.undo()
     assert llm.engine.num_unfinished == 0 and llm.engine.scheduler.pool.num_used == 0
     assert ids_of(llm.generate(prompts, GREEDY)) == expected
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # some come within a __del__
+def test_a_hundred_signals_at_any_time(llm):
+    """The next call works, and gives what it always gives."""
+    prompts = [[5, 6], [1, 2, 3], [9] * 30, [4]]
+    params = [dataclasses.replace(GREEDY, max_tokens=idx + 1) for idx in range(4)]
+    expected, rng, interrupted = ids_of(llm.generate(prompts, params)), random.Random(0), 0
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(100):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0005, 0.012))
+                end = time.monotonic() + 10
+                while time.monotonic() < end:
+                    llm.generate(prompts, params)
+            interrupted += time.monotonic() < end
+            assert llm.generate(prompts[:1], params[:1])[0].outputs[0].token_ids == expected[0]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 90 and ids_of(llm.generate(prompts, params)) == expected
+    assert llm.engine.scheduler.pool.num_used == 0 and not llm.engine.has_unfinished
+
+
+def test_many_calls_share_the_engine(llm):
+    """Each has what it has alone, and one that is cancelled takes no other along."""
+    prompts = [[idx, 7] for idx in range(8)]
+    alone = llm.generate(prompts, GREEDY)
+    expected, texts = ids_of(alone), [output.outputs[0].text for output in alone]
+
+    async def streamed(prompt):
+        return "".join([delta.text async for delta in llm.astream([prompt], GREEDY)])
+
+    async def main():
+        tasks = [asyncio.create_task(llm.agenerate(prompt, GREEDY)) for prompt in prompts]
+        tasks[3].cancel()
+        streams = await asyncio.gather(*map(streamed, prompts))
+        return streams, await asyncio.gather(*tasks, return_exceptions=True)
+
+    streams, outputs = asyncio.run(asyncio.wait_for(main(), 120))
+    assert streams == texts and isinstance(outputs.pop(3), asyncio.CancelledError)
+    assert ids_of(output for (output,) in outputs) == expected[:3] + expected[4:]
+    with pytest.raises(ValueError, match="2 sampling_params for 1 prompts"):
+        llm.astream([[1]], [GREEDY] * 2)
+
+
+def test_a_synchronous_call_says_how_many_can_share(llm):
+    async def main():
+        running = llm.astream([[5, 6]], GREEDY)
+        await anext(running)
+        for call in (llm.generate, lambda prompts: list(llm.stream(prompts))):
+            with pytest.raises(JBatchError, match="calls of astream and agenerate share one, any number"):
+                call([[1]])
+        await running.aclose()
+        return ids_of(llm.generate([[5, 6]], GREEDY))
+
+    assert asyncio.run(main()) == ids_of(llm.generate([[5, 6]], GREEDY))
 
 
 def test_a_device_that_fails_raises_and_leaves_the_engine_clean(llm, monkeypatch):

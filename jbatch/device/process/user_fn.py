@@ -25,6 +25,7 @@ class LogitsState(NamedTuple):
     temperature: Float[Array, " draws"]  # 0: greedy
     seed: Int[Array, " draws"]  # the bits of a uint32
     sample_idx: Int[Array, " draws"]  # of the request's n samples
+    request_idx: Int[Array, " draws"]  # of the request: the place of its prompt in the call's list, from 0
 
 
 LogitsFn = Callable[[Float[Array, "draws vocab"], LogitsState], Float[Array, "draws vocab"]]
@@ -41,6 +42,7 @@ def logits_state(rows: Rows, lengths: Int[Array, " draws"], counts: Counts) -> L
         temperature=rows["temperature"],
         seed=rows["seed"],
         sample_idx=rows["sample_idx"],
+        request_idx=rows["request_idx"],
     )
 
 
@@ -60,6 +62,7 @@ def check_logits_fn(logits_fn: LogitsFn, draws: int, vocab_size: int) -> None:
         temperature=leaf(jnp.float32),
         seed=ints,
         sample_idx=ints,
+        request_idx=ints,
     )
     name = getattr(logits_fn, "__name__", type(logits_fn).__name__)
     try:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jbatch.device.logprobs import largest, report, report_targets
+from jbatch.device.logprobs import largest, report, report_drawn, report_targets
 from jbatch.sampling_params import MAX_LOGPROBS
 
 
@@ -64,3 +64,27 @@ def test_targets_are_scored_where_there_are_some(tokens):
     assert found.by_id.shape == (tokens, 0) and found.top_ids.shape == (tokens, MAX_LOGPROBS)
     if tokens == 384:
         assert not np.asarray(found.logprob[256:]).any(), "a block without targets was computed"
+
+
+@pytest.mark.parametrize("vocab", [30, 10_001])
+def test_what_is_left_out_has_no_probability_and_is_no_padding(vocab):
+    """With fewer tokens left than are reported, and the likeliest of all in the last, part-filled block."""
+    rng = np.random.default_rng(0)
+    logits = np.full((4, vocab), -np.inf, np.float32)
+    kept = [rng.choice(vocab - 1, 5, replace=False) for _ in range(4)]
+    for row, ids in zip(logits, kept, strict=True):
+        row[ids], row[vocab - 1] = rng.normal(0, 1, 5), 3.0
+    ids = jnp.asarray([[vocab - 1, 0, kept[row][0]] for row in range(4)])
+    tokens = jnp.asarray([each[1] for each in kept])
+    found = jax.tree.map(np.asarray, jax.jit(report_drawn)(logits, tokens, ids))
+    finite = np.where(np.isinf(logits), -1e9, logits)
+    expected = np.where(np.isinf(logits), -np.inf, reference(finite))
+    np.testing.assert_allclose(found.logprob, expected[np.arange(4), tokens], atol=1e-5)
+    np.testing.assert_array_equal(found.top_ids[:, 0], vocab - 1)
+    assert (found.top_ids < vocab).all() and all(
+        len(set(row)) == MAX_LOGPROBS for row in found.top_ids.tolist()
+    )
+    np.testing.assert_allclose(found.top_logprobs, np.take_along_axis(expected, found.top_ids, 1), atol=1e-5)
+    assert (found.top_logprobs[:, 6:] == -np.inf).all() and np.isfinite(found.top_logprobs[:, :6]).all()
+    np.testing.assert_allclose(found.by_id, np.take_along_axis(expected, np.asarray(ids), 1), atol=1e-5)
+    np.testing.assert_array_equal(found.rank, 1 + (logits > logits[np.arange(4), tokens][:, None]).sum(-1))

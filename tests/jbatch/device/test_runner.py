@@ -12,12 +12,14 @@ from jbatch.errors import JBatchError
 from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.step_input import StepInput, padding, unpack
+from tests.helpers.interrupts import interrupt_the_runner
 from tests.helpers.tiny_engine import (
     DECODE,
     MIXED,
     PREFILL,
     SHAPE,
     drain,
+    generate_alone,
     make_engine,
     make_runner,
     make_scheduler,
@@ -147,3 +149,64 @@ def test_pages_that_do_not_exist_never_reach_the_device(bucket, update, message)
     unpack(packed, bucket, SHAPE, Sampler.GREEDY).table_updates[1] = update
     with pytest.raises(JBatchError, match=message):
         shared_runner().submit(StepInput(bucket, Sampler.GREEDY, packed))
+
+
+# Interrupts. A step takes the state, and who is interrupted before it is given back has none.
+
+
+@pytest.mark.parametrize("event", ["line", "opcode"])
+def test_an_interrupt_anywhere_leaves_the_runner_usable(event):
+    """Before each line, and each instruction, of submit, collect, and JAX's call of a program."""
+    runner, engine, params = shared_runner(), make_engine(), SamplingParams(temperature=0, max_tokens=2)
+    alone = generate_alone([5, 6], params).outputs[0].token_ids
+    number = lost = 0
+    while interrupt_the_runner(engine, params, number, event):
+        lost += runner._is_lost()
+        assert generate_alone([5, 6], params).outputs[0].token_ids == alone
+        number += 1
+    assert number > (50 if event == "line" else 300)
+    assert lost or event == "line", "none came where the state was away"
+
+
+def test_a_state_that_was_lost_is_not_held_beside_the_new_one():
+    """By the frames of the exception, which may be kept: there is no room for two."""
+    runner, kept = shared_runner(), None
+    shape = runner._state.kv_pages[0].shape
+
+    def num_alive():
+        return sum(array.shape == shape for array in jax.live_arrays())
+
+    before, step = num_alive(), padding(DECODE, SHAPE, Sampler.GREEDY)
+    program = runner._programs[Program(DECODE, Sampler.GREEDY)]
+
+    def interrupted(*args):
+        held = program(*args)
+        raise KeyboardInterrupt(len(held))
+
+    runner._programs[Program(DECODE, Sampler.GREEDY)] = interrupted
+    try:
+        runner.submit(StepInput(DECODE, Sampler.GREEDY, step))
+    except KeyboardInterrupt as error:
+        kept = error
+    finally:
+        runner._programs[Program(DECODE, Sampler.GREEDY)] = program
+    assert kept.args == (3,) and kept.__traceback__ is not None and runner._is_lost()
+    assert num_alive() == 0 < before
+    runner.collect(runner.submit(StepInput(DECODE, Sampler.GREEDY, step)))
+    assert num_alive() == before
+
+
+def test_a_step_that_fails_on_the_device_does_not_break_the_next_ones():
+    """What it computed is not to be trusted: the next step has a state of its own."""
+
+    class Failed:
+        def __array__(self, *_, **__):
+            raise RuntimeError("INTERNAL: the device")
+
+    runner = shared_runner()
+    step = StepInput(DECODE, Sampler.GREEDY, padding(DECODE, SHAPE, Sampler.GREEDY))
+    handle, old = runner.submit(step), runner._state
+    with pytest.raises(RuntimeError, match="INTERNAL"):
+        runner.collect(handle._replace(output=Failed()))
+    runner.collect(runner.submit(step))
+    assert not old.rows.is_deleted() and not runner._is_lost(), "the state of the step that failed was used"

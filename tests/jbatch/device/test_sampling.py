@@ -33,7 +33,7 @@ keep_likely = jax.jit(sampling.keep_likely)
 def draw(logits, columns, positions, *, sampler):
     """Of rows that are all live."""
     live = jnp.ones(len(logits), bool)
-    return sampling.draw(logits, Rows(columns), positions, live, sampler=sampler)
+    return sampling.draw(logits, Rows(columns), positions, live, sampler=sampler)[0]
 
 
 def rule_out(logits, columns):

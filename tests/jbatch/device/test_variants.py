@@ -12,6 +12,8 @@ from jbatch.device.programs import Program
 from jbatch.errors import RequestError
 from jbatch.host.limits import StepLimits
 from jbatch.sampling_params import Sampler, SamplingParams
+from tests.helpers.interrupts import interrupt_the_runner
+from tests.helpers.sizes import sized
 from tests.helpers.tiny_engine import (
     DECODE,
     NUM_ROWS,
@@ -22,6 +24,7 @@ from tests.helpers.tiny_engine import (
     make_runner,
     make_scheduler,
     runner_of_all,
+    shared_runner,
 )
 
 VOCAB = 96
@@ -232,3 +235,108 @@ def test_ordinary_steps_stay_one_dispatch(monkeypatch):
     calls.clear()
     generate([[6]], [SamplingParams(**GREEDY, logprob_token_ids=[3])])
     assert calls == ["logprob_ids"]
+
+
+def test_an_interrupt_anywhere_leaves_the_state_of_features_usable():
+    """Steps take that of penalties and biases, too, and so does what puts a row's data in place."""
+    runner, params = runner_of_all(), SamplingParams(**{**ALL, "max_tokens": 2, "logprob_token_ids": [5]})
+    engine = make_engine(runner=runner)
+    engine.add_request("alone", [5, 6], params)
+    alone = drain(engine)["alone"].outputs
+    number = lost = 0
+    while interrupt_the_runner(engine, params, number, "opcode", only="_set_row_data"):
+        lost += runner._is_lost() and not runner._state.rows.is_deleted()
+        engine.add_request("alone", [5, 6], params)
+        assert drain(engine)["alone"].outputs == alone
+        number += sized(7, 1)
+    assert number > 100 and lost > 0, "none came where only a feature's state was away"
+
+
+# Log-probabilities of what was drawn from.
+
+
+@functools.cache
+def runner_of_processed_logprobs():
+    return make_runner(Sampler.EXTENDED, logprobs_mode="processed_logprobs")
+
+
+def drawn_from(raw, params, output):
+    """The log-probabilities of the next token by vLLM's definition, from the model's own, in NumPy."""
+    x = raw.astype(np.float64)
+    seen = np.isin(np.arange(VOCAB), output)
+    for token, bias in params.logit_bias.items():
+        x[token] += bias
+    if params.allowed_token_ids:
+        x[np.setdiff1d(np.arange(VOCAB), params.allowed_token_ids)] = -np.inf
+    x -= params.presence_penalty * seen
+    if params.temperature >= 1e-5:
+        x = x / params.temperature
+        likely = np.exp(x - x.max())
+        x[likely < params.min_p] = -np.inf
+        order = np.argsort(-x)
+        if params.top_k:
+            x[order[params.top_k :]] = -np.inf
+        share = np.exp(x[order] - x.max()) / np.exp(x - x.max()).sum()
+        x[order[np.cumsum(share) - share >= params.top_p]] = -np.inf
+    return x - x.max() - np.log(np.exp(x - x.max()).sum())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0},
+        {"temperature": 0, "presence_penalty": 1.5, "top_k": 3, "top_p": 0.5},  # greedy has no filters
+        {"temperature": 0.5},
+        {"temperature": 2.0, "top_k": 5},
+        {"temperature": 0.8, "top_p": 0.7, "min_p": 0.02},
+        {"temperature": 90, "allowed_token_ids": [3, 60, 61], "logit_bias": {3: 1.5}},
+        {"temperature": 1.3, "presence_penalty": 0.7, "logit_bias": {60: -5, 7: 3}, "top_k": 30},
+    ],
+)
+def test_processed_logprobs_are_those_of_the_distribution_that_was_drawn_from(options):
+    ids = list(range(32))
+    params = SamplingParams(**options, seed=3, max_tokens=4, ignore_eos=True, logprobs=20,
+                            prompt_logprobs=1, logprob_token_ids=ids)  # fmt: skip
+    engine = make_engine(runner=runner_of_processed_logprobs())
+    engine.add_request("r", [5, 6, 7], params)
+    output = drain(engine)["r"]
+    completion = output.outputs[0]
+    assert completion.token_ids == generate_with_all([5, 6, 7], params).token_ids
+    for at, entry in enumerate(completion.logprobs):
+        before = completion.token_ids[:at]
+        expected = drawn_from(raw_logprobs((5, 6, 7, *before)), params, before)
+        found = np.array([entry[token].logprob for token in entry])
+        np.testing.assert_allclose(found, expected[list(entry)], atol=2e-3)
+        assert set(ids) <= set(entry) and np.isfinite(found[0])
+        if not options.get("top_k") and not options.get("allowed_token_ids"):
+            assert np.exp(expected).sum() == pytest.approx(1)
+    likely = [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], [6, 7], strict=True)]
+    raw = [raw_logprobs((5,))[6], raw_logprobs((5, 6))[7]]
+    np.testing.assert_allclose(likely, raw, atol=1e-3, err_msg="the prompt's are the model's own")
+
+
+def generate_with_all(prompt, params):
+    engine = make_engine(runner=runner_of_all())
+    engine.add_request("r", prompt, params)
+    return drain(engine)["r"].outputs[0]
+
+
+@functools.cache
+def raw_logprobs(prompt):
+    """The model's own, of every token to come: 32 of them at a time."""
+    found = np.zeros(VOCAB)
+    for begin in range(0, VOCAB, 32):
+        ids = list(range(begin, begin + 32))
+        params = SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=ids)
+        (entry,) = generate_with_all(list(prompt), params).logprobs
+        found[ids] = [entry[token].logprob for token in ids]
+    return found
+
+
+def test_the_mode_changes_reports_and_no_other_program():
+    """Engines that do not ask for it pay nothing, and those that do pay in steps that report alone."""
+    raw = shared_runner().spec
+    processed = raw._replace(logprobs_mode="processed_logprobs")
+    for sampler in (Sampler.GREEDY, Sampler.PROCESSED, Sampler.LOGPROBS):
+        texts = {spec.lower(Program(DECODE, sampler)).as_text() for spec in (raw, processed)}
+        assert len(texts) == 1 + sampler.reports

@@ -1,6 +1,8 @@
 """The engine on a fake device, whose tokens can be worked out by hand."""
 
+import contextlib
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
 from jbatch.sim.fake_runner import FakeRunner, continuation
 from tests.helpers import tiny_engine
+from tests.helpers.interrupts import Interrupts
+from tests.helpers.invariants import check_invariants
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
+from tests.helpers.sizes import sized
 from tests.helpers.tiny_engine import drain
 from tests.helpers.tokenizers import numbered, wrapped
 
@@ -329,6 +334,63 @@ def test_a_request_that_was_aborted_has_the_text_so_far():
     engine.abort("r")
     output = drain(engine)["r"].outputs[0]
     assert (output.text, output.finish_reason) == ("05.11.", FinishReason.ABORT)
+
+
+# An interrupt at any place.
+
+
+def on_the_host(file, function):
+    return "/jbatch/engine/" in file or "/jbatch/host/" in file
+
+
+def interrupted_run(number, second=None):
+    """An interrupt at the number-th line of the host, and another so many lines later; whether there were so
+    many. Ends with an engine that works."""
+    engine = make_engine(num_rows=2)
+    texts = {str(idx): continuation([1, idx], 3 + idx, VOCAB_SIZE) for idx in range(4)}
+    ended = []
+
+    def go_on():
+        while engine.has_unfinished:
+            ended.extend(engine.step().outputs)
+
+    with contextlib.suppress(KeyboardInterrupt), Interrupts(number, on_the_host) as first:
+        for idx in range(4):
+            params = SamplingParams(max_tokens=3 + idx, n=2, stop=["xyz"])
+            engine.add_request(str(idx), [1, idx], params)
+        ended.extend(engine.step().outputs)
+        engine.abort("1")
+        go_on()
+    if second is not None:
+        with contextlib.suppress(KeyboardInterrupt), Interrupts(second, on_the_host):
+            engine.add_request("after", PROMPT, SamplingParams(max_tokens=3))
+            engine.abort("2")
+            go_on()
+    go_on()
+    request_ids = [output.request_id for output in ended if output.request_id != "after"]
+    assert len(set(request_ids)) == len(request_ids), "an output came twice"
+    for output in ended:
+        if output.request_id != "after" and not output.error and output.request_id not in "12":
+            assert output.outputs[0].token_ids == texts[output.request_id]
+    check_invariants(engine.scheduler)
+    assert engine.scheduler.pool.num_used == 0 and not engine._samples and not engine._requests
+    engine.add_request("last", PROMPT, SamplingParams(max_tokens=3))
+    assert drain(engine)["last"].outputs[0].token_ids == TOKENS[:3]
+    return first.raised
+
+
+def test_an_interrupt_at_any_line_leaves_a_working_engine():
+    """Also a second one, while the engine is mended. No output that was there is lost or comes twice."""
+    number = 0
+    while interrupted_run(number):
+        number += sized(41, 1)
+    assert number > 1500
+
+
+@pytest.mark.parametrize("seed", range(sized(60, 3000)))
+def test_two_interrupts_leave_a_working_engine(seed):
+    rng = random.Random(seed)
+    interrupted_run(rng.randrange(1500), rng.choice((rng.randrange(60), rng.randrange(600))))
 
 
 # A step that fails, and fields that a policy sorts by.

@@ -1,16 +1,12 @@
 """Text deltas: joined they are the text of `generate`, whatever the tokens split; leaving early is clean."""
 
-import asyncio
-import contextlib
-import gc
 import random
-import threading
 
 import pytest
 from tokenizers import Regex, decoders
 
 from jbatch.engine.prompts import UncheckedRequest
-from jbatch.engine.stream import AsyncStream, flatten, stream_steps
+from jbatch.engine.stream import stream
 from jbatch.errors import JBatchError, RequestError
 from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import SamplingParams
@@ -125,7 +121,7 @@ def test_deltas_joined_are_the_full_text(monkeypatch, kind):
     full = generate(engine, asked)
 
     shown, token_ids, ends = [""] * num, [[] for _ in range(num)], {}
-    for delta in flatten(stream_steps(engine, asked)):
+    for delta in stream(engine, asked):
         assert delta.prompt_idx not in ends
         shown[delta.prompt_idx] += delta.text
         token_ids[delta.prompt_idx] += delta.token_ids
@@ -166,7 +162,7 @@ def test_text_is_shown_as_soon_as_it_is_certain(monkeypatch):
     tokenizer = wrapped(byte_level())
     prompts = follow_script(monkeypatch, [tokenizer.encode("a日😀abcab!")])
     params = SamplingParams(max_tokens=14, stop=["abx", "bcd"])
-    deltas = [d.text for d in flatten(stream_steps(make_engine(tokenizer), ask(prompts, [params])))]
+    deltas = [d.text for d in stream(make_engine(tokenizer), ask(prompts, [params]))]
     assert deltas == ["", "", "", "a日", "", "", "", "😀", "", "", "a", "bc", "", "ab!"]
 
 
@@ -174,7 +170,7 @@ def test_a_stop_string_that_has_begun_is_shown_where_the_text_ends_before_it(mon
     tokenizer = wrapped(byte_level())
     prompts = follow_script(monkeypatch, [tokenizer.encode("xyab")])
     params = SamplingParams(max_tokens=4, stop=["abc"])
-    deltas = list(flatten(stream_steps(make_engine(tokenizer), ask(prompts, [params]))))
+    deltas = list(stream(make_engine(tokenizer), ask(prompts, [params])))
     assert [d.text for d in deltas] == ["x", "y", "", "ab"] and deltas[-1].finish_reason == "length"
 
 
@@ -183,7 +179,7 @@ def test_a_stop_token_is_not_shown(monkeypatch):
     tokenizer = wrapped(numbered())
     engine = make_engine(tokenizer)
     params = SamplingParams(n=3, max_tokens=20, stop_token_ids=[11, 30])
-    deltas = list(flatten(stream_steps(engine, ask([[1, 2]], [params]))))
+    deltas = list(stream(engine, ask([[1, 2]], [params])))
     output = next(delta.output for delta in deltas if delta.output is not None)
     assert deltas[-1].output is output and sum(delta.output is not None for delta in deltas) == 1
     for idx in range(3):
@@ -201,7 +197,7 @@ def test_a_stop_token_is_not_shown(monkeypatch):
 def test_a_request_that_is_refused_is_one_delta():
     engine = make_engine(wrapped(numbered()))
     asked = ask([[1, 2], "", [1, 2], [1, 2]], [SamplingParams(max_tokens=k) for k in (2, 2, 999, 0)])
-    deltas = list(flatten(stream_steps(engine, asked)))
+    deltas = list(stream(engine, asked))
     by_prompt = [[delta for delta in deltas if delta.prompt_idx == idx] for idx in range(4)]
     assert [len(mine) for mine in by_prompt] == [2, 1, 1, 1]
     assert [mine[-1].finish_reason for mine in by_prompt] == ["length", "error", "error", "length"]
@@ -213,7 +209,7 @@ def test_a_request_that_is_refused_is_one_delta():
 def test_without_text_there_are_tokens(tokenizer, detokenize):
     engine = make_engine(wrapped(numbered()) if tokenizer else None)
     params = SamplingParams(max_tokens=3, detokenize=detokenize)
-    deltas = list(flatten(stream_steps(engine, ask([[1, 2]], [params]))))
+    deltas = list(stream(engine, ask([[1, 2]], [params])))
     assert [delta.text for delta in deltas] == ["", "", ""]
     assert [delta.token_ids for delta in deltas] == [[5], [11], [23]]
 
@@ -221,7 +217,7 @@ def test_without_text_there_are_tokens(tokenizer, detokenize):
 def test_an_abort_from_elsewhere_ends_its_deltas():
     engine = make_engine(wrapped(numbered()))
     deltas = []
-    for delta in flatten(stream_steps(engine, ask([[1, 2]], [SamplingParams(max_tokens=99)]))):
+    for delta in stream(engine, ask([[1, 2]], [SamplingParams(max_tokens=99)])):
         deltas.append(delta)
         if len(deltas) == 3:
             engine.abort("0")
@@ -243,14 +239,14 @@ def test_a_text_that_cannot_be_decoded_ends_with_its_error(monkeypatch):
 
     monkeypatch.setattr(tokenizer, "decode_once", decode_once)
     engine = make_engine(tokenizer)
-    deltas = list(flatten(stream_steps(engine, ask([[1, 2]], [SamplingParams(max_tokens=5)]))))
+    deltas = list(stream(engine, ask([[1, 2]], [SamplingParams(max_tokens=5)])))
     assert [delta.text for delta in deltas] == ["05.", "11.", "", "", ""]
     assert deltas[-1].finish_reason == "error" and "cannot be decoded" in deltas[-1].output.error
 
 
 def test_requests_added_by_hand_are_not_shown():
     engine = make_engine(wrapped(numbered()))
-    steps = flatten(stream_steps(engine, ask([[1, 2]], [SamplingParams(max_tokens=9)])))
+    steps = stream(engine, ask([[1, 2]], [SamplingParams(max_tokens=9)]))
     first = next(steps)
     engine.add_request("mine", [7], SamplingParams(max_tokens=2))
     assert {delta.prompt_idx for delta in (first, *steps)} == {0} and is_clean(engine)
@@ -265,7 +261,7 @@ LONG = SamplingParams(max_tokens=100)
 def test_leaving_early_aborts_and_leaves_the_engine_clean(after):
     engine = make_engine(wrapped(numbered()), num_rows=2)
     asked = ask([[1, 2]] * 5, [LONG] * 5)
-    steps = flatten(stream_steps(engine, asked))
+    steps = stream(engine, asked)
     for _ in range(after):
         next(steps)
     assert (engine.num_unfinished > 0) == (after > 0)
@@ -274,7 +270,7 @@ def test_leaving_early_aborts_and_leaves_the_engine_clean(after):
     assert engine.runner.num_steps == num_steps  # nothing was computed to the end
     assert is_clean(engine) and len(generate(engine, asked)) == 5
 
-    for delta in flatten(stream_steps(engine, asked)):
+    for delta in stream(engine, asked):
         if delta.token_ids:
             break
     assert is_clean(engine)
@@ -282,7 +278,7 @@ def test_leaving_early_aborts_and_leaves_the_engine_clean(after):
 
 def test_a_step_that_fails_raises_and_leaves_the_engine_clean():
     engine = make_engine(wrapped(numbered()))
-    steps = flatten(stream_steps(engine, ask([[1, 2]] * 2, [LONG] * 2)))
+    steps = stream(engine, ask([[1, 2]] * 2, [LONG] * 2))
     next(steps)
     runner, engine.runner = engine.runner, None
     with pytest.raises(AttributeError):
@@ -293,122 +289,8 @@ def test_a_step_that_fails_raises_and_leaves_the_engine_clean():
 
 def test_one_stream_at_a_time():
     engine = make_engine(wrapped(numbered()))
-    steps = flatten(stream_steps(engine, ask([[1, 2]], [LONG])))
+    steps = stream(engine, ask([[1, 2]], [LONG]))
     next(steps)
     with pytest.raises(JBatchError, match="1 unfinished"):
-        next(flatten(stream_steps(engine, ask([[1, 2]], [LONG]))))
+        next(stream(engine, ask([[1, 2]], [LONG])))
     assert len(list(steps)) == 99
-
-
-# Async.
-
-
-def async_stream(engine, num=3, params=LONG):
-    return AsyncStream(stream_steps(engine, ask([[1, 2]] * num, [params] * num)))
-
-
-def test_async_deltas_are_the_same_and_steps_run_in_a_thread():
-    engine, threads, ticks = make_engine(wrapped(numbered())), set(), 0
-    step = engine.step
-
-    def slow():
-        threads.add(threading.get_ident())
-        ran.set()
-        assert released.wait(60)  # until the loop has had its turn
-        released.clear()
-        return step()
-
-    ran, released = threading.Event(), threading.Event()
-    expected = list(flatten(stream_steps(engine, ask([[1, 2]] * 3, [SamplingParams(max_tokens=6)] * 3))))
-    engine.step = slow
-
-    async def tick():
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0)
-            if ran.is_set():
-                ran.clear()
-                ticks += 1
-                released.set()
-
-    async def main():
-        ticker = asyncio.create_task(tick())
-        deltas = [delta async for delta in async_stream(engine, params=SamplingParams(max_tokens=6))]
-        ticker.cancel()
-        return deltas
-
-    deltas = asyncio.run(asyncio.wait_for(main(), 120))
-
-    def plain(deltas):
-        return [(d.prompt_idx, d.sample_idx, d.text, d.token_ids, d.finish_reason) for d in deltas]
-
-    assert plain(deltas) == plain(expected) and ticks >= 6 and is_clean(engine)
-    assert threading.get_ident() not in threads and len(threads) == 1
-
-
-@pytest.mark.parametrize("how", ["break", "aclose", "error"])
-def test_leaving_an_async_stream_early_is_clean_at_once(how):
-    engine = make_engine(wrapped(numbered()), num_rows=2)
-
-    async def main():
-        if how == "break":
-            async for _ in async_stream(engine):
-                break
-        elif how == "aclose":
-            async with contextlib.aclosing(async_stream(engine)) as deltas:
-                assert await anext(deltas) and engine.num_unfinished == 3
-            with pytest.raises(StopAsyncIteration):
-                await anext(deltas)
-        else:
-            with contextlib.suppress(ZeroDivisionError):
-                async for _ in async_stream(engine):
-                    1 / 0
-        gc.collect()
-        return is_clean(engine)
-
-    assert asyncio.run(main())
-    for thread in threading.enumerate():
-        if thread.name.startswith("jbatch-stream"):
-            thread.join(60)
-            assert not thread.is_alive()
-
-
-def test_a_cancelled_task_aborts_after_the_step_that_runs():
-    engine = make_engine(wrapped(numbered()))
-    step, entered, go = engine.step, threading.Event(), threading.Event()
-
-    def blocked():
-        entered.set()
-        assert go.wait(60)
-        return step()
-
-    async def consume(deltas):
-        async for _ in deltas:
-            pass
-
-    async def main():
-        engine.step = blocked
-        task = asyncio.create_task(consume(async_stream(engine)))
-        while not entered.is_set():
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.sleep(0)
-        go.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        return is_clean(engine)
-
-    assert asyncio.run(asyncio.wait_for(main(), 120))
-
-
-def test_an_error_of_a_step_comes_out_of_the_async_stream():
-    engine = make_engine(wrapped(numbered()))
-    engine.runner.collect = lambda handle: 1 / 0
-
-    async def main():
-        with pytest.raises(ZeroDivisionError):
-            async for _ in async_stream(engine):
-                pass
-
-    asyncio.run(asyncio.wait_for(main(), 120))
-    assert is_clean(engine)

@@ -140,7 +140,7 @@ def test_the_users_function_sees_its_rows(logits):
     counts, in_prompt = rng.integers(0, 3, (SLOTS, VOCAB)), rng.random((SLOTS, VOCAB)) < 0.3
     rows = rows_of(
         last_token=[4, 3, 2, 1], prompt_len=[7, 8, 9, 1], temperature=[0, 1, 2, 3], seed=[2**32 - 1, 0, 1, 2],
-        sample_idx=[0, 1, 0, 2],
+        sample_idx=[0, 1, 0, 2], request_idx=[5, 2**31 - 1, 0, 5],
     )  # fmt: skip
     seen = []
 
@@ -155,6 +155,7 @@ def test_the_users_function_sees_its_rows(logits):
     expected = LogitsState(
         last_token=[4, 3, 2, 1], length=[0, 1, 2, 3], prompt_len=[7, 8, 9, 1], in_prompt=in_prompt,
         counts=counts, temperature=[0, 1, 2, 3], seed=[-1, 0, 1, 2], sample_idx=[0, 1, 0, 2],
+            request_idx=[5, 2**31 - 1, 0, 5],
     )  # fmt: skip
     for name in LogitsState._fields:
         np.testing.assert_array_equal(getattr(state, name), getattr(expected, name))
@@ -192,9 +193,8 @@ def test_ends_that_only_processing_steps_know(logits):
 
     rows = jnp.arange(SLOTS)
     draws = Draws(None, rows, columns, jnp.full(SLOTS, 3), jnp.asarray([True] * SLOTS), rows)
-    processing = Processing(jnp.asarray(ALL_TOKENS), function)
-    drawing = Drawing(Sampler.PROCESSED, processing)
-    sampled = sample(jnp.asarray(logits), draws, extra_of(bias=bias_rows), drawing)
+    drawing, all_tokens = Drawing(Sampler.PROCESSED, function), jnp.asarray(ALL_TOKENS)
+    sampled = sample(jnp.asarray(logits), draws, extra_of(bias=bias_rows), all_tokens, drawing)
     ends = [Status.NOTHING_LEFT, Status.NON_FINITE, Status.NON_FINITE, Status.RUNNING]
     assert sampled.status.tolist() == ends and sampled.num_tokens.tolist() == [0, 0, 0, 1]
     assert Rows(sampled.columns)["finished"].tolist() == [1, 1, 1, 0]
