@@ -29,8 +29,8 @@ from jbatch.model_dir.paths import check_tokenizer_dir, unread_tokenizer
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
-from jbatch.sampling_params import SamplingParams, to_compile
-from jbatch.seam.bucket import buckets_of
+from jbatch.sampling_params import Sampler, SamplingParams, to_compile
+from jbatch.seam.bucket import Bucket, buckets_of
 from jbatch.seam.runner import Runner
 from jbatch.text.chat import ChatEncoder
 from jbatch.text.messages import Conversation, list_conversations
@@ -213,11 +213,15 @@ class LLM:
         """Compile what requests with these parameters need, as far as it is missing. `generate` does so by
         itself; requests that are added to an engine by hand are refused until it is done."""
         needed = to_compile(sampling.sampler for sampling in params)
-        missing = {sampler for sampler in needed if sampler.choose(self.runner.samplers) is None}
-        if missing:
-            total = len(self.runner.missing_programs(missing))
+        self._compile({sampler for sampler in needed if sampler.choose(self.runner.samplers) is None})
+
+    def _compile(self, samplers: Iterable[Sampler] = (), buckets: Iterable[Bucket] = ()) -> None:
+        """What is missing for these ways of drawing and these buckets, too."""
+        samplers, buckets = tuple(samplers), tuple(buckets)
+        total = len(self.runner.missing_programs(samplers, buckets))
+        if total:
             with progress_bar("compiling", total, enabled=self.config.show_progress) as update:
-                self.runner.prepare(missing, update)
+                self.runner.prepare(samplers, update, buckets)
 
     def new_engine(
         self,
@@ -235,12 +239,14 @@ class LLM:
         which may be set to it.
         """
         config = dataclasses.replace(self.config, mode=mode or self.config.mode)
+        buckets = buckets_of(config, self.max_model_len)
+        self._compile(buckets=buckets)  # another mode has other steps
         key = policy or config.policy
         scheduler = Scheduler(
             SchedulerConfig(
                 shape=self.runner.shape,
                 max_model_len=self.max_model_len,
-                buckets=buckets_of(config, self.max_model_len),
+                buckets=buckets,
                 policy=key if callable(key) else POLICIES[key],
                 admission=MODES[config.mode],
             ),

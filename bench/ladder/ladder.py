@@ -157,7 +157,7 @@ def run_once(subject: Subject, arm: Arm, size: int, workload: Workload, setting:
     )
     compilations = subject.num_compilations() - before
     shape = engine.scheduler.config.shape
-    steps = step_rows(run, shape, MODES[arm.mode].hold_finished, subject.floor)
+    steps = step_rows(run, shape, MODES[arm.mode], subject.floor)
     counts = measures.counts(run, steps, subject.page_size, compilations)
     return Pass(run, steps, counts, measures.rates(run, steps, setting.goodput))
 

@@ -14,10 +14,9 @@ from bench.results import Counts, Latencies, Rates, RequestRow, Spread, StepRow
 def counts(run: Run, steps: Sequence[StepRow], page_size: int, compilations: int) -> Counts:
     """What a pass computed, summed over its steps."""
     summary = run.summary
-    prefill = [step for step in steps if step.kind == "prefill"]
-    decode = [step for step in steps if step.kind == "decode"]
     places = sum(step.pages_used for step in steps) * page_size
     return Counts(
+        num_steps=summary.num_steps,
         decode_steps=summary.decode_steps,
         prefill_steps=summary.prefill_steps,
         slot_steps=summary.slot_steps,
@@ -26,9 +25,9 @@ def counts(run: Run, steps: Sequence[StepRow], page_size: int, compilations: int
         prefill_tokens=summary.prefill_tokens,
         useful_prefill_tokens=summary.useful_prefill_tokens,
         recomputed=summary.recomputed,
-        prefill_padded=sum(step.padded for step in prefill),
-        decode_padded=sum(step.padded for step in decode),
-        decode_wasted=sum(step.wasted for step in decode),
+        prefill_padded=summary.padded_tokens,
+        decode_padded=summary.padded_slots,
+        decode_wasted=summary.wasted,
         num_preempted=summary.num_preempted,
         peak_pages_used=summary.peak_pages_used,
         slot_use=summary.slot_use,

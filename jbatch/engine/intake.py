@@ -23,6 +23,7 @@ class ScheduleFields(TypedDict, total=False):
     priority: int
     deadline: float | None
     predicted_len: int | None
+    streamed: bool
 
 
 class Schedule(NamedTuple):
@@ -32,6 +33,7 @@ class Schedule(NamedTuple):
     priority: int = 0  # for policy "priority"; lower runs first
     deadline: float | None = None  # seconds on the engine's clock
     predicted_len: int | None = None  # output tokens, for policies "sjf" and "ljf"
+    streamed: bool = False  # its tokens are shown one by one: no step draws several
 
 
 class Intake:
@@ -85,6 +87,7 @@ class Intake:
             priority=schedule.priority,
             deadline=schedule.deadline,
             predicted_len=schedule.predicted_len,
+            streamed=schedule.streamed,
             prompt=prompt if isinstance(prompt, str) else None,
             bad_word_ids=bad_word_ids(params, self.tokenizer, self.vocab_size),
         )
