@@ -34,6 +34,7 @@ from jbatch.seam.bucket import Bucket, buckets_of
 from jbatch.seam.runner import Runner
 from jbatch.text.chat import ChatEncoder
 from jbatch.text.messages import Conversation, list_conversations
+from jbatch.text.model_tokenizer import ModelTokenizer
 from jbatch.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -165,7 +166,7 @@ class LLM:
         ]
 
     def chat_token_ids(self, messages: Conversation) -> tuple[int, ...]:
-        """The prompt of one conversation: at most one BOS, all messages, the beginning of the answer.
+        """The prompt of one conversation: no BOS but the template's, all messages, the beginning of the answer.
 
         Raises RequestError for messages that are refused, and for a model without chat template.
         """
@@ -270,9 +271,9 @@ class LLM:
         """
         return SamplingParams(**self._sampling_defaults)
 
-    def get_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, or None where the model directory has none."""
-        return self._tokenizer
+    def get_tokenizer(self) -> ModelTokenizer | None:
+        """The tokenizer and its chat template, or None where the model directory has no tokenizer."""
+        return None if self._tokenizer is None else ModelTokenizer(self._tokenizer, self._chat)
 
     def close(self) -> None:
         """Free the device's memory. The LLM cannot be used afterwards."""
