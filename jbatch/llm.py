@@ -166,7 +166,7 @@ class LLM:
         ]
 
     def chat_token_ids(self, messages: Conversation) -> tuple[int, ...]:
-        """The prompt of one conversation: no BOS but the template's, all messages, the beginning of the answer.
+        """The prompt of a conversation: no BOS but the template's, all messages, the answer's beginning.
 
         Raises RequestError for messages that are refused, and for a model without chat template.
         """
