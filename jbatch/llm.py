@@ -37,6 +37,7 @@ from jbatch.seam.runner import Runner
 from jbatch.text.chat import ChatEncoder
 from jbatch.text.chat_options import ChatFields, options_of
 from jbatch.text.messages import Conversation, list_conversations
+from jbatch.text.model_tokenizer import ModelTokenizer
 from jbatch.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -199,8 +200,10 @@ class LLM:
         ]
 
     def chat_token_ids(self, messages: Conversation, **options: Unpack[ChatFields]) -> tuple[int, ...]:
-        """The prompt of one conversation, as `chat` makes it. Raises RequestError for messages that are
-        refused, and for a model without chat template."""
+        """The prompt of one conversation, as `chat` makes it: no BOS but the template's, all messages, the
+        answer's beginning. Raises RequestError for messages that are refused, and for a model without chat
+        template.
+        """
         return self.chat_encoder.encode(messages, options_of(options)).token_ids
 
     def stream(
@@ -314,9 +317,9 @@ class LLM:
         """
         return SamplingParams(**self._sampling_defaults)
 
-    def get_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, or None where the model directory has none."""
-        return self._tokenizer
+    def get_tokenizer(self) -> ModelTokenizer | None:
+        """The tokenizer and its chat template, or None where the model directory has no tokenizer."""
+        return None if self._tokenizer is None else ModelTokenizer(self._tokenizer, self._chat)
 
     def close(self) -> None:
         """Free the device's memory. The LLM cannot be used afterwards."""

@@ -151,10 +151,10 @@ def test_the_first_space_and_a_character_begun_in_the_prompt_are_shown(monkeypat
     ids = [tokenizer._tokenizer.token_to_id(name) for name in ("▁is", "<0xE6>", "<0x97>", "<0xA5>", "▁is")]
     monkeypatch.setattr(fake_runner, "next_token", lambda token_ids, *_, **__: ids[len(token_ids)])
     engine, params = make_engine(tokenizer), SamplingParams(max_tokens=4, logprobs=0)
-    deltas = list(flatten(stream_steps(engine, ask([ids[:1]], [params]))))
+    deltas = list(stream(engine, ask([ids[:1]], [params])))
     assert [delta.text for delta in deltas] == ["", "", "日", " is"]
     params = SamplingParams(max_tokens=3, stop=" is")
-    deltas = list(flatten(stream_steps(engine, ask([ids[:2]], [params]))))
+    deltas = list(stream(engine, ask([ids[:2]], [params])))
     assert [delta.text for delta in deltas] == ["", "日", ""] and deltas[-1].finish_reason == "stop"
 
 

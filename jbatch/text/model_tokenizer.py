@@ -1,0 +1,56 @@
+"""A model's tokenizer as its users see it: by transformers' names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jbatch.text.chat import ChatEncoder
+from jbatch.text.messages import Conversation
+from jbatch.text.tokenizer import Tokenizer
+
+
+class ModelTokenizer:
+    """The tokenizer of an LLM, and its chat template: the same token ids that `generate` and `chat` make."""
+
+    def __init__(self, tokenizer: Tokenizer, chat: ChatEncoder):
+        self._tokenizer, self._chat = tokenizer, chat
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids it may produce, added tokens included; the model may have fewer, or more."""
+        return self._tokenizer.vocab_size
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id that begins a text; None where no file names one."""
+        return self._tokenizer.bos_token_id
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id that ends a text, by the tokenizer's files; `generate` ends with those of the model, too."""
+        return self._tokenizer.eos_token_id
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of a text; with special tokens, those of it as a prompt.
+
+        Raises RequestError for invalid Unicode, and where the tokenizer fails.
+        """
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids, or of one; ids that the tokenizer does not know give nothing.
+
+        Raises RequestError where the tokenizer's decoder fails.
+        """
+        ids = [token_ids] if isinstance(token_ids, int) else [int(token_id) for token_id in token_ids]
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def apply_chat_template(self, conversation: Conversation, *, tokenize: bool = True) -> list[int] | str:
+        """The prompt that `LLM.chat` makes of a conversation: its token ids, or without `tokenize` its text.
+
+        Raises:
+          RequestError: for messages that are refused, and for a model without chat template.
+          ConfigError: where transformers or jinja2 is not installed.
+        """
+        prompt = self._chat.encode(conversation)
+        return list(prompt.token_ids) if tokenize else prompt.text

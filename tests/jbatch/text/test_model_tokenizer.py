@@ -1,0 +1,45 @@
+"""A model's tokenizer by transformers' names."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from jbatch.errors import RequestError
+from jbatch.text.chat import ChatEncoder
+from jbatch.text.model_tokenizer import ModelTokenizer
+from jbatch.text.tokenizer import load_tokenizer
+from tests.helpers.tokenizers import byte_level, save
+
+needs_jinja = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("transformers", "jinja2")), reason="the extra chat"
+)
+TEMPLATE = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
+
+
+def of(path, **special):
+    save(byte_level(bos=True), path, bos_token="<s>", eos_token="</s>", **special)
+    tokenizer = load_tokenizer(path)
+    return ModelTokenizer(tokenizer, ChatEncoder(path, tokenizer))
+
+
+def test_ids_and_texts(tmp_path):
+    tokenizer = of(tmp_path)
+    assert (tokenizer.vocab_size, tokenizer.bos_token_id, tokenizer.eos_token_id) == (258, 256, 257)
+    ids = tokenizer.encode("hi é")
+    assert ids == [256, *tokenizer.encode("hi é", add_special_tokens=False)]
+    assert tokenizer.decode(ids) == "<s>hi é" and tokenizer.decode(ids, skip_special_tokens=True) == "hi é"
+    assert tokenizer.decode(np.array(ids)) == "<s>hi é" and tokenizer.decode(257) == "</s>"
+
+
+@needs_jinja
+def test_conversations(tmp_path):
+    tokenizer, ask = of(tmp_path, chat_template=TEMPLATE), [{"role": "user", "content": "hi"}]
+    text = tokenizer.apply_chat_template(ask, tokenize=False)
+    assert text == "<s>hi</s>"
+    assert tokenizer.apply_chat_template(ask) == tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_a_model_without_a_template(tmp_path):
+    with pytest.raises(RequestError, match="no chat template"):
+        of(tmp_path).apply_chat_template([{"role": "user", "content": "hi"}])
