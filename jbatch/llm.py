@@ -232,6 +232,7 @@ class LLM:
                 buckets=buckets_of(config, self.max_model_len),
                 policy=key if callable(key) else POLICIES[key],
                 admission=MODES[config.mode],
+                batch_wait_timeout_s=config.batch_wait_timeout_s,
             ),
             limits or (lambda view: StepLimits(config.max_num_batched_tokens, config.max_num_seqs)),
         )

@@ -26,6 +26,8 @@ from jbatch.seam.runner import Runner
 from jbatch.seam.step_input import StepInput
 from jbatch.text.tokenizer import Tokenizer
 
+NAP_S = 0.001  # of a step that finds nothing to compute: long enough to cost no processor, and hardly late
+
 
 class Progress(NamedTuple):
     """New tokens of one sample of a request."""
@@ -70,10 +72,11 @@ class Engine:
         *,
         overlap: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ):
         self.scheduler, self.runner, self.intake = scheduler, runner, intake
         self.summary = Summary()
-        self._clock = clock
+        self._clock, self._sleep = clock, sleep
         self._depth = 1 if overlap else 0
         self._in_flight: deque[_InFlight] = deque()
         self._samples: dict[int, Sample] = {}  # by seq_id
@@ -158,7 +161,8 @@ class Engine:
         """Launch the next step, then take in the result of the one before (of this one, without overlap).
 
         Where that raises, every request ends with an error, which the next call hands out: tokens are lost,
-        so no running row can be trusted.
+        so no running row can be trusted. Where all there is to do is to wait (mode "static-full", for a full
+        batch), it waits a millisecond and returns: new requests may be added.
         """
         begin = self._clock()
         record: StepRecord | None = None
@@ -177,6 +181,8 @@ class Engine:
             self._fail_all(f"a step failed: {type(error).__name__}: {error}")
             raise
         outputs, self._ended = self._ended, []
+        if plan is None and record is None and not outputs and self._samples:
+            self._sleep(NAP_S)
         return EngineStep(plan, record, progress, outputs)
 
     def _fail_all(self, reason: str) -> None:
