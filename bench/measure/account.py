@@ -95,6 +95,7 @@ def _row(
             *(list(map(int, slot)) for slot in zip(plan.rows, plan.seq_ids, frozen, strict=True)),
             *([chunk.row, chunk.seq_id, 0] for chunk in plan.chunks),
         ],
+        pages_contiguous=record.num_running * shape.pages_per_seq,
     )
 
 

@@ -34,6 +34,7 @@ BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY = (
 ARM_COLOURS = {
     "unbatched": GREY,
     "static": ORANGE,
+    "static-full": GREEN,
     "static-padded": RED,
     "static-sorted": SKY,
     "static-sorted-predicted": PINK,
@@ -66,6 +67,13 @@ class Arm(NamedTuple):
         """Slots to draw: the rows of device state that were used, and no fewer than the largest bucket's."""
         rows = (row[0] + 1 for rows in self.steps.get("rows", ()) for row in rows)
         return max([*rows, *self.steps.get("slots", ())], default=0)
+
+
+def columns(rows: Sequence[Sequence[Any]], fields: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each field. Raises ValueError where a row has other fields."""
+    if any(len(row) != len(fields) for row in rows):
+        raise ValueError(f"a row does not have the {len(fields)} fields {', '.join(fields)}")
+    return {name: [row[index] for row in rows] for index, name in enumerate(fields)}
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -198,14 +206,20 @@ def cumulative_tokens(arm: Arm) -> tuple[np.ndarray, np.ndarray]:
 
 @styled
 def pages(arms: Sequence[Arm], num_pages: int | None) -> Figure:
-    """Pages of the cache in use: a panel for each arm, all on one scale."""
+    """Pages of the cache in use: a panel for each arm, all on one scale; and, as far as it is known, what a
+    cache without pages would hold."""
     figure, axes = new_figure(0.8 + 0.95 * len(arms), rows=len(arms), sharex=True, sharey=True)
     colour = colours([arm.name for arm in arms])
     most = max(max(arm.steps["pages_used"]) for arm in arms)
     for axis, arm in zip(axes, arms, strict=True):
-        used = arm.steps["pages_used"]
+        used, contiguous = arm.steps["pages_used"], arm.steps.get("pages_contiguous")
         axis.fill_between(arm.steps["t"], used, step="post", color=colour[arm.name], linewidth=0, alpha=0.85)
-        axis.set_title(f"{arm.name}: at most {max(used):,}" + (f" of {num_pages:,}" if num_pages else ""))
+        title = f"{arm.name}: at most {max(used):,}" + (f" of {num_pages:,}" if num_pages else "")
+        if contiguous:
+            axis.step(arm.steps["t"], contiguous, where="post", color="black", linewidth=0.8)
+            most = max(most, *contiguous)
+            title += f"; contiguous (line): at most {max(contiguous):,}"
+        axis.set_title(title)
         axis.set_ylabel("pages")
         axis.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes[-1].set_xlim(0, None)
@@ -243,23 +257,4 @@ def step_times(arms: Sequence[Arm]) -> Figure | None:
     handles = [Line2D([], [], marker="o", linestyle="", color=colour[arm.name]) for arm in known]
     names = [arm.name for arm in known]
     figure.legend(handles, names, loc="outside upper center", ncols=min(3, len(known)), frameon=False)
-    return figure
-
-
-@styled
-def sweep(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
-    """Throughput over the batch size; a ring around each arm's best."""
-    figure, (axis,) = new_figure(3.8)
-    colour = colours(list(curves))
-    for name, points in curves.items():
-        slots, rates = [point[0] for point in points], [point[1] for point in points]
-        axis.plot(slots, rates, "o-", color=colour[name], markersize=4, label=name)
-        best = int(np.argmax(rates))
-        axis.plot(slots[best], rates[best], "o", color=colour[name], fillstyle="none", markersize=11)
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_ylim(0, None)
-    axis.set_xlabel("max_num_seqs: sequences that may run at once")
-    axis.set_ylabel("output tokens/s")
-    figure.legend(loc="outside upper center", ncols=min(3, len(curves)), frameon=False)
     return figure
