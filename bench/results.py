@@ -62,11 +62,10 @@ class StepRow(NamedTuple):
     wasted: int
     recomputed: int
     kv_tokens: int  # tokens in the cache, of all sequences that hold pages, this step's included
-    rows: list[list[int]]  # [row, request's index in the workload, 0 or 1: it had ended and is held]; of the
-    # first 1000 steps, then empty
-    pages_contiguous: int = (
-        0  # what a cache without pages would hold then: max_model_len for each running one
-    )
+    rows: list[list[int]]  # [row, request's index in the workload, state], of the first 1000 steps, then
+    # empty; state 1: it had ended and is held, 2: a prompt in a mixed step, else 0
+    pages_contiguous: int = 0  # those of max_model_len for each running sequence: a cache without pages
+    output_tokens: int = 0  # given to requests
 
 
 class RequestRow(NamedTuple):

@@ -107,7 +107,7 @@ def _per_second(arms: Mapping[str, ArmResult]) -> Table:
 
 def _counted(arms: Mapping[str, ArmResult]) -> Table:
     """The arms by what does not depend on the machine."""
-    headings = "counted", "decode steps", "slot-steps", "prefill steps", "padding", "KV use", "preempted"
+    headings = "counted", "decode steps", "slot-steps", "prefill steps", "padding", "preempted"
     rows = [
         (
             name,
@@ -115,7 +115,6 @@ def _counted(arms: Mapping[str, ArmResult]) -> Table:
             f"{c.slot_steps}",
             f"{c.prefill_steps}",
             f"{c.padded_share:.0%}",
-            f"{c.kv_use:.0%}",
             f"{c.num_preempted}",
             f"{c.compilations_after_warmup}",
         )
@@ -136,17 +135,19 @@ def _print_memory(out: Console, manifest: Mapping[str, Any], arms: Mapping[str, 
             f"{c.mean_pages_contiguous:.1f}",
             f"{c.peak_pages_contiguous}",
             f"{c.kv_of_contiguous:.0%}",
+            f"{c.kv_use:.0%}",
         )
         for name, arm in ran(arms)
         if (c := arm.counts) is not None
     ]
-    out.print(_table(headings, rows))
+    out.print(_table((*headings, "filled"), rows))
     if {"max_model_len", "page_size", "kv_bytes_per_token"} <= manifest.keys():
         page_size, max_model_len = manifest["page_size"], manifest["max_model_len"]
         kib = page_size * manifest["kv_bytes_per_token"] / 1024
         out.print(
-            f"A page is {page_size} tokens, {kib:,.0f} KiB. Contiguous: each running sequence reserves "
-            f"max_model_len={max_model_len},\n{-(-max_model_len // page_size)} pages.\n"
+            f"A page is {page_size} tokens, {kib:,.0f} KiB; filled: the share that holds tokens. Contiguous: "
+            f"a cache without pages\nreserves max_model_len={max_model_len}, "
+            f"{-(-max_model_len // page_size)} pages, for each running sequence.\n"
         )
 
 

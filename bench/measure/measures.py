@@ -17,8 +17,8 @@ PARTS = ("fill", "queue", "prefill", "decode")  # of E2EL
 def counts(run: Run, steps: Sequence[StepRow], page_size: int, compilations: int) -> Counts:
     """What a pass computed, summed over its steps."""
     summary = run.summary
-    prefill = [step for step in steps if step.kind == "prefill"]
-    decode = [step for step in steps if step.kind == "decode"]
+    records = [event.record for event in run.events if event.record is not None]
+    padded_slots = sum(record.slots - record.slots_used for record in records)
     pages, contiguous = sum(s.pages_used for s in steps), sum(s.pages_contiguous for s in steps)
     return Counts(
         decode_steps=summary.decode_steps,
@@ -29,9 +29,9 @@ def counts(run: Run, steps: Sequence[StepRow], page_size: int, compilations: int
         prefill_tokens=summary.prefill_tokens,
         useful_prefill_tokens=summary.useful_prefill_tokens,
         recomputed=summary.recomputed,
-        prefill_padded=sum(step.padded for step in prefill),
-        decode_padded=sum(step.padded for step in decode),
-        decode_wasted=sum(step.wasted for step in decode),
+        prefill_padded=summary.padded - padded_slots,
+        decode_padded=padded_slots,
+        decode_wasted=summary.wasted,  # a prompt is never wasted: nothing ends before its tokens have come
         num_preempted=summary.num_preempted,
         peak_pages_used=summary.peak_pages_used,
         slot_use=summary.slot_use,

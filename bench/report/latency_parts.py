@@ -53,6 +53,7 @@ def draw(arms: Sequence[Arm]) -> Figure:
     axis.set_yticks(range(len(arms)), [arm.name for arm in reversed(arms)])
     axis.set_xlim(0, 1.15 * most or 1)
     axis.grid(axis="y", visible=False)
+    axis.set_axisbelow(True)
     axis.set_xlabel("mean E2EL, ms")
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return figure

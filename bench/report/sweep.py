@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.report.figures import colours, columns, logarithmic, new_figure, styled
+from bench.report.figures import colours, columns, legend_columns, logarithmic, new_figure, styled
 
 Columns = dict[str, list[Any]]  # by the fields of SweepPoint
 CAPTION = "Each arm at several batch sizes, once each; a ring is its best throughput."
@@ -28,7 +28,7 @@ class Panel(NamedTuple):
 PANELS = (
     Panel("output_throughput", "output tokens/s"),
     Panel("p50_e2el_ms", "E2EL, ms (dashed: p99)", "p99_e2el_ms", logarithmic=True),
-    Panel("slot_use", "slot use, % (dashed: device busy)", "device_busy_share", scale=100),
+    Panel("slot_use", "slot use, %\n(dashed: device busy)", "device_busy_share", scale=100),
 )
 
 
@@ -57,13 +57,16 @@ def draw(curves: Mapping[str, Columns]) -> Figure:
             axis.set_yscale("log")
             logarithmic(axis.yaxis)
         else:
-            axis.set_ylim(0, None)
+            axis.set_ylim(0, 1.05 * axis.get_ylim()[1])  # room for a ring
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     sizes = sorted({size for curve in curves.values() for size in curve["max_num_seqs"]})
     axes[-1].set_xscale("log", base=2)
     axes[-1].set_xticks(sizes, [f"{size:g}" for size in sizes])
     axes[-1].set_xlabel("max_num_seqs: sequences that may run at once")
     handles = [Line2D([], [], marker="o", markersize=4, color=colour[name], label=name) for name in curves]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(3, len(curves)), frameon=False)
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=legend_columns(len(curves)), frameon=False
+    )
     return figure
 
 

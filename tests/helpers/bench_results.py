@@ -86,16 +86,13 @@ def _sweep_point(size, rate):
     return list(SweepPoint(size, rate, p50_e2el_ms=10 / rate, p99_e2el_ms=30 / rate, slot_use=0.5))
 
 
-def _step(kind, live, held, index):
+def _step(kind, live, held, index):  # each of the live gets a token
     rows = [[row, request, 0] for row, request in live.items()]
     rows += [[row, request, 1] for row, request in held.items()]
     computed = 8 if kind == "prefill" else 2
     useful = 3 * len(live) if kind == "prefill" else len(live)
     wasted = 0 if kind == "prefill" else len(held)
     padded = computed - useful - wasted
-    t = (index + 1) * SECONDS
-    return [
-        *StepRow(
-            kind, 2, len(rows), 2, 0.8 * SECONDS, t, 0.002, computed, useful, padded, wasted, 0, 9, rows, 8
-        )
-    ]
+    times = 0.8 * SECONDS, (index + 1) * SECONDS, 0.002
+    account = computed, useful, padded, wasted, 0, 9
+    return list(StepRow(kind, 2, len(rows), 2, *times, *account, rows, 8, len(live)))

@@ -126,14 +126,19 @@ def test_the_slot_timeline_tells_all_states_apart():
     shade = slot_timeline.PREFILL_SHADE
     assert np.allclose(padded[:, 0], [shade * first, shade * second])  # both prefill
     assert np.allclose(padded[:, 1], [first, colour(slot_timeline.HELD)])  # request 1 has ended
+    mixed = arms()[1]
+    mixed.steps["kind"][1], mixed.steps["rows"][1] = "mixed", [[0, 0, 0], [1, 1, 2]]
+    assert np.allclose(slot_timeline.image(mixed)[:, 1], [first, shade * second])
     assert np.allclose(continuous[0, 1], colour(slot_timeline.IDLE))  # another one prefills
     assert np.allclose(continuous[0, -1], colour(slot_timeline.PADDING))  # one sequence in a bucket of two
 
 
 def test_every_token_is_counted_in_time():
+    """In results whose steps say how many tokens they gave, and in older ones."""
     for arm in arms():
-        times, total = report_figures.cumulative_tokens(arm)
-        assert total[-1] == sum(bench_results.OUTPUT_LENS) and (np.diff(times) >= 0).all()
+        older = arm._replace(steps={k: v for k, v in arm.steps.items() if k != "output_tokens"})
+        for times, total in map(report_figures.cumulative_tokens, (arm, older)):
+            assert total[-1] == sum(bench_results.OUTPUT_LENS) and (np.diff(times) >= 0).all()
 
 
 def test_latencies_of_requests():
@@ -150,10 +155,16 @@ def test_without_a_floor_no_floor_is_drawn():
     assert report_figures.step_times([unknown]) is None
 
 
-def test_where_the_latency_goes_is_a_table_and_bars(folder):
-    page = report.write(folder).read_text()
-    heading = page[page.index("Where the latency goes") :]
-    header, first = re.findall(r"<tr>(.*?)</tr>", heading)[:2]
+def test_each_kind_of_step_has_its_panel():
+    _, arm = arms()
+    titles = [axis.get_title(loc="left") for axis in report_figures.step_times([arm]).axes]
+    assert titles == ["decode steps", "prefill steps"]
+    arm.steps["kind"][1] = "mixed"
+    assert len(report_figures.step_times([arm]).axes) == 3
+
+
+def test_where_the_latency_goes_is_a_table_and_bars():
+    header, first = re.findall(r"<tr>(.*?)</tr>", "".join(latency_parts.table(arms())))[:2]
     assert re.findall(r"(\w+) (mean|p50|p99), ms", header)[:4] == [
         ("fill", "mean"), ("fill", "p50"), ("fill", "p99"), ("queue", "mean"),
     ]  # fmt: skip
