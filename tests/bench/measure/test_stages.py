@@ -7,6 +7,8 @@ from bench.measure import measures
 from bench.measure.drive import Fill, drive
 from bench.workloads.workload import WorkItem, Workload
 from jbatch.engine.engine import Engine
+from jbatch.host.limits import StepLimits
+from jbatch.host.scheduler import Scheduler
 from tests.helpers.fake_subject import FakeSubject
 
 STEP_S, NAP_S = 1.0, 0.25
@@ -22,10 +24,12 @@ class Clock:
         return self.now
 
 
-def measure(arm, *requests, size=2, timeout_s=100.0):
-    """The parts of each request's E2EL in seconds; a request is (arrival, output_len)."""
+def measure(arm, *requests, size=2, timeout_s=100.0, budget=2048):
+    """The parts of each request's E2EL in seconds. A request: (arrival, output_len), of 8 prompt tokens."""
     clock, subject = Clock(), FakeSubject(max_num_seqs=4, batch_wait_timeout_s=timeout_s, overlap=False)
     built = subject.new_engine(ARMS[arm], size)
+
+    scheduler = Scheduler(built.scheduler.config, lambda view: StepLimits(budget, size))
 
     class Stepping:
         samplers, counts_all = built.runner.samplers, built.runner.counts_all
@@ -40,7 +44,7 @@ def measure(arm, *requests, size=2, timeout_s=100.0):
     def sleep(_):
         clock.now += NAP_S
 
-    engine = Engine(built.scheduler, Stepping(), built.intake, overlap=False, clock=clock, sleep=sleep)
+    engine = Engine(scheduler, Stepping(), built.intake, overlap=False, clock=clock, sleep=sleep)
     items = tuple(WorkItem((3 + at,) * 8, length, arrival) for at, (arrival, length) in enumerate(requests))
     run = drive(engine, Workload("made up", items, 0, {}), clock=clock)
     if arm == "static-full":
@@ -77,6 +81,12 @@ def test_a_batch_that_is_late_before_the_one_ahead_has_ended_waits_in_the_queue(
 def test_a_third_request_is_not_of_the_batch_that_it_sees_start():
     *_, third, fourth = measure("static-full", (0.0, 2), (0.0, 2), (0.0, 1), (5.0, 1))
     assert third == (5.0, 0.0, 1.0, 0.0) and fourth == (0.0, 0.0, 1.0, 0.0)
+
+
+def test_a_batch_whose_prompts_take_several_steps_is_one_batch():
+    """The first has ended before the second is planned."""
+    first, second = measure("static-full", (0.0, 1), (3.0, 1), budget=8)
+    assert first == (3.0, 0.0, 1.0, 0.0) and second == (0.0, 1.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize("arm", ["unbatched", "static", "static-padded", "continuous"])
