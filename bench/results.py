@@ -102,16 +102,17 @@ class SweepPoint(NamedTuple):
 class Counts:
     """What was computed, step by step: exact, and the same on every machine where the run is closed."""
 
-    decode_steps: int
-    prefill_steps: int
-    slot_steps: int  # rows computed in decode steps, padding included
+    num_steps: int
+    decode_steps: int  # those in which sequences decoded
+    prefill_steps: int  # those with prompts; a mixed step is both
+    slot_steps: int  # slots computed, padding included
     useful_slot_steps: int
     output_tokens: int
     prefill_tokens: int  # computed, padding included
     useful_prefill_tokens: int
     recomputed: int
     prefill_padded: int
-    decode_padded: int  # rows of decode steps that no sequence was in
+    decode_padded: int  # slots that no sequence was in
     decode_wasted: int  # rows whose sequence had ended
     num_preempted: int
     peak_pages_used: int

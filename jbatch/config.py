@@ -16,6 +16,7 @@ DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 ModeName = Literal["continuous", "static", "static-full", "static-padded", "unbatched"]
 PolicyName = Literal["fcfs", "sjf", "ljf", "priority"]
 BackendName = Literal["auto", "xla", "triton", "mosaic"]
+GenerationConfigName = Literal["auto", "jbatch"]
 SamplerName = Literal["greedy", "plain", "filtered", "logprobs", "processed", "extended"]
 
 
@@ -111,7 +112,7 @@ class EngineConfig:
     load_format: Literal["auto", "dummy"] = "auto"  # "dummy": random weights, for benchmarks
     max_model_len: int | None = None  # tokens of prompt and output; None: the model's limit
     max_num_seqs: int = 64  # sequences that run at once
-    max_num_batched_tokens: int = 2048  # tokens of one prefill step
+    max_num_batched_tokens: int = 2048  # of prompts, in one step; decoding sequences are besides
     page_size: int = 64  # tokens
     num_pages: int | None = None  # page 0 is never used; None: from the two below
     kv_cache_memory_bytes: int | None = None
@@ -120,11 +121,13 @@ class EngineConfig:
     batch_wait_timeout_s: float = 1.0  # static-full: how long the oldest waits for a full batch at most
     policy: PolicyName = "fcfs"
     seed: int = 0
+    generation_config: GenerationConfigName = "auto"  # whose sampling defaults: the model's, or jbatch's own
     device: Literal["auto", "cpu", "cuda"] = "auto"
     attention_backend: BackendName = "auto"  # kernels; "auto": the device's default in pallas_kernels
+    num_decode_steps: int = 1  # per dispatch, where nothing waits and nobody must see each token at once
     overlap: bool = True  # plan step n+1 while the device computes step n
     decode_buckets: tuple[int, ...] | None = None  # slots; the largest must hold max_num_seqs
-    token_buckets: tuple[int, ...] | None = None  # tokens of a prefill step, multiples of 8
+    token_buckets: tuple[int, ...] | None = None  # prompt tokens of a step, multiples of 8
     samplers: tuple[SamplerName, ...] | None = None  # compiled at first; None: the first three
     compilation_cache_dir: str | None = "~/.cache/jbatch"  # None: compile anew in every process
     show_progress: bool = True  # while compiling, on a terminal
@@ -135,11 +138,13 @@ class EngineConfig:
         check_choice("page_size", self.page_size, PAGE_SIZES)
         check_choice("mode", self.mode, get_args(ModeName))
         check_choice("policy", self.policy, get_args(PolicyName))
+        check_choice("generation_config", self.generation_config, get_args(GenerationConfigName))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         check_choice("attention_backend", self.attention_backend, get_args(BackendName))
         check_range("max_num_seqs", self.max_num_seqs, 1, 4096)
         check_range("max_num_batched_tokens", self.max_num_batched_tokens, TOKEN_ALIGN, 2**20)
         check_range("seed", self.seed, 0, 2**32 - 1)
+        check_range("num_decode_steps", self.num_decode_steps, 1, 64)
         for name, low in (("max_model_len", 2), ("num_pages", 2), ("kv_cache_memory_bytes", 1)):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), low, 2**62)
@@ -189,14 +194,14 @@ class EngineConfig:
         return tuple(sorted({*smaller, *above, self.max_num_seqs}))
 
     def token_sizes(self, max_model_len: int) -> tuple[int, ...]:
-        """Tokens of the prefill programs: powers of two up to what one step may have to hold."""
+        """Prompt tokens of the programs that have any: powers of two up to what one step may have to hold."""
         if self.token_buckets is not None:
             return self.token_buckets
         aligned_len = -(-max_model_len // TOKEN_ALIGN) * TOKEN_ALIGN
         most = min(
             -(-self.max_num_batched_tokens // TOKEN_ALIGN) * TOKEN_ALIGN, self.max_num_seqs * aligned_len
         )
-        sizes = [size for size in (64 << i for i in range(15)) if size < most]
+        sizes = [size for size in (32 << i for i in range(16)) if size < most]
         return (*sizes, most)
 
 

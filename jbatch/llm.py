@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from jbatch.host.limits import Limits, StepLimits
 from jbatch.host.policy import MODES, POLICIES, Policy
 from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.model_dir.config_json import load_bos_token_id, load_eos_token_ids
+from jbatch.model_dir.generation_json import load_sampling_defaults
+from jbatch.model_dir.paths import check_tokenizer_dir, unread_tokenizer
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
-from jbatch.sampling_params import SamplingParams, to_compile
-from jbatch.seam.bucket import buckets_of
+from jbatch.sampling_params import Sampler, SamplingParams, to_compile
+from jbatch.seam.bucket import Bucket, buckets_of
 from jbatch.seam.runner import Runner
 from jbatch.text.chat import ChatEncoder
 from jbatch.text.messages import Conversation, list_conversations
@@ -64,6 +67,11 @@ class LLM:
         model_dir = Path(model)
         self.model_config = resolve_model(model_dir, self.config)
         self.max_model_len = resolve_max_model_len(self.config, self.model_config)
+        self._sampling_defaults = load_sampling_defaults(model_dir, self.config.generation_config)
+        if tokenizer is not None:
+            check_tokenizer_dir(tokenizer)
+        elif (reason := unread_tokenizer(model_dir)) is not None:
+            warnings.warn(f"{model_dir} {reason}", stacklevel=2)  # prompts of token ids work
         tokenizer_dir = Path(tokenizer or model_dir)
         self._tokenizer = load_tokenizer(tokenizer_dir, load_bos_token_id(model_dir))
         self._chat = ChatEncoder(tokenizer_dir, self._tokenizer)
@@ -88,7 +96,8 @@ class LLM:
 
         Args:
           prompts: one, or a list: text, token ids, or vLLM's dictionaries.
-          sampling_params: for all prompts, or one for each.
+          sampling_params: for all prompts, or one for each, taken as they are; without any, those of
+            `get_default_sampling_params`.
           priority: of each prompt, for policy "priority"; lower runs first.
           use_tqdm: show a progress bar, on a terminal.
 
@@ -194,7 +203,8 @@ class LLM:
     ) -> list[UncheckedRequest]:
         """Raises what `generate` raises for its arguments."""
         check_idle(self.engine)
-        requests = list_requests(prompts, sampling_params, priority, self._request_ids)
+        params = self.get_default_sampling_params() if sampling_params is None else sampling_params
+        requests = list_requests(prompts, params, priority, self._request_ids)
         self.prepare(request.params for request in requests)
         return requests
 
@@ -202,11 +212,15 @@ class LLM:
         """Compile what requests with these parameters need, as far as it is missing. `generate` does so by
         itself; requests that are added to an engine by hand are refused until it is done."""
         needed = to_compile(sampling.sampler for sampling in params)
-        missing = {sampler for sampler in needed if sampler.choose(self.runner.samplers) is None}
-        if missing:
-            total = len(self.runner.missing_programs(missing))
+        self._compile({sampler for sampler in needed if sampler.choose(self.runner.samplers) is None})
+
+    def _compile(self, samplers: Iterable[Sampler] = (), buckets: Iterable[Bucket] = ()) -> None:
+        """What is missing for these ways of drawing and these buckets, too."""
+        samplers, buckets = tuple(samplers), tuple(buckets)
+        total = len(self.runner.missing_programs(samplers, buckets))
+        if total:
             with progress_bar("compiling", total, enabled=self.config.show_progress) as update:
-                self.runner.prepare(missing, update)
+                self.runner.prepare(samplers, update, buckets)
 
     def new_engine(
         self,
@@ -224,12 +238,14 @@ class LLM:
         which may be set to it.
         """
         config = dataclasses.replace(self.config, mode=mode or self.config.mode)
+        buckets = buckets_of(config, self.max_model_len)
+        self._compile(buckets=buckets)  # another mode has other steps
         key = policy or config.policy
         scheduler = Scheduler(
             SchedulerConfig(
                 shape=self.runner.shape,
                 max_model_len=self.max_model_len,
-                buckets=buckets_of(config, self.max_model_len),
+                buckets=buckets,
                 policy=key if callable(key) else POLICIES[key],
                 admission=MODES[config.mode],
                 batch_wait_timeout_s=config.batch_wait_timeout_s,
@@ -244,6 +260,15 @@ class LLM:
             seed=config.seed,
         )
         return Engine(scheduler, self.runner if runner is None else runner, intake, overlap=config.overlap)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What `generate` takes where it is given no parameters: jbatch's own defaults, and before them the
+        sampling values of the model's generation_config.json (not with `generation_config="jbatch"`). A
+        `max_tokens` from there is cut where the context ends.
+
+        To change some of them: `dataclasses.replace(llm.get_default_sampling_params(), temperature=0)`.
+        """
+        return SamplingParams(**self._sampling_defaults)
 
     def get_tokenizer(self) -> Tokenizer | None:
         """The tokenizer, or None where the model directory has none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ MAX_LOGIT_BIAS = 1024  # entries
 MAX_BAD_WORDS = 16  # strings
 MAX_BAD_WORD_IDS = 2 * MAX_BAD_WORDS  # each with and without a space in front: a shape of the step
 MAX_BAD_WORD_LEN = 8  # tokens of one: a shape of the step
+MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 MAX_ID = 2**31 - 1  # the model's vocabulary is checked by the engine
 GREEDY_BELOW = 1e-5  # a temperature below it means greedy, as in vLLM
 
@@ -78,12 +80,20 @@ def with_unions(samplers: Iterable[Sampler]) -> tuple[Sampler, ...]:
     return tuple(sorted(samplers | {one.union(other) for one in samplers for other in samplers}))
 
 
+class UpTo(int):
+    """A `max_tokens` that a model names as its default: so many tokens, or as many as there is room for.
+
+    A plain number is a request's own wish, and one for which the context has no room is refused.
+    """
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
     """How to choose the tokens of one request. Names and defaults are vLLM's, but for `max_tokens`.
 
     temperature below 1e-5 is greedy. top_k 0 or -1 keeps all tokens. `max_tokens=None` generates to the
-    end of the context. `seed=None` derives a seed from the engine's seed and the request's index.
+    end of the context. `seed=None`, and -1, derive a seed from the engine's seed and the request's index.
+    Stop strings need a text: they are refused with `detokenize=False`.
 
     The repetition penalty counts prompt and output (Keskar et al. 2019), presence and frequency penalties
     count output alone (OpenAI). Log-probabilities are the model's own: of its logits, before all of these.
@@ -132,12 +142,7 @@ class SamplingParams:
             raise RequestError("top_p", self.top_p, "must be above 0 and at most 1")
         check_integer("top_k", self.top_k, -1, MAX_ID)
         check_number("min_p", self.min_p, 0, 1)
-        for name, high in (("seed", 2**32 - 1), ("max_tokens", MAX_ID)):
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), 0, high)
-        check_integer(
-            "min_tokens", self.min_tokens, 0, MAX_ID if self.max_tokens is None else self.max_tokens
-        )
+        _check_lengths(self.min_tokens, self.max_tokens)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 0, MAX_LOGPROBS)
@@ -145,6 +150,7 @@ class SamplingParams:
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(name, getattr(self, name), "must be true or false")
         checked = {
+            "seed": _seed(self.seed),
             "stop": _texts(
                 "stop", (self.stop,) if isinstance(self.stop, str) else self.stop, MAX_STOP_STRINGS
             ),
@@ -161,12 +167,21 @@ class SamplingParams:
                     "allowed_token_ids", self.allowed_token_ids, "must name at least one token id"
                 )
             checked["allowed_token_ids"] = _token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ID)
+        if checked["stop"] and not self.detokenize:
+            raise RequestError(
+                "stop", self.stop, "takes detokenize=True: a stop string is looked for in a text"
+            )
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
     @property
     def greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW
+
+    @property
+    def fills_room(self) -> bool:
+        """Whether the number of its tokens depends on the room that the context leaves."""
+        return self.max_tokens is None or isinstance(self.max_tokens, UpTo)
 
     @property
     def sampler(self) -> Sampler:
@@ -195,6 +210,14 @@ class SamplingParams:
         return wanted or bool(self.logprob_token_ids)
 
 
+def seed_bits(seed: int) -> int:
+    """The uint32 that a seed draws by: itself where it is one, otherwise a hash of its 64 bits."""
+    if 0 <= seed < 2**32:
+        return seed
+    digest = hashlib.blake2b(seed.to_bytes(8, "little", signed=True), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
 def check_integer(field: str, value: Any, low: int, high: int) -> None:
     """Raise RequestError where `value` is not an integer from `low` to `high`."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -205,6 +228,24 @@ def check_number(field: str, value: Any, low: float, high: float) -> None:
     """Raise RequestError where `value` is not a number from `low` to `high`."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:  # or NaN
         raise RequestError(field, value, f"must be a number from {low} to {high}")
+
+
+def _check_lengths(min_tokens: Any, max_tokens: Any) -> None:
+    if max_tokens is None:
+        return check_integer("min_tokens", min_tokens, 0, MAX_ID)
+    check_integer("max_tokens", max_tokens, 0, MAX_ID)
+    if isinstance(max_tokens, UpTo) and isinstance(min_tokens, int) and min_tokens > max_tokens:
+        reason = f"the model's generation_config.json sets max_tokens={max_tokens}: set max_tokens, too"
+        raise RequestError("min_tokens", min_tokens, reason)
+    return check_integer("min_tokens", min_tokens, 0, max_tokens)
+
+
+def _seed(seed: Any) -> int | None:
+    """A seed, or None where there is none: -1 asks for none, as in vLLM."""
+    if seed is None:
+        return None
+    check_integer("seed", seed, MIN_SEED, MAX_SEED)
+    return None if seed == -1 else seed
 
 
 def _texts(field: str, texts: Any, most: int) -> tuple[str, ...]:

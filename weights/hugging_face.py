@@ -16,6 +16,25 @@ from weights.safetensors_file import DTYPES, FLOATS, Tensor, aligned_empty, read
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# What may be there instead of safetensors, and what to do; the first that is there counts.
+_UNREAD = {
+    (".bin", ".pt", ".pth", ".ckpt"): f"may run code when read, so it never is: convert it to {SINGLE} first",
+    (".gguf", ".ggml"): "is GGUF, which is not read: take the model's safetensors",
+    (
+        "adapter_model.safetensors",
+    ): "is a LoRA adapter: merge it into its base model (peft: merge_and_unload)",
+    ("consolidated.safetensors",): f"has Mistral's own names: take the repository's {SINGLE} or its shards",
+    (".msgpack", ".h5", ".npz", ".onnx"): f"is not read: take the model's {SINGLE} or its shards",
+    (
+        ".safetensors",
+    ): f"is not called {SINGLE}, nor is there an index: rename it where it is the whole model",
+}
+# Tensors of GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes, HQQ and MLX beside a packed or scaled weight.
+_QUANTISED = re.compile(
+    r"\.(qweight|qzeros|g_idx|weight_packed|weight_scale(_inv)?|weight_zero_point|SCB|"
+    r"weight\.(absmax|quant_map|quant_state\..*)|W_q|scales|biases)$"
+)
+_TAKE_FLOATS = "take the model's bfloat16 or float16 weights"
 _WEIGHTS_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors", re.ASCII)
 
 
@@ -52,7 +71,7 @@ def check_hugging_face(model_dir: str | Path, like: Mapping[str, jax.ShapeDtypeS
     """Every tensor of the directory by name, from its headers alone. Raises WeightsError as loading would."""
     tensors = locate(Path(model_dir))
     table = {name: names.parts(name, leaf.shape) for name, leaf in like.items()}
-    raise_if_any(model_dir, _problems(tensors, table))
+    raise_if_any(model_dir, _other_names(tensors, table) or _problems(tensors, table))
     return tensors
 
 
@@ -119,11 +138,10 @@ def _nothing_found(model_dir: Path, shards: list[str]) -> str:
         return f"{model_dir}: no such directory"
     if shards:
         return f"{model_dir}: {INDEX} is missing, though there are shards ({shards[0]})"
-    pickled = sorted(p.name for p in model_dir.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if pickled:
-        return (
-            f"{model_dir}: {pickled[0]} may run code when read, so it never is: convert it to {SINGLE} first"
-        )
+    names = sorted(path.name for path in model_dir.iterdir())
+    for suffixes, hint in _UNREAD.items():
+        if (found := next((name for name in names if name.endswith(suffixes)), None)) is not None:
+            return f"{model_dir}: {found} {hint}"
     return f"{model_dir}: neither {SINGLE} nor {INDEX} is there"
 
 
@@ -143,6 +161,29 @@ def _problems(tensors: Mapping[str, Tensor], table: Mapping[str, list[names.Part
         if not names.IGNORED.fullmatch(name) and not _is_tied_copy(name, tensors, problems):
             problems.append(f"tensor {name[:80]!r} is unexpected")
     return problems
+
+
+def _other_names(tensors: Mapping[str, Tensor], table: Mapping[str, list[names.Part]]) -> list[str]:
+    """One problem in place of hundreds, where the tensors of a whole model go by other names."""
+    wanted = {part.name for parts in table.values() for part in parts}
+    quantised = next((name for name in sorted(tensors) if _QUANTISED.search(name)), None)
+    if quantised is not None:
+        return [f"tensor {quantised[:80]!r} is of quantised weights, which are not read: {_TAKE_FLOATS}"]
+    lora = next((name for name in sorted(tensors) if ".lora_" in name), None)
+    if lora is not None:
+        return [f"tensor {lora[:80]!r} is of a LoRA adapter: merge it into its base model"]
+    first = "model.embed_tokens.weight"
+    if first not in wanted or first in tensors:
+        return []
+    prefixed = next((name for name in sorted(tensors) if name.endswith("embed_tokens.weight")), None)
+    if prefixed is None:
+        return []
+    prefix = prefixed.removesuffix("embed_tokens.weight")
+    found = f"begin with {prefix!r}" if prefix else "have no prefix"
+    return [
+        f"tensors {found}, not with 'model.' ({prefixed[:80]!r} is there, {first!r} is not): load them with "
+        "transformers' AutoModelForCausalLM and save_pretrained, or rename them"
+    ]
 
 
 def _is_tied_copy(name: str, tensors: Mapping[str, Tensor], problems: list[str]) -> bool:

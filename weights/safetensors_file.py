@@ -34,6 +34,7 @@ DTYPES = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
+_LFS_POINTER = int.from_bytes(b"version ", "little")  # it begins with "version https://git-lfs..."
 FLOATS = ("BF16", "F16", "F32", "F64")
 
 
@@ -103,6 +104,10 @@ def _read_header(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
+        if length == _LFS_POINTER:
+            raise ValueError(
+                "a pointer of Git LFS in place of the file: run `git lfs pull` in its repository"
+            )
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
             raise ValueError(
                 f"a header of {length} bytes in a file of {size} (truncated, or not safetensors)"

@@ -17,6 +17,7 @@ from bench.measure.account import step_rows
 from bench.results import ArmResult, Rates
 from bench.workloads.workload import Workload
 from jbatch.errors import ConfigError
+from jbatch.host.policy import MODES
 
 
 @dataclasses.dataclass
@@ -126,7 +127,7 @@ def result(measurement: Measurement, stage: Stage) -> ArmResult:
     )
     if middle.run is None:
         return shown
-    steps = step_rows(middle.run, stage.shape, False)
+    steps = step_rows(middle.run, stage.shape, MODES["continuous"])
     return dataclasses.replace(
         shown,
         counts=measures.counts(middle.run, steps, stage.subject.page_size, 0),

@@ -30,7 +30,7 @@ ROUNDS = 3
 SLOTS, PROMPT_LEN, MAX_MODEL_LEN = 64, 128, 512
 OPTIONS: dict[str, Any] = {
     "max_num_seqs": SLOTS,
-    "decode_buckets": (SLOTS,),
+    "decode_buckets": (1, SLOTS),  # a single one would decode in steps that hold prompts, too
     "max_num_batched_tokens": SLOTS * PROMPT_LEN,  # all prompts in one step, so that all lengths are equal
     "token_buckets": (SLOTS * PROMPT_LEN,),
     "max_model_len": MAX_MODEL_LEN,

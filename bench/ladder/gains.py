@@ -37,7 +37,7 @@ def gains(
     """Ratios by names such as "continuous / static", or {"refused": why}.
 
     Of output throughput: the median over the repeats of the ratio within a repeat, since arms take turns and
-    a slow spell hits its neighbours too. "decode_steps static / continuous" and "slot_steps ..." are counted.
+    a slow spell hits its neighbours too. "num_steps static / continuous" and "slot_steps ..." are counted.
     """
     reason = refusal(arms, workload, max_concurrency)
     if reason is not None:
@@ -47,7 +47,7 @@ def gains(
     if "unbatched" in ran:
         pairs += [(name, "unbatched") for name in ran if name not in ("unbatched", "continuous")]
     named = {f"{over} / {under}": statistics.median(ratios(arms, over, under)) for over, under in pairs}
-    for field in ("decode_steps", "slot_steps"):
+    for field in ("num_steps", "slot_steps"):
         counted = {name: getattr(arms[name].counts, field) for name in ran}
         for base in ran:
             if base != "continuous":

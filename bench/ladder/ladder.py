@@ -164,7 +164,7 @@ def run_once(subject: Subject, arm: Arm, size: int, workload: Workload, setting:
     config = engine.scheduler.config
     if config.admission.wait_full:
         run = run._replace(fill=Fill(size, config.batch_wait_timeout_s))
-    steps = step_rows(run, config.shape, config.admission.hold_finished, subject.floor)
+    steps = step_rows(run, config.shape, config.admission, subject.floor)
     counts = measures.counts(run, steps, subject.page_size, compilations)
     return Pass(run, steps, counts, measures.rates(run, steps, setting.goodput))
 

@@ -107,13 +107,14 @@ def _per_second(arms: Mapping[str, ArmResult]) -> Table:
 
 def _counted(arms: Mapping[str, ArmResult]) -> Table:
     """The arms by what does not depend on the machine."""
-    headings = "counted", "decode steps", "slot-steps", "prefill steps", "padding", "preempted"
+    headings = "counted", "steps", "decoding", "with prompts", "slot-steps", "padding", "preempted"
     rows = [
         (
             name,
+            f"{c.num_steps}",
             f"{c.decode_steps}",
-            f"{c.slot_steps}",
             f"{c.prefill_steps}",
+            f"{c.slot_steps}",
             f"{c.padded_share:.0%}",
             f"{c.num_preempted}",
             f"{c.compilations_after_warmup}",
@@ -214,12 +215,12 @@ def print_gains(out: Console, every: Sequence[Results]) -> None:
         out.print("continuous over each static baseline (in brackets: claimed, for a static left undefined)")
         headings = ("tokens/s, scenario", *STATIC)
         out.print(_table(headings, [_over_static(*item) for item in named.items()]))
-        for field in ("decode_steps", "slot_steps"):
+        for field in ("num_steps", "slot_steps"):
             rows = [
                 (name, *(_beside(gains.get(f"{field} {base} / continuous"), None) for base in STATIC))
                 for name, gains in named.items()
             ]
-            out.print(_table((f"{field.replace('_', ' ')}, counted", *STATIC), rows))
+            out.print(_table((f"{field.replace('num_', '').replace('_', '-')}, counted", *STATIC), rows))
         _print_range(out, [worst_range(r.arms) for r in every if "refused" not in r.gains])
     for results in every:
         if "refused" in results.gains:

@@ -13,6 +13,7 @@ from bench.measure.floor import Floor
 from bench.results import StepRow
 from jbatch.host.metrics import StepRecord
 from jbatch.host.plan import StepPlan
+from jbatch.host.policy import Admission
 from jbatch.seam.bucket import room_of
 from jbatch.seam.shape import StateShape
 
@@ -20,13 +21,15 @@ from jbatch.seam.shape import StateShape
 class Replay:
     """Which sequences hold pages, and for how many tokens.
 
-    hold: as the admission's `hold_finished`: pages are given back when all have ended.
+    Where requests join at every step, pages are given back once a sequence's last token is planned; in a
+    batch when its result is there, and with `hold_finished` when all have ended.
     """
 
-    def __init__(self, output_lens: Sequence[int], hold: bool):
+    def __init__(self, output_lens: Sequence[int], admission: Admission):
         self.held: dict[int, int] = {}  # sequence -> tokens in the cache, those of launched steps included
+        self._unplanned = list(output_lens)  # tokens that no step was launched for
         self._left = list(output_lens)  # tokens that are still to come
-        self._hold = hold
+        self._admission = admission
 
     def launch(self, plan: StepPlan) -> None:
         for seq_id in plan.preempted:
@@ -36,11 +39,18 @@ class Replay:
         for chunk in plan.chunks:
             self.held[chunk.seq_id] = chunk.end
 
+    def launched(self, plan: StepPlan) -> None:
+        """What is given back as soon as the step is under way."""
+        for seq_id in (*_active(plan), *_begun(plan)):
+            self._unplanned[seq_id] -= 1
+            if self._admission.refill and not self._unplanned[seq_id]:
+                del self.held[seq_id]
+
     def take_in(self, plan: StepPlan) -> None:
         """A step's result: a token for each draw, but of rows that are held."""
         for seq_id in (*_active(plan), *_begun(plan)):
             self._left[seq_id] -= 1
-        if not self._hold or all(self._left[seq_id] == 0 for seq_id in self.held):
+        if not self._admission.hold_finished or all(self._left[seq_id] == 0 for seq_id in self.held):
             for seq_id in [seq_id for seq_id in self.held if self._left[seq_id] == 0]:
                 del self.held[seq_id]
 
@@ -52,13 +62,13 @@ class Replay:
         return sum(-(-tokens // page_size) for tokens in self.held.values())
 
 
-def step_rows(run: Run, shape: StateShape, hold: bool, floor: Floor | None = None) -> list[StepRow]:
+def step_rows(run: Run, shape: StateShape, admission: Admission, floor: Floor | None = None) -> list[StepRow]:
     """One row per step of an engine whose state has this shape.
 
     Pages and tokens in the cache are counted when the step's result had been taken in: then the next step, if
     any, has been launched, and what ended has given its pages back.
     """
-    replay = Replay([item.output_len for item in run.workload.items], hold)
+    replay = Replay([item.output_len for item in run.workload.items], admission)
     waiting: dict[int, tuple[StepPlan, float | None]] = {}
     rows = []
     for event in run.events:
@@ -66,6 +76,7 @@ def step_rows(run: Run, shape: StateShape, hold: bool, floor: Floor | None = Non
             replay.launch(event.plan)
             least = None if floor is None else _floor_s(event.plan, replay, floor)
             waiting[event.plan.step_idx] = event.plan, least
+            replay.launched(event.plan)
         if event.record is not None:
             plan, least = waiting.pop(event.record.step_idx)
             replay.take_in(plan)

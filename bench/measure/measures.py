@@ -17,10 +17,9 @@ PARTS = ("fill", "queue", "prefill", "decode")  # of E2EL
 def counts(run: Run, steps: Sequence[StepRow], page_size: int, compilations: int) -> Counts:
     """What a pass computed, summed over its steps."""
     summary = run.summary
-    records = [event.record for event in run.events if event.record is not None]
-    padded_slots = sum(record.slots - record.slots_used for record in records)
     pages, contiguous = sum(s.pages_used for s in steps), sum(s.pages_contiguous for s in steps)
     return Counts(
+        num_steps=summary.num_steps,
         decode_steps=summary.decode_steps,
         prefill_steps=summary.prefill_steps,
         slot_steps=summary.slot_steps,
@@ -29,9 +28,9 @@ def counts(run: Run, steps: Sequence[StepRow], page_size: int, compilations: int
         prefill_tokens=summary.prefill_tokens,
         useful_prefill_tokens=summary.useful_prefill_tokens,
         recomputed=summary.recomputed,
-        prefill_padded=summary.padded - padded_slots,
-        decode_padded=padded_slots,
-        decode_wasted=summary.wasted,  # a prompt is never wasted: nothing ends before its tokens have come
+        prefill_padded=summary.padded_tokens,
+        decode_padded=summary.padded_slots,
+        decode_wasted=summary.wasted,
         num_preempted=summary.num_preempted,
         peak_pages_used=summary.peak_pages_used,
         slot_use=summary.slot_use,

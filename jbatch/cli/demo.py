@@ -44,7 +44,7 @@ class ModeRun(NamedTuple):
     summary: Summary
     elapsed_s: float
     compilations: int
-    timeline: list[str]  # one string of NUM_SLOTS characters per decode step
+    timeline: list[str]  # one string of NUM_SLOTS characters per step that decodes
 
 
 def run_demo(json_file: Path | None, device: str) -> None:
@@ -103,14 +103,17 @@ def run_mode(llm: LLM, mode: Any, prompts: Sequence[str]) -> ModeRun:
 
 
 def _slots(step: EngineStep) -> list[str]:
-    """What each row computes in a decode step: a request's letter, a held row that has ended, or nothing."""
+    """What each row computes in a step that decodes: a request's letter, a held row that has ended, or
+    nothing."""
     plan = step.plan
-    if plan is None or not plan.bucket.slots:
+    if plan is None or not plan.seq_ids:
         return []
     slots = [EMPTY] * NUM_SLOTS
     frozen = plan.frozen or (False,) * len(plan.rows)
     for row, seq_id, ended in zip(plan.rows, plan.seq_ids, frozen, strict=True):
         slots[row] = ENDED if ended else LETTERS[seq_id % len(LETTERS)]
+    for chunk in plan.chunks:
+        slots[chunk.row] = LETTERS[chunk.seq_id % len(LETTERS)]
     return ["".join(slots)]
 
 
@@ -139,8 +142,9 @@ def _print_comparison(console: Console, runs: dict[str, ModeRun]) -> None:
     differing = sum(len(set(texts)) > 1 for texts in zip(*outputs, strict=True))
     compilations = sum(run.compilations for run in runs.values())
     console.print(
-        "A slot-step is one row of one decode step; slot use is the share of them that gave a token.\n"
-        "A request's end is known one step late, which costs it one slot-step. Padding is of the prefill.\n"
+        "Continuous batching decodes and reads prompts in one step; the others do one or the other.\n"
+        "A slot-step is one slot of one step; slot use is the share of them that gave a token.\n"
+        "A request's end is known one step late, which costs it one slot-step. Padding is of the prompts.\n"
         f"On a GPU a step takes about as long for 1 slot as for {NUM_SLOTS}, so the number of steps counts;\n"
         "with a model this small on a CPU, tokens/s shows overhead more than anything else.\n"
         f"tokens/s is of the best of {REPEATS} runs.\n"
@@ -150,21 +154,21 @@ def _print_comparison(console: Console, runs: dict[str, ModeRun]) -> None:
 
 def _table(runs: dict[str, ModeRun]) -> Table:
     table = Table(box=box.SIMPLE)
-    headings = "mode", "decode steps", "slot-steps", "slot use", "prefill steps", "padding", "tokens/s"
+    headings = "mode", "steps", "decoding", "with prompts", "slot-steps", "slot use", "padding", "tokens/s"
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "mode" else "right", no_wrap=True)
     for mode in MODE_TEXTS:
         s = runs[mode].summary
-        decode = f"{s.decode_steps}", f"{s.slot_steps}", f"{s.slot_use:.0%}"
-        prefill = f"{s.prefill_steps}", f"{1 - s.prefill_use:.0%}"
-        table.add_row(mode, *decode, *prefill, f"{s.output_tokens / runs[mode].elapsed_s:.0f}")
+        steps = s.num_steps, s.decode_steps, s.prefill_steps, s.slot_steps
+        shares = f"{s.slot_use:.0%}", f"{1 - s.prefill_use:.0%}"
+        table.add_row(mode, *map(str, steps), *shares, f"{s.output_tokens / runs[mode].elapsed_s:.0f}")
     return table
 
 
 def _print_timeline(console: Console, mode: str, timeline: Sequence[str], longest: int) -> None:
     """Plot which request had which slot: slots downwards, steps to the right, both modes on one scale."""
     per_column = max(1, -(-longest // PLOT_WIDTH))
-    console.print(f"{mode}: {len(timeline)} decode steps; a letter is a request, {EMPTY} an idle slot")
+    console.print(f"{mode}: {len(timeline)} steps that decode; a letter is a request, {EMPTY} an idle slot")
     for slot in range(NUM_SLOTS):
         console.print(f"  slot {slot} {''.join(step[slot] for step in timeline[::per_column])}")
     console.print(f"  (one column in {per_column} steps)\n" if per_column > 1 else "")
@@ -173,6 +177,7 @@ def _print_timeline(console: Console, mode: str, timeline: Sequence[str], longes
 def _figures(runs: dict[str, ModeRun]) -> dict[str, dict[str, float]]:
     return {
         mode: {
+            "num_steps": run.summary.num_steps,
             "decode_steps": run.summary.decode_steps,
             "prefill_steps": run.summary.prefill_steps,
             "slot_steps": run.summary.slot_steps,

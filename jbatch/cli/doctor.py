@@ -16,6 +16,8 @@ from jbatch.device.platform import INSTALL_HINT, NO_GPU
 from jbatch.distribution import version
 from jbatch.errors import JBatchError
 from jbatch.model_dir.config_json import load_config, load_eos_token_ids
+from jbatch.model_dir.generation_json import describe_defaults, load_sampling_defaults
+from jbatch.model_dir.paths import why_no_tokenizer
 from jbatch.text.tokenizer import load_tokenizer
 from weights import WeightsError, check
 
@@ -64,12 +66,16 @@ def _examine_model(model_dir: Path) -> bool:
             f"  weights: {num_params / 1e6:.1f} M parameters, every tensor present and of the right shape"
         )
         tokenizer = load_tokenizer(model_dir)
-        described = f"{tokenizer.vocab_size} tokens" if tokenizer else "none: prompts must be token ids"
-        typer.echo(f"  tokenizer: {described}")
+        if tokenizer is None:
+            typer.echo(f"  tokenizer: none; the directory {why_no_tokenizer(model_dir)}")
+        else:
+            typer.echo(f"  tokenizer: {tokenizer.vocab_size} tokens")
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             typer.echo(f"  problem: the tokenizer has more tokens than the model's {config.vocab_size}")
             return False
         typer.echo(f"  end-of-sequence ids: {sorted(load_eos_token_ids(model_dir)) or 'none'}")
+        defaults = load_sampling_defaults(model_dir, "auto")
+        typer.echo(f"  sampling defaults: {describe_defaults(defaults) or 'jbatch has its own'}")
     except (JBatchError, WeightsError, OSError) as error:
         typer.echo(f"  problem: {error}")
         return False

@@ -14,11 +14,13 @@ from typing import Annotated, Any
 import typer
 
 from jbatch.cli.entry_points import CommandsAndEntryPoints
-from jbatch.cli.options import ENGINE, ENGINE_HELP, SAMPLING, with_options
+from jbatch.cli.options import ENGINE, ENGINE_HELP, SAMPLING, flag_hint, with_options
 from jbatch.config import EngineConfig
 from jbatch.distribution import version
 from jbatch.errors import ConfigError, JBatchError
 from jbatch.jobs.options import JOB_HELP, JobOptions
+from jbatch.model_dir.generation_json import describe_model_defaults, load_sampling_defaults
+from jbatch.model_dir.paths import check_model_dir, why_no_tokenizer
 
 JOB = (JobOptions, JOB_HELP)
 REFUSED, INTERRUPTED = 2, 130  # exit codes
@@ -91,10 +93,14 @@ def _generate_prompts(
     from jbatch.llm import LLM
     from jbatch.sampling_params import SamplingParams
 
-    params = SamplingParams(**sampling_options)
+    config = EngineConfig(**engine_options)
+    SamplingParams(**sampling_options)
+    check_model_dir(model)
+    if (reason := why_no_tokenizer(model)) is not None:
+        raise ConfigError("model", str(model), reason)
+    defaults = load_sampling_defaults(model, config.generation_config)
+    params = SamplingParams(**{**defaults, **sampling_options})
     engine_options.setdefault("max_num_seqs", min(len(prompt), EngineConfig.max_num_seqs))
-    if model.is_dir() and not (model / "tokenizer.json").exists():
-        raise ConfigError("model", str(model), "has no tokenizer.json: it takes token ids, in Python")
     with LLM(model, **engine_options) as llm:
         begin = time.monotonic()
         outputs = llm.generate(prompt, params)
@@ -109,6 +115,8 @@ def _generate_prompts(
         f"{summary.describe()}; {summary.output_tokens / elapsed_s:.0f} tokens/s; "
         f"{compilations} compilations after warm-up"
     )
+    if in_force := {name: value for name, value in defaults.items() if name not in sampling_options}:
+        _say(describe_model_defaults(in_force))
     if any(output.error is not None for output in outputs):
         raise typer.Exit(1)
 
@@ -195,10 +203,18 @@ def _run(args: list[str]) -> int:
         return app(args or ["--help"], prog_name="jbatch", standalone_mode=False) or 0
     except UsageError as error:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "jbatch"
-        _say(f"{error.format_message()} (see {command} --help)")
+        _say(f"{_usage_message(error)} (see {command} --help)")
     except _refusals() as error:
         _say(str(error))
     return REFUSED
+
+
+def _usage_message(error: Any) -> str:
+    """What is wrong with the arguments; of an unknown flag also what may have been meant by it."""
+    flag = getattr(error, "option_name", None)
+    if not hasattr(error, "possibilities") or error.ctx is None or not flag:
+        return error.format_message()
+    return f"No such option: {flag}{flag_hint(flag, error.ctx.command.params)}"
 
 
 def _refusals() -> tuple[type[Exception], ...]:

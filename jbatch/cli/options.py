@@ -6,13 +6,13 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
 
 from jbatch.config import EngineConfig
-from jbatch.errors import ConfigError
+from jbatch.errors import ConfigError, nearest_name
 from jbatch.sampling_params import SamplingParams
 
 ENGINE_HELP = {
@@ -31,6 +31,7 @@ ENGINE_HELP = {
     "device": "auto, cpu, cuda.",
     "attention_backend": "auto, xla, triton, mosaic; the last two are interpreted on a CPU, slowly.",
     "seed": "Every request's own seed is derived from it.",
+    "generation_config": "Whose sampling defaults: auto (the model's generation_config.json), jbatch.",
 }
 SAMPLING_HELP = {
     "max_tokens": "Tokens to generate at most. [default: to the end of the context]",
@@ -108,6 +109,21 @@ def _parse(cls: type, name: str, value: Any) -> Any:
         return kind(value)
     except ValueError:
         raise ConfigError(name, value, f"must be {NUMBERS[kind]}") from None
+
+
+def flag_hint(flag: str, params: Iterable[Any]) -> str:
+    """What may have been meant by a flag that a command with these parameters lacks: the nearest flag,
+    or where else there is an option of this name. Begins with "; ", or is empty."""
+    flags = {param.name: param.opts[0] for param in params if param.opts[0].startswith("--")}
+    name = flag.lstrip("-").replace("-", "_")
+    for cls, where in (
+        (SamplingParams, "fields of JSONL lines and of SamplingParams"),
+        (EngineConfig, "options of jbatch.LLM in Python"),
+    ):
+        if name in cls.__dataclass_fields__:
+            return f"; {name} is among the {where}"
+    nearest = nearest_name(name, flags) if len(name) > 1 else None
+    return "" if nearest is None else f"; did you mean {flags[nearest]}?"
 
 
 ENGINE = (EngineConfig, ENGINE_HELP)

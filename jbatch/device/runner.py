@@ -60,10 +60,15 @@ class Runner:
         self._compiled_before = compile_counter().count
 
     def prepare(
-        self, samplers: Iterable[Sampler], on_compiled: Callable[[int], None] = lambda done: None
+        self,
+        samplers: Iterable[Sampler] = (),
+        on_compiled: Callable[[int], None] = lambda done: None,
+        buckets: Iterable[Bucket] = (),
     ) -> None:
-        """Compile what these ways of drawing tokens take, and unions of them, as far as it is missing."""
+        """Compile what these ways of drawing tokens take, and unions of them, in these buckets and all
+        earlier ones, as far as it is missing."""
         samplers = with_unions({*self.samplers, *samplers})
+        self._buckets = tuple(dict.fromkeys((*self._buckets, *buckets)))
         missing = self.missing_programs(samplers)
         for program in missing:
             self._prepare_features(program)
@@ -89,10 +94,13 @@ class Runner:
         if self._copy is None:
             self._copy = self.spec.compile_copy()
 
-    def missing_programs(self, samplers: Iterable[Sampler]) -> list[Program]:
+    def missing_programs(
+        self, samplers: Iterable[Sampler] = (), buckets: Iterable[Bucket] = ()
+    ) -> list[Program]:
         """What `prepare` would compile."""
         samplers = with_unions({*self.samplers, *samplers})
-        return [p for p in programs_for(self._buckets, samplers) if p not in self._programs]
+        programs = programs_for(dict.fromkeys((*self._buckets, *buckets)), samplers)
+        return [program for program in programs if program not in self._programs]
 
     @property
     def params(self) -> dict[str, jax.Array]:

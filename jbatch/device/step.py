@@ -9,6 +9,7 @@ in the compiled program.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +28,10 @@ from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_input import unpack
-from jbatch.seam.step_output import Logprobs
+from jbatch.seam.step_output import Logprobs, Status
 
 Params = tuple[jax.Array, ...]
+KvPages = tuple[jax.Array, ...]
 Result = tuple[EngineState, ExtraState, Array]  # the output: see seam/step_output.py
 Step = Callable[..., Result]
 
@@ -47,11 +49,8 @@ def make_step(
     Its arguments are parameters, state, the state of the features that the program has, the packed input, and
     a mask of tokens, or None where the program does not change logits.
 
-    Raises:
-      ValueError: for a bucket of several decode steps.
+    A bucket of several steps decodes as often in a loop on the device; it reports no log-probabilities.
     """
-    if bucket.steps != 1:
-        raise ValueError(f"{bucket}: a dispatch computes one decode step")
 
     def step(
         params: Params,
@@ -63,25 +62,63 @@ def make_step(
         fields = unpack(packed, bucket, shape, sampler)
         llama = model.build(config, params)
         tables = _update_tables(state.block_tables, fields.table_updates)
-        parts = parts_of(state.rows, tables, fields, bucket)
-        kv_pages, hidden = forward(llama, state.kv_pages, parts, attention)
-
-        draws = draws_of(state.rows, fields, parts, bucket)
-        logits = llama.logits(hidden if draws.places is None else hidden[draws.places])
         drawing = Drawing(sampler, None if token_mask is None else Processing(token_mask, logits_fn))
-        of_rows = jax.tree.map(lambda leaf: leaf[draws.rows], extra)
-        sampled = sample(logits, draws, of_rows, drawing)
-        extra = take_in(extra, draws.rows, sampled.tokens, sampled.num_tokens)
-        rows = state.rows.at[draws.written].set(sampled.columns, mode="drop")
-        state = EngineState(rows, tables, kv_pages)
+
+        def draw(rows: Array, kv_pages: KvPages, extra: ExtraState) -> _Drawn:
+            parts = parts_of(rows, tables, fields, bucket)
+            kv_pages, hidden = forward(llama, kv_pages, parts, attention)
+            draws = draws_of(rows, fields, parts, bucket)
+            logits = llama.logits(hidden if draws.places is None else hidden[draws.places])
+            of_rows = jax.tree.map(lambda leaf: leaf[draws.rows], extra)
+            sampled = sample(logits, draws, of_rows, drawing)
+            extra = take_in(extra, draws.rows, sampled.tokens, sampled.num_tokens)
+            rows = rows.at[draws.written].set(sampled.columns, mode="drop")
+            return _Drawn(rows, kv_pages, extra, sampled, logits, hidden, of_rows)
+
+        if bucket.steps > 1:
+            rows, kv_pages, extra, output = _repeat(draw, bucket, state.rows, state.kv_pages, extra)
+            return EngineState(rows, tables, kv_pages), extra, output
+        drawn = draw(state.rows, state.kv_pages, extra)
+        state = EngineState(drawn.rows, tables, drawn.kv_pages)
         if not sampler.reports:
-            return state, extra, _pack_output(sampled)
-        reports = [report(logits, sampled.tokens, of_rows["logprob_ids"])]
+            return state, drawn.extra, _pack_output(drawn.sampled)
+        reports = [report(drawn.logits, drawn.sampled.tokens, drawn.of_rows["logprob_ids"])]
         if bucket.tokens:
-            reports.append(report_targets(llama.logits, hidden[bucket.slots :], fields.targets))
-        return state, extra, _pack_reports(sampled, *reports)
+            reports.append(report_targets(llama.logits, drawn.hidden[bucket.slots :], fields.targets))
+        return state, drawn.extra, _pack_reports(drawn.sampled, *reports)
 
     return step
+
+
+class _Drawn(NamedTuple):
+    """What one pass over the model leaves behind."""
+
+    rows: Array
+    kv_pages: KvPages
+    extra: ExtraState
+    sampled: Sampled
+    logits: Array
+    hidden: Array
+    of_rows: ExtraState
+
+
+def _repeat(
+    draw: Callable[[Array, KvPages, ExtraState], _Drawn], bucket: Bucket, *state: Any
+) -> tuple[Array, KvPages, ExtraState, Int[Array, "draws width"]]:
+    """Decode `bucket.steps` times. A row that has ended draws no more."""
+
+    def body(idx: Array, carry: tuple[Any, Array, Array, Array]) -> tuple[Any, Array, Array, Array]:
+        state, tokens, counts, status = carry
+        drawn = draw(*state)
+        new = drawn.sampled
+        status = jnp.where(status == Status.RUNNING, new.status, status)
+        tokens, counts = tokens.at[:, idx].set(new.tokens), counts + new.num_tokens
+        return (drawn.rows, drawn.kv_pages, drawn.extra), tokens, counts, status
+
+    none = jnp.zeros(bucket.slots, jnp.int32)
+    carry = state, jnp.zeros((bucket.slots, bucket.steps), jnp.int32), none, none
+    state, *columns = jax.lax.fori_loop(0, bucket.steps, body, carry)
+    return *state, jnp.column_stack(columns)
 
 
 def _update_tables(

@@ -10,7 +10,7 @@ import numpy as np
 
 from jbatch.errors import RequestError
 from jbatch.host.request import Request
-from jbatch.sampling_params import MAX_BAD_WORD_LEN, MAX_STOP_IDS, Sampler, SamplingParams
+from jbatch.sampling_params import MAX_BAD_WORD_LEN, MAX_STOP_IDS, Sampler, SamplingParams, seed_bits
 from jbatch.text.tokenizer import Tokenizer
 
 ID_FIELDS = ("stop_token_ids", "logprob_token_ids", "allowed_token_ids", "logit_bias")
@@ -23,6 +23,7 @@ class ScheduleFields(TypedDict, total=False):
     priority: int
     deadline: float | None
     predicted_len: int | None
+    streamed: bool
 
 
 class Schedule(NamedTuple):
@@ -32,6 +33,7 @@ class Schedule(NamedTuple):
     priority: int = 0  # for policy "priority"; lower runs first
     deadline: float | None = None  # seconds on the engine's clock
     predicted_len: int | None = None  # output tokens, for policies "sjf" and "ljf"
+    streamed: bool = False  # its tokens are shown one by one: no step draws several
 
 
 class Intake:
@@ -80,11 +82,12 @@ class Intake:
             params=params,
             max_tokens=self._max_tokens(params, len(token_ids)),
             stop_ids=self._stop_ids(params),
-            seed=derive_seed(self._seed, index) if params.seed is None else params.seed,
+            seed=derive_seed(self._seed, index) if params.seed is None else seed_bits(params.seed),
             arrival=self._clock() if schedule.arrival is None else schedule.arrival,
             priority=schedule.priority,
             deadline=schedule.deadline,
             predicted_len=schedule.predicted_len,
+            streamed=schedule.streamed,
             prompt=prompt if isinstance(prompt, str) else None,
             bad_word_ids=bad_word_ids(params, self.tokenizer),
         )
@@ -108,9 +111,10 @@ class Intake:
         return tuple(map(int, prompt))
 
     def _max_tokens(self, params: SamplingParams, prompt_len: int) -> int:
-        if params.max_tokens is not None:
+        if params.max_tokens is not None and not params.fills_room:
             return params.max_tokens
-        return max(1, self._max_seq_len - prompt_len)  # the scheduler refuses a prompt that fills the context
+        room = max(1, self._max_seq_len - prompt_len)  # the scheduler refuses a prompt that fills the context
+        return room if params.max_tokens is None else min(int(params.max_tokens), room)
 
     def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
         named = params.stop_token_ids or ()

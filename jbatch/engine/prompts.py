@@ -34,7 +34,7 @@ class UncheckedRequest(NamedTuple):
 
 def list_requests(
     prompts: Any,
-    sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+    sampling_params: SamplingParams | Sequence[SamplingParams],
     priority: Sequence[int] | None,
     request_ids: Iterator[int],
 ) -> list[UncheckedRequest]:
@@ -42,11 +42,11 @@ def list_requests(
 
     Raises:
       ValueError: for lists of different lengths.
-      TypeError: for sampling_params that are none.
+      TypeError: for sampling_params that are none, and for a priority that is no integer.
     """
     listed = _as_list(prompts)
     params = _params_of_each(sampling_params, len(listed))
-    priorities = [0] * len(listed) if priority is None else list(priority)
+    priorities = _priority_of_each(priority, len(listed))
     both = zip(listed, params, priorities, strict=True)
     return [UncheckedRequest(str(next(request_ids)), *fields) for fields in both]
 
@@ -76,10 +76,10 @@ def _content(prompt: Prompt | RequestError) -> str | Sequence[int]:
 
 
 def _params_of_each(
-    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+    params: SamplingParams | Sequence[SamplingParams], num_prompts: int
 ) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * num_prompts
+    if isinstance(params, SamplingParams):
+        return [params] * num_prompts
     if len(params) != num_prompts:
         raise ValueError(
             f"{len(params)} sampling_params for {num_prompts} prompts: give one, or one for each"
@@ -88,6 +88,20 @@ def _params_of_each(
         if not isinstance(each, SamplingParams):
             raise TypeError(f"sampling_params holds {each!r}, which is no SamplingParams")
     return list(params)
+
+
+def _priority_of_each(priority: Sequence[int] | None, num_prompts: int) -> list[int]:
+    if priority is None:
+        return [0] * num_prompts
+    if isinstance(priority, numbers.Number):
+        raise TypeError(f"priority={priority!r}: give a list of one for each of {num_prompts} prompts")
+    priorities = list(priority)
+    if len(priorities) != num_prompts:
+        raise ValueError(f"{len(priorities)} of priority for {num_prompts} prompts: give one for each")
+    for each in priorities:
+        if not isinstance(each, numbers.Integral):
+            raise TypeError(f"priority holds {each!r}, which is no integer")
+    return [int(each) for each in priorities]
 
 
 def _refused(request_id: str, prompt: Prompt | RequestError, error: RequestError) -> RequestOutput:

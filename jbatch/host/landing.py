@@ -31,6 +31,7 @@ class Landing:
     def __init__(self, find: Find, finish: Finish):
         self._find, self._finish = find, finish
         self.progress: list[Progress] = []
+        self.left_early: list[Sequence] = []  # without a row, and short of the tokens that were planned
         self.useful_slots = self.useful_tokens = self.wasted = self.recomputed = 0
 
     @property
@@ -46,15 +47,17 @@ class Landing:
     def take_in(self, plan: StepPlan, output: StepOutput) -> None:
         """All draws: those of the slots, then those of the chunks."""
         tokens, counts, statuses = (array.tolist() for array in output[:3])
-        find, take_in, wasted = self._find, self._take_in_draw, 0
+        find, take_in, wasted, steps = self._find, self._take_in_draw, 0, plan.bucket.steps
         for seq_id, drawn, count, status in zip(plan.seq_ids, tokens, counts, statuses, strict=False):
             sequence = find(seq_id)
             if sequence is None or sequence.finish_reason is not None:
-                wasted += 1
+                wasted += steps
             else:
                 take_in(sequence, drawn if count == len(drawn) else drawn[:count], len(drawn), status)
+                if steps > 1:
+                    wasted += steps - max(1, count)
         self.wasted += wasted
-        self.useful_slots += len(plan.seq_ids) - wasted
+        self.useful_slots += steps * len(plan.seq_ids) - wasted
         idx = plan.bucket.slots
         for chunk in plan.chunks:
             draws = range(idx, idx := idx + len(chunk.draws))
@@ -82,6 +85,8 @@ class Landing:
             sequence.num_planned -= missing
             if sequence.row >= 0:
                 sequence.num_cached_planned -= missing
+            elif sequence.leaving:
+                self.left_early.append(sequence)
 
     def _unfinished(self, seq_id: int) -> Sequence | None:
         sequence = self._find(seq_id)

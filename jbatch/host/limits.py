@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+MAX_PADDING = 0.2  # of the prompt tokens of a step that decodes, too
 
 
 class SchedulerView(NamedTuple):
@@ -15,11 +17,39 @@ class SchedulerView(NamedTuple):
     num_free_pages: int
 
 
+class Company(NamedTuple):
+    """When a few prompt tokens wait for others to share their step. A step with prompts costs more than one
+    without, however few they are.
+
+    Beside decoding sequences, fewer than `tokens` wait, for at most `steps` steps.
+    """
+
+    tokens: int = 0
+    steps: int = 0
+
+
 class StepLimits(NamedTuple):
     """The budgets of one step."""
 
-    max_num_batched_tokens: int
+    max_num_batched_tokens: int  # of prompts: decoding sequences are besides
     max_num_seqs: int
+    company: Company = Company()
+
+
+def fill(num_tokens: int, sizes: Sequence[int], most: int) -> int:
+    """Prompt tokens to compute beside decoding sequences, of `num_tokens` that wait.
+
+    All, unless much of the step would be padding. Then as many as fill a smaller one: the next step comes
+    anyway, and takes the rest.
+
+    Args:
+      sizes: tokens of the steps that are compiled, ascending.
+      most: the budget.
+    """
+    wanted = min(num_tokens, most)
+    size = next((size for size in sizes if size >= wanted), sizes[-1])
+    full = max((size for size in sizes if size <= wanted), default=0)
+    return full if full and size - wanted > MAX_PADDING * size else most
 
 
 Limits = Callable[[SchedulerView], StepLimits]

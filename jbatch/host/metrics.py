@@ -10,6 +10,7 @@ from typing import Literal
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepRecord:
     """One step's account, in rows of decoding sequences and in tokens of prompts, each a place of the step.
+    Where it decodes several times, a row counts as often.
 
     padded: no sequence was there. wasted: its sequence had ended. recomputed: a position that was cached
     before a preemption. useful: the rest.
@@ -19,6 +20,7 @@ class StepRecord:
     slots: int  # of the bucket
     slots_used: int
     tokens: int  # of the bucket
+    tokens_used: int
     useful_slots: int
     useful_tokens: int
     padded: int
@@ -29,6 +31,7 @@ class StepRecord:
     num_running: int
     num_waiting: int
     num_preempted: int
+    num_decode_steps: int = 1
     host_s: float = 0.0  # schedule, pack, dispatch, apply
     device_s: float = 0.0  # from when the device could start the step until the host had its result
 
@@ -43,23 +46,25 @@ class StepRecord:
 
     @property
     def kind(self) -> Literal["prefill", "decode", "mixed"]:
-        """In a word, for people."""
-        if not self.tokens:
+        """In a word, for people: what the step was used for, whatever else its bucket holds."""
+        if not self.tokens_used:
             return "decode"
-        return "mixed" if self.slots else "prefill"
+        return "mixed" if self.slots_used else "prefill"
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """A run's totals."""
 
-    prefill_steps: int = 0
-    decode_steps: int = 0
-    slot_steps: int = 0  # slots of the decode steps' buckets
+    num_steps: int = 0  # dispatched
+    prefill_steps: int = 0  # those that computed tokens of prompts
+    decode_steps: int = 0  # in which sequences decoded: k of a dispatch of k, and a mixed step is one, too
+    slot_steps: int = 0  # slots of all steps' buckets
     useful_slot_steps: int = 0
     prefill_tokens: int = 0  # computed, with padding
     useful_prefill_tokens: int = 0
-    padded: int = 0
+    padded_slots: int = 0
+    padded_tokens: int = 0
     wasted: int = 0
     recomputed: int = 0
     output_tokens: int = 0
@@ -67,6 +72,11 @@ class Summary:
     peak_pages_used: int = 0
     host_s: float = 0.0
     device_s: float = 0.0
+
+    @property
+    def padded(self) -> int:
+        """Places of steps that no sequence held."""
+        return self.padded_slots + self.padded_tokens
 
     @property
     def slot_use(self) -> float:
@@ -81,8 +91,8 @@ class Summary:
     def describe(self) -> str:
         """In one line."""
         return (
-            f"{self.output_tokens} tokens in {self.prefill_steps} prefill and "
-            f"{self.decode_steps} decode steps; "
+            f"{self.output_tokens} tokens in {self.num_steps} steps: {self.decode_steps} decoded, "
+            f"{self.prefill_steps} had prompts; "
             f"{self.slot_use:.0%} of decode slots and {self.prefill_use:.0%} of prefill tokens useful; "
             f"{self.num_preempted} preemptions"
         )
@@ -90,13 +100,15 @@ class Summary:
     def with_step(self, record: StepRecord) -> Summary:
         """These totals and one step more."""
         return Summary(
-            prefill_steps=self.prefill_steps + (record.tokens > 0),
-            decode_steps=self.decode_steps + (record.slots > 0),
+            num_steps=self.num_steps + 1,
+            prefill_steps=self.prefill_steps + (record.tokens_used > 0),
+            decode_steps=self.decode_steps + record.num_decode_steps * (record.slots_used > 0),
             slot_steps=self.slot_steps + record.slots,
             useful_slot_steps=self.useful_slot_steps + record.useful_slots,
             prefill_tokens=self.prefill_tokens + record.tokens,
             useful_prefill_tokens=self.useful_prefill_tokens + record.useful_tokens,
-            padded=self.padded + record.padded,
+            padded_slots=self.padded_slots + record.slots - record.slots_used,
+            padded_tokens=self.padded_tokens + record.tokens - record.tokens_used,
             wasted=self.wasted + record.wasted,
             recomputed=self.recomputed + record.recomputed,
             output_tokens=self.output_tokens + record.output_tokens,

@@ -25,6 +25,7 @@ class Request:
     prompt: str | None = None
     bad_word_ids: tuple[tuple[int, ...], ...] = ()  # bad_words as token ids
     sample_idx: int = 0  # which of its n samples this is: a sequence each
+    streamed: bool = False  # its tokens are shown one by one
 
     def __post_init__(self) -> None:
         """Raise RequestError for what a policy could not sort by."""
@@ -55,6 +56,7 @@ class Sequence:
     decoding: bool = False  # every known token is prefilled, and its row on the device is set up
     pages: list[int] = dataclasses.field(default_factory=list)
     row: int = -1  # index into device state while running
+    leaving: bool = False  # its last token is planned, and its row and pages are others'
     num_preemptions: int = 0
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
@@ -82,6 +84,12 @@ class Sequence:
     def prefilling(self) -> bool:
         """Whether it runs, with known tokens that no step has been planned for."""
         return self.row >= 0 and not self.decoding and self.num_cached_planned < len(self.token_ids)
+
+    @property
+    def watched(self) -> bool:
+        """Whether each of its tokens is looked at on the host before the next one is drawn."""
+        params = self.request.params
+        return bool(params.stop or params.sampler.reports or self.request.streamed)
 
     @property
     def running(self) -> bool:

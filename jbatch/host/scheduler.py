@@ -1,8 +1,9 @@
 """Which sequences the next step computes. Deterministic: no clock, no random numbers, no I/O.
 
 The host runs one step ahead of the device: `schedule` plans with upper bounds (every issued step gives
-its sequences a token), `apply` reconciles. A sequence that ends by its length is known to end in advance;
-one that meets a stop id is masked by the device at once and known here one step late.
+its sequences a token), `apply` reconciles. A sequence that ends by its length is known to end in advance,
+and leaves its row to others as soon as its last token is planned; one that meets a stop id is masked by the
+device at once and known here one step late.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from jbatch.config import EngineConfig
 from jbatch.errors import RequestError
 from jbatch.host.landing import Landing, Progress
-from jbatch.host.limits import Limits, SchedulerView, StepLimits
+from jbatch.host.limits import Limits, SchedulerView, StepLimits, fill
 from jbatch.host.metrics import StepRecord
 from jbatch.host.pages import PagePool
 from jbatch.host.plan import Chunk, StepPlan, TableUpdate, chunk_of
@@ -27,16 +28,26 @@ from jbatch.seam.bucket import Bucket, align, room_of, smallest_bucket
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_output import StepOutput
 
+MIN_STEP_USE = 0.75  # of the slots of a dispatch of several steps
+
 
 class SchedulerConfig(NamedTuple):
     """Everything that a scheduler needs to know."""
 
     shape: StateShape
     max_model_len: int
-    buckets: tuple[Bucket, ...]  # of those that hold the same things, ascending
+    buckets: tuple[Bucket, ...]
     policy: Policy
     admission: Admission
     batch_wait_timeout_s: float = EngineConfig.batch_wait_timeout_s  # where admission waits for full batches
+
+
+class _Slots(NamedTuple):
+    """Who decodes in a step."""
+
+    sequences: tuple[Sequence, ...] = ()
+    frozen: tuple[bool, ...] = ()
+    num_steps: int = 1
 
 
 class Scheduler:
@@ -45,18 +56,22 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, limits: Limits | None = None):
         self.config = config
         self.pool = PagePool(config.shape.num_pages, config.shape.page_size)
-        self._largest = max(config.buckets, key=lambda bucket: bucket.tokens)
-        self._room = room_of(self._largest, config.shape)
-        default = StepLimits(self._largest.tokens, config.shape.num_rows)
+        self._buckets = sorted(config.buckets, key=lambda bucket: bucket.num_places)
+        largest = max(config.buckets, key=lambda bucket: bucket.tokens)
+        self._room = room_of(largest, config.shape)
+        self._token_sizes = sorted({bucket.tokens for bucket in config.buckets if bucket.tokens})
+        default = StepLimits(largest.tokens, config.shape.num_rows)
         self._limits = limits or (lambda view: default)
         self._sequences: dict[int, Sequence] = {}  # all that have not ended, and held ones
         self._waiting: list[tuple[tuple[float, ...], int]] = []  # a heap; ended ones leave when they surface
         self._num_waiting = 0
         self._running: list[Sequence] = []  # in order of admission; held ones too
         self._free_rows = list(range(config.shape.num_rows - 1, -1, -1))
+        self._max_steps = max(bucket.steps for bucket in config.buckets)
+        self._num_watched = 0  # running sequences each of whose tokens is looked at
         self._num_sampler = dict.fromkeys(Sampler, 0)  # running sequences by what their tokens take to draw
         self._preempted: list[int] = []  # since the last plan
-        self._prefilled_last = False
+        self._num_alone = 0  # steps that a few prompt tokens have waited for company
         self._seq_ids = itertools.count()
         self._step_ids = itertools.count()
 
@@ -109,7 +124,9 @@ class Scheduler:
         if sequence.finished:
             return
         sequence.finish_reason, sequence.stop_reason, sequence.error = reason, stop_reason, error
-        if not sequence.running:
+        if sequence.leaving:
+            del self._sequences[sequence.seq_id]
+        elif not sequence.running:
             self._num_waiting -= 1
             del self._sequences[sequence.seq_id]
         elif not self.config.admission.hold_finished:
@@ -124,7 +141,7 @@ class Scheduler:
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self._running) or self._num_waiting > 0
+        return bool(self._sequences)
 
     @property
     def num_waiting(self) -> int:
@@ -139,31 +156,44 @@ class Scheduler:
 
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None where nothing can be computed until a result comes back."""
+        if not self._running and not self._num_waiting:
+            return None
         view = SchedulerView(now, self._num_waiting, len(self._running), self.pool.num_free)
         limits = self._limits(view)
         if not self._running and self._waits_for_company(limits, now):
             return None
-        # Alternate where prompts join running sequences, so that neither waits long for the other.
-        if self._prefilled_last and self.config.admission.refill:
-            plan = self._plan_decode(limits) or self._plan_prefill(limits)
+        updates: list[TableUpdate] = []
+        if self.config.admission.refill:  # decoding sequences first: they are older, and may take pages
+            slots = self._decode(updates, self._num_steps())
+            chunks = self._prefill(self._budget(limits, bool(slots.sequences)), limits, updates)
         else:
-            plan = self._plan_prefill(limits) or self._plan_decode(limits)
-        if plan is not None:
-            self._prefilled_last = bool(plan.chunks)
+            chunks = self._prefill(limits.max_num_batched_tokens, limits, updates)
+            slots = _Slots() if chunks else self._decode(updates)
+        if not chunks and not slots.sequences:
+            return None
+        plan = self._plan(slots, chunks, updates)
+        if self.config.admission.refill:
+            self._let_leave()
         return plan
 
     def apply(self, plan: StepPlan, output: StepOutput) -> tuple[list[Progress], StepRecord]:
         """Take in the result of a step: what it gave each sequence, and the step's account."""
         landing = Landing(self._sequences.get, self.finish)
         landing.take_in(plan, output)
+        steps = plan.bucket.steps
+        for sequence in landing.left_early:
+            sequence.leaving = False
+            sequence.num_computed = sequence.num_planned - 1
+            self._enqueue(sequence)
         record = StepRecord(
             step_idx=plan.step_idx,
-            slots=plan.bucket.slots,
-            slots_used=len(plan.seq_ids),
+            slots=plan.bucket.slots * steps,
+            slots_used=len(plan.seq_ids) * steps,
             tokens=plan.bucket.tokens,
+            tokens_used=sum([len(chunk.token_ids) for chunk in plan.chunks]),
             useful_slots=landing.useful_slots,
             useful_tokens=landing.useful_tokens,
-            padded=plan.bucket.num_places - landing.num_live,
+            padded=plan.bucket.slots * steps + plan.bucket.tokens - landing.num_live,
             wasted=landing.wasted,
             recomputed=landing.recomputed,
             output_tokens=landing.output_tokens,
@@ -171,17 +201,43 @@ class Scheduler:
             num_running=len(self._running),
             num_waiting=self._num_waiting,
             num_preempted=len(plan.preempted),
+            num_decode_steps=steps,
         )
         return landing.progress, record
 
     # Prefill.
 
-    def _plan_prefill(self, limits: StepLimits) -> StepPlan | None:
-        budget = min(limits.max_num_batched_tokens, self._largest.tokens)
+    def _budget(self, limits: StepLimits, decoding: bool) -> int:
+        """Prompt tokens for a step whose slots decode, or do not. 0: they wait for company."""
+        most = min(limits.max_num_batched_tokens, self._token_sizes[-1])
+        if not decoding or most <= 0:
+            return most
+        wanted = self._num_wanted(limits, most)
+        if wanted < limits.company.tokens and self._num_alone < limits.company.steps:
+            self._num_alone += wanted > 0
+            return 0
+        return fill(wanted, self._token_sizes, most)
+
+    def _num_wanted(self, limits: StepLimits, most: int) -> int:
+        """Prompt tokens that running and waiting sequences could compute now, up to about `most`."""
+        wanted, free = 0, limits.max_num_seqs - len(self._running)
+        for sequence in reversed(self._running):
+            if sequence.decoding:
+                break  # so are all older ones
+            wanted += align(len(sequence.token_ids) - sequence.num_cached_planned)
+        for _, seq_id in self._waiting[: max(0, free)]:  # not quite the first ones: the heap's order
+            if wanted >= most:
+                break
+            if (waiting := self._sequences.get(seq_id)) is not None:
+                wanted += align(len(waiting.token_ids))
+        return wanted
+
+    def _prefill(self, budget: int, limits: StepLimits, updates: list[TableUpdate]) -> tuple[Chunk, ...]:
+        """Chunks of prompts, as many as a step takes."""
+        budget = min(budget, self._token_sizes[-1])
         if budget <= 0:
-            return None
+            return ()
         chunks: list[Chunk] = []
-        updates: list[TableUpdate] = []
         for sequence in self._prefilling(limits):
             length = min(sequence.num_known - sequence.num_cached_planned, budget)
             end = sequence.num_cached_planned + length
@@ -193,10 +249,9 @@ class Scheduler:
             budget -= align(length)
             if budget <= 0 or len(chunks) == self._room.chunks:
                 break
-        if not chunks:
-            return None
-        num_tokens = sum(align(len(chunk.token_ids)) for chunk in chunks)
-        return self._plan(updates, tokens=num_tokens, chunks=tuple(chunks))
+        if chunks:
+            self._num_alone = 0
+        return tuple(chunks)
 
     def _prefilling(self, limits: StepLimits) -> Iterator[Sequence]:
         """Running sequences with tokens to prefill, oldest first, then those that may join."""
@@ -218,11 +273,27 @@ class Scheduler:
 
     # Decode.
 
-    def _plan_decode(self, limits: StepLimits) -> StepPlan | None:
+    def _num_steps(self) -> int:
+        """How often to decode in the next dispatch: several times where nobody waits, where there are pages
+        for all, and where at most a quarter of the slots would be idle behind an end that is known."""
+        most = self._max_steps
+        if most == 1 or self._num_waiting or self._num_watched:
+            return 1
+        useful = missing = 0
+        for sequence in self._running:
+            if not sequence.decoding:
+                return 1
+            steps = min(most, sequence.max_len - sequence.num_planned)
+            useful += steps
+            missing += max(0, self._num_missing(sequence, sequence.num_cached_planned + steps))
+        enough = useful >= MIN_STEP_USE * most * len(self._running)
+        return most if enough and self.pool.can_allocate(missing) else 1
+
+    def _decode(self, updates: list[TableUpdate], num_steps: int = 1) -> _Slots:
+        """The sequences that decode, with pages more where they are needed."""
         hold, page_size = self.config.admission.hold_finished, self.pool.page_size
         sequences: list[Sequence] = []
         frozen: list[bool] = []
-        updates: list[TableUpdate] = []
         for sequence in tuple(self._running):
             if not sequence.decoding:
                 continue
@@ -230,38 +301,39 @@ class Scheduler:
             if ended and not hold:
                 continue
             if not ended:
-                num_cached = sequence.num_cached_planned
-                full = num_cached == len(sequence.pages) * page_size
-                if full and not self._grow(sequence, num_cached + 1, updates):
+                steps = 1 if num_steps == 1 else min(num_steps, sequence.max_len - sequence.num_planned)
+                num_cached = sequence.num_cached_planned + steps
+                full = num_cached > len(sequence.pages) * page_size
+                if full and not self._grow(sequence, num_cached, updates):
                     self._preempt(sequence)
                     break  # it was the youngest
-                sequence.num_cached_planned = num_cached + 1
-                sequence.num_planned += 1
+                sequence.num_cached_planned = num_cached
+                sequence.num_planned += steps
             sequences.append(sequence)
             frozen.append(ended)
         if all(frozen):
-            return None
-        return self._plan(updates, sequences, tuple(frozen) if hold else ())
+            return _Slots()
+        return _Slots(tuple(sequences), tuple(frozen) if hold else (), num_steps)
 
-    def _plan(
-        self,
-        updates: list[TableUpdate],
-        decoding: list[Sequence] | tuple[()] = (),
-        frozen: tuple[bool, ...] = (),
-        *,
-        tokens: int = 0,
-        chunks: tuple[Chunk, ...] = (),
-    ) -> StepPlan:
+    def _plan(self, slots: _Slots, chunks: tuple[Chunk, ...], updates: list[TableUpdate]) -> StepPlan:
         """The step of these, in the smallest bucket that holds them."""
-        config = self.config
-        sizes = {"slots": len(decoding), "tokens": tokens, "chunks": len(chunks), "updates": len(updates)}
+        num_tokens = sum([align(len(chunk.token_ids)) for chunk in chunks])
+        bucket = smallest_bucket(
+            self._buckets,
+            self.config.shape,
+            slots=len(slots.sequences),
+            tokens=num_tokens,
+            chunks=len(chunks),
+            updates=len(updates),
+            steps=slots.num_steps,
+        )
         preempted, self._preempted = tuple(self._preempted), []
         return StepPlan(
             step_idx=next(self._step_ids),
-            bucket=smallest_bucket(config.buckets, config.shape, **sizes),
-            seq_ids=tuple([s.seq_id for s in decoding]),
-            rows=tuple([s.row for s in decoding]),
-            frozen=frozen,
+            bucket=bucket,
+            seq_ids=tuple([s.seq_id for s in slots.sequences]),
+            rows=tuple([s.row for s in slots.sequences]),
+            frozen=slots.frozen,
             chunks=chunks,
             table_updates=tuple(updates),
             sampler=self._sampler(),
@@ -298,6 +370,15 @@ class Scheduler:
         """Pages that a sequence lacks for `num_tokens`."""
         return self.pool.pages_for(num_tokens) - len(sequence.pages)
 
+    def _let_leave(self) -> None:
+        """Those whose last token is planned give up their pages and rows: steps run in order, so the next one
+        may use them."""
+        ended = [s for s in self._running if s.num_planned >= s.max_len and not s.prefilling]
+        for sequence in ended:
+            sequence.leaving = True
+            self._running.remove(sequence)
+            self._release(sequence)
+
     def _preempt(self, sequence: Sequence) -> None:
         """Take a sequence's pages; its tokens will be prefilled again."""
         sequence.num_computed = max(sequence.num_computed, sequence.num_cached_planned)
@@ -333,6 +414,7 @@ class Scheduler:
             self._num_waiting -= 1
             sequence.row = self._free_rows.pop()
             self._num_sampler[sequence.request.params.sampler] += 1
+            self._num_watched += sequence.watched
             self._running.append(sequence)
             yield sequence
 
@@ -357,6 +439,7 @@ class Scheduler:
         sequence.pages = []
         self._free_rows.append(sequence.row)
         self._num_sampler[sequence.request.params.sampler] -= 1
+        self._num_watched -= sequence.watched
         sequence.row = -1
         sequence.num_cached = sequence.num_cached_planned = 0
         sequence.decoding = False

@@ -16,6 +16,7 @@ from jbatch.jobs.report import Say
 from jbatch.jobs.request_line import parse_line
 from jbatch.jobs.run import JobCommand, run_command
 from jbatch.jobs.state import JobState, fingerprint
+from jbatch.model_dir.generation_json import load_sampling_defaults
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.sampling_params import SamplingParams, to_compile
 
@@ -39,8 +40,11 @@ def run_generate(
     """
     options = JobOptions(**job_options)
     config = EngineConfig(**engine_options)
-    params = SamplingParams(**sampling_options)
+    SamplingParams(**sampling_options)
     resolve_max_model_len(config, resolve_model(model, config))  # what LLM would refuse, before the input
+    of_model = load_sampling_defaults(model, config.generation_config)
+    defaults = {**of_model, **sampling_options}
+    params = SamplingParams(**defaults)
     default = SamplingParams()
     changed = {
         name: getattr(params, name)
@@ -53,9 +57,10 @@ def run_generate(
         engine = {name: getattr(config, name) for name in DEPENDS_ON}
         return JobState(input=sha256, shard=options.shard, model=files, engine=engine, sampling=changed)
 
-    parse = functools.partial(parse_line, defaults=sampling_options)
+    parse = functools.partial(parse_line, defaults=defaults)
     load = functools.partial(_load, model, engine_options, parse)
-    return run_command(JobCommand(options, state_of, parse, load, say))
+    in_force = {name: value for name, value in of_model.items() if name not in sampling_options}
+    return run_command(JobCommand(options, state_of, parse, load, say, in_force))
 
 
 @contextmanager

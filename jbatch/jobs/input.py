@@ -126,8 +126,9 @@ class Scan(NamedTuple):
     num_samples: int  # that the others ask for: n each
     ids: Ids  # of the shard
     samplers: tuple[Sampler, ...]  # ascending: what the lines need to draw their tokens
-    max_tokens: int  # of all lines that name it, their sum over all samples
-    num_unbounded: int  # samples of lines that go on to the end of the context
+    max_tokens: int  # of all lines that have it, by themselves or by default, their sum over all samples
+    num_unbounded: int  # samples of the other lines: they go on to the end of the context
+    num_by_room: int  # these, and samples of lines that have max_tokens by the model's default
 
 
 def scan_input(
@@ -142,7 +143,7 @@ def scan_input(
       ConfigError: for a custom_id that appears twice, in whichever shard, naming the lines.
     """
     sha256, everywhere, ids = hashlib.sha256(), Ids(), Ids()
-    num_wrong = num_samples = max_tokens = num_unbounded = line_no = 0
+    num_wrong = num_samples = max_tokens = num_unbounded = num_by_room = line_no = 0
     samplers: set[Sampler] = set()
     for line_no, raw in read_lines(file, sha256.update):
         custom_id, params = _id_and_params(parse, raw)
@@ -160,6 +161,7 @@ def scan_input(
         num_samples += params.n
         max_tokens += (params.max_tokens or 0) * params.n
         num_unbounded += params.n * (params.max_tokens is None)
+        num_by_room += params.n * params.fills_room
     _check_unique(everywhere)
     if shard.num_shards > 1:
         ids.sort()
@@ -175,6 +177,7 @@ def scan_input(
         samplers=tuple(sorted(samplers)),
         max_tokens=max_tokens,
         num_unbounded=num_unbounded,
+        num_by_room=num_by_room,
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from jbatch.errors import JobError
 from jbatch.host.metrics import Summary
@@ -25,6 +25,7 @@ from jbatch.jobs.resume import Done, drop_errors, find_done, sort_by_line
 from jbatch.jobs.signals import StopSignals
 from jbatch.jobs.state import JobState, check_state, keep_room, known_room, save_state
 from jbatch.jobs.summary import JobSummary
+from jbatch.model_dir.generation_json import describe_model_defaults
 from jbatch.progress import progress_bar
 
 ALL_ANSWERED, SOME_ERRORS, STOPPED = 0, 1, 3  # exit codes, besides 2 (refused) and 128 + signal
@@ -38,6 +39,7 @@ class JobCommand(NamedTuple):
     parse: Parse
     load: Callable[[Scan], AbstractContextManager[Answerer]]  # not called where nothing is left to do
     say: Say
+    model_defaults: Mapping[str, Any] = {}  # sampling parameters that the model sets, where lines do not
 
 
 def run_command(command: JobCommand) -> int:
@@ -53,8 +55,10 @@ def run_command(command: JobCommand) -> int:
         identity = _identity(source)
         scan = _scan(command, source)
         say(describe_input(options, scan))
+        if command.model_defaults:
+            say(describe_model_defaults(command.model_defaults))
         output, done = _open_output(command, scan, stack)
-        ledger = Ledger(output, done, JobSummary())
+        ledger = Ledger(output, done, JobSummary(command.model_defaults))
         try:
             return _Run(command, source, identity, scan, ledger, stop).finish()
         except _Stopped as error:
@@ -133,7 +137,7 @@ class _Run:
                 self._refuse_all()
             else:
                 with self.command.load(scan) as answerer:
-                    if scan.num_unbounded:
+                    if scan.num_by_room:
                         self._check_room(answerer)
                     complete = self._answer_and_report(answerer)
                 if not complete:
@@ -161,7 +165,7 @@ class _Run:
         room = scheduler.max_seq_len
         if room < scheduler.config.max_model_len:
             self.command.say(
-                f"warning: {self.scan.num_unbounded} outputs without max_tokens are cut at {room} tokens, "
+                f"warning: {self.scan.num_by_room} outputs without max_tokens are cut at {room} tokens, "
                 "prompt included: what the cache holds"
             )
         if not self.command.options.streams:

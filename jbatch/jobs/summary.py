@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from jbatch.host.metrics import Summary
+from jbatch.model_dir.generation_json import describe_model_defaults
 from jbatch.outputs import FinishReason, RequestMetrics, RequestOutput
 
 PERCENTILES = (50, 90, 99)
@@ -49,9 +51,13 @@ class JobSummary:
 
     TTFT: from when the request entered the engine's window to its first token. TPOT: (last token - first
     token) / (tokens - 1). E2E: to its end. Each request counts once, whatever its `n`.
+
+    Args:
+      model_defaults: sampling parameters that the model sets, for lines that do not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model_defaults: Mapping[str, Any] | None = None) -> None:
+        self._model_defaults = dict(model_defaults or {})
         self.num_results = 0
         self.finish_reasons: Counter[str] = Counter()  # of outputs: n per request
         self.errors: Counter[str] = Counter()  # by code
@@ -112,6 +118,7 @@ class JobSummary:
             "prefill_padding": 1 - engine.prefill_use if engine.prefill_tokens else 0.0,
             "preemptions": engine.num_preempted,
             "compilations_after_warmup": compilations,
+            "model_defaults": self._model_defaults,
             "engine": dataclasses.asdict(engine),
         }
         return figures
@@ -141,6 +148,8 @@ def describe(figures: dict[str, Any]) -> list[str]:
         f"padding, {figures['preemptions']} preemptions, "
         f"{figures['compilations_after_warmup']} compilations after warm-up"
     )
+    if figures["model_defaults"]:
+        lines.append(describe_model_defaults(figures["model_defaults"]))
     return lines
 
 

@@ -6,12 +6,13 @@ are understood, and a key that changes the mathematics is implemented, at its ne
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jbatch.config import DTYPES, ModelConfig
+from jbatch.model_dir.config_keys import check_keys, check_restated
+from jbatch.model_dir.paths import check_model_dir
 from jbatch.model_dir.rope_json import parse_rope
 from jbatch.model_dir.strict_json import (
     agreed,
@@ -19,9 +20,8 @@ from jbatch.model_dir.strict_json import (
     float_field,
     int_field,
     read_object,
+    read_optional,
     refuse,
-    same,
-    shown_key,
 )
 
 
@@ -53,76 +53,12 @@ _FAMILIES = {
 }
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Every key is in one of these three tables or unknown.
-_READ = _names(
-    """model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
-    num_key_value_heads head_dim max_position_embeddings rms_norm_eps tie_word_embeddings dtype torch_dtype
-    rope_theta rope_scaling rope_parameters original_max_position_embeddings
-    sliding_window layer_types max_window_layers attention_bias mlp_bias use_sliding_window
-    bos_token_id eos_token_id"""
-)
-_HARMLESS = _names(
-    """architectures auto_map transformers_version _name_or_path name_or_path _commit_hash use_cache
-    pad_token_id unk_token_id sep_token_id decoder_start_token_id initializer_range pretraining_tp
-    attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop hidden_dropout_prob
-    attention_probs_dropout_prob attn_implementation _attn_implementation _attn_implementation_internal
-    _attn_implementation_autoset _flash_attn_2_enabled _experts_implementation_internal use_flash_attention
-    use_flash_attention_2 use_flash_attn experts_implementation output_attentions output_hidden_states
-    output_scores return_dict return_dict_in_generate torchscript gradient_checkpointing is_decoder
-    chunk_size_feed_forward tie_encoder_decoder id2label label2id num_labels problem_type task_specific_params
-    finetuning_task prefix tokenizer_class suppress_tokens begin_suppress_tokens bad_words_ids
-    forced_bos_token_id forced_eos_token_id do_sample temperature top_k top_p typical_p min_p max_length
-    max_new_tokens min_length length_penalty repetition_penalty no_repeat_ngram_size
-    encoder_no_repeat_ngram_size diversity_penalty early_stopping num_beams num_beam_groups
-    num_return_sequences exponential_decay_length_penalty remove_invalid_values
-    unsloth_version unsloth_fixed unsloth_training_mode model_max_length neftune_noise_alpha
-    max_sequence_length bos_token eos_token pad_token activation_dropout classifier_dropout
-    is_llama_config transformers.js_config"""
-)
-# Keys that change the mathematics, with the values at which they do not.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    "hidden_activation": (None, "silu", "swish"),
-    "partial_rotary_factor": (None, 1, 1.0),
-    "rotary_pct": (None, 1, 1.0),
-    "quantization_config": (None,),
-    "compression_config": (None,),
-    "per_layer_config": (None, {}),
-    "pruned_heads": (None, {}),
-    "is_encoder_decoder": (None, False),
-    "add_cross_attention": (None, False),
-    "cross_attention_hidden_size": (None,),
-    "tie_last_hidden_states": (None, True),
-    "use_mrope": (None, False),
-    "use_rope": (None, True),
-    "rope_interleaved": (None, False),
-    "use_bias": (None, False),
-    "bias": (None, False),
-    "use_qk_norm": (None, False),
-    "qk_layernorm": (None, False),
-    "embedding_multiplier": (None, 1, 1.0),
-    "residual_multiplier": (None, 1, 1.0),
-    "logits_scaling": (None, 1, 1.0),
-    "logit_scale": (None, 1, 1.0),
-    "num_local_experts": (None, 0),
-    "num_experts": (None, 0),
-    "num_nextn_predict_layers": (None, 0),
-}
-# An unknown key with one of these in its name is refused unless it is null, false, zero or empty.
-_SUSPECT = _names(
-    """rope rotary attn attention norm scal bias expert moe softcap soft_cap clip multiplier window quant
-    sparse alibi act_fn activation _act parallel residual sink interleave adapter lora layer_pattern
-    layers_pattern"""
-)
-
-
 def load_config(model_dir: str | Path) -> ModelConfig:
-    """The ModelConfig of a Hugging Face model directory. Raises ConfigError for whatever is wrong with
-    its config.json: absent, unreadable, not JSON, or not a model that jbatch implements."""
+    """The ModelConfig of a Hugging Face model directory.
+
+    Raises ConfigError for what is no such directory, saying what it is, and for whatever is wrong with its
+    config.json: unreadable, not JSON, or not a model that jbatch implements."""
+    check_model_dir(model_dir)
     return parse_config(read_object(Path(model_dir) / "config.json"))
 
 
@@ -133,14 +69,14 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     mathematics and is not implemented. Warns once, naming them, of unknown keys that look harmless.
     """
     family = _family(raw)
-    _check_keys(raw)
+    check_keys(raw)
     num_layers = int_field(raw, "num_hidden_layers", high=1000)
     embed_dim = int_field(raw, "hidden_size", high=2**17)
     num_heads, num_kv_heads, head_dim = _heads(raw, family, embed_dim)
     max_len = int_field(raw, "max_position_embeddings", high=2**27, default=family.max_position_embeddings)
     attention_bias = _flag(raw, "attention_bias", family)
     mlp_bias = _flag(raw, "mlp_bias", family)
-    return ModelConfig(
+    config = ModelConfig(
         vocab_size=int_field(raw, "vocab_size", high=2**24),
         embed_dim=embed_dim,
         mlp_dim=int_field(raw, "intermediate_size", high=2**20),
@@ -159,6 +95,8 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
         dtype=_dtype(raw),
         sliding_window=_sliding_window(raw, family, num_layers),
     )
+    check_restated(raw, config)
+    return config
 
 
 def load_eos_token_ids(model_dir: str | Path) -> frozenset[int]:
@@ -191,24 +129,6 @@ def _family(raw: Mapping[str, Any]) -> _Family:
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
         refuse("model_type", model_type, f"jbatch implements {', '.join(_FAMILIES)}")
     return _FAMILIES[model_type]
-
-
-def _check_keys(raw: Mapping[str, Any]) -> None:
-    unknown = []
-    for key, value in raw.items():
-        if key in _READ or key in _HARMLESS:
-            continue
-        if key in _NEUTRAL:
-            if not any(same(value, neutral) for neutral in _NEUTRAL[key]):
-                refuse(key, value, f"not implemented; jbatch supports {_or(_NEUTRAL[key])}")
-        elif value and any(word in key.lower() for word in _SUSPECT):
-            reason = "unknown to jbatch, and by its name it may change what the model computes"
-            refuse(shown_key(key), value, reason)
-        else:
-            unknown.append(key)
-    if unknown:
-        names = ", ".join(shown_key(key) for key in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-        warnings.warn(f"config.json: ignored {len(unknown)} unknown keys: {names}", stacklevel=3)
 
 
 def _heads(raw: Mapping[str, Any], family: _Family, embed_dim: int) -> tuple[int, int, int]:
@@ -282,14 +202,9 @@ def _token_ids(raw: Mapping[str, Any], name: str, vocab_size: int) -> list[int]:
     return ids
 
 
-def _or(values: tuple[Any, ...]) -> str:
-    return " or ".join(dict.fromkeys("null" if v is None else f"{v!r}" for v in values))
-
-
 # ---- files ----
 
 
 def _read_configs(model_dir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    generation_path = Path(model_dir) / "generation_config.json"
-    generation = read_object(generation_path) if generation_path.exists() else {}
+    generation = read_optional(Path(model_dir) / "generation_config.json")
     return read_object(Path(model_dir) / "config.json"), generation

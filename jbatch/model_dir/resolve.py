@@ -14,10 +14,8 @@ def resolve_model(model: str | Path, config: EngineConfig) -> ModelConfig:
     """The configuration of the model in a directory, in the dtype that `config` names.
 
     Raises:
-      ConfigError: for what is no directory, and for a config.json that jbatch refuses.
+      ConfigError: for what is no model directory, and for a config.json that jbatch refuses.
     """
-    if not Path(model).is_dir():
-        raise ConfigError("model", str(model), "is no directory; jbatch downloads nothing")
     model_config = load_config(model)
     if config.dtype == "auto":
         return model_config

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from jbatch.errors import ConfigError
 
 MAX_FILE_BYTES = 16 * 2**20
+LFS_POINTER = b"version https://git-lfs"  # how one begins
 REQUIRED = object()  # as a default: the field must be there
 
 
@@ -26,6 +27,9 @@ def read_object(path: Path) -> dict[str, Any]:
         raise ConfigError(path.name, str(path), f"cannot be read: {error.strerror or error}") from error
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(path.name, str(path), f"larger than {MAX_FILE_BYTES} bytes")
+    if data.startswith(LFS_POINTER):
+        reason = "a pointer of Git LFS in place of the file: run `git lfs pull` in its repository"
+        raise ConfigError(path.name, str(path), reason)
     try:
         raw = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, a 5,000-digit integer
@@ -34,6 +38,11 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(path.name, str(path), f"must be a JSON object, not a {type(raw).__name__}")
     return raw
+
+
+def read_optional(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty where there is no such file. Raises as `read_object` does."""
+    return read_object(path) if path.exists() else {}
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

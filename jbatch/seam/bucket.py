@@ -64,19 +64,25 @@ def prefill_bucket(tokens: int) -> Bucket:
 
 
 def smallest_bucket(
-    buckets: Iterable[Bucket], shape: StateShape, *, slots: int, tokens: int, chunks: int, updates: int
+    buckets: Iterable[Bucket],
+    shape: StateShape,
+    *,
+    slots: int,
+    tokens: int,
+    chunks: int,
+    updates: int,
+    steps: int = 1,
 ) -> Bucket:
-    """The first of `buckets` that holds this much, and has nothing of a kind that is not needed.
+    """The first of `buckets` that holds this much, and decodes `steps` times.
 
     Raises:
       ValueError: where none does.
     """
     for bucket in buckets:
-        if bucket.slots < slots or bucket.tokens < tokens or bool(bucket.slots) != bool(slots):
-            continue
-        room = room_of(bucket, shape)
-        if bool(bucket.tokens) == bool(tokens) and room.chunks >= chunks and room.table_updates >= updates:
-            return bucket
+        if bucket.slots >= slots and bucket.tokens >= tokens and bucket.steps == steps:
+            room = room_of(bucket, shape)
+            if room.chunks >= chunks and room.table_updates >= updates:
+                return bucket
     raise ValueError(f"no step holds {slots} slots, {tokens} tokens, {chunks} chunks, {updates} updates")
 
 
@@ -86,6 +92,17 @@ def align(num_tokens: int) -> int:
 
 
 def buckets_of(config: EngineConfig, max_model_len: int) -> tuple[Bucket, ...]:
-    """The shapes of an engine's steps: those of prompts, then decoding ones, each ascending."""
-    prefill = (prefill_bucket(tokens) for tokens in config.token_sizes(max_model_len))
-    return (*prefill, *(decode_bucket(slots) for slots in config.decode_sizes()))
+    """The shapes of an engine's steps, by their number of places.
+
+    Where prompts join running sequences, steps with prompts hold decoding sequences, too: as many as run at
+    most, so that their number is that of the token buckets. With a single decode bucket and a single token
+    bucket every step has the one shape that holds both, so that a token's bits depend on its request alone.
+    Static batches prefill, and then decode.
+    """
+    slots, tokens = config.decode_sizes(), config.token_sizes(max_model_len)
+    mixed = config.mode == "continuous"
+    with_prompts = [Bucket(slots[-1], size) if mixed else prefill_bucket(size) for size in tokens]
+    if mixed and len(slots) == len(tokens) == 1 == config.num_decode_steps:
+        return tuple(with_prompts)
+    decode = [Bucket(size, 0, steps) for size in slots for steps in sorted({1, config.num_decode_steps})]
+    return tuple(sorted([*with_prompts, *decode], key=lambda bucket: bucket.num_places))

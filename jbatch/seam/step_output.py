@@ -56,10 +56,10 @@ def unpack_output(
     """From int32 [draws, steps + 2]: tokens, number of them, status.
 
     The output of a step that reports log-probabilities is flat: these columns and the Logprobs of each draw,
-    then the Logprobs of each token.
+    then the Logprobs of each token. A dispatch of several decode steps reports none.
     """
     width = bucket.steps + 2
-    if not sampler.reports:
+    if not sampler.reports or bucket.steps > 1:
         return StepOutput(packed[:, :-2], packed[:, -2], packed[:, -1])
     draws = num_draws(bucket, shape)
     end = draws * (width + LOGPROBS_WIDTH)

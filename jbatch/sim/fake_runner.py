@@ -71,10 +71,10 @@ class FakeRunner:
             if row < self.shape.num_rows:
                 self._tables[row, page_idx] = page_id
         draws = num_draws(step.bucket, self.shape)
-        output = StepOutput(
-            np.zeros((draws, 1), np.int32), np.zeros(draws, np.int32), np.zeros(draws, np.int32)
-        )
-        self._decode(fields, output)
+        tokens, counts = np.zeros((draws, step.bucket.steps), np.int32), np.zeros(draws, np.int32)
+        output = StepOutput(tokens, counts, np.zeros(draws, np.int32))
+        for _ in range(step.bucket.steps):
+            self._decode(fields, output)
         self._prefill(fields)
         self._draw_from_chunks(fields, step.bucket.slots, output)
         return output
@@ -139,5 +139,5 @@ class FakeRunner:
         elif state[COLUMNS["budget"]] <= 0:
             output.status[idx] = Status.OUT_OF_BUDGET
         state[COLUMNS["finished"]] = output.status[idx] != Status.RUNNING
-        output.tokens[idx, 0] = token
-        output.num_tokens[idx] = 1
+        output.tokens[idx, output.num_tokens[idx]] = token
+        output.num_tokens[idx] += 1

@@ -27,6 +27,7 @@ from jbatch.seam.shape import StateShape
 FORMAT, VERSION = "jbatch-plans", 2
 VOCAB_SIZE = "vocab_size"
 MAX_SIZE = 2**20  # slots or tokens of a bucket, as EngineConfig has it
+MAX_STEPS = 64  # of a bucket, as EngineConfig has it
 
 
 class PlanFileError(JBatchError, ValueError):
@@ -140,8 +141,8 @@ def _check_sizes(plan: StepPlan, shape: StateShape) -> None:
     bucket, num_slots = plan.bucket, len(plan.seq_ids)
     if not (min(bucket.slots, bucket.tokens) >= 0 and 0 < max(bucket.slots, bucket.tokens) <= MAX_SIZE):
         raise ValueError(f"bucket={tuple(bucket)}: must have slots or tokens, of 0 to {MAX_SIZE}")
-    if bucket.steps != 1:
-        raise ValueError(f"bucket={tuple(bucket)}: steps must be 1")
+    if not 1 <= bucket.steps <= MAX_STEPS or (bucket.tokens and bucket.steps > 1):
+        raise ValueError(f"bucket={tuple(bucket)}: steps must be from 1 to {MAX_STEPS}, and 1 with tokens")
     if len(plan.rows) != num_slots or (plan.frozen and len(plan.frozen) != num_slots):
         raise ValueError(f"{len(plan.rows)} rows and {len(plan.frozen)} frozen for {num_slots} seq_ids")
     room = room_of(bucket, shape)

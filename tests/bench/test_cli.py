@@ -52,7 +52,14 @@ def test_batching_prints_and_writes_the_counts_of_any_runner(model, tmp_path, ca
     assert content["arms"].keys() == counted.keys()
     for name, arm in content["arms"].items():
         expected = counted[name].counts
-        for field in ("decode_steps", "slot_steps", "useful_slot_steps", "output_tokens", "decode_wasted"):
+        for field in (
+            "num_steps",
+            "decode_steps",
+            "slot_steps",
+            "useful_slot_steps",
+            "output_tokens",
+            "decode_wasted",
+        ):
             assert arm[field] == getattr(expected, field), (name, field)
         assert len(arm["repeats"]) == 2 and arm["compilations_after_warmup"] == 0
         assert 0 < arm["device_busy_share"] <= 1.01 and arm["floor_share"] > 0

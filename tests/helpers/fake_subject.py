@@ -33,7 +33,8 @@ class CountingRunner(FakeRunner):
         state[COLUMNS["budget"]] -= 1
         state[COLUMNS["finished"]] = state[COLUMNS["budget"]] == 0
         output.status[idx] = Status.OUT_OF_BUDGET if state[COLUMNS["finished"]] else Status.RUNNING
-        output.tokens[idx, 0], output.num_tokens[idx] = 3, 1
+        output.tokens[idx, output.num_tokens[idx]] = 3
+        output.num_tokens[idx] += 1
 
 
 @dataclasses.dataclass
@@ -51,7 +52,7 @@ class FakeSubject:
     runner: type[FakeRunner] = CountingRunner
 
     def new_engine(self, arm: Arm, max_num_seqs: int) -> Engine:
-        config = EngineConfig(max_num_seqs=self.max_num_seqs, page_size=self.page_size)
+        config = EngineConfig(mode=arm.mode, max_num_seqs=self.max_num_seqs, page_size=self.page_size)
         limits = StepLimits(config.max_num_batched_tokens, max_num_seqs)
         pages_per_seq = -(-self.max_model_len // self.page_size)
         shape = StateShape(self.max_num_seqs, self.num_pages, self.page_size, pages_per_seq)

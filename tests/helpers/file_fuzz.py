@@ -24,6 +24,7 @@ import numpy as np
 
 from jbatch.errors import RequestError
 from jbatch.model_dir.config_json import load_bos_token_id, load_config, load_eos_token_ids
+from jbatch.model_dir.generation_json import load_sampling_defaults
 from jbatch.text import tokenizer, tokenizer_probe
 from jbatch.text.tokenizer import load_tokenizer
 from tests.helpers.hf_checkpoint import TINY
@@ -107,7 +108,7 @@ CONFIGS: list[dict[str, Any]] = [
     TINY
     | {"model_type": "qwen2", "layer_types": ["full_attention"] * 2, "max_window_layers": 2, "id2label": {}},
 ]
-GENERATION = {"eos_token_id": [2, 5], "bos_token_id": 1, "do_sample": True, "temperature": 0.6}
+GENERATION = {"eos_token_id": [2, 5], "bos_token_id": 1, "temperature": 0.6, "top_k": 5, "max_new_tokens": 9}
 
 
 def check_config(seed: int) -> None:
@@ -122,6 +123,7 @@ def check_config(seed: int) -> None:
             config = load_config(folder)
             assert config.kv_bytes_per_token > 0 and config.context_len >= 0 and config.max_context_len >= 0
             assert all(0 <= token_id < config.vocab_size for token_id in load_eos_token_ids(folder))
+            load_sampling_defaults(folder, "auto")
             bos = load_bos_token_id(folder)
             assert bos is None or 0 <= bos < config.vocab_size
 

@@ -33,7 +33,9 @@ def check_invariants(scheduler: Scheduler) -> None:
 
     queued = {seq_id for _, seq_id in scheduler._waiting}
     running_ids = {sequence.seq_id for sequence in running}
-    waiting_ids = scheduler._sequences.keys() - running_ids
+    leaving_ids = {sequence.seq_id for sequence in scheduler._sequences.values() if sequence.leaving}
+    assert not leaving_ids & (running_ids | queued), "it gave up its row, and waits or runs"
+    waiting_ids = scheduler._sequences.keys() - running_ids - leaving_ids
     assert running_ids <= scheduler._sequences.keys(), "a sequence runs that is not known"
     assert waiting_ids <= queued and not running_ids & queued, "a sequence neither waits nor runs, or both"
     assert len(waiting_ids) == scheduler.num_waiting
@@ -58,6 +60,7 @@ def _check_sequence(sequence: Sequence, scheduler: Scheduler) -> None:
     if sequence.row < 0:
         assert not sequence.pages and not sequence.finished, "it waits with pages, or after its end"
         assert not sequence.num_cached_planned and not sequence.decoding
+        assert not sequence.leaving or sequence.num_planned == sequence.max_len, "it left before its end"
         return
     planned = sequence.num_cached_planned
     assert len(sequence.pages) == scheduler.pool.pages_for(planned), "table and cache differ"
@@ -72,13 +75,16 @@ def _check_sequence(sequence: Sequence, scheduler: Scheduler) -> None:
 def check_running(scheduler: Scheduler, before: tuple[Sequence, ...], limits: StepLimits) -> None:
     """What one call of `schedule` may do to the running sequences: preempt the youngest, admit the next."""
     after, admission = scheduler.running, scheduler.config.admission
+    left = [sequence for sequence in before if sequence.leaving]
+    before = tuple(sequence for sequence in before if not sequence.leaving)
+    assert not left or admission.refill, "a static batch was left before its results were there"
     if after == before:
         return
     kept = 0
     while kept < min(len(before), len(after)) and before[kept] is after[kept]:
         kept += 1
     preempted, admitted = before[kept:], after[kept:]
-    assert kept or not before, "the first admitted was preempted"
+    assert kept or left or not before, "the first admitted was preempted"
     assert not any(s.running for s in preempted), "one was preempted that is not the youngest"
     assert not preempted or not admission.hold_finished, "a padded batch was preempted"
     if not admitted:
@@ -92,7 +98,9 @@ def check_running(scheduler: Scheduler, before: tuple[Sequence, ...], limits: St
 def _check_order(scheduler: Scheduler, admitted: tuple[Sequence, ...]) -> None:
     policy = scheduler.config.policy
     keys = [(policy(s.request), s.seq_id) for s in admitted]
-    waiting = [(policy(s.request), s.seq_id) for s in scheduler._sequences.values() if not s.running]
+    waiting = [
+        (policy(s.request), s.seq_id) for s in scheduler._sequences.values() if not (s.running or s.leaving)
+    ]
     assert keys == sorted(keys) and (not waiting or keys[-1] < min(waiting)), "one overtook the first in line"
 
 
@@ -117,21 +125,26 @@ def check_plan(scheduler: Scheduler, plan: StepPlan, limits: StepLimits) -> None
     needed = (len(plan.seq_ids), sum(map(align, sizes)), len(sizes), len(plan.table_updates))
     sizes_of = (plan.bucket.slots, plan.bucket.tokens, room.chunks, room.table_updates)
     assert all(need <= size for need, size in zip(needed, sizes_of, strict=True)), "too small a step"
-    assert not (plan.bucket.slots and plan.bucket.tokens), "no step is mixed yet"
+    alone = not plan.chunks and not scheduler.num_waiting
+    assert plan.bucket.steps == 1 or (alone and not plan.preempted), "others would have to wait"
+    assert config.admission.refill or not (plan.seq_ids and plan.chunks), "a static batch is mixed"
     for smaller in config.buckets:
-        if smaller.num_places < plan.bucket.num_places:
+        if smaller.num_places < plan.bucket.num_places and smaller.steps == plan.bucket.steps:
             less = room_of(smaller, config.shape)
             sizes_of = (smaller.slots, smaller.tokens, less.chunks, less.table_updates)
             assert any(need > size for need, size in zip(needed, sizes_of, strict=True)), "too large a step"
     sequences = [scheduler._sequences[seq_id] for seq_id in seq_ids]
     rows = [*plan.rows, *(chunk.row for chunk in plan.chunks)]
-    assert rows == [sequence.row for sequence in sequences]
+    assert len(set(rows)) == len(rows), "a row is used twice"
+    assert all(sequence.leaving or sequence.row == row for row, sequence in zip(rows, sequences, strict=True))
     for chunk in plan.chunks:
         assert all((draw.seq_id, draw.row) == (chunk.seq_id, chunk.row) for draw in chunk.draws)
-    samplers = [sequence.request.params.sampler for sequence in scheduler.running]
+    live = {*scheduler.running, *(sequence for sequence in sequences if sequence.leaving)}
+    samplers = [sequence.request.params.sampler for sequence in live]
     assert plan.sampler == functools.reduce(Sampler.union, samplers, Sampler.GREEDY)
-    tables = {sequence.row: sequence.pages for sequence in sequences}
-    assert all(tables[row][idx] == page for row, idx, page in plan.table_updates), "a table entry is wrong"
+    tables = {row: None if s.leaving else s.pages for row, s in zip(rows, sequences, strict=True)}
+    for row, page_idx, page_id in plan.table_updates:
+        assert tables[row] is None or tables[row][page_idx] == page_id, "a table entry is wrong"
 
 
 def check_record(record: StepRecord, progress: list[Progress]) -> None:

@@ -6,14 +6,15 @@ import dataclasses
 import random
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
-from jbatch.host.limits import SchedulerView, StepLimits
+from jbatch.host.limits import Company, SchedulerView, StepLimits
 from jbatch.host.metrics import StepRecord
 from jbatch.host.pack import pack
 from jbatch.host.plan import StepPlan
 from jbatch.host.policy import MODES, POLICIES
-from jbatch.host.request import Request, Sequence
+from jbatch.host.request import Request
+from jbatch.host.request import Sequence as Running
 from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
@@ -28,9 +29,12 @@ HOST_STOP = "stop string"
 BATCH_WAIT = 4.0  # of a batch that waits to be full, in steps of the driver
 
 
-def buckets(tokens: Iterable[int], slots: Iterable[int]) -> tuple[Bucket, ...]:
-    """Of steps with prompts, and of decoding ones."""
-    return (*map(prefill_bucket, tokens), *map(decode_bucket, slots))
+def buckets(tokens: Sequence[int], slots: Sequence[int], mode: str = "continuous") -> tuple[Bucket, ...]:
+    """Of steps with prompts, and of decoding ones, as an engine of that mode has them."""
+    if not MODES[mode].refill:
+        return (*map(prefill_bucket, tokens), *map(decode_bucket, slots))
+    mixed = tuple(Bucket(max(slots), size) for size in tokens)
+    return mixed if len(tokens) == len(slots) == 1 else (*mixed, *map(decode_bucket, slots))
 
 
 def scheduler_config(
@@ -47,7 +51,7 @@ def scheduler_config(
     default = SchedulerConfig(
         shape=StateShape(num_rows, num_pages, page_size, -(-max_model_len // page_size)),
         max_model_len=max_model_len,
-        buckets=buckets((32, 64), (1, 2, 4)),
+        buckets=buckets((32, 64), (1, 2, 4), mode),
         policy=POLICIES[policy],
         admission=MODES[mode],
         batch_wait_timeout_s=BATCH_WAIT,
@@ -90,7 +94,7 @@ class Driver:
         config: SchedulerConfig,
         depth: int = 1,
         limits: Callable[[SchedulerView], StepLimits] | None = None,
-        stops: Callable[[Sequence], bool] = lambda sequence: False,
+        stops: Callable[[Running], bool] = lambda sequence: False,
     ):
         self.config, self.depth, self.stops = config, depth, stops
         largest = max(bucket.tokens for bucket in config.buckets)
@@ -99,7 +103,7 @@ class Driver:
         self.scheduler = Scheduler(config, self._next_limits if limits else None)
         self.runner = FakeRunner(config.shape, VOCAB_SIZE)
         self.in_flight: deque = deque()
-        self.sequences: list[Sequence] = []
+        self.sequences: list[Running] = []
         self.ends: dict[int, tuple[FinishReason, str | int | None, int]] = {}  # reason, stop_reason, length
         self.records: list[StepRecord] = []
         self.smallest_budget = self.limits.max_num_batched_tokens
@@ -113,20 +117,20 @@ class Driver:
             self.smallest_budget = min(self.smallest_budget, self.limits.max_num_batched_tokens)
         return self.limits
 
-    def submit(self, asked: Request) -> Sequence:
+    def submit(self, asked: Request) -> Running:
         if self.config.admission.wait_full:  # then arrivals are times
             asked = dataclasses.replace(asked, arrival=self.now - asked.arrival)
         sequence = self.scheduler.add(asked)
         self.sequences.append(sequence)
         return sequence
 
-    def end(self, sequence: Sequence, reason: FinishReason, stop_reason: str | None = None) -> None:
+    def end(self, sequence: Running, reason: FinishReason, stop_reason: str | None = None) -> None:
         """Abort or stop a sequence in whatever state it is."""
         self.scheduler.finish(sequence, reason, stop_reason)
         self._note_end(sequence)
         check_invariants(self.scheduler)
 
-    def _note_end(self, sequence: Sequence) -> None:
+    def _note_end(self, sequence: Running) -> None:
         end = (sequence.finish_reason, sequence.stop_reason, sequence.num_known)
         assert self.ends.setdefault(sequence.seq_id, end) == end, "it ended twice, or grew after its end"
 
@@ -150,10 +154,10 @@ class Driver:
         check_invariants(self.scheduler)
         return plan
 
-    def _waiting(self) -> list[Sequence]:
+    def _waiting(self) -> list[Running]:
         return [sequence for sequence in self.sequences if not sequence.running and not sequence.finished]
 
-    def _fills(self, waiting: list[Sequence]) -> bool:
+    def _fills(self, waiting: list[Running]) -> bool:
         """Whether a batch of these is to wait: it is not full, none has waited too long, none has begun."""
         begun = any(sequence.num_preemptions for sequence in waiting)
         size = min(self.limits.max_num_seqs, self.config.shape.num_rows)
@@ -203,7 +207,7 @@ class Driver:
         assert preempted == sum(sequence.num_preemptions for sequence in self.sequences)
 
 
-def check_tokens(sequence: Sequence) -> bool:
+def check_tokens(sequence: Running) -> bool:
     """It has the tokens that the definition gives and the right reason. False where the host ended it."""
     asked, got = sequence.request, sequence.output_token_ids
     expected = continuation(
@@ -229,14 +233,16 @@ def random_config(rng: random.Random, mode: str, policy: str) -> SchedulerConfig
     page_size = rng.choice((2, 2, 4, 16))  # smaller than any device's, so that more happens
     max_model_len = rng.choice((32, 64))
     fewest = 2 if page_size == 16 else 5
+    slots, steps = sorted({1, -(-num_rows // 2), num_rows}), rng.choice((1, 1, 2, 4, 7))
+    several = tuple(Bucket(size, 0, steps) for size in slots) if steps > 1 else ()
     return scheduler_config(
         mode,
         policy,
         num_rows=num_rows,
-        num_pages=rng.randint(fewest, 2 + 2 * max_model_len // page_size),
+        num_pages=rng.randint(fewest, 2 + 3 * max_model_len // (2 * page_size)),
         page_size=page_size,
         max_model_len=max_model_len,
-        buckets=buckets(sorted({8, tokens}), sorted({1, -(-num_rows // 2), num_rows})),
+        buckets=(*buckets(sorted({8, tokens}), slots, mode), *several),
     )
 
 
@@ -264,7 +270,8 @@ def random_limits(rng: random.Random, num_rows: int) -> Callable[[SchedulerView]
     if kind < 2:
         return None
     tokens = rng.choices((1, 7, 8, 20, 64), k=kind - 1)
-    return lambda view: StepLimits(rng.choice(tokens), rng.randint(1, num_rows))
+    company = Company(rng.choice((0, 8, 32)), rng.randint(0, 3))
+    return lambda view: StepLimits(rng.choice(tokens), rng.randint(1, num_rows), company)
 
 
 def run_random_schedule(seed: int) -> Driver:
@@ -310,5 +317,11 @@ def count(driver: Driver) -> Counter:
     ends = Counter(HOST_STOP if stop == HOST_STOP else str(why) for why, stop, _ in driver.ends.values())
     names = "num_preempted", "recomputed", "wasted", "output_tokens"
     sums = {name: sum(getattr(record, name) for record in driver.records) for name in names}
-    kinds = {mode: 1, policy.__name__: 1, f"depth {driver.depth}": 1}
+    kinds = {
+        "several steps": sum(record.num_decode_steps > 1 for record in driver.records),
+        "mixed": sum(record.kind == "mixed" for record in driver.records),
+        mode: 1,
+        policy.__name__: 1,
+        f"depth {driver.depth}": 1,
+    }
     return ends + Counter({"steps": len(driver.records), **sums, **kinds})

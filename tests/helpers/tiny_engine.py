@@ -29,7 +29,7 @@ from tests.helpers.hf_checkpoint import tiny
 
 NUM_ROWS, PAGE_SIZE, MAX_MODEL_LEN, NUM_PAGES = 4, 16, 96, 64
 SHAPE = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
-PREFILL, DECODE, MIXED = prefill_bucket(64), decode_bucket(4), Bucket(4, 64)
+PREFILL, DECODE, MIXED, SEVERAL = prefill_bucket(64), decode_bucket(4), Bucket(4, 64), Bucket(4, 0, 4)
 
 
 @functools.cache
@@ -47,7 +47,7 @@ def make_runner(
     *samplers: Sampler,
     logits_fn: LogitsFn | None = None,
     shape: StateShape = SHAPE,
-    buckets: tuple[Bucket, ...] = (PREFILL, DECODE),
+    buckets: tuple[Bucket, ...] = (DECODE, PREFILL, MIXED),
 ) -> Runner:
     """A runner of its own parameters, so that it may be closed."""
     spec = StepSpec(tiny_config(), shape, find_device("cpu"), logits_fn=logits_fn)
@@ -58,7 +58,7 @@ def make_runner(
 @functools.cache
 def shared_runner() -> Runner:
     """Do not close it, and leave no request unfinished."""
-    return make_runner()
+    return make_runner(buckets=(DECODE, PREFILL, MIXED, SEVERAL))
 
 
 @functools.cache
@@ -67,6 +67,11 @@ def runner_of_all() -> Runner:
     runner = make_runner(*Sampler)
     runner.prepare_page_copies()
     return runner
+
+
+def buckets_for(mode: str) -> tuple[Bucket, ...]:
+    """Those of the tiny runner that an engine of this mode uses."""
+    return (DECODE, MIXED) if MODES[mode].refill else (DECODE, PREFILL)
 
 
 def make_scheduler(
@@ -80,7 +85,7 @@ def make_scheduler(
     config = SchedulerConfig(
         shape=SHAPE._replace(num_pages=num_pages),
         max_model_len=MAX_MODEL_LEN,
-        buckets=(PREFILL, DECODE),
+        buckets=buckets_for(mode),
         policy=POLICIES["fcfs"],
         admission=MODES[mode],
         batch_wait_timeout_s=0.01,

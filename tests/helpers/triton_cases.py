@@ -20,7 +20,7 @@ from bench.compare.torch_engine.runner import Options, TorchRunner
 from bench.compare.torch_engine.triton_decode import paged_decode, splits_for
 from jbatch.seam.shape import StateShape
 from tests.helpers.attention_cases import Case, make_case
-from tests.helpers.tiny_engine import DECODE, PREFILL, SHAPE, drain, make_engine, tiny_config, tiny_params
+from tests.helpers.tiny_engine import DECODE, MIXED, SHAPE, drain, make_engine, tiny_config, tiny_params
 
 HEADS = ((4, 4, 32), (4, 2, 24), (6, 2, 64), (8, 1, 16), (5, 1, 8), (20, 1, 16))  # heads, kv_heads, head_dim
 LENS = ((1, 17, 0, 64, 130), (65, 16, 0, 63, 127))  # page borders, block borders, dead slots
@@ -87,7 +87,7 @@ def run_engine(kernel: str) -> dict[str, list[int]]:
     """Greedy tokens of a few requests."""
     from jbatch import SamplingParams
 
-    runner = TorchRunner(tiny_config(), from_jax(tiny_params()), SHAPE, [DECODE, PREFILL], Options(kernel))
+    runner = TorchRunner(tiny_config(), from_jax(tiny_params()), SHAPE, [DECODE, MIXED], Options(kernel))
     assert runner.kernel == kernel
     engine = make_engine(runner=runner)
     for number, prompt in enumerate(([5, 6, 7], list(range(3, 30)), [9] * 16, [4])):

@@ -73,11 +73,11 @@ def test_buckets_are_sorted_and_unique():
 @pytest.mark.parametrize(
     "max_num_seqs, batched, max_len, sizes",
     [
-        (64, 2048, 4096, (64, 128, 256, 512, 1024, 2048)),
-        (1, 2048, 100, (64, 104)),  # one sequence never fills more
-        (2, 2048, 100, (64, 128, 208)),
+        (64, 2048, 4096, (32, 64, 128, 256, 512, 1024, 2048)),
+        (1, 2048, 100, (32, 64, 104)),  # one sequence never fills more
+        (2, 2048, 100, (32, 64, 128, 208)),
         (64, 30, 100, (32,)),
-        (64, 64, 100, (64,)),
+        (64, 64, 100, (32, 64)),
     ],
 )
 def test_token_buckets(max_num_seqs, batched, max_len, sizes):

@@ -109,8 +109,12 @@ def test_prompts_that_cannot_be_served_end_alone(llm):
 def test_params_for_each_prompt_must_be_as_many(llm):
     with pytest.raises(ValueError, match="2 sampling_params for 3 prompts"):
         llm.generate([[1]] * 3, [GREEDY] * 2)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="2 of priority for 3 prompts: give one for each"):
         llm.generate([[1]] * 3, GREEDY, priority=[1, 2])
+    with pytest.raises(TypeError, match="priority=1: give a list of one for each of 3 prompts"):
+        llm.generate([[1]] * 3, GREEDY, priority=1)
+    with pytest.raises(TypeError, match="priority holds 'high', which is no integer"):
+        llm.generate([[1]] * 3, GREEDY, priority=[1, 2, "high"])
     assert not llm.engine.has_unfinished or llm.engine.num_unfinished == 0
     assert ids_of(llm.generate([[5, 6]], GREEDY))  # the engine is clean
 
@@ -121,6 +125,39 @@ def test_sampled_tokens_depend_on_the_seed_alone(llm):
     alone = ids_of(llm.generate([[5, 6]], seeded))[0]
     among = ids_of(llm.generate([[9], [5, 6], [7, 7, 7], [5, 6]], [GREEDY, seeded, other, other]))
     assert among[1] == alone and among[3] != alone
+
+
+def test_seeds_beyond_32_bits(llm):
+    """As all others: each draws its own, and the same again."""
+    seeds = [-(2**63), -2, 5, 2**32 + 5, 2**63 - 1]
+    params = [SamplingParams(temperature=1.0, max_tokens=12, seed=seed, ignore_eos=True) for seed in seeds]
+    drawn = ids_of(llm.generate([[5, 6]] * 5, params))
+    assert len({tuple(ids) for ids in drawn}) == 5 and drawn == ids_of(llm.generate([[5, 6]] * 5, params))
+
+
+def test_sampling_defaults_of_the_model(model_dir, llm):
+    """They are for prompts without parameters alone: with some, these hold as they are."""
+    assert llm.get_default_sampling_params() == SamplingParams()
+    values = {"top_k": 1, "temperature": 0.6, "max_new_tokens": 90}
+    (model_dir / "generation_config.json").write_text(json.dumps(values))
+    prompts = [[5, 6]] * 4 + [[5] * 94]
+    try:
+        with LLM(model_dir, **SMALL) as other:
+            defaults = other.get_default_sampling_params()
+            assert (defaults.top_k, defaults.temperature, defaults.max_tokens) == (1, 0.6, 90)
+            outputs = other.generate(prompts)
+            streamed = [delta.output for delta in other.stream(prompts) if delta.output is not None]
+            greedy = dataclasses.replace(GREEDY, max_tokens=90, ignore_eos=False)
+            (expected,) = ids_of(other.generate([[5, 6]], greedy))
+            assert ids_of(outputs)[:4] == [expected] * 4, "top_k=1 is greedy"
+            assert len(ids_of(outputs)[4]) in (1, 2), "90 tokens, or what the context has room for"
+            assert sorted(ids_of(streamed)) == sorted(ids_of(outputs))
+            changed = dataclasses.replace(defaults, temperature=5.0, top_k=0, seed=1)
+            assert ids_of(other.generate([[5, 6]], changed)) != [expected]
+            sampled = SamplingParams(seed=3, max_tokens=12, ignore_eos=True)
+            assert ids_of(other.generate([[5, 6]], sampled)) == ids_of(llm.generate([[5, 6]], sampled))
+    finally:
+        (model_dir / "generation_config.json").unlink()
 
 
 def test_stop_strings_and_stop_ids(llm):
@@ -241,9 +278,9 @@ def test_what_requests_need_is_compiled_before_they_run(model_dir):
         params = [GREEDY, dataclasses.replace(GREEDY, logprobs=1, prompt_logprobs=0)]
         outputs = llm.generate([[5, 6]] * 2, params)
         assert ids_of(outputs) == expected * 2
-        assert llm.runner.num_programs == before + 2
+        assert llm.runner.num_programs == before + 1
         compiled = llm.runner.compilations_after_warmup
-        assert compiled >= 2, "what is compiled after the start is counted"
+        assert compiled >= 1, "what is compiled after the start is counted"
         entry = outputs[1].outputs[0].logprobs[0]
         (token_id,) = entry
         assert token_id == expected[0][0] and entry[token_id].decoded_token == f"{token_id:02d}."
@@ -256,10 +293,10 @@ def test_what_requests_need_is_compiled_before_they_run(model_dir):
 def test_only_what_is_named_is_compiled(model_dir, llm):
     prompts, params = [[5, 6], [7]], [GREEDY, SamplingParams(max_tokens=6, seed=1)]
     with LLM(model_dir, samplers=("extended",), **SMALL) as other:
-        assert other.runner.num_programs == 2
+        assert other.runner.num_programs == 1
         assert ids_of(other.generate(prompts, params)) == ids_of(llm.generate(prompts, params))
         other.prepare([*params, SamplingParams(top_k=3), SamplingParams(logprobs=1)])
-        assert other.runner.num_programs == 2
+        assert other.runner.num_programs == 1
 
 
 @pytest.mark.parametrize(
@@ -287,7 +324,7 @@ def test_a_function_of_the_users(model_dir):
         return jax.numpy.where((state.prompt_len == 3)[:, None], jax.numpy.nan, logits)
 
     with LLM(model_dir, logits_fn=no_repeats, **SMALL) as llm:
-        assert llm.runner.num_programs == 2
+        assert llm.runner.num_programs == 1
         for params in (GREEDY, SamplingParams(max_tokens=40, seed=1, ignore_eos=True)):
             broken, good = llm.generate([[1, 2, 3], [5, 6]], params)
             ids = good.outputs[0].token_ids
@@ -296,9 +333,9 @@ def test_a_function_of_the_users(model_dir):
 
 
 def test_a_function_that_cannot_be_compiled(model_dir):
-    with pytest.raises(ConfigError, match=r"^logits_fn='<lambda>': cannot be traced for 4 slots: TypeError"):
+    with pytest.raises(ConfigError, match=r"^logits_fn='<lambda>': cannot be traced for 8 draws: TypeError"):
         LLM(model_dir, logits_fn=lambda logits: logits, **SMALL)
-    with pytest.raises(ConfigError, match=r"^logits_fn='<lambda>': must return float32\[4, 96\]"):
+    with pytest.raises(ConfigError, match=r"^logits_fn='<lambda>': must return float32\[8, 96\]"):
         LLM(model_dir, logits_fn=lambda logits, state: logits[0], **SMALL)
     with pytest.raises(ConfigError, match=r"^samplers="):
         LLM(model_dir, logits_fn=lambda logits, state: logits, samplers=("greedy",), **SMALL)
@@ -502,13 +539,28 @@ def test_models_that_are_not_implemented_are_config_errors(tmp_path, config, fie
 
 
 def test_directories_that_are_none(tmp_path):
-    with pytest.raises(ConfigError, match="is no directory"):
+    with pytest.raises(ConfigError, match="no such directory"):
         LLM(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"config\.json"):
+    with pytest.raises(ConfigError, match=r"no config\.json"):
         LLM(tmp_path, **SMALL)
     (tmp_path / "config.json").write_text(json.dumps(tiny()))
     with pytest.raises(WeightsError):
         LLM(tmp_path, **SMALL)
+
+
+def test_a_tokenizer_that_is_not_read(model_dir, tmp_path):
+    """One that is named must be there; without one, prompts of token ids work."""
+    with pytest.raises(ConfigError, match=r"tokenizer=.*no such directory"):
+        LLM(model_dir, tokenizer=tmp_path / "nowhere", **SMALL)
+    with pytest.raises(ConfigError, match=r"tokenizer=.*has no tokenizer\.json"):
+        LLM(model_dir, tokenizer=tmp_path, **SMALL)
+    write_checkpoint(tmp_path, seed=3)
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.warns(UserWarning, match=r"has tokenizer\.model but no tokenizer\.json: make one"):
+        llm = LLM(tmp_path, **SMALL)
+    with llm:
+        text, ids = llm.generate(["05.", [5]], GREEDY)
+    assert "no tokenizer" in text.error and ids.error is None
 
 
 def test_absurd_parameters_are_request_errors():

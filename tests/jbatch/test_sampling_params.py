@@ -3,10 +3,11 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 
 from jbatch.errors import RequestError
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampling_params import Sampler, SamplingParams, UpTo, seed_bits
 
 VALUES = {
     "null": None,
@@ -35,7 +36,7 @@ ACCEPTED = {
     "top_p": "1",
     "top_k": "-1 0 1",
     "min_p": "0 1",
-    "seed": "null 0 1 2**31",
+    "seed": "null -1 0 1 2**31",
     "stop": "null text []",
     "stop_token_ids": "null []",
     "ignore_eos": "true",
@@ -59,7 +60,9 @@ EDGES = [  # the last value accepted, the first refused
     ("top_k", 2**31 - 1, 2**31),
     ("top_k", -1, -2),
     ("min_p", 1.0, 1.001),
-    ("seed", 2**32 - 1, 2**32),
+    ("seed", 2**63 - 1, 2**63),
+    ("seed", -(2**63), -(2**63) - 1),
+    ("seed", 5, 5.0),
     ("max_tokens", 2**31 - 1, 2**31),
     ("min_tokens", 2**31 - 1, 2**31),
     ("stop", ["x"] * 16, ["x"] * 17),
@@ -91,6 +94,14 @@ EDGES = [  # the last value accepted, the first refused
     ("stop_token_ids", (3, 4), [3, True]),
     ("stop_token_ids", (3, 4), "34"),
 ]
+
+
+HASHED = [
+    1438993947,
+    702919647,
+    346674191,
+    591547549,
+]  # of 2**32, -2, 2**63 - 1 and -2**63: a change makes other texts of the same jobs
 
 
 def test_the_table_names_every_parameter():
@@ -142,6 +153,45 @@ def test_stop_becomes_a_tuple():
     assert SamplingParams().stop == SamplingParams(stop=[]).stop == ()
     assert SamplingParams(stop="end").stop == ("end",)
     assert SamplingParams(stop=["a", "b"], stop_token_ids=[1]).stop_token_ids == (1,)
+
+
+# Seeds.
+
+
+def test_minus_one_is_no_seed():
+    assert SamplingParams(seed=-1) == SamplingParams(seed=None) == SamplingParams()
+
+
+def test_a_seed_of_32_bits_draws_as_it_is():
+    assert [seed_bits(seed) for seed in (0, 1, 2**31, 2**32 - 1)] == [0, 1, 2**31, 2**32 - 1]
+
+
+def test_other_seeds_are_hashed():
+    """Always to the same, so that a resumed job draws the same; and near ones to bits far apart."""
+    assert [seed_bits(seed) for seed in (2**32, -2, 2**63 - 1, -(2**63))] == HASHED
+    seeds = [*range(2**32, 2**32 + 1000), *range(-1001, -1)]
+    drawn = np.array([seed_bits(seed) for seed in seeds], np.uint32)  # raises for what is none
+    assert len(np.unique(drawn)) == len(seeds)
+    ones = np.unpackbits(drawn.view(np.uint8).reshape(-1, 4), axis=1).mean(axis=0)
+    assert np.all(np.abs(ones - 0.5) < 0.05), "every bit is as often one as zero"
+
+
+# Texts and lengths.
+
+
+@pytest.mark.parametrize("stop", ["b", ["a", "b"]])
+def test_a_stop_string_needs_a_text(stop):
+    with pytest.raises(RequestError, match=r"^stop=.*: takes detokenize=True"):
+        SamplingParams(detokenize=False, stop=stop)
+    assert not SamplingParams(detokenize=False, stop=[], stop_token_ids=[1]).detokenize
+
+
+def test_a_default_of_the_model_is_no_wish_of_the_request():
+    assert SamplingParams().fills_room and SamplingParams(max_tokens=UpTo(9)).fills_room
+    assert not SamplingParams(max_tokens=9).fills_room
+    assert dataclasses.replace(SamplingParams(max_tokens=UpTo(9)), temperature=0).fills_room
+    with pytest.raises(RequestError, match=r"^min_tokens=10: .*generation_config.json sets max_tokens=9"):
+        SamplingParams(min_tokens=10, max_tokens=UpTo(9))
 
 
 @pytest.mark.parametrize("temperature, greedy", [(0, True), (9e-6, True), (1e-5, False), (1, False)])

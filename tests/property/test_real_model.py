@@ -20,9 +20,12 @@ from tests.helpers.paged import PagedModel
 from tests.helpers.sizes import sized
 from tests.helpers.tiny_engine import (
     MAX_MODEL_LEN,
+    MIXED,
     NUM_PAGES,
     NUM_ROWS,
     PAGE_SIZE,
+    SEVERAL,
+    buckets_for,
     drain,
     generate_alone,
     make_engine,
@@ -84,11 +87,18 @@ def poison_free_pages(scheduler):
 
 def random_engine(rng):
     mode = rng.choice(("continuous", "continuous", *RULES))
+    buckets = {
+        "usual": buckets_for(mode),
+        "several steps": (*buckets_for(mode), SEVERAL),
+        "one shape": (MIXED,),
+    }
+    shapes = rng.choice(list(buckets)[: 2 + MODES[mode].refill])
     num_pages = rng.choice((rng.randint(2, 8), rng.randint(2, NUM_PAGES)))
     chunk = rng.choice(CHUNKS)
     limits = StepLimits(chunk, rng.randint(1, NUM_ROWS))
-    scheduler = make_scheduler(mode, num_pages=num_pages, limits=lambda view: limits)
-    return make_engine(scheduler, overlap=rng.random() < 0.5), Counter({mode: 1, f"chunk {chunk}": 1})
+    scheduler = make_scheduler(mode, num_pages=num_pages, limits=lambda view: limits, buckets=buckets[shapes])
+    seen = Counter({mode: 1, f"chunk {chunk}": 1, shapes: 1})
+    return make_engine(scheduler, overlap=rng.random() < 0.5), seen
 
 
 def force_preemption(scheduler):
@@ -103,8 +113,8 @@ def run_schedule(seed):
     engine, counts = random_engine(rng)
     room = engine.scheduler.max_seq_len
     todo = rng.sample([idx for idx in range(NUM_REQUESTS) if num_tokens(idx) <= room], rng.randint(8, 12))
-    arrival_share, abort_share = rng.choice((0.1, 0.5, 1.0)), rng.choice((0, 0, 0.02))
-    preempt_share = rng.choice((0, 0, 0.1, 0.3))
+    arrival_share, abort_share = rng.choice((0.2, 0.8, 1.0)), rng.choice((0, 0, 0.02))
+    preempt_share = rng.choice((0, 0.5, 1.0, 1.0))
     outputs = {}
     while todo or engine.has_unfinished:
         while todo and rng.random() < arrival_share:
@@ -122,7 +132,7 @@ def run_schedule(seed):
         counts["near-ties"] += check_output(idx, output.outputs[0])
     summary = engine.summary
     counts.update(preempted=sum(o.metrics.num_preemptions for o in outputs.values()), requests=len(outputs))
-    return counts + Counter(recomputed=summary.recomputed, steps=summary.prefill_steps + summary.decode_steps)
+    return counts + Counter(recomputed=summary.recomputed, steps=summary.num_steps)
 
 
 def check_output(idx, output):
@@ -181,7 +191,7 @@ def test_random_schedules():
     assert totals["preempted"] >= 4 * NUM_SCHEDULES / 3 and totals["recomputed"] >= 10 * NUM_SCHEDULES
 
 
-# Equal bits: one decode and one token bucket, the same chunks, never preempted.
+# Equal bits: one shape for all steps, the same chunks, never preempted.
 
 
 def keys_and_values(scheduler):
@@ -197,7 +207,7 @@ def keys_and_values(scheduler):
 
 def run_and_watch(requests, rng):
     """Tokens of each request, and its last known keys and values."""
-    engine = make_engine(overlap=False)
+    engine = make_engine(make_scheduler(buckets=(MIXED,)), overlap=False)
     todo, caches, outputs = list(requests), {}, {}
     while todo or engine.has_unfinished:
         while todo and rng.random() < 0.3:

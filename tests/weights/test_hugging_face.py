@@ -189,6 +189,44 @@ def test_quantised_tensors_are_refused(tmp_path):
     refuses(write(tmp_path, tensors), EMBEDDING, "I8", "quantised")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.qweight",
+        "model.layers.0.self_attn.q_proj.scales",
+        "model.layers.0.mlp.up_proj.weight_packed",
+        "model.layers.0.mlp.up_proj.weight_scale",
+        "model.layers.0.mlp.up_proj.weight_scale_inv",
+        "model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4",
+    ],
+)
+def test_tensors_of_quantised_weights_say_so(tmp_path, name):
+    tensors = tensors_of(tiny())
+    tensors[name] = tensors.pop("model.layers.0.self_attn.q_proj.weight")
+    message = refuses(write(tmp_path, tensors), f"{name[:80]!r} is of quantised weights", "take the model's")
+    assert message.count(";") == 0
+
+
+def test_tensors_of_an_adapter_say_so(tmp_path):
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    refuses(write(tmp_path, {name: np.ones((2, 2), np.float32)}), name, "is of a LoRA adapter: merge it")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "words"),
+    [
+        ("", "tensors have no prefix, not with 'model.' ('embed_tokens.weight' is there"),
+        ("model.model.", "tensors begin with 'model.model.', not with 'model.'"),
+        ("language_model.model.", "tensors begin with 'language_model.model.', not with 'model.'"),
+    ],
+)
+def test_tensors_without_the_usual_prefix_say_so(tmp_path, prefix, words):
+    """As LlamaModel or a larger model around it saves them; once, and not for each tensor."""
+    tensors = {name.replace("model.", prefix, 1): value for name, value in tensors_of(tiny()).items()}
+    message = refuses(write(tmp_path, tensors), words, "AutoModelForCausalLM")
+    assert "missing" not in message and message.count(";") == 0
+
+
 def test_tied_embeddings(tmp_path):
     tied, untied = tiny(tie_word_embeddings=True), tiny()
     tensors = tensors_of(tied)
@@ -323,6 +361,31 @@ def test_a_directory_or_pipe_in_place_of_the_weights(tmp_path):
     (tmp_path / "model.safetensors").rmdir()
     os.mkfifo(tmp_path / "model.safetensors")
     refuses(tmp_path, "model.safetensors")  # and does not wait for a writer
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.Q4_K_M.gguf", "model.Q4_K_M.gguf is GGUF, which is not read: take the model's safetensors"),
+        ("pytorch_model.bin", "pytorch_model.bin may run code when read"),
+        ("adapter_model.safetensors", "adapter_model.safetensors is a LoRA adapter: merge it"),
+        ("consolidated.safetensors", "consolidated.safetensors has Mistral's own names"),
+        ("flax_model.msgpack", "flax_model.msgpack is not read"),
+        ("weights.safetensors", "weights.safetensors is not called model.safetensors"),
+        ("README.md", "neither model.safetensors nor model.safetensors.index.json is there"),
+    ],
+)
+def test_what_is_there_in_place_of_the_weights(tmp_path, name, words):
+    (tmp_path / "config.json").write_text(json.dumps(tiny()))
+    (tmp_path / name).touch()
+    refuses(tmp_path, words)
+
+
+def test_a_pointer_of_git_lfs_in_place_of_the_weights(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny()))
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 9976570304\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    refuses(tmp_path, "model.safetensors", "a pointer of Git LFS in place of the file", "git lfs pull")
 
 
 # ---- headers ----

@@ -29,6 +29,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _FUSED = re.compile(r"calls=%?([\w.\-]+)")
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -135,6 +136,13 @@ def is_kernel(instruction: Instruction) -> bool:
 def large_moves(module: Module, limit: int) -> list[Placed]:
     """Copies, transposes, gathers, slices and conversions of more than `limit` bytes, fused ones too."""
     return [p for p in module.executed() if p.instruction.nbytes > limit and module.moves(p.instruction)]
+
+
+def trip_counts(module: Module) -> list[int | None]:
+    """Turns of each loop, where the compiler knows them: then nobody reads a predicate after each turn."""
+    loops = (placed.instruction for placed in module.executed() if placed.instruction.opcode == "while")
+    found = (_TRIP_COUNT.search(loop.rest) for loop in loops)
+    return [int(match[1]) if match else None for match in found]
 
 
 def unwritten_outputs(module: Module) -> list[str]:

@@ -44,9 +44,9 @@ class Case(NamedTuple):
     def name(self) -> str:
         if self.bucket is None:
             return f"{self.model} page copies"
-        slots, tokens, _ = self.bucket
+        slots, tokens, steps = self.bucket
         if not tokens:
-            size = f"decode {slots}"
+            size = f"decode {slots}" if steps == 1 else f"decode {slots} x {steps}"
         else:
             size = f"mixed {slots}+{tokens}" if slots else f"prefill {tokens}"
         return f"{self.model} {size} {self.sampler.name.lower()} {self.attention}"
@@ -90,6 +90,7 @@ def cases(target: str, jax_version: tuple[int, ...]) -> list[Case]:
         Case("llama3-8b", None, greedy, "xla"),
         Case("llama2-7b", decode, greedy, best, num_layers=32),
         Case("llama3.2-1b", decode, greedy, best, pool_bytes=125 * 10**9),
+        Case("llama3.2-1b", Bucket(64, 0, 8), greedy, best),
         Case("llama3-8b", decode, greedy, "xla"),
         Case("llama3-8b", prefill, filtered, "xla"),
     ]
@@ -134,6 +135,7 @@ def measure(case: Case, target: Target) -> dict[str, Any]:
         "temp_bytes_half_pool": half.memory["temp"],
         "unwritten_outputs": hlo.unwritten_outputs(full.module),
         "large_moves": [_describe(p) for p in hlo.large_moves(full.module, move_limit(case))],
+        "trip_counts": hlo.trip_counts(full.module),
         "command_buffers": full.num_graphs,
         "host_branches": full.host_branches,
         "kernels": count_kernels(full.module),
@@ -295,6 +297,9 @@ def failures(row: dict[str, Any], case: Case) -> list[str]:
             )
     if case.decodes and row["temp_bytes"] > temp_limit(case):
         found.append(f"{row['temp_bytes'] / MB:.1f} MB of temporaries: at most {temp_limit(case) / MB:.0f}")
+    steps = 1 if case.bucket is None else case.bucket.steps
+    if steps > 1 and row["trip_counts"] != [steps]:
+        found.append(f"loops of {row['trip_counts']} turns: one of {steps} is right")
     straight = case.attention != "xla" and not row["kernels"]["while"]  # a loop in sampling divides the graph
     if case.decodes and straight and row["command_buffers"] != 1:
         found.append(f"{row['command_buffers']} command buffers instead of 1")

@@ -66,7 +66,7 @@ def check_logits_fn(logits_fn: LogitsFn, draws: int, vocab_size: int) -> None:
         result = jax.eval_shape(logits_fn, logits, state)
     except Exception as error:  # whatever a user's function raises
         what = f"{type(error).__name__}: {error}"
-        raise ConfigError("logits_fn", name, f"cannot be traced for {draws} slots: {what}") from error
+        raise ConfigError("logits_fn", name, f"cannot be traced for {draws} draws: {what}") from error
     got = (getattr(result, "shape", None), getattr(result, "dtype", None))
     if got != (logits.shape, logits.dtype):
         said = f"{got[1]}{list(got[0])}" if got[0] is not None else type(result).__name__

@@ -152,10 +152,17 @@ def test_an_arm_that_cannot_run_says_why(compared):
 def test_both_executors_take_equal_steps(compared):
     """The scheduler drives both to the same steps, and the replays execute the recorded ones."""
     arms = compared[0]["arms"]
-    counts = ("decode_steps", "prefill_steps", "slot_steps", "useful_slot_steps", "prefill_tokens")
+    counts = (
+        "num_steps",
+        "decode_steps",
+        "prefill_steps",
+        "slot_steps",
+        "useful_slot_steps",
+        "prefill_tokens",
+    )
     assert [arms["jbatch"][name] for name in counts] == [arms["torch-paged"][name] for name in counts]
     plans = read_plans(compared[1] / "plans.jsonl").plans
-    assert len(plans) == arms["jbatch"]["decode_steps"] + arms["jbatch"]["prefill_steps"]
+    assert len(plans) == arms["jbatch"]["num_steps"]
     assert arms["replay-jbatch"]["num_steps"] == arms["replay-torch"]["num_steps"] == len(plans)
 
 

@@ -20,7 +20,7 @@ def arm(*speeds, slot_steps=100, size=4, prompt_tokens=WORKLOAD.num_prompt_token
         "label",
         "definition",
         max_num_seqs=size,
-        counts=Counts(**counts | {"slot_steps": slot_steps, "decode_steps": slot_steps // 4}),
+        counts=Counts(**counts | {"slot_steps": slot_steps, "num_steps": slot_steps // 4}),
         rates=Rates(**rates | {"output_throughput": speeds[0]}),
         repeats=speeds,
         extra={"least_prompt_tokens": prompt_tokens, "most_compilations": compiled},
@@ -38,7 +38,7 @@ def test_ratios_are_of_throughput_and_of_counted_rows():
     assert named["continuous / static"] == 2.0 and named["continuous / static-padded"] == 2.5
     assert named["continuous / static-sorted"] == 1.25
     assert named["slot_steps static-padded / continuous"] == 4.0
-    assert named["decode_steps static / continuous"] == 1.0
+    assert named["num_steps static / continuous"] == 1.0
 
 
 def test_a_gain_is_the_median_of_the_ratios_within_a_repeat():

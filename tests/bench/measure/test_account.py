@@ -1,4 +1,4 @@
-"""The account of a mixed step, which no scheduler plans yet; those of others are in tests/bench/ladder."""
+"""The account of a mixed step, by hand; those of whole runs are in tests/bench/ladder."""
 
 import pytest
 
@@ -8,6 +8,7 @@ from bench.measure.floor import Floor
 from bench.workloads.workload import WorkItem, Workload
 from jbatch.host.metrics import StepRecord, Summary
 from jbatch.host.plan import Chunk, Draw, StepPlan
+from jbatch.host.policy import MODES
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.rows import RowSetup
 from jbatch.seam.shape import StateShape
@@ -22,6 +23,7 @@ def record(step_idx, bucket, useful_slots, useful_tokens):
         slots=bucket.slots,
         slots_used=useful_slots,
         tokens=bucket.tokens,
+        tokens_used=useful_tokens,
         useful_slots=useful_slots,
         useful_tokens=useful_tokens,
         padded=bucket.num_places - useful_slots - useful_tokens,
@@ -49,14 +51,14 @@ def test_a_mixed_step_has_slots_and_chunks():
     records = record(0, first, 0, 20), record(1, second, 1, 16)
     events = [Event(plan, done, 0.1) for plan, done in zip(plans, records, strict=True)]
     run = Run(Workload("two", items, 0, {}), events, [0.0, 0.0], [[], []], [[], []], 0.2, 0.0, Summary())
-    prefill, mixed = step_rows(run, SHAPE, hold=False, floor=FLOOR)
+    prefill, mixed = step_rows(run, SHAPE, MODES["continuous"], floor=FLOOR)
 
     assert (prefill.kind, prefill.slots, prefill.slots_used, prefill.computed) == ("prefill", 4, 1, 64)
     assert (prefill.pages_used, prefill.kv_tokens, prefill.rows) == (2, 20, [[0, 0, 0]])
     assert (mixed.kind, mixed.slots, mixed.slots_used, mixed.computed) == ("mixed", 2 + 2, 2, 34)
     assert (mixed.useful, mixed.padded) == (17, 17)
     assert mixed.rows == [[0, 0, 0], [1, 1, 2]]
-    assert (mixed.pages_used, mixed.kv_tokens) == (1, 16), "sequence 0 has ended"
+    assert (mixed.pages_used, mixed.kv_tokens) == (1, 16), "sequence 0 has left"
     # Both read the weights; 21 and 16 tokens lie in the cache.
     read_s = 2 * 110 / 1e9 + (21 + 16) * 64 / 1e9
     assert mixed.floor_s == pytest.approx(read_s)

@@ -29,6 +29,7 @@ def test_a_healthy_model(model, capsys):
         "every tensor present",
         "tokenizer: 259 tokens",
         "ids: [2]",
+        "sampling defaults: jbatch has its own",
         "attention: xla; mosaic (",
         "triton (device cpu: an NVIDIA GPU only",
     ):
@@ -38,7 +39,10 @@ def test_a_healthy_model(model, capsys):
 def test_a_model_without_tokenizer_is_usable(model, capsys):
     (model / "tokenizer.json").unlink()
     ended = run(capsys, "doctor", model)
-    assert ended.code == 0 and "tokenizer: none: prompts must be token ids" in ended.out
+    assert (
+        ended.code == 0
+        and "tokenizer: none; the directory has no tokenizer.json: it takes token ids" in ended.out
+    )
 
 
 def change_config(model_dir, **changes):
@@ -49,7 +53,8 @@ def change_config(model_dir, **changes):
 @pytest.mark.parametrize(
     "damage, problem",
     [
-        (lambda d: (d / "config.json").unlink(), "config.json="),
+        (lambda d: (d / "config.json").unlink(), "no config.json: no Hugging Face model directory"),
+        (lambda d: (d / "generation_config.json").write_text('{"top_p": 2}'), "top_p=2: "),
         (lambda d: change_config(d, model_type="mamba"), "model_type="),
         (lambda d: change_config(d, intermediate_size=64), "mlp.gate_proj"),
         (lambda d: os.truncate(d / "model.safetensors", 3000), "model.safetensors"),

@@ -61,14 +61,29 @@ def test_help_of_a_command_fits_80_columns(command, capsys, monkeypatch):
     "args, message",
     [
         ("genrate", "No such command 'genrate'. Did you mean 'generate'? (see jbatch --help)"),
-        ("generate m --promt x", "--promt (Possible options: --prompt) (see jbatch generate --help)"),
+        (
+            "generate m --promt x",
+            "No such option: --promt; did you mean --prompt? (see jbatch generate --help)",
+        ),
+        ("generate m --max-completion-tokens 1", "did you mean --max-tokens? (see jbatch generate --help)"),
+        ("generate m --block-size 1", "No such option: --block-size; did you mean --page-size? (see"),
+        ("generate m --output x", "did you mean --output-file?"),
+        ("generate m --n 4", "--n; n is among the fields of JSONL lines and of SamplingParams (see"),
+        ("generate m --overlap", "--overlap; overlap is among the options of jbatch.LLM in Python (see"),
+        ("generate m --tensor-parallel-size 2", "No such option: --tensor-parallel-size (see"),
         ("generate", "Missing argument"),
         ("generate m", "jbatch: give prompts (-p), or an input and an output file (-i and -o)"),
         ("generate m -p", "requires an argument"),
         ("doctor a b", "unexpected extra argument"),
         ("--foo", "No such option: --foo"),
-        ("generate /nowhere -p x", "model='/nowhere': is no directory"),
-        ("convert /nowhere out", "config.json='/nowhere/config.json': cannot be read"),
+        ("generate /nowhere -p x", "model='/nowhere': no such directory"),
+        (
+            "generate a/b -p x",
+            "model='a/b': no such directory; for a hub id: hf download a/b --local-dir DIR",
+        ),
+        ("generate /nowhere -i x -o y", "model='/nowhere': no such directory"),
+        ("plan /nowhere", "model='/nowhere': no such directory"),
+        ("convert /nowhere out", "model='/nowhere': no such directory"),
         ("convert /nowhere out --dtype int8", "dtype='int8': must be one of auto, bfloat16"),
         ("demo --json /nowhere/x.json", "No such file or directory: '/nowhere/x.json'"),
     ],
@@ -105,6 +120,7 @@ def test_usage_errors_are_one_line(args, message, capsys):
         ("--policy foo", "policy='foo': must be one of fcfs"),
         ("--dtype int8", "dtype='int8': "),
         ("--load-format pickle", "load_format='pickle': must be one of auto, dummy"),
+        ("--generation-config vllm", "generation_config='vllm': must be one of auto, jbatch"),
         ("--device tpu", "device='tpu': must be one of auto, cpu, cuda"),
     ],
 )
@@ -131,9 +147,12 @@ def edit_config(model_dir: pathlib.Path, **changes) -> None:
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda d: (d / "config.json").unlink(), "config.json="),
+        (lambda d: (d / "config.json").unlink(), "no config.json: no Hugging Face model directory"),
         (lambda d: (d / "config.json").write_text("{"), "config.json="),
         (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer.json"),
+        (lambda d: (d / "tokenizer.json").rename(d / "tokenizer.model"), "has tokenizer.model but no token"),
+        (lambda d: (d / "model.safetensors").rename(d / "model.gguf"), "model.gguf is GGUF"),
+        (lambda d: (d / "generation_config.json").write_text('{"top_p": 2}'), "top_p=2: must be a number"),
         (lambda d: (d / "tokenizer.json").write_text("{"), "tokenizer.json="),
         (lambda d: (d / "model.safetensors").unlink(), "model.safetensors"),
         (lambda d: os.truncate(d / "model.safetensors", 3000), "model.safetensors"),
@@ -160,6 +179,22 @@ def test_texts_in_the_order_of_the_prompts(model, capsys):
     assert ended.code == 0
     assert re.fullmatch(r"jbatch: \d+ tokens in .* 0 compilations after warm-up\n", ended.err)
     assert ended.out == "".join(f"{prompt}{text}\n" for prompt, text in zip(prompts, texts, strict=True))
+
+
+def test_sampling_defaults_of_the_model(tmp_path, capsys):
+    """Each for which there is no flag, and the summary says which."""
+    model_dir = write_model(tmp_path / "model")
+    values = {"temperature": 0, "top_k": 5, "max_new_tokens": 3}
+    (model_dir / "generation_config.json").write_text(json.dumps(values))
+    by_model = run(capsys, "generate", model_dir, "-p", "ab=", *SMALL, "--top-k", "7")
+    own = run(capsys, "generate", model_dir, "-p", "ab=", *SMALL, *GREEDY, "--generation-config", "jbatch")
+    assert by_model.code == own.code == 0
+    figures, defaults = by_model.err.splitlines()
+    assert figures.startswith("jbatch: 3 tokens in ")
+    said = "jbatch: from the model's generation_config.json, where not set: max_tokens=3, temperature=0"
+    assert defaults == said
+    assert re.fullmatch(r"jbatch: 4 tokens in .*\n", own.err), "as it was asked, and no word of defaults"
+    assert own.out.startswith(by_model.out.rstrip("\n")), "both are greedy"
 
 
 def test_prompts_that_cannot_be_served_do_not_stop_the_others(model, capsys):

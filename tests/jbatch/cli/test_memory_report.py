@@ -113,7 +113,7 @@ def test_the_memory_that_would_do_does(eight_b, no_compiling, capsys):
 
 
 def test_no_model(tmp_path, capsys):
-    assert "is no directory" in run(capsys, "plan", tmp_path / "no", "--gpu-memory", "1GB").err
+    assert "no such directory" in run(capsys, "plan", tmp_path / "no", "--gpu-memory", "1GB").err
     assert "config.json" in run(capsys, "plan", tmp_path, "--gpu-memory", "1GB").err
 
 

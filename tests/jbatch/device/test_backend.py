@@ -23,6 +23,7 @@ from tests.helpers.paged import PagedModel
 from tests.helpers.tiny_engine import (
     DECODE,
     MAX_MODEL_LEN,
+    MIXED,
     NUM_ROWS,
     PAGE_SIZE,
     PREFILL,
@@ -59,7 +60,7 @@ def log_probs(dtype: str, attention: Attention) -> list[np.ndarray]:
 
 def make_runner(attention: Attention) -> Runner:
     shape = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
-    return Runner(StepSpec(config(), shape, find_device("cpu"), attention), params(), [PREFILL, DECODE])
+    return Runner(StepSpec(config(), shape, find_device("cpu"), attention), params(), [DECODE, MIXED])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -10,7 +10,7 @@ from jbatch.device.compile_counter import compile_counter
 from jbatch.device.programs import Program, program_for, programs_for
 from jbatch.errors import JBatchError
 from jbatch.sampling_params import Sampler, SamplingParams
-from jbatch.seam.bucket import decode_bucket, prefill_bucket
+from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.step_input import StepInput, padding, unpack
 from tests.helpers.tiny_engine import (
     DECODE,
@@ -33,7 +33,7 @@ def test_programs_are_buckets_and_variants():
         Program(DECODE, Sampler.PLAIN),
         Program(DECODE, Sampler.FILTERED),
     ]
-    assert shared_runner().num_programs == 4
+    assert shared_runner().num_programs == 4 + 1 + 3  # of MIXED, and of several steps
     assert programs_for([PREFILL, DECODE], [Sampler.EXTENDED, Sampler.GREEDY, Sampler.GREEDY]) == [
         Program(PREFILL, Sampler.FILTERED),
         Program(PREFILL, Sampler.EXTENDED),
@@ -93,7 +93,7 @@ def test_alias_bytes_are_the_whole_state():
         assert program.memory_analysis().alias_size_in_bytes == state_bytes
 
 
-@pytest.mark.parametrize("bucket", [decode_bucket(8), prefill_bucket(128), MIXED])
+@pytest.mark.parametrize("bucket", [decode_bucket(8), prefill_bucket(128), Bucket(4, 128), Bucket(4, 0, 2)])
 def test_an_unknown_bucket_is_an_error_and_not_a_compilation(bucket):
     before = compile_counter().count
     with pytest.raises(KeyError):

@@ -1,5 +1,6 @@
 """What the seam carries, though no scheduler plans it yet: plans made by hand, on the real step."""
 
+import dataclasses
 import functools
 
 import jax
@@ -24,10 +25,12 @@ from tests.helpers.tiny_engine import (
     MIXED,
     PAGE_SIZE,
     PREFILL,
+    SEVERAL,
     SHAPE,
     make_runner,
     make_scheduler,
     runner_of_all,
+    shared_runner,
     tiny_config,
 )
 
@@ -100,6 +103,36 @@ def test_a_mixed_step_of_padding_changes_nothing():
     output = run(runner, StepPlan(1, MIXED))
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, runner._state))
     assert not output.num_tokens.any() and not output.status.any()
+
+
+def test_several_steps_in_one_dispatch():
+    """Four tokens of rows that go on, two of one whose budget ends, and those up to a stop id: rows and cache
+    are those of four steps, one by one."""
+
+    def begin():
+        fresh(shared_runner())
+        for row, fields in enumerate(({}, {"budget": 3}, {"temperature": 1.0, "seed": 3}, {})):
+            begun = setup(5, **fields | ({"stop_ids": stops} if row == 3 else {}))
+            step = prefill(chunk(PROMPT, row, (row, begun)), updates=(TableUpdate(row, 0, row + 1),))
+            run(shared_runner(), step, sampler=Sampler.FILTERED)
+        return shared_runner()
+
+    stops = ()
+    plan = StepPlan(1, DECODE, range(4), range(4), sampler=Sampler.FILTERED)
+    alone = [run(begin(), plan)] + [run(shared_runner(), plan) for _ in range(3)]
+    stops = (int(alone[1].tokens[3, 0]),)  # the second token of the last row ends it
+    alone = [run(begin(), plan)] + [run(shared_runner(), plan) for _ in range(3)]
+    expected = jax.tree.map(np.asarray, shared_runner()._state)
+
+    output = run(begin(), dataclasses.replace(plan, bucket=SEVERAL))
+    assert output.num_tokens.tolist() == [4, 2, 4, 2]
+    assert output.status.tolist() == [Status.RUNNING, Status.OUT_OF_BUDGET, Status.RUNNING, Status.STOPPED]
+    for row, count in enumerate(output.num_tokens):
+        assert output.tokens[row, :count].tolist() == [step.tokens[row, 0] for step in alone[:count]]
+    got = jax.tree.map(np.asarray, shared_runner()._state)
+    np.testing.assert_array_equal(got.rows, expected.rows)
+    for ours, theirs in zip(got.kv_pages, expected.kv_pages, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_a_prompt_with_three_draws():

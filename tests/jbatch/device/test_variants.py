@@ -60,7 +60,7 @@ def test_each_variant_brings_its_own_state_and_no_other():
 
 
 def test_prepare_compiles_what_is_missing_and_the_rest_stays():
-    runner = make_runner(Sampler.GREEDY)
+    runner = make_runner(Sampler.GREEDY, buckets=(DECODE, PREFILL))
     assert runner.samplers == (Sampler.GREEDY,) and not runner._extra
     assert set(runner._programs) == {Program(PREFILL, Sampler.FILTERED), Program(DECODE, Sampler.GREEDY)}
     compiled = dict(runner._programs)

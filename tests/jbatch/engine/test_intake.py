@@ -4,7 +4,7 @@ import pytest
 
 from jbatch.engine.intake import ID_FIELDS, Intake, Schedule, bad_word_ids, check_params, derive_seed
 from jbatch.errors import RequestError
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampling_params import Sampler, SamplingParams, UpTo, seed_bits
 from tests.helpers.tokenizers import byte_level, numbered, wrapped
 
 
@@ -94,6 +94,19 @@ def test_what_is_asked_for_is_kept():
     assert (request.prompt, request.prompt_token_ids) == ("01.02.", (1, 2))
     assert (request.max_tokens, request.stop_ids, request.seed) == (7, (2, 9), 11)
     assert schedule_of(request) == schedule
+
+
+def test_a_seed_becomes_32_bits():
+    assert [request_of(params={"seed": seed}).seed for seed in (0, 2**32 - 1)] == [0, 2**32 - 1]
+    assert request_of(params={"seed": -1}).seed == derive_seed(3, 4)
+    assert request_of(params={"seed": -2}).seed == seed_bits(-2) and 0 <= seed_bits(-2) < 2**32
+
+
+def test_a_default_length_is_cut_where_the_context_ends():
+    assert request_of([1] * 28, {"max_tokens": UpTo(99)}).max_tokens == 99
+    assert request_of([1] * 30, {"max_tokens": UpTo(99)}).max_tokens == 98
+    assert request_of([1] * 30, {"max_tokens": 99}).max_tokens == 99  # the scheduler refuses it
+    assert type(request_of(params={"max_tokens": UpTo(9)}).max_tokens) is int
 
 
 def test_an_end_of_sequence_may_be_ignored():

@@ -22,15 +22,14 @@ from tests.helpers.schedules import Driver, buckets, request, scheduler_config
 
 
 def show(plan):
-    """ "prefill 32: a[0:5]! b[0:16]" (! draws) or "decode 2: a (b)" ((b) is frozen)."""
+    """ "prefill 32: a[0:5]! b[0:16]" (! draws), "decode 2: a (b)" ((b) is frozen), "mixed 32: a b[0:16]"."""
     names = ["abcdefgh"[seq_id] for seq_id in plan.seq_ids]
+    frozen = plan.frozen or [False] * len(names)
+    slots = [f"({name})" if held else name for name, held in zip(names, frozen, strict=True)]
     if not plan.chunks:
-        frozen = plan.frozen or [False] * len(names)
-        slots = [f"({name})" if held else name for name, held in zip(names, frozen, strict=True)]
         return f"decode {plan.bucket.slots}: {' '.join(slots)}"
-    assert not names, "no step is mixed yet"
     chunks = [f"{'abcdefgh'[c.seq_id]}[{c.start}:{c.end}]{'!' if c.draws else ''}" for c in plan.chunks]
-    return f"prefill {plan.bucket.tokens}: {' '.join(chunks)}"
+    return f"{'mixed' if names else 'prefill'} {plan.bucket.tokens}: {' '.join(slots + chunks)}"
 
 
 def plans_until_idle(driver):
@@ -87,8 +86,7 @@ PLANS = {
     "continuous": """
         prefill 32: a[0:5]! b[0:20]!
         decode 2: a b
-        decode 1: a
-        prefill 32: c[0:3]!
+        mixed 32: a c[0:3]!
         decode 2: a c
         decode 2: a c
     """,
@@ -192,11 +190,12 @@ def test_the_first_two_plans_and_their_accounts():
     assert decode.table_updates == (TableUpdate(0, 1, 3),)  # a's 17th token needs a second page
 
     first, second = driver.records
-    assert (first.slots, first.slots_used, first.tokens, first.computed) == (0, 0, 32, 32)
-    assert (first.useful, first.padded, first.wasted, first.recomputed) == (23, 9, 0, 0)
+    assert (first.slots, first.slots_used, first.tokens, first.computed) == (4, 0, 32, 36)
+    assert (first.useful, first.padded, first.wasted, first.recomputed) == (23, 13, 0, 0)
     assert (first.output_tokens, first.pages_used, first.num_running, first.num_waiting) == (2, 2, 2, 0)
     assert (second.slots, second.slots_used, second.tokens, second.computed) == (2, 2, 0, 2)
     assert (second.useful, second.padded, second.wasted, second.recomputed) == (2, 0, 0, 0)
+    # b gave its row and page as soon as its last token was planned.
     assert (second.output_tokens, second.pages_used, second.num_running, second.num_waiting) == (2, 2, 1, 0)
 
 
@@ -246,10 +245,8 @@ def test_a_step_whose_room_for_table_updates_is_full_makes_the_next_in_line_wait
 CHUNKED = {
     "continuous": """
         prefill 32: a[0:3]! b[0:8]
-        decode 1: a
-        prefill 32: b[8:24]
-        decode 1: a
-        prefill 32: b[24:40]!
+        mixed 32: a b[8:24]
+        mixed 32: a b[24:40]!
         decode 2: a b
         decode 1: a
         decode 1: a
@@ -269,7 +266,7 @@ CHUNKED = {
 
 @pytest.mark.parametrize("mode", CHUNKED)
 def test_a_long_prompt_in_chunks_of_a_budget_of_16(mode):
-    """Continuous alternates, so that a goes on; static prefills its whole batch first."""
+    """Continuous: a goes on at every step. Static prefills its whole batch first."""
     driver = Driver(scheduler_config(mode, num_rows=2), limits=lambda view: StepLimits(16, 2))
     submit(driver, 3, 6)
     submit(driver, 40, 2)
@@ -299,8 +296,66 @@ def test_a_step_without_a_token_budget_prefills_nothing():
     assert show(scheduler.schedule(0.0)) == "prefill 32: a[0:5]!"
     scheduler.add(request([1] * 5, 1))
     assert [show(scheduler.schedule(0.0)) for _ in range(3)] == [
-        "decode 1: a", "decode 1: a", "prefill 32: b[0:5]!",
+        "decode 1: a", "decode 1: a", "mixed 32: a b[0:5]!",
     ]  # fmt: skip
+
+
+# Several steps in one dispatch.
+
+
+def several(num_steps=4, **changes):
+    """Decoding once or `num_steps` times."""
+    config = scheduler_config(**changes)
+    return config._replace(buckets=(*config.buckets, *(Bucket(size, 0, num_steps) for size in (1, 2, 4))))
+
+
+def steps_of(driver):
+    """How often each dispatch decoded."""
+    driver.drain()
+    driver.check_end()
+    return [record.num_decode_steps for record in driver.records if record.slots_used]
+
+
+def test_several_steps_while_nobody_waits():
+    """a has its first token and ten to go: twice four at once, then two, one by one."""
+    driver = Driver(several())
+    a = submit(driver, 5, 11)
+    assert steps_of(driver) == [4, 4, 1, 1] and len(a.output_token_ids) == 11
+    assert [record.slots for record in driver.records if record.slots_used] == [4, 4, 1, 1]
+
+
+def test_one_step_at_a_time_while_a_request_waits():
+    driver = Driver(several(num_rows=1))
+    submit(driver, 5, 9)
+    submit(driver, 5, 9)
+    assert steps_of(driver) == [1] * 8 + [4, 4]
+
+
+@pytest.mark.parametrize("watched", [{"stop": "x"}, {"logprobs": 1}, {"prompt_logprobs": 0}])
+def test_one_step_at_a_time_where_each_token_is_looked_at(watched):
+    asked = request([1] * 5, 9)
+    params = dataclasses.replace(asked.params, **watched)
+    for watching in (dataclasses.replace(asked, params=params), dataclasses.replace(asked, streamed=True)):
+        driver = Driver(several())
+        driver.submit(watching)
+        submit(driver, 5, 13)
+        assert steps_of(driver) == [1] * 8 + [4]
+
+
+def test_an_end_within_several_steps_wastes_the_rest():
+    driver = Driver(several(), depth=0)
+    a = driver.submit(request([1, 2], 9, stop_ids=(11,)))  # its second token
+    assert steps_of(driver) == [4] and a.output_token_ids == [5, 11]
+    assert [(record.useful_slots, record.wasted) for record in driver.records] == [(0, 0), (1, 3)]
+
+
+def test_several_steps_take_no_pages_from_others():
+    """Eight pages of 4 tokens, for two sequences of 16: both grow to the end by single steps where the pool
+    cannot hold four more of each."""
+    driver = Driver(several(num_rows=2, num_pages=8, page_size=4, max_model_len=32))
+    for _ in range(2):
+        submit(driver, 4, 12)
+    assert 4 in steps_of(driver) and sum(record.num_preempted for record in driver.records) == 1
 
 
 # Ends.
@@ -338,8 +393,7 @@ def test_an_end_of_sequence_has_no_stop_reason():
     """As in vLLM: only a token named in stop_token_ids is one."""
     scheduler = Scheduler(scheduler_config())
     sequence = scheduler.add(dataclasses.replace(request([1, 2], 9), stop_ids=(11,)))
-    tokens, counts, status = np.array([[11], [0]]), np.array([1, 0]), np.array([Status.STOPPED, 0])
-    scheduler.apply(scheduler.schedule(0.0), StepOutput(tokens, counts, status))
+    came_back(scheduler, scheduler.schedule(0.0), [11], statuses=(Status.STOPPED,))
     assert (sequence.finish_reason, sequence.stop_reason) == (FinishReason.STOP, None)
 
 
@@ -347,8 +401,7 @@ def test_a_row_that_is_not_finite_ends_alone():
     scheduler = Scheduler(scheduler_config())
     good, bad = (scheduler.add(request([1, 2, 3], 9)) for _ in range(2))
     plan = scheduler.schedule(0.0)
-    tokens, counts, status = np.array([[7], [0]]), np.array([1, 0]), np.array([0, Status.NON_FINITE])
-    progress, record = scheduler.apply(plan, StepOutput(tokens, counts, status))
+    progress, record = came_back(scheduler, plan, [7], [], statuses=(Status.RUNNING, Status.NON_FINITE))
     assert progress == [(good, [7]), (bad, [])] and record.output_tokens == 1
     assert bad.finish_reason == FinishReason.ERROR and "position 3" in bad.error and "bfloat16" in bad.error
     assert scheduler.running == (good,) and not good.finished
@@ -428,7 +481,7 @@ def test_the_youngest_is_preempted_and_computed_again():
     assert [record.num_preempted for record in driver.records] == [0] * 5 + [1] + [0] * 9
     assert [record.recomputed for record in driver.records] == [0] * 12 + [8] + [0] * 2
     again = driver.records[12]
-    assert (again.useful, again.padded) == (1, 32 - 9)  # its last token had never been in the cache
+    assert (again.useful, again.padded) == (1, 4 + 32 - 9)  # its last token had never been in the cache
     assert sum(record.useful for record in driver.records) == 15 + 11
 
 
@@ -471,7 +524,7 @@ def test_a_prompt_without_a_page_for_its_next_chunk_keeps_its_pages_and_waits():
     driver = Driver(scheduler_config(num_pages=8, page_size=4), 0, limits)
     a, b = submit(driver, 4, 16), submit(driver, 12, 2)
     assert plans_until_idle(driver) == [
-        "prefill 32: a[0:4]!", "decode 1: a", "prefill 32: b[0:4]", *["decode 1: a"] * 14,
+        "prefill 32: a[0:4]!", "mixed 32: a b[0:4]", *["decode 1: a"] * 14,
         "prefill 32: b[4:12]!", "decode 1: b",
     ]  # fmt: skip
     assert b.num_preemptions == 0
@@ -491,7 +544,7 @@ def test_admission_leaves_pages_for_those_admitted_before():
     ("num_pages", "plans"),
     [
         (4, [*["decode 1: a"] * 6, "prefill 32: b[0:2]!"]),
-        (5, ["prefill 32: b[0:2]!", *["decode 1: a"] * 6]),
+        (5, ["mixed 32: a b[0:2]!", *["decode 1: a"] * 5]),
     ],
 )
 def test_admission_leaves_a_free_page_for_each_running_sequence(num_pages, plans):
@@ -527,13 +580,15 @@ def test_the_first_in_line_is_not_overtaken_by_one_that_would_fit():
 # Lengths: what is planned, and what came back.
 
 
-def came_back(scheduler, plan, *results):
-    """Of each draw, in order: its tokens. All go on."""
+def came_back(scheduler, plan, *results, statuses=()):
+    """Of each draw, in order: its tokens. All go on, where nothing else is said."""
     draws = num_draws(plan.bucket, scheduler.config.shape)
     output = StepOutput(np.zeros((draws, 1), int), np.zeros(draws, int), np.zeros(draws, int))
     places = [*range(len(plan.seq_ids)), *range(plan.bucket.slots, draws)]
     for place, tokens in zip(places, results, strict=False):
         output.tokens[place, : len(tokens)], output.num_tokens[place] = tokens, len(tokens)
+    for place, status in zip(places, statuses, strict=False):
+        output.status[place] = status
     return scheduler.apply(plan, output)
 
 
@@ -581,14 +636,43 @@ def test_a_draw_without_a_token_is_taken_back_and_planned_again():
 def test_a_draw_without_a_token_while_the_next_step_is_under_way():
     """b's tokens come as ever; a is one behind, and its budget is no smaller for that."""
     scheduler = Scheduler(scheduler_config())
-    a, b = (scheduler.add(request([1, 2, 3], 3)) for _ in range(2))
+    a, b = (scheduler.add(request([1, 2, 3], 4)) for _ in range(2))
     plans = [scheduler.schedule(0.0) for _ in range(3)]
-    assert lengths(a) == lengths(b) == ((3, 6), (0, 5)) and scheduler.schedule(0.0) is None
+    assert lengths(a) == lengths(b) == ((3, 6), (0, 5))
     for plan, results in zip(plans, (([7], [7]), ([], [8]), ([8], [9])), strict=True):
         came_back(scheduler, plan, *results)
         check_invariants(scheduler)
     assert lengths(a) == ((5, 5), (4, 4)) and lengths(b) == ((6, 6), (5, 5))
-    assert show(scheduler.schedule(0.0)) == "decode 1: a" and lengths(a) == ((5, 6), (4, 5))
+    assert show(scheduler.schedule(0.0)) == "decode 2: a b" and lengths(a) == ((5, 6), (4, 5))
+
+
+def test_a_row_is_free_for_the_next_step_once_its_last_token_is_planned():
+    """b takes a's row and its page in the step behind, before a's last token is there."""
+    scheduler = Scheduler(scheduler_config(num_rows=1, num_pages=2))
+    a, b = scheduler.add(request([1, 2, 3], 2)), scheduler.add(request([1, 2], 1))
+    plans = [scheduler.schedule(0.0) for _ in range(3)]
+    assert [show(plan) for plan in plans] == ["prefill 32: a[0:3]!", "decode 1: a", "prefill 32: b[0:2]!"]
+    assert {plans[1].rows[0], plans[2].chunks[0].row} == {0} and scheduler.pool.num_used == 0
+    assert scheduler.schedule(0.0) is None and scheduler.has_unfinished
+    for plan, token in zip(plans, (7, 8, 9), strict=True):
+        check_invariants(scheduler)
+        came_back(scheduler, plan, [token], statuses=(Status.OUT_OF_BUDGET * (token > 7),))
+    assert (a.output_token_ids, b.output_token_ids) == ([7, 8], [9]) and not scheduler.has_unfinished
+
+
+def test_one_that_left_for_a_token_that_did_not_come_is_computed_again():
+    scheduler = Scheduler(scheduler_config())
+    a = scheduler.add(request([1, 2, 3], 3))
+    plans = [scheduler.schedule(0.0) for _ in range(3)]
+    assert a.leaving and lengths(a) == ((3, 6), (0, 0))
+    for plan, results in zip(plans, ([7], [], [8]), strict=True):
+        assert scheduler.schedule(0.0) is None
+        came_back(scheduler, plan, results)
+        check_invariants(scheduler)
+    again = scheduler.schedule(0.0)
+    assert show(again) == "prefill 32: a[0:5]!" and again.chunks[0].num_recomputed == 4
+    came_back(scheduler, again, [9], statuses=(Status.OUT_OF_BUDGET,))
+    assert a.output_token_ids == [7, 8, 9] and not scheduler.has_unfinished
 
 
 def test_a_draw_without_a_token_keeps_the_page_that_it_was_given():
@@ -604,16 +688,14 @@ def test_a_draw_without_a_token_keeps_the_page_that_it_was_given():
 
 
 def test_a_mixed_step_gives_the_draws_of_slots_and_then_those_of_chunks():
-    """A decoding step and one with prompts, as one: b decodes in front; behind, c goes on and d begins."""
+    """b decodes in front; behind, c's prompt ends and d's begins."""
     scheduler = Scheduler(scheduler_config(), lambda view: StepLimits(24, 4))
     ended, b = (scheduler.add(request([1, 2, 3], 9)) for _ in range(2))
     came_back(scheduler, scheduler.schedule(0.0), [4], [5])
-    decode = scheduler.schedule(0.0)
     c, d = scheduler.add(request([1, 2], 9)), scheduler.add(request([1] * 30, 9))
-    prefill = scheduler.schedule(0.0)
-    assert [show(decode), show(prefill)] == ["decode 2: a b", "prefill 32: c[0:2]! d[0:16]"]
+    mixed = scheduler.schedule(0.0)
+    assert show(mixed) == "mixed 32: a b c[0:2]! d[0:16]" and mixed.bucket == Bucket(4, 32)
     scheduler.finish(ended, FinishReason.ABORT)
-    mixed = dataclasses.replace(decode, bucket=Bucket(4, 32), chunks=prefill.chunks)
     progress, record = came_back(scheduler, mixed, [6], [7], [8])
     assert progress == [(b, [7]), (c, [8])] and (b.num_cached, c.num_cached, d.num_cached) == (4, 2, 16)
     assert (record.kind, record.slots, record.slots_used, record.tokens) == ("mixed", 4, 2, 32)

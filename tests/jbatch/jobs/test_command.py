@@ -111,6 +111,51 @@ def test_lines_without_max_tokens_need_the_same_room(place):
     assert run(place, *JOB, "--num-pages", "20").code == 0
 
 
+def write_defaults(place, **values):
+    (place / "model/generation_config.json").write_text(json.dumps(values))
+
+
+def test_sampling_defaults_of_the_model(place):
+    """They hold for lines that name no other and where no flag does, and both summaries say so."""
+    write_defaults(place, temperature=0.6, max_new_tokens=4, eos_token_id=2)
+    lines = [{"prompt": "05."}, {"prompt": "05.", "max_tokens": 7}, {"prompt": "05.", "max_tokens": None}]
+    lines.append({"prompt": "05." * 126})  # room for two tokens
+    lines.append({"prompt": "05." * 126, "max_tokens": 4})
+    (place / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ended = run(place, *JOB, "--summary", "figures.json", "--num-pages", "20", "--ignore-eos")
+    results = [json.loads(line) for line in (place / "out.jsonl").read_bytes().splitlines()]
+    answers = {result["custom_id"]: len(result["token_ids"]) for result in results if "error" not in result}
+    assert ended.code == 1 and answers == {"line-1": 4, "line-2": 7, "line-3": 4, "line-4": 2}
+    said = "jbatch: from the model's generation_config.json, where not set: max_tokens=4, temperature=0.6"
+    assert ended.err.splitlines().count(said) == 2, "before and after"
+    figures = json.loads((place / "figures.json").read_text())
+    assert figures["model_defaults"] == {"max_tokens": 4, "temperature": 0.6}
+    state = json.loads((place / "out.jsonl.job.json").read_text())
+    assert state["sampling"] == {"ignore_eos": True, "max_tokens": 4, "temperature": 0.6}
+    assert state["room"] == 128, "where the fourth ends depends on it"
+    (place / "out.jsonl").unlink()
+    ended = run(place, *JOB, "--temperature", "0", "--max-tokens", "3", "--summary", "figures.json")
+    assert "from the model's" not in ended.err
+    assert json.loads((place / "figures.json").read_text())["model_defaults"] == {}
+
+
+def test_a_job_of_other_sampling_defaults_is_another_job(place):
+    """As one is that was begun before jbatch looked at them."""
+    write_defaults(place, temperature=0.6)
+    write_input(place, 9)
+    own = ("--generation-config", "jbatch")
+    assert run(place, *JOB, *own, faults=Faults(kill_at_step=6)).code == -9
+    assert "another temperature (default, now 0.6). " in refuse(place, *JOB)
+    assert run(place, *JOB, *own).code == 0
+    check_whole(place / "out.jsonl", range(1, 10))
+
+
+def test_sampling_defaults_that_no_request_may_have(place):
+    write_defaults(place, top_p=2)
+    write_input(place, 3)
+    assert refuse(place, *JOB).startswith("top_p=2: must be a number from 0 to 1 (in generation_config.json")
+
+
 def test_force_does_not_touch_what_is_no_output(place):
     write_input(place, 9)
     (place / "out.jsonl").write_text("Dear diary,\ntoday I")

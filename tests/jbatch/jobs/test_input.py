@@ -15,7 +15,7 @@ from jbatch.jobs import input as job_input
 from jbatch.jobs.input import Ids, id_of, open_input, read_lines, scan_input
 from jbatch.jobs.options import Shard, parse_shard
 from jbatch.jobs.request_line import parse_line
-from jbatch.sampling_params import Sampler
+from jbatch.sampling_params import Sampler, UpTo
 
 WHOLE = Shard(0, 1)
 
@@ -165,8 +165,14 @@ def test_a_pass_over_one_shard():
     lines = [{"prompt": "a", "custom_id": f"{n}", "temperature": n % 2} for n in range(1, 8)]
     scan = scan_input(as_file(*lines), lambda raw: parse_line(raw, {}), Shard(1, 2))
     assert (scan.num_lines, scan.num_requests, scan.samplers) == (7, 3, (Sampler.GREEDY,))
-    assert (scan.max_tokens, scan.num_unbounded) == (0, 3)
+    assert (scan.max_tokens, scan.num_unbounded, scan.num_by_room) == (0, 3, 3)
     assert scan.ids.line_nos([str(n) for n in range(1, 8)]) == [0, 2, 0, 4, 0, 6, 0]
+
+
+def test_lengths_by_default_depend_on_the_room():
+    lines = [{"prompt": "a", "max_tokens": 5}, {"prompt": "a", "n": 2, "temperature": 1}, {"prompt": "a"}]
+    scan = scan_input(as_file(*lines), lambda raw: parse_line(raw, {"max_tokens": UpTo(9)}), WHOLE)
+    assert (scan.max_tokens, scan.num_unbounded, scan.num_by_room) == (5 + 18 + 9, 0, 3)
 
 
 def test_duplicates_are_named_with_both_lines():

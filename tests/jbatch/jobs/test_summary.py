@@ -76,6 +76,15 @@ def test_figures():
     assert lines[2].startswith("TTFT p50/p90/p99 ") and len(lines) == 4
 
 
+def test_defaults_of_the_model_are_said():
+    summary = JobSummary({"temperature": 0.6, "top_k": 20})
+    summary.add(output(10))
+    figures = summary.figures(summarise([]), 2.0, 0)
+    assert json.loads(json.dumps(figures))["model_defaults"] == {"temperature": 0.6, "top_k": 20}
+    said = "from the model's generation_config.json, where not set: temperature=0.6, top_k=20"
+    assert describe(figures)[-1] == said
+
+
 def test_a_run_without_answers():
     figures = JobSummary().figures(summarise([]), 0.0, 0)
     assert figures["p50_ttft_ms"] is None and json.dumps(figures, allow_nan=False)

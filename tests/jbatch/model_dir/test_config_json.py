@@ -78,6 +78,7 @@ def test_a_plain_llama():
         (dict(rope_scaling={}), dict(rope=RopeConfig())),
         (dict(partial_rotary_factor=1.0, quantization_config=None), {}),
         (dict(future_rope_thing=False, attention_novelty=None), {}),
+        (dict(quantization_config={}), {}),
     ],
 )
 def test_what_the_keys_mean(changes, expected):
@@ -129,6 +130,29 @@ def test_refused_by_name(changes, field):
     assert error.value.field == field and field in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "quantization_config",
+            {"quant_method": "gptq", "bits": 4, "group_size": 128},
+            "quant_method='gptq'",
+        ),
+        ("quantization_config", {"quant_method": "fp8", "x": "y" * 500}, "quant_method='fp8' is not impl"),
+        ("compression_config", {"quant_method": "compressed-tensors"}, "quant_method='compressed-tensors'"),
+        ("quantization", {"group_size": 64, "bits": 4}, "bits='4' is not implemented"),
+        ("quantization_config", {"load_in_4bit": True}, "quantised weights are not implemented"),
+        ("quantization_config", "awq", "quantised weights are not implemented"),
+    ],
+)
+def test_quantised_models_say_how_and_what_would_do(key, value, message):
+    with pytest.raises(ConfigError, match=f"^{key}=") as error:
+        parse_config(config(**{key: value}))
+    text = str(error.value)
+    assert message in text and text.endswith("take the model's bfloat16, float16 or float32 weights")
+    assert len(text) < 300
+
+
 def test_a_sliding_window_is_refused_only_where_the_context_exceeds_it():
     parsed = parse_config(config(model_type="mistral", sliding_window=64))
     parsed.check_context(64)
@@ -177,8 +201,10 @@ def write(path: Path, content: Any) -> Path:
 
 
 def test_a_missing_file_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"config\.json"):
+    with pytest.raises(ConfigError, match="no such directory"):
         load_config(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        load_config(tmp_path)
     (tmp_path / "config.json").mkdir()
     with pytest.raises(ConfigError, match=r"config\.json"):
         load_config(tmp_path)

@@ -54,7 +54,13 @@ def test_the_rule(bucket, num_rows, page_size, chunks, updates):
     assert room_of(bucket, shape_of(num_rows, page_size)) == Room(chunks, chunks, updates)
 
 
-BUCKETS = (*map(prefill_bucket, (32, 64)), *map(decode_bucket, (1, 2, 4)), Bucket(4, 32), Bucket(4, 64))
+BUCKETS = (
+    *map(decode_bucket, (1, 2, 4)),
+    prefill_bucket(32),
+    Bucket(4, 32),
+    prefill_bucket(64),
+    Bucket(4, 64),
+)
 
 
 @pytest.mark.parametrize(
@@ -65,14 +71,15 @@ BUCKETS = (*map(prefill_bucket, (32, 64)), *map(decode_bucket, (1, 2, 4)), Bucke
         ({"slots": 1, "updates": 2}, (2, 0)),  # room for what comes with it
         ({"tokens": 8, "chunks": 1}, (0, 32)),
         ({"tokens": 32, "chunks": 2, "updates": 516}, (0, 32)),
+        ({"slots": 4, "updates": 5}, (4, 32)),  # too many for a step without prompts
         ({"tokens": 33, "chunks": 1}, (0, 64)),
         ({"tokens": 24, "chunks": 3}, (0, 64)),
-        ({"tokens": 8, "chunks": 1, "updates": 517}, (0, 64)),
+        ({"tokens": 8, "chunks": 1, "updates": 517}, (4, 32)),
         ({"slots": 1, "tokens": 8, "chunks": 1}, (4, 32)),
         ({"slots": 1, "tokens": 8, "chunks": 3}, (4, 64)),
     ],
 )
-def test_the_smallest_that_holds_it_and_nothing_of_a_kind_that_is_not_needed(needed, bucket):
+def test_the_first_that_holds_it(needed, bucket):
     sizes = {"slots": 0, "tokens": 0, "chunks": 0, "updates": 0, **needed}
     assert smallest_bucket(BUCKETS, shape_of(), **sizes) == Bucket(*bucket)
 
@@ -81,10 +88,10 @@ def test_the_smallest_that_holds_it_and_nothing_of_a_kind_that_is_not_needed(nee
     "needed",
     [
         {"slots": 5},
-        {"slots": 4, "updates": 5},
+        {"slots": 4, "updates": 525},
         {"tokens": 72, "chunks": 1},
         {"tokens": 64, "chunks": 5},
-        {"tokens": 64, "chunks": 4, "updates": 521},
+        {"tokens": 64, "chunks": 4, "updates": 525},
         {"slots": 5, "tokens": 8, "chunks": 1},
     ],
 )
@@ -97,7 +104,7 @@ def test_a_step_that_is_too_large_names_its_sizes(needed):
 
 def test_a_step_of_both_needs_a_bucket_of_both():
     with pytest.raises(ValueError, match="no step holds 1 slots, 8 tokens"):
-        smallest_bucket(BUCKETS[:5], shape_of(), slots=1, tokens=8, chunks=1, updates=0)
+        smallest_bucket(BUCKETS[:4], shape_of(), slots=1, tokens=8, chunks=1, updates=0)
 
 
 @pytest.mark.parametrize("num_tokens, places", [(0, 0), (1, 8), (8, 8), (9, 16)])
@@ -105,9 +112,19 @@ def test_align(num_tokens, places):
     assert align(num_tokens) == places
 
 
-def test_the_buckets_of_an_engine():
-    config = EngineConfig(max_num_seqs=4, decode_buckets=(4, 1), token_buckets=(64, 8))
-    assert buckets_of(config, 100) == ((0, 8, 1), (0, 64, 1), (1, 0, 1), (4, 0, 1))
-    default = EngineConfig(max_num_seqs=2, max_num_batched_tokens=128)
-    prefill, decode = default.token_sizes(100), default.decode_sizes()
-    assert buckets_of(default, 100) == (*map(prefill_bucket, prefill), *map(decode_bucket, decode))
+@pytest.mark.parametrize(
+    "mode, slots", [("continuous", 4), ("static", 0), ("static-padded", 0), ("unbatched", 0)]
+)
+def test_the_buckets_of_an_engine(mode, slots):
+    """Prompts join what decodes, with room for all that run; static batches prefill alone."""
+    config = EngineConfig(mode=mode, max_num_seqs=4, decode_buckets=(4, 1), token_buckets=(64, 8))
+    assert buckets_of(config, 100) == ((1, 0, 1), (4, 0, 1), (slots, 8, 1), (slots, 64, 1))
+    default = EngineConfig(mode=mode, max_num_seqs=4, max_num_batched_tokens=128)
+    with_prompts = [Bucket(slots, tokens) for tokens in default.token_sizes(100)]
+    assert buckets_of(default, 100) == (*map(decode_bucket, default.decode_sizes()), *with_prompts)
+
+
+def test_one_decode_and_one_token_bucket_make_a_single_shape():
+    sizes = {"max_num_seqs": 4, "decode_buckets": (4,), "token_buckets": (64,)}
+    assert buckets_of(EngineConfig(**sizes), 100) == (Bucket(4, 64),)
+    assert buckets_of(EngineConfig(mode="static", **sizes), 100) == (decode_bucket(4), prefill_bucket(64))

@@ -57,7 +57,7 @@ def check_logprobs(logprobs, arrays):
 
 
 @pytest.mark.parametrize("sampler", REPORTING)
-@pytest.mark.parametrize("bucket", [decode_bucket(4), prefill_bucket(32), Bucket(3, 32), Bucket(2, 0, 3)])
+@pytest.mark.parametrize("bucket", [decode_bucket(4), prefill_bucket(32), Bucket(3, 32)])
 def test_unpack_output_with_logprobs(bucket, sampler):
     """Draw by draw its tokens and its log-probabilities; then, where there are chunks, token by token."""
     draws = num_draws(bucket, SHAPE)
@@ -75,3 +75,13 @@ def test_unpack_output_with_logprobs(bucket, sampler):
         check_logprobs(output.prompt_logprobs, prompt_arrays)
     else:
         assert output.prompt_logprobs is None
+
+
+@pytest.mark.parametrize("sampler", Sampler)
+def test_several_steps_report_no_logprobs(sampler):
+    """None of their requests asks for any, also where the program could."""
+    drawn = np.arange(2 * (3 + 2), dtype=np.int32).reshape(2, -1)
+    output = unpack_output(drawn, Bucket(2, 0, 3), SHAPE, sampler)
+    np.testing.assert_array_equal(output.tokens, drawn[:, :3])
+    assert output.num_tokens.tolist() == [3, 8] and output.status.tolist() == [4, 9]
+    assert output.logprobs is output.prompt_logprobs is None

@@ -98,3 +98,12 @@ condition:
     assert hlo.num_host_branches(outside) == 2
     inside = "000: kCommandBuffer\n    078: kConditional\n        079: kConditional\n080: kCustomKernel\n"
     assert hlo.num_host_branches(inside) == hlo.num_host_branches(THUNKS) == 0
+
+
+def test_the_turns_of_loops_are_known_or_not():
+    assert hlo.trip_counts(hlo.parse(PROGRAM)) == [None]
+    known = PROGRAM.replace(
+        "body=%body",
+        'body=%body, backend_config={"known_trip_count":{"n":"8"},"dynamic_variable_tuple_indices":[]}',
+    )
+    assert hlo.trip_counts(hlo.parse(known)) == [8]

@@ -146,6 +146,14 @@ def test_a_loop_in_sampling_divides_the_graph():
     assert gate_steps.not_met(looping, DECODE) == ["4 command buffers instead of 1"]
 
 
+@pytest.mark.parametrize("turns, right", [([8], True), ([None], False), ([], False), ([8, 3], False)])
+def test_several_steps_are_one_loop_whose_turns_are_known(turns, right):
+    several = DECODE._replace(bucket=Bucket(64, 0, 8))
+    looping = row(command_buffers=2, kernels={"while": 1, "attention_while": 0}, trip_counts=turns)
+    assert (not gate_steps.failures(looping, several)) == right
+    assert several.name == "llama3-8b decode 64 x 8 greedy mosaic"
+
+
 def test_a_branch_that_the_host_takes_is_told():
     (found,) = gate_steps.not_met(row(host_branches=1), DECODE)
     assert found == "1 branches that the host takes, waiting for the device first"
