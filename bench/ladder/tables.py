@@ -122,7 +122,7 @@ def _counted(arms: Mapping[str, ArmResult]) -> Table:
         for name, arm in ran(arms)
         if (c := arm.counts) is not None
     ]
-    return _table((*headings, "compilations"), rows)
+    return _table((*headings, "compiled"), rows)
 
 
 def _print_memory(out: Console, manifest: Mapping[str, Any], arms: Mapping[str, ArmResult]) -> None:
