@@ -39,16 +39,23 @@ class Logprob(NamedTuple):
     """A token's log-probability at one position, and its place among all tokens there (1: the likeliest).
 
     The place of a token that only `logprob_token_ids` names is None where it is not among the likeliest 20.
+
+    `decoded_token` is the token by itself, so that tokens of different bytes have different texts: "▁is" is
+    " is" wherever it stands, and a part of a character is "bytes:\\xe6\\x97", as OpenAI writes it.
+    `token_bytes` are what it adds to a text: joined, those of an output's tokens are its text. None: it adds
+    nothing (a special token that is left out, an id that the tokenizer does not know), or it is not known.
     """
 
     logprob: float
     rank: int | None
     decoded_token: str | None = None
+    token_bytes: bytes | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class CompletionOutput:
-    """One generated text. `token_ids` includes a stop token, `text` does not."""
+    """One generated text: what its tokens add to the prompt's. `token_ids` includes a stop token, `text` does
+    not."""
 
     index: int
     text: str
@@ -58,6 +65,7 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None  # per token: it and the likeliest ones, by token id
     cumulative_logprob: float | None = None  # of all tokens, where log-probabilities were asked for
     error: str | None = None  # why, where finish_reason is "error"
+    text_offset: list[int] | None = None  # with log-probabilities: where each token begins in `text`
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,11 @@ def run_batching(
     paths = _paths(experiment)
     with claimed(experiment.output_json, experiment.output_dir):
         subject = LLMSubject(
-            experiment.model, max(w.longest for w in workloads), options, not setting.no_floor
+            experiment.model,
+            max(w.longest for w in workloads),
+            options,
+            not setting.no_floor,
+            dict.fromkeys(arm.mode for arm in arms),
         )
         try:
             every = _measure_all(setting, subject, arms, workloads, paths)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.ladder.arms import Arm
 from bench.measure.floor import Floor, floor_of
 from bench.measure.shapes import DEMO, MODEL_NAMES, model_dir
-from jbatch.config import EngineConfig
+from jbatch.config import EngineConfig, ModeName
 from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import load_config
 
@@ -53,11 +54,20 @@ class LLMSubject:
       max_model_len: tokens of the longest request.
       options: fields of EngineConfig.
       measure_floor: measure the device's rates, before the model takes its memory.
+      modes: whose programs are compiled at once; those of others follow in the middle of a run.
 
     Raises what LLM raises.
     """
 
-    def __init__(self, model: str, max_model_len: int, options: dict[str, Any], measure_floor: bool = True):
+    def __init__(
+        self,
+        model: str,
+        max_model_len: int,
+        options: dict[str, Any],
+        measure_floor: bool = True,
+        modes: Iterable[ModeName] = (),
+    ):
+        self._modes = tuple(modes)
         self._path, self._options = engine_options(model, max_model_len, options)
         self.about: dict[str, Any] = {"model": model, "engine": self._options}
         self.floor = self._measure_floor() if measure_floor else None
@@ -91,6 +101,8 @@ class LLMSubject:
 
         begin = time.monotonic()
         llm = LLM(self._path, **self._options)
+        for mode in self._modes:
+            llm.new_engine(mode=mode)
         built = time.monotonic()
         llm.runner.warm_up()
         self.about |= {

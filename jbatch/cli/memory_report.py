@@ -34,8 +34,8 @@ class MemoryReport:
     dtype: str
     memory: MemoryUse
     step_source: str  # where step_bytes comes from
-    prefill_tokens: tuple[int, ...]  # of the buckets
-    decode_slots: tuple[int, ...]
+    prefill_tokens: tuple[int, ...]  # of the steps with prompts
+    decode_slots: tuple[int, ...]  # of the others
     num_programs: int
 
     def as_json(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class MemoryReport:
         prefill, decode = (", ".join(map(str, sizes)) for sizes in (self.prefill_tokens, self.decode_slots))
         lines += [
             f"  requests      of up to {memory.longest_request} tokens; {at_once}",
-            f"  programs      {self.num_programs}: prefill of {prefill} tokens, decode of {decode} slots",
+            f"  programs      {self.num_programs}: steps of {decode} slots; with prompts, {prefill} tokens",
         ]
         if memory.longest_request < memory.max_model_len:
             what = f"the model's {memory.max_model_len} tokens do not fit into the cache"
@@ -141,7 +141,7 @@ def make_report(
         memory=divide_memory(config, model, max_model_len, memory, step_bytes),
         step_source=step_source,
         prefill_tokens=tuple(bucket.tokens for bucket in buckets if bucket.tokens),
-        decode_slots=tuple(bucket.slots for bucket in buckets if bucket.slots),
+        decode_slots=tuple(bucket.slots for bucket in buckets if not bucket.tokens),
         num_programs=len(programs_for(buckets, with_unions(samplers_of(config)))),
     )
 

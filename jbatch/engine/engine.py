@@ -36,6 +36,7 @@ class Progress(NamedTuple):
     sample_idx: int  # 0 to n - 1
     token_ids: list[int]
     completion: CompletionOutput | None = None  # where it has ended with these
+    prompt_token_ids: tuple[int, ...] = ()  # behind which its text stands
 
 
 class EngineStep(NamedTuple):
@@ -240,7 +241,8 @@ class Engine:
             self.scheduler.finish(sequence, *end)
         completion = self._finish(sample) if sequence.finished else None
         request = sequence.request
-        return Progress(request.request_id, request.sample_idx, token_ids, completion)
+        prompt = request.prompt_token_ids
+        return Progress(request.request_id, request.sample_idx, token_ids, completion, prompt)
 
     def _finish(self, sample: Sample) -> CompletionOutput:
         """The output of a sample that has ended; with it the request's, where it was the last."""

@@ -73,7 +73,7 @@ class Intake:
           RequestError: naming field, value and limit.
         """
         check_params(params, self.vocab_size, compiled)
-        token_ids = self._token_ids(prompt)
+        token_ids = self._truncated(self._token_ids(prompt), params, is_text=isinstance(prompt, str))
         if params.stop and self.tokenizer is None:
             raise RequestError("stop", list(params.stop), "this model has no tokenizer: use stop_token_ids")
         return Request(
@@ -89,7 +89,7 @@ class Intake:
             predicted_len=schedule.predicted_len,
             streamed=schedule.streamed,
             prompt=prompt if isinstance(prompt, str) else None,
-            bad_word_ids=bad_word_ids(params, self.tokenizer),
+            bad_word_ids=bad_word_ids(params, self.tokenizer, self.vocab_size),
         )
 
     def _token_ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
@@ -98,17 +98,37 @@ class Intake:
                 raise RequestError("prompt", prompt, "must not be empty", code="empty_prompt")
             if self.tokenizer is None:
                 raise RequestError("prompt", prompt, "this model has no tokenizer: give prompt_token_ids")
-            return tuple(self.tokenizer.encode(prompt))
+            return self._of_vocabulary(self.tokenizer.encode(prompt))
         if not isinstance(prompt, (list, tuple, np.ndarray)):
             raise RequestError("prompt", prompt, "must be text or a list of token ids")
         for token_id in prompt:
             if not isinstance(token_id, (int, np.integer)) or isinstance(token_id, bool):
                 raise RequestError("prompt_token_ids", token_id, "must be integers")
+        return self._of_vocabulary(prompt)
+
+    def _of_vocabulary(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids, if the model has each: a tokenizer may have tokens that its model was not given."""
+        for token_id in token_ids:
             if not 0 <= token_id < self.vocab_size:
                 raise RequestError(
                     "prompt_token_ids", token_id, f"must be from 0 to {self.vocab_size - 1}, the vocabulary"
                 )
-        return tuple(map(int, prompt))
+        return tuple(map(int, token_ids))
+
+    def _truncated(
+        self, token_ids: tuple[int, ...], params: SamplingParams, *, is_text: bool
+    ) -> tuple[int, ...]:
+        """The last tokens of a prompt, where the request asks for no more. As in vLLM, a text's
+        begin-of-sequence token stays in front, and counts."""
+        most = params.truncate_prompt_tokens
+        if most == -1:
+            most = max(1, self._max_seq_len - (1 if params.fills_room else params.max_tokens or 0))
+        if most is None or len(token_ids) <= most:
+            return token_ids
+        bos = None if self.tokenizer is None else self.tokenizer.bos_token_id
+        if is_text and token_ids[0] == bos:
+            return (token_ids[0], *token_ids[len(token_ids) - most + 1 :])
+        return token_ids[-most:]
 
     def _max_tokens(self, params: SamplingParams, prompt_len: int) -> int:
         if params.max_tokens is not None and not params.fills_room:
@@ -145,11 +165,14 @@ def check_params(params: SamplingParams, vocab_size: int, compiled: Iterable[Sam
         )
 
 
-def bad_word_ids(params: SamplingParams, tokenizer: Tokenizer | None) -> tuple[tuple[int, ...], ...]:
+def bad_word_ids(
+    params: SamplingParams, tokenizer: Tokenizer | None, vocab_size: int
+) -> tuple[tuple[int, ...], ...]:
     """The token ids of bad words: each as it is written with and without a space in front.
 
     Raises:
-      RequestError: for a word of too many tokens, or of none, and where there is no tokenizer.
+      RequestError: for a word of too many tokens, of none, or of tokens that the model does not have, and
+        where there is no tokenizer.
     """
     if not params.bad_words:
         return ()
@@ -164,6 +187,9 @@ def bad_word_ids(params: SamplingParams, tokenizer: Tokenizer | None) -> tuple[t
         longest = max(map(len, spelled))
         if not 0 < longest <= MAX_BAD_WORD_LEN:
             raise RequestError("bad_words", word, f"is {longest} tokens: must be 1 to {MAX_BAD_WORD_LEN}")
+        if (highest := max(map(max, filter(None, spelled)))) >= vocab_size:
+            reason = f"has token {highest}: must be of 0 to {vocab_size - 1}, the vocabulary"
+            raise RequestError("bad_words", word, reason)
         spellings |= dict.fromkeys(ids for ids in spelled if ids)
     return tuple(spellings)
 

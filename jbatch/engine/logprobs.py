@@ -17,9 +17,9 @@ from jbatch.outputs import Logprob
 from jbatch.sampling_params import MAX_LOGPROBS
 from jbatch.seam.bucket import align
 from jbatch.seam.step_output import Logprobs, Status, StepOutput
-from jbatch.text.tokenizer import Tokenizer
+from jbatch.text.tokenizer import Tokenizer, TokenText
 
-Decode = Callable[[int], str | None]  # a token's text, where texts are asked for
+Decode = Callable[[int], TokenText]
 Entry = dict[int, Logprob]
 
 
@@ -140,17 +140,33 @@ def _add_drawn(logprobs: LogprobList | None, output: StepOutput, idx: int) -> No
 
 
 def token_decoder(tokenizer: Tokenizer | None) -> Decode:
-    """Each token's text by itself, decoded once; None without a tokenizer, and where its decoder fails."""
+    """Each token by itself, decoded once; without text where there is no tokenizer, and where its decoder
+    fails."""
 
     @functools.cache
-    def decode(token_id: int) -> str | None:
+    def decode(token_id: int) -> TokenText:
         try:
-            return tokenizer.decode([token_id], skip_special_tokens=False) if tokenizer else None
+            return no_text(token_id) if tokenizer is None else tokenizer.token_text(token_id)
         except RequestError:
-            return None
+            return no_text(token_id)
 
     return decode
 
 
+def no_text(_: int) -> TokenText:
+    """Of any token, where no texts are asked for."""
+    return TokenText(None, None, special=False)
+
+
+def less_special(decode: Decode) -> Decode:
+    """The same, where special tokens are left out of the text: they add no bytes to it."""
+
+    def skipping(token_id: int) -> TokenText:
+        token = decode(token_id)
+        return token._replace(raw=None) if token.special else token
+
+    return skipping
+
+
 def _with_texts(entries: Mapping[int, tuple[float, int | None]], decode: Decode) -> Entry:
-    return {token: Logprob(logprob, rank, decode(token)) for token, (logprob, rank) in entries.items()}
+    return {token: Logprob(*pair, *decode(token)[:2]) for token, pair in entries.items()}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from jbatch.engine.logprobs import Decode, LogprobList, logprob_list
+from jbatch.engine.logprobs import Decode, LogprobList, less_special, logprob_list, no_text
 from jbatch.errors import RequestError
 from jbatch.host.request import Request, Sequence
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
-from jbatch.text.tokenizer import Detokenizer, Tokenizer
+from jbatch.text.detokenizer import Detokenizer
+from jbatch.text.tokenizer import Tokenizer
 
 
 class Sample:
@@ -22,8 +23,11 @@ class Sample:
         self._error: str | None = None  # its text cannot be made
         self._stop_finder: Detokenizer | None = None
         if params.stop and tokenizer is not None:
-            skip = params.skip_special_tokens
-            self._stop_finder = tokenizer.detokenizer(params.stop, skip_special_tokens=skip)
+            self._stop_finder = tokenizer.detokenizer(
+                params.stop,
+                after=sequence.request.prompt_token_ids,
+                skip_special_tokens=params.skip_special_tokens,
+            )
 
     def take_in(self, token_ids: list[int], now: float) -> tuple[FinishReason, str | None] | None:
         """Follow new tokens; why they end the sequence, and the stop string, or None.
@@ -49,20 +53,23 @@ class Sample:
         return None
 
     def output(self, now: float, decode: Decode) -> RequestOutput:
-        """What it ended with, as a request of one sample. `decode` gives the texts of log-probabilities."""
+        """What it ended with, as a request of one sample. `decode` gives the tokens of log-probabilities."""
         sequence, request = self.sequence, self.sequence.request
         assert sequence.finish_reason is not None, "an output of a sequence that goes on"
         text = self._text()
         stop = self._stop_finder.found if self._stop_finder is not None else None
         reason = FinishReason.STOP if stop else sequence.finish_reason  # also where both came with one token
-        if not request.params.detokenize:
-            decode = _no_text
         error = self._error
-        logprobs, cumulative, prompt_logprobs = None, None, None
+        logprobs, cumulative, prompt_logprobs, text_offset = None, None, None, None
         if self.logprobs is not None:
+            if not request.params.detokenize:
+                decode = no_text
+            elif request.params.skip_special_tokens:
+                decode = less_special(decode)
             error = error or self.logprobs.error
             logprobs, cumulative = self.logprobs.output(len(sequence.output_token_ids), decode)
-            prompt_logprobs = self.logprobs.prompt(decode)
+            prompt_logprobs = None if self.logprobs.error else self.logprobs.prompt(decode)
+            text_offset = None if logprobs is None else self._text_offset(text)
         completion = CompletionOutput(
             index=request.sample_idx,
             text=text,
@@ -72,6 +79,7 @@ class Sample:
             logprobs=logprobs,
             cumulative_logprob=cumulative,
             error=error or sequence.error,
+            text_offset=text_offset,
         )
         return RequestOutput(
             request_id=request.request_id,
@@ -94,10 +102,27 @@ class Sample:
         if sequence.finish_reason == FinishReason.STOP and not params.include_stop_str_in_output:
             token_ids = token_ids[:-1]
         try:
-            return self._tokenizer.decode(token_ids, skip_special_tokens=params.skip_special_tokens)
+            return self._tokenizer.decode(
+                token_ids,
+                after=sequence.request.prompt_token_ids,
+                skip_special_tokens=params.skip_special_tokens,
+            )
         except RequestError as error:
             self._error = str(error)
             return ""
+
+    def _text_offset(self, text: str) -> list[int] | None:
+        """Where each token begins in `text`; one behind it, as those of a stop string, at its end. None where
+        there is no text."""
+        params, token_ids = self.sequence.request.params, self.sequence.output_token_ids
+        if self._tokenizer is None or not params.detokenize or self._error is not None:
+            return None
+        offsets = self._tokenizer.text_offsets(
+            token_ids,
+            after=self.sequence.request.prompt_token_ids,
+            skip_special_tokens=params.skip_special_tokens,
+        )
+        return [min(offset, len(text)) for offset in offsets]
 
     def _metrics(self, now: float) -> RequestMetrics:
         return RequestMetrics(
@@ -118,7 +143,3 @@ def empty_output(request: Request, now: float) -> RequestOutput:
     return RequestOutput(
         request.request_id, request.prompt, list(request.prompt_token_ids), completions, metrics=metrics
     )
-
-
-def _no_text(_: int) -> None:
-    return None

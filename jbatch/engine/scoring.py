@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from jbatch.outputs import RequestOutput
 from jbatch.sampling_params import SamplingParams
@@ -31,5 +32,7 @@ def score_of(output: RequestOutput) -> Score:
     if len(entries) != len(token_ids) - 1:
         return Score([], [], [], None, "the prompt was not computed to its end")
     logprobs = [entry.logprob for entry in entries]
+    if any(map(math.isnan, logprobs)):
+        return Score([], [], [], None, "a log-probability is not a number")
     ranks = [entry.rank for entry in entries]
     return Score(token_ids, [None, *logprobs], [None, *ranks], sum(logprobs))

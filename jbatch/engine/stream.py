@@ -14,7 +14,8 @@ from jbatch.engine.prompts import UncheckedRequest, check_idle
 from jbatch.errors import RequestError
 from jbatch.outputs import CompletionOutput, FinishReason, RequestOutput
 from jbatch.sampling_params import SamplingParams
-from jbatch.text.tokenizer import Detokenizer, Tokenizer
+from jbatch.text.detokenizer import Detokenizer
+from jbatch.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,7 @@ class _Deltas:
         for new in step.progress:
             if new.request_id not in self._requests:
                 continue  # someone added it to the engine by hand
-            text = self._text(new.request_id, new.sample_idx)
+            text = self._text(new.request_id, new.sample_idx, new.prompt_token_ids)
             if new.completion is not None:
                 deltas.append(self._end(new.request_id, new.completion))
             else:
@@ -184,13 +185,16 @@ class _Deltas:
         prompt_idx, _ = self._requests[request_id]
         return TextDelta(prompt_idx, completion.index, text, token_ids, completion.finish_reason)
 
-    def _text(self, request_id: str, sample_idx: int) -> _Text:
+    def _text(self, request_id: str, sample_idx: int, prompt: Sequence[int] = ()) -> _Text:
+        """How much of a sample has been shown; `prompt`: its token ids, for a sample that goes on."""
         texts = self._texts.setdefault(request_id, {})
         if sample_idx not in texts:
-            texts[sample_idx] = _Text(self._detokenizer(self._requests[request_id][1]))
+            texts[sample_idx] = _Text(self._detokenizer(self._requests[request_id][1], prompt))
         return texts[sample_idx]
 
-    def _detokenizer(self, params: SamplingParams) -> Detokenizer | None:
+    def _detokenizer(self, params: SamplingParams, prompt: Sequence[int]) -> Detokenizer | None:
         if self._tokenizer is None or not params.detokenize:
             return None
-        return self._tokenizer.detokenizer(params.stop or (), skip_special_tokens=params.skip_special_tokens)
+        return self._tokenizer.detokenizer(
+            params.stop or (), after=prompt, skip_special_tokens=params.skip_special_tokens
+        )

@@ -40,7 +40,7 @@ def _pack_chunks(chunks: tuple[Chunk, ...], fields: StepFields[np.ndarray]) -> N
     begin = draw_idx = 0
     for idx, chunk in enumerate(chunks):
         length = len(chunk.token_ids)
-        fields.tokens[begin : begin + length] = chunk.token_ids
+        fields.tokens[begin : begin + length] = np.fromiter(chunk.token_ids, np.int32, length)
         fields.chunk_rows[idx] = chunk.row
         fields.q_starts[idx], fields.q_lens[idx] = begin, length
         fields.kv_lens[idx] = chunk.end

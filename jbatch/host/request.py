@@ -61,6 +61,10 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    max_len: int = dataclasses.field(init=False)  # tokens that it may grow to, prompt included
+
+    def __post_init__(self) -> None:
+        self.max_len = len(self.request.prompt_token_ids) + self.request.max_tokens
 
     @property
     def num_prompt(self) -> int:
@@ -69,11 +73,6 @@ class Sequence:
     @property
     def num_known(self) -> int:
         return len(self.token_ids)
-
-    @property
-    def max_len(self) -> int:
-        """Tokens that the sequence may grow to, prompt included."""
-        return len(self.request.prompt_token_ids) + self.request.max_tokens
 
     @property
     def next_len(self) -> int:

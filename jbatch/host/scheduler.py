@@ -48,6 +48,7 @@ class _Slots(NamedTuple):
     sequences: tuple[Sequence, ...] = ()
     frozen: tuple[bool, ...] = ()
     num_steps: int = 1
+    last: list[Sequence] | tuple[()] = ()  # those of which no more than this is to be planned
 
 
 class Scheduler:
@@ -173,7 +174,7 @@ class Scheduler:
             return None
         plan = self._plan(slots, chunks, updates)
         if self.config.admission.refill:
-            self._let_leave()
+            self._let_leave(plan, slots)
         return plan
 
     def apply(self, plan: StepPlan, output: StepOutput) -> tuple[list[Progress], StepRecord]:
@@ -294,14 +295,16 @@ class Scheduler:
         hold, page_size = self.config.admission.hold_finished, self.pool.page_size
         sequences: list[Sequence] = []
         frozen: list[bool] = []
+        last: list[Sequence] = []
         for sequence in tuple(self._running):
             if not sequence.decoding:
                 continue
-            ended = sequence.num_planned >= sequence.max_len or sequence.finish_reason is not None
+            left = sequence.max_len - sequence.num_planned
+            ended = left <= 0 or sequence.finish_reason is not None
             if ended and not hold:
                 continue
             if not ended:
-                steps = 1 if num_steps == 1 else min(num_steps, sequence.max_len - sequence.num_planned)
+                steps = num_steps if num_steps < left else left
                 num_cached = sequence.num_cached_planned + steps
                 full = num_cached > len(sequence.pages) * page_size
                 if full and not self._grow(sequence, num_cached, updates):
@@ -309,11 +312,13 @@ class Scheduler:
                     break  # it was the youngest
                 sequence.num_cached_planned = num_cached
                 sequence.num_planned += steps
+                if steps == left:
+                    last.append(sequence)
             sequences.append(sequence)
             frozen.append(ended)
         if all(frozen):
             return _Slots()
-        return _Slots(tuple(sequences), tuple(frozen) if hold else (), num_steps)
+        return _Slots(tuple(sequences), tuple(frozen) if hold else (), num_steps, last)
 
     def _plan(self, slots: _Slots, chunks: tuple[Chunk, ...], updates: list[TableUpdate]) -> StepPlan:
         """The step of these, in the smallest bucket that holds them."""
@@ -370,11 +375,11 @@ class Scheduler:
         """Pages that a sequence lacks for `num_tokens`."""
         return self.pool.pages_for(num_tokens) - len(sequence.pages)
 
-    def _let_leave(self) -> None:
+    def _let_leave(self, plan: StepPlan, slots: _Slots) -> None:
         """Those whose last token is planned give up their pages and rows: steps run in order, so the next one
         may use them."""
-        ended = [s for s in self._running if s.num_planned >= s.max_len and not s.prefilling]
-        for sequence in ended:
+        begun = [self._sequences[chunk.seq_id] for chunk in plan.chunks]
+        for sequence in (*slots.last, *(s for s in begun if s.num_planned >= s.max_len and not s.prefilling)):
             sequence.leaving = True
             self._running.remove(sequence)
             self._release(sequence)

@@ -111,12 +111,12 @@ def load_eos_token_ids(model_dir: str | Path) -> frozenset[int]:
     return frozenset().union(*ids)
 
 
-def load_bos_token_id(model_dir: str | Path) -> int | None:
-    """The begin-of-sequence id that config.json, or else generation_config.json, names."""
+def load_token_id(model_dir: str | Path, name: str) -> int | None:
+    """The first id that config.json, or else generation_config.json, has for a name such as bos_token_id."""
     config, generation = _read_configs(model_dir)
     vocab_size = int_field(config, "vocab_size", high=2**24)
     for raw in (config, generation):
-        for token_id in _token_ids(raw, "bos_token_id", vocab_size):
+        for token_id in _token_ids(raw, name, vocab_size):
             return token_id
     return None
 

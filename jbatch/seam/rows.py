@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 import numpy as np
@@ -50,16 +51,12 @@ FLOAT_COLUMNS = (
     "presence_penalty",
     "frequency_penalty",
 )
+_KINDS = ("f" if name in FLOAT_COLUMNS else "I" if name == "seed" else "i" for name in RowSetup._fields[:-1])
+_ROW = struct.Struct("=" + "".join(_KINDS) + f"{MAX_STOP_IDS}i")
 
 
 def row_columns(setup: RowSetup) -> Int[Ints, " row_width"]:
     """A row of device state as int32."""
-    columns = np.full(ROW_WIDTH, -1, np.int32)
-    for idx, name in enumerate(RowSetup._fields[:NUM_SCALARS]):
-        value = getattr(setup, name)
-        if name in FLOAT_COLUMNS:
-            columns[idx] = np.float32(value).view(np.int32)
-        else:
-            columns[idx] = np.uint32(value).view(np.int32)
-    columns[NUM_SCALARS : NUM_SCALARS + len(setup.stop_ids)] = setup.stop_ids
-    return columns
+    *scalars, stop_ids = setup
+    padding = (-1,) * (MAX_STOP_IDS - len(stop_ids))
+    return np.frombuffer(_ROW.pack(*scalars, *stop_ids, *padding), np.int32)

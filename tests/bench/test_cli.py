@@ -80,7 +80,7 @@ def test_batching_prints_and_writes_the_counts_of_any_runner(model, tmp_path, ca
 class Counting(FakeSubject):
     """Takes the place of an LLM."""
 
-    def __init__(self, model, max_model_len, options, measure_floor=True):
+    def __init__(self, model, max_model_len, options, measure_floor=True, modes=()):
         super().__init__(max_num_seqs=options["max_num_seqs"], max_model_len=max_model_len)
         self.about = {"model": model, "max_num_seqs": self.max_num_seqs}
 

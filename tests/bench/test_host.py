@@ -14,7 +14,6 @@ def test_quick_run_writes_every_figure(tmp_path, monkeypatch, capsys):
     result = json.loads(file.read_text())
     assert [row["running"] for row in result["host"]["rows"]] == [64, 256, 1024]
     for row in result["host"]["rows"]:
-        assert row["decode_steps"] > 0
         assert row["total_us"] > 0 and row["schedule_us"] > 0 and row["pack_us"] > 0 and row["apply_us"] > 0
     assert math.isfinite(result["host"]["slope_us_per_sequence"])
     assert (

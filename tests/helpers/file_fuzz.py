@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from jbatch.errors import RequestError
-from jbatch.model_dir.config_json import load_bos_token_id, load_config, load_eos_token_ids
+from jbatch.model_dir.config_json import load_config, load_eos_token_ids, load_token_id
 from jbatch.model_dir.generation_json import load_sampling_defaults
 from jbatch.text import tokenizer, tokenizer_probe
 from jbatch.text.tokenizer import load_tokenizer
@@ -123,8 +123,8 @@ def check_config(seed: int) -> None:
             config = load_config(folder)
             assert config.kv_bytes_per_token > 0 and config.context_len >= 0 and config.max_context_len >= 0
             assert all(0 <= token_id < config.vocab_size for token_id in load_eos_token_ids(folder))
+            bos = load_token_id(folder, "bos_token_id")
             load_sampling_defaults(folder, "auto")
-            bos = load_bos_token_id(folder)
             assert bos is None or 0 <= bos < config.vocab_size
 
         check_loading(load, folder)

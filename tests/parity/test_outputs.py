@@ -138,7 +138,7 @@ def processors(params, prompt_len, tokenizer):
             transformers.PrefixConstrainedLogitsProcessor(lambda *_: list(params.allowed_token_ids), 1)
         )
     if params.bad_words:
-        words = [list(word) for word in bad_word_ids(params, tokenizer)]
+        words = [list(word) for word in bad_word_ids(params, tokenizer, VOCAB)]
         made.append(transformers.NoBadWordsLogitsProcessor(words, eos_token_id=None))
     if params.min_tokens:
         made.append(
@@ -174,7 +174,7 @@ OPTIONS = {
 
 def check_tokens(pair, prompt, params, token_ids):
     """Each is the likeliest to the reference's processors after the same tokens, or a near-tie."""
-    chain = processors(params, len(prompt), pair.llm.get_tokenizer())
+    chain = processors(params, len(prompt), pair.llm.engine.tokenizer)
     rows = reference_logits(pair.reference, prompt + token_ids)
     for end, token_id in enumerate(token_ids, start=len(prompt)):
         prefix = torch.tensor([(prompt + token_ids)[:end]])

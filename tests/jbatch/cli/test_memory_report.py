@@ -80,7 +80,8 @@ def test_in_words(eight_b, no_compiling, capsys):
         "4097 pages of 64 tokens: 262144 tokens of 128.00 KiB",
         "286.53 MiB   temporaries, and state of penalties; estimated: there is no GPU here to compile for",
         "of up to 4096 tokens; 64 of that length run at once",
-        "33: prefill of 64, 128, 256, 512, 1024, 2048 tokens, decode of 1, 2, 4, 8, 16, 24, 32, 48, 64 slots",
+        "34: steps of 1, 2, 4, 8, 16, 24, 32, 48, 64 slots; ",
+        "with prompts, 32, 64, 128, 256, 512, 1024, 2048 tokens",
     ):
         assert words in ended.out, words
     assert max(map(len, ended.out.splitlines())) < 130
@@ -118,7 +119,7 @@ def test_no_model(tmp_path, capsys):
 
 
 def test_the_report_is_what_an_engine_does(tmp_path, monkeypatch, capsys):
-    """Pages, buckets and programs; the temporaries are those of compiled programs, of which there are two."""
+    """Pages, buckets and programs; the temporaries are those of compiled programs, here of one shape."""
     options = dict(max_num_seqs=1, max_model_len=32, page_size=16, device="cpu")
     compiled = []
     measure = StepSpec.temp_bytes
@@ -129,7 +130,7 @@ def test_the_report_is_what_an_engine_does(tmp_path, monkeypatch, capsys):
     (model / "model.safetensors").rename(tmp_path / "aside")
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     figures = json.loads(run(capsys, "plan", model, *flags, "--json").out)
-    assert [(program.bucket.slots, program.bucket.tokens) for program in compiled] == [(1, 0), (0, 32)]
+    assert [(program.bucket.slots, program.bucket.tokens) for program in compiled] == [(1, 32)]
     assert figures["step_source"].endswith("compiled for this CPU") and figures["step_bytes"] > 1000
 
     (tmp_path / "aside").rename(model / "model.safetensors")
@@ -139,7 +140,7 @@ def test_the_report_is_what_an_engine_does(tmp_path, monkeypatch, capsys):
         assert sum(leaf.nbytes for leaf in llm.runner._params) == figures["weight_bytes"]
         buckets = {program.bucket for program in llm.runner._programs}
     assert sorted(bucket.tokens for bucket in buckets if bucket.tokens) == figures["prefill_tokens"]
-    assert sorted(bucket.slots for bucket in buckets if bucket.slots) == figures["decode_slots"]
+    assert sorted(bucket.slots for bucket in buckets if not bucket.tokens) == figures["decode_slots"]
 
 
 def test_a_gpu_at_hand_is_asked(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def test_a_way_of_drawing_that_is_not_compiled(params, name, compiled):
 
 
 def words(tokenizer, *texts):
-    return bad_word_ids(SamplingParams(bad_words=list(texts)), wrapped(tokenizer))
+    return bad_word_ids(SamplingParams(bad_words=list(texts)), wrapped(tokenizer), 300)
 
 
 def test_bad_words_with_and_without_a_space():
@@ -59,9 +59,14 @@ def test_bad_words_may_be_eight_tokens():
 
 
 def test_bad_words_need_a_tokenizer():
-    assert bad_word_ids(SamplingParams(), None) == () == words(numbered())
+    assert bad_word_ids(SamplingParams(), None, 300) == () == words(numbered())
     with pytest.raises(RequestError, match="no tokenizer"):
-        bad_word_ids(SamplingParams(bad_words=["a"]), None)
+        bad_word_ids(SamplingParams(bad_words=["a"]), None, 300)
+
+
+def test_bad_words_are_of_the_models_vocabulary():
+    with pytest.raises(RequestError, match=r"^bad_words='12\.': has token 12: must be of 0 to 11, the voc"):
+        bad_word_ids(SamplingParams(bad_words=["11.", "12."]), wrapped(numbered()), 12)
 
 
 # What a request becomes.
@@ -96,6 +101,13 @@ def test_what_is_asked_for_is_kept():
     assert schedule_of(request) == schedule
 
 
+@pytest.mark.parametrize("prompt", ["01.96.", [1, 96]])
+def test_a_prompt_beyond_the_vocabulary_is_refused_whoever_made_its_ids(prompt):
+    """A tokenizer may have tokens that its model was not given."""
+    with pytest.raises(RequestError, match=r"^prompt_token_ids=96: must be from 0 to 95, the vocabulary$"):
+        request_of(prompt, vocab_size=96, tokenizer=wrapped(numbered()))
+
+
 def test_a_seed_becomes_32_bits():
     assert [request_of(params={"seed": seed}).seed for seed in (0, 2**32 - 1)] == [0, 2**32 - 1]
     assert request_of(params={"seed": -1}).seed == derive_seed(3, 4)
@@ -116,3 +128,29 @@ def test_an_end_of_sequence_may_be_ignored():
 
 def test_a_prompt_that_fills_the_context_is_left_to_the_scheduler_to_refuse():
     assert request_of([1] * 128).max_tokens == request_of([1] * 200).max_tokens == 1
+
+
+def truncated(prompt, most, *, bos=False, **params):
+    """The token ids of a request with so many at most, where a sequence has room for 20."""
+    asked = SamplingParams(truncate_prompt_tokens=most, **params)
+    intake = Intake(vocab_size=300, max_seq_len=20, tokenizer=wrapped(byte_level(bos=bos)))
+    return intake.request("r", prompt, asked, 0, Schedule(), Sampler).prompt_token_ids
+
+
+def test_a_prompt_keeps_its_last_tokens():
+    ids = tuple(range(30))
+    assert truncated(ids, 5) == ids[-5:] and truncated(ids, 1) == ids[-1:]
+    assert truncated(ids, 30) == truncated(ids, None) == truncated(ids, 2**31 - 1) == ids
+    assert truncated(ids, -1) == ids[-19:], "one token is left to generate"
+    assert truncated(ids, -1, max_tokens=0) == ids[-20:] and truncated(ids, -1, max_tokens=7) == ids[-13:]
+    assert truncated(ids, -1, max_tokens=40) == ids[-1:], "and the scheduler refuses it"
+
+
+def test_the_begin_of_a_text_stays_in_front():
+    """As in vLLM; that of token ids does not."""
+    plain = truncated("abcdef", None)
+    assert truncated("abcdef", 3, bos=True) == (256, *plain[-2:]) and truncated("abcdef", 1, bos=True) == (
+        256,
+    )
+    assert truncated("abcdef", 7, bos=True) == (256, *plain) and truncated("abcdef", 3) == plain[-3:]
+    assert truncated((256, *plain), 3, bos=True) == plain[-3:]

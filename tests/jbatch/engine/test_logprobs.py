@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from jbatch.engine.logprobs import logprob_list, take_in, token_decoder
+from jbatch.engine.logprobs import less_special, logprob_list, no_text, take_in, token_decoder
 from jbatch.errors import RequestError
 from jbatch.host.plan import Chunk, Draw, StepPlan
 from jbatch.host.request import Request
@@ -13,11 +13,7 @@ from jbatch.outputs import Logprob
 from jbatch.sampling_params import MAX_LOGPROB_TOKEN_IDS, MAX_LOGPROBS, SamplingParams
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.step_output import Logprobs, StepOutput
-from tests.helpers.tokenizers import numbered, wrapped
-
-
-def no_text(token_id):
-    return None
+from tests.helpers.tokenizers import byte_level, numbered, wrapped
 
 
 def found_at(num, token_rank=3, num_top=MAX_LOGPROBS):
@@ -200,14 +196,20 @@ def test_texts():
     one.add_token(11, found_at(1), 0)
     one.add_targets((6,), 0, found_at(1), 0)
     (entry,), _ = one.output(1, decode)
-    assert [logprob.decoded_token for logprob in entry.values()] == ["11.", "10."]
+    assert list(entry.values()) == [Logprob(-0.5, 3, "11.", b"11."), Logprob(0, 1, "10.", b"10.")]
     assert one.prompt(decode)[1][6].decoded_token == "06."
-    assert token_decoder(None)(3) is None
+    assert token_decoder(None)(3) == no_text(3) == (None, None, False)
+
+
+def test_special_tokens_that_are_left_out_add_no_bytes():
+    decode = token_decoder(wrapped(byte_level()))
+    assert decode(257) == ("</s>", b"</s>", True) and less_special(decode)(257)[:2] == ("</s>", None)
+    assert less_special(decode)(66) == decode(66)
 
 
 def test_a_decoder_that_fails_leaves_the_texts_out():
     class Broken:
-        def decode(self, token_ids, *, skip_special_tokens):
-            raise RequestError("token_ids", token_ids, "cannot be decoded")
+        def token_text(self, token_id):
+            raise RequestError("token_ids", [token_id], "cannot be decoded")
 
-    assert token_decoder(Broken())(3) is None
+    assert token_decoder(Broken())(3) == no_text(3)

@@ -1,5 +1,7 @@
 """Scores from outputs, and of a tiny model: what it generated has the log-probabilities it had then."""
 
+import math
+
 import pytest
 
 from jbatch import LLM, SamplingParams
@@ -29,6 +31,7 @@ def test_a_score_is_of_the_prompts_own_tokens():
         (output([5, 6], [None, {6: Logprob(-1.0, 2)}], "it failed"), "it failed"),
         (output([5, 6], None), "no log-probabilities"),
         (output([5, 6], [None, None]), "not computed to its end"),
+        (output([5, 6], [None, {6: Logprob(math.nan, 1)}]), "not a number"),
     ],
 )
 def test_what_failed_has_no_numbers(of, error):

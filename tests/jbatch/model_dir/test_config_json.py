@@ -14,7 +14,7 @@ import pytest
 
 from jbatch.config import ModelConfig, RopeConfig
 from jbatch.errors import ConfigError
-from jbatch.model_dir.config_json import load_bos_token_id, load_config, load_eos_token_ids, parse_config
+from jbatch.model_dir.config_json import load_config, load_eos_token_ids, load_token_id, parse_config
 from tests.helpers.model_configs import BASE, REMOVED, config
 
 
@@ -258,11 +258,11 @@ def test_a_broken_generation_config_is_named(tmp_path):
 
 def test_begin_of_sequence(tmp_path):
     write(tmp_path, config())
-    assert load_bos_token_id(tmp_path) is None
+    assert load_token_id(tmp_path, "bos_token_id") is None
     (tmp_path / "generation_config.json").write_text('{"bos_token_id": 7}')
-    assert load_bos_token_id(tmp_path) == 7
+    assert load_token_id(tmp_path, "bos_token_id") == 7
     write(tmp_path, config(bos_token_id=1))
-    assert load_bos_token_id(tmp_path) == 1
+    assert load_token_id(tmp_path, "bos_token_id") == 1
 
 
 def test_parsing_imports_neither_jax_nor_what_auto_map_names(tmp_path):
