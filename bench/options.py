@@ -34,7 +34,7 @@ SETTING_HELP = {
     "max_concurrency": "Requests in the engine; others are sent when one ends.",
     "temperature": "0 is greedy.",
     "load": "Rescale arrivals to X times continuous batching's capacity.",
-    "sweep": "Each arm at its own best batch size, up to --max-num-seqs.",
+    "sweep": "Measure batch sizes up to --max-num-seqs; then each arm at its own best.",
     "no_floor": "Do not measure the device's rates first.",
 }
 THROUGHPUT_HELP = {n: SETTING_HELP[n] for n in ("num_prompts", "seed", "max_concurrency", "temperature")}
@@ -159,7 +159,11 @@ def _check_above_0(field: str, value: object) -> None:
 _ENGINE_HELP = {name: ENGINE_HELP[name] for name in ENGINE_OPTIONS}
 _ENGINE_HELP["max_model_len"] = "Tokens of prompt and output. [default: of the longest request]"
 ENGINE = (EngineConfig, _ENGINE_HELP | {"max_num_seqs": "Sequences that run at once."})
-LADDER_ENGINE = (EngineConfig, _ENGINE_HELP | {"max_num_seqs": "Sequences that run at once. [default: 16]"})
+_LADDER_HELP = {
+    "max_num_seqs": "Sequences that run at once. [default: 16]",
+    "batch_wait_timeout_s": "static-full: seconds that the oldest request waits for a full batch.",
+}
+LADDER_ENGINE = (EngineConfig, _ENGINE_HELP | _LADDER_HELP)
 WORKLOAD = (WorkloadOptions, WORKLOAD_HELP)
 SETTING = (Setting, SETTING_HELP)
 THROUGHPUT = (Setting, THROUGHPUT_HELP)

@@ -9,6 +9,8 @@
      "request_fields": [...],        of "requests": the fields of RequestRow
      "arms": {NAME: ARM, ...},
      "sweep": {NAME: [[max_num_seqs, output_throughput], ...]},    with --sweep; else {}
+     "sweep_fields": [...],          of "sweep_points": the fields of SweepPoint
+     "sweep_points": {NAME: [[...], ...]},                         the same passes, with all their figures
      "gains": {...},                 batching: throughput ratios by name, or {"refused": why}
      ...}                            keys of `extra` (throughput, latency: those that vLLM writes)
 
@@ -60,8 +62,10 @@ class StepRow(NamedTuple):
     wasted: int
     recomputed: int
     kv_tokens: int  # tokens in the cache, of all sequences that hold pages, this step's included
-    rows: list[list[int]]  # [row, request's index in the workload, 0 or 1: it had ended and is held]; of the
-    # first 1000 steps, then empty
+    rows: list[list[int]]  # [row, request's index in the workload, state], of the first 1000 steps, then
+    # empty; state 1: it had ended and is held, 2: a prompt in a mixed step, else 0
+    pages_contiguous: int = 0  # those of max_model_len for each running sequence: a cache without pages
+    output_tokens: int = 0  # given to requests
 
 
 class RequestRow(NamedTuple):
@@ -72,6 +76,26 @@ class RequestRow(NamedTuple):
     end: float  # its last token
     prompt_len: int
     output_len: int
+    could_start: float | None = (
+        None  # when its batch was full, or had waited long enough; others: its arrival
+    )
+    scheduled: float | None = None  # when the step with its first chunk was planned; None: not known
+
+
+class SweepPoint(NamedTuple):
+    """One pass of an arm at one batch size; None for what is not known."""
+
+    max_num_seqs: int
+    output_throughput: float
+    mean_e2el_ms: float | None = None
+    p50_e2el_ms: float | None = None
+    p99_e2el_ms: float | None = None
+    p50_ttft_ms: float | None = None
+    p99_ttft_ms: float | None = None
+    slot_use: float | None = None
+    device_busy_share: float | None = None
+    floor_share: float | None = None
+    kv_of_contiguous: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +120,10 @@ class Counts:
     padded_share: float  # (prefill_tokens - useful_prefill_tokens) / prefill_tokens
     kv_use: float  # tokens in the cache / tokens that the allocated pages hold, mean over the steps
     compilations_after_warmup: int
+    mean_pages_used: float  # over the steps, as all of these
+    mean_pages_contiguous: float  # of max_model_len tokens for each running sequence
+    peak_pages_contiguous: int
+    kv_of_contiguous: float  # mean_pages_used / mean_pages_contiguous
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,17 +153,25 @@ class Spread:
 @dataclasses.dataclass(frozen=True)
 class Latencies:
     """TTFT and E2EL from the arrival; TPOT = (E2EL - TTFT) / (output_len - 1). In a file
-    `mean_ttft_ms, p50_ttft_ms, p90_ttft_ms, p99_ttft_ms` and so on; None where no request has one."""
+    `mean_ttft_ms, p50_ttft_ms, p90_ttft_ms, p99_ttft_ms` and so on; None where no request has one.
+
+    The last four are the parts of E2EL: waiting for a batch to be full (static-full alone, else 0), waiting
+    for the first chunk to be planned, from then to the first token, and from there to the last.
+    """
 
     ttft: Spread | None
     tpot: Spread | None
     itl: Spread | None
     e2el: Spread | None
+    fill: Spread | None = None
+    queue: Spread | None = None
+    prefill: Spread | None = None
+    decode: Spread | None = None
 
     def to_json(self) -> dict[str, float | None]:
         """The latencies as a file has them."""
         fields: dict[str, float | None] = {}
-        for name in ("ttft", "tpot", "itl", "e2el"):
+        for name in (field.name for field in dataclasses.fields(self)):
             spread = getattr(self, name)
             for part in ("mean", "p50", "p90", "p99"):
                 fields[f"{part}_{name}_ms"] = None if spread is None else getattr(spread, part)
@@ -185,7 +221,7 @@ class Results:
     manifest: dict[str, Any]
     workload: dict[str, Any]
     arms: dict[str, ArmResult]
-    sweep: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
+    sweep: dict[str, list[SweepPoint]] = dataclasses.field(default_factory=dict)
     gains: dict[str, Any] = dataclasses.field(default_factory=dict)
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -199,7 +235,9 @@ class Results:
             "step_fields": list(StepRow._fields),
             "request_fields": list(RequestRow._fields),
             "arms": {name: arm.to_json() for name, arm in self.arms.items()},
-            "sweep": self.sweep,
+            "sweep": {name: [point[:2] for point in curve] for name, curve in self.sweep.items()},
+            "sweep_fields": list(SweepPoint._fields),
+            "sweep_points": self.sweep,
             "gains": self.gains,
         }
 

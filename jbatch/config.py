@@ -10,9 +10,10 @@ from jbatch.errors import ConfigError
 DTYPES = ("bfloat16", "float16", "float32")
 PAGE_SIZES = (16, 32, 64, 128)
 TOKEN_ALIGN = 8  # every chunk starts at a multiple of it in the packed token axis
+MAX_BATCH_WAIT_S = 3600
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
-ModeName = Literal["continuous", "static", "static-padded", "unbatched"]
+ModeName = Literal["continuous", "static", "static-full", "static-padded", "unbatched"]
 PolicyName = Literal["fcfs", "sjf", "ljf", "priority"]
 BackendName = Literal["auto", "xla", "triton", "mosaic"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
@@ -118,6 +119,7 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float = 0.9  # share of the GPU's memory to use; counts before JAX's first use
     mode: ModeName = "continuous"
+    batch_wait_timeout_s: float = 1.0  # static-full: how long the oldest waits for a full batch at most
     policy: PolicyName = "fcfs"
     seed: int = 0
     generation_config: GenerationConfigName = "auto"  # whose sampling defaults: the model's, or jbatch's own
@@ -154,6 +156,10 @@ class EngineConfig:
         share = self.gpu_memory_utilization
         if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
             raise ConfigError("gpu_memory_utilization", share, "must be a number above 0, at most 1")
+        wait = self.batch_wait_timeout_s
+        if not isinstance(wait, (int, float)) or isinstance(wait, bool) or not 0 <= wait <= MAX_BATCH_WAIT_S:
+            limit = f"must be a number of seconds from 0 to {MAX_BATCH_WAIT_S}"
+            raise ConfigError("batch_wait_timeout_s", wait, limit)
         for name in ("overlap", "show_progress"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(name, getattr(self, name), "must be true or false")

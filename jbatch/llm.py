@@ -296,6 +296,7 @@ class LLM:
                 buckets=buckets,
                 policy=key if callable(key) else POLICIES[key],
                 admission=MODES[config.mode],
+                batch_wait_timeout_s=config.batch_wait_timeout_s,
             ),
             limits or (lambda view: StepLimits(config.max_num_batched_tokens, config.max_num_seqs)),
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.gpu_suite.models import TINY_OPTIONS, fastest_attention
 from bench.ladder import tables
-from bench.ladder.arms import choose_arms
+from bench.ladder.arms import ARMS, choose_arms
 from bench.ladder.batching import Experiment, make_workloads, run_batching
 from bench.ladder.gains import LEAST_BATCHES
 from bench.measure import manifest
@@ -25,6 +25,7 @@ from bench.results import ArmResult, Results, claimed, describe, write
 
 SCENARIOS = ("mixed_length", "uniform_short", "bursty_traffic")  # the most telling first
 LENGTH_SCALE, TINY_SCALE = 0.25, 0.1
+ALL_ARMS = tuple(name for name in ARMS if name != "static-full")  # all are there at once: it would be static
 TINY_ARMS = ("static", "static-padded", "continuous")
 SLOTS, REPEATS = 16, 3
 OPTIONS: dict[str, Any] = {
@@ -95,7 +96,7 @@ def request(
     setting = Setting(
         num_prompts=LEAST_BATCHES * slots, repeats=1 if args.tiny else REPEATS, no_floor=args.tiny
     )
-    arms = TINY_ARMS if args.tiny else ()  # all
+    arms = TINY_ARMS if args.tiny else ALL_ARMS
     experiment = Experiment(model, (scenario,), arms, output_json=args.out / f"batching-{scenario}.json")
     scale = {"length_scale": TINY_SCALE if args.tiny else LENGTH_SCALE}
     return experiment, setting, options, scale

@@ -34,6 +34,12 @@ ARMS = {
             "a batch starts when the one before has ended; rows that end leave it, none joins (no refill)",
         ),
         Arm(
+            "static-full",
+            "static-full",
+            "as static, but a batch waits until it is full, or until its oldest request has waited for "
+            "batch_wait_timeout_s; where all requests are there from the beginning it is static",
+        ),
+        Arm(
             "static-padded",
             "static-padded",
             "as static, but every row is computed until the batch's longest has ended, as `generate` does "

@@ -17,7 +17,7 @@ from bench.ladder.subject import DEMO_SCALE, LLMSubject, find_model
 from bench.measure import manifest
 from bench.measure.shapes import DEMO
 from bench.options import Setting
-from bench.results import ArmResult, Results, claimed, describe, write
+from bench.results import ArmResult, Results, SweepPoint, claimed, describe, write
 from bench.workloads.lengths import SCENARIOS
 from bench.workloads.workload import Workload, make_workload
 from jbatch.config import EngineConfig
@@ -141,10 +141,7 @@ def _measure(
             f"{workload.name}: continuous batching serves {capacity:.2f} requests/s; arrivals are rescaled "
             f"by {factor:.6g}, so that {setting.load:g} times that are offered"
         )
-    curves, sizes = {}, {}
-    if setting.sweep:
-        curves = sweep(subject, arms, workload, setting)
-        sizes = best_sizes(curves)
+    curves: dict[str, list[SweepPoint]] = {}
 
     def results(done: dict[str, ArmResult]) -> Results:
         seen = about | {"clocks_after": manifest.clocks()}
@@ -155,4 +152,7 @@ def _measure(
         if path is not None:
             write(path, results(done))
 
-    return results(climb(subject, arms, workload, setting, sizes, save))
+    if setting.sweep:
+        curves |= sweep(subject, arms, workload, setting)
+        save({})  # it took long
+    return results(climb(subject, arms, workload, setting, best_sizes(curves), save))

@@ -10,9 +10,9 @@ from bench.ladder.arms import Arm, predicted_lens
 from bench.ladder.subject import Subject
 from bench.measure import measures
 from bench.measure.account import step_rows
-from bench.measure.drive import Run, drive
+from bench.measure.drive import Fill, Run, drive
 from bench.options import Setting
-from bench.results import ArmResult, Counts, Rates, StepRow
+from bench.results import ArmResult, Counts, Rates, StepRow, SweepPoint
 from bench.workloads.workload import Workload
 from jbatch.errors import ConfigError
 from jbatch.host.policy import MODES
@@ -96,19 +96,23 @@ def climb(
 
 def sweep(
     subject: Subject, arms: Sequence[Arm], workload: Workload, setting: Setting
-) -> dict[str, list[tuple[int, float]]]:
-    """Run each arm once at each batch size: its points of (size, output tokens/s); sizes at which it fails
-    are left out."""
-    curves: dict[str, list[tuple[int, float]]] = {arm.name: [] for arm in arms}
+) -> dict[str, list[SweepPoint]]:
+    """Run each arm once at each batch size: what it gave there; sizes at which it fails are left out."""
+    curves: dict[str, list[SweepPoint]] = {arm.name: [] for arm in arms}
     for size in sweep_sizes(subject.max_num_seqs):
         for arm in arms:
             if MODES[arm.mode].one_by_one and curves[arm.name]:
                 continue
             measurement = Measurement(arm, min(size, _size(arm, subject)))
             _attempt(subject, measurement, workload, setting, 0)
-            for ended in measurement.passes:
-                curves[arm.name].append((measurement.max_num_seqs, ended.rates.output_throughput))
+            curves[arm.name] += [_sweep_point(measurement.max_num_seqs, it) for it in measurement.passes]
     return curves
+
+
+def _sweep_point(size: int, ended: Pass) -> SweepPoint:
+    figures = dataclasses.asdict(ended.counts) | dataclasses.asdict(ended.rates)
+    figures |= measures.latencies(ended.run).to_json()
+    return SweepPoint(size, *(figures[name] for name in SweepPoint._fields[1:]))
 
 
 def sweep_sizes(most: int) -> list[int]:
@@ -117,9 +121,10 @@ def sweep_sizes(most: int) -> list[int]:
     return [*sizes, most]
 
 
-def best_sizes(curves: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, int]:
+def best_sizes(curves: Mapping[str, Sequence[SweepPoint]]) -> dict[str, int]:
     """The batch size of the highest throughput, of each arm that ran."""
-    return {name: max(curve, key=lambda point: point[1])[0] for name, curve in curves.items() if curve}
+    best = {name: max(c, key=lambda point: point.output_throughput) for name, c in curves.items() if c}
+    return {name: point.max_num_seqs for name, point in best.items()}
 
 
 def offered_load(
@@ -156,8 +161,10 @@ def run_once(subject: Subject, arm: Arm, size: int, workload: Workload, setting:
         temperature=setting.temperature,
     )
     compilations = subject.num_compilations() - before
-    shape = engine.scheduler.config.shape
-    steps = step_rows(run, shape, MODES[arm.mode], subject.floor)
+    config = engine.scheduler.config
+    if config.admission.wait_full:
+        run = run._replace(fill=Fill(size, config.batch_wait_timeout_s))
+    steps = step_rows(run, config.shape, config.admission, subject.floor)
     counts = measures.counts(run, steps, subject.page_size, compilations)
     return Pass(run, steps, counts, measures.rates(run, steps, setting.goodput))
 

@@ -110,6 +110,9 @@ class LLMSubject:
             "max_num_seqs": llm.config.max_num_seqs,
             "num_pages": llm.runner.shape.num_pages,
             "page_size": llm.config.page_size,
+            "max_model_len": llm.max_model_len,
+            "kv_bytes_per_token": llm.model_config.kv_bytes_per_token,
+            "batch_wait_timeout_s": llm.config.batch_wait_timeout_s,
             "attention": llm.runner.spec.attention._asdict(),
             "num_programs": llm.runner.num_programs,
             "compile_s": built - begin,  # weights included

@@ -18,8 +18,9 @@ from bench.ladder.gains import (
     TRUSTED_RANGE,
     worst_range,
 )
-from bench.ladder.ladder import ran
-from bench.results import ArmResult, Results
+from bench.ladder.ladder import best_sizes, ran
+from bench.measure.measures import PARTS
+from bench.results import ArmResult, Results, SweepPoint
 
 WIDTH = 110
 OVER_UNBATCHED = ("static", "static-padded", "static-sorted", "continuous")
@@ -38,7 +39,9 @@ def print_ladder(out: Console, results: Results) -> None:
     out.print(_methods(results.arms))
     out.print(_per_second(results.arms))
     out.print(_counted(results.arms))
+    _print_memory(out, manifest, results.arms)
     out.print(_waited(results.arms))
+    out.print(_parts(results.arms))
     for name, arm in results.arms.items():
         if arm.not_run is not None:
             out.print(f"{name}: not run: {arm.not_run}")
@@ -104,7 +107,7 @@ def _per_second(arms: Mapping[str, ArmResult]) -> Table:
 
 def _counted(arms: Mapping[str, ArmResult]) -> Table:
     """The arms by what does not depend on the machine."""
-    headings = "counted", "steps", "decoding", "with prompts", "slot-steps", "padding", "KV use", "preempted"
+    headings = "counted", "steps", "decoding", "with prompts", "slot-steps", "padding", "preempted"
     rows = [
         (
             name,
@@ -113,14 +116,40 @@ def _counted(arms: Mapping[str, ArmResult]) -> Table:
             f"{c.prefill_steps}",
             f"{c.slot_steps}",
             f"{c.padded_share:.0%}",
-            f"{c.kv_use:.0%}",
             f"{c.num_preempted}",
             f"{c.compilations_after_warmup}",
         )
         for name, arm in ran(arms)
         if (c := arm.counts) is not None
     ]
-    return _table((*headings, "compilations"), rows)
+    return _table((*headings, "compiled"), rows)
+
+
+def _print_memory(out: Console, manifest: Mapping[str, Any], arms: Mapping[str, ArmResult]) -> None:
+    """Print the arms by the cache that they use, beside what they would hold in one piece per sequence."""
+    headings = "pages, over the steps", "in use: mean", "peak", "contiguous: mean", "peak", "in use of it"
+    rows = [
+        (
+            name,
+            f"{c.mean_pages_used:.1f}",
+            f"{c.peak_pages_used}",
+            f"{c.mean_pages_contiguous:.1f}",
+            f"{c.peak_pages_contiguous}",
+            f"{c.kv_of_contiguous:.0%}",
+            f"{c.kv_use:.0%}",
+        )
+        for name, arm in ran(arms)
+        if (c := arm.counts) is not None
+    ]
+    out.print(_table((*headings, "filled"), rows))
+    if {"max_model_len", "page_size", "kv_bytes_per_token"} <= manifest.keys():
+        page_size, max_model_len = manifest["page_size"], manifest["max_model_len"]
+        kib = page_size * manifest["kv_bytes_per_token"] / 1024
+        out.print(
+            f"A page is {page_size} tokens, {kib:,.0f} KiB; filled: the share that holds tokens. Contiguous: "
+            f"a cache without pages\nreserves max_model_len={max_model_len}, "
+            f"{-(-max_model_len // page_size)} pages, for each running sequence.\n"
+        )
 
 
 def _waited(arms: Mapping[str, ArmResult]) -> Table:
@@ -136,17 +165,44 @@ def _waited(arms: Mapping[str, ArmResult]) -> Table:
     return _table(("milliseconds", "", *parts), rows)
 
 
-def print_sweep(out: Console, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """Print tokens/s by batch size; the best of each arm is the size that the tables show."""
-    sizes = sorted({size for curve in curves.values() for size, _ in curve})
+def _parts(arms: Mapping[str, ArmResult]) -> Table:
+    """The arms by where their latency goes."""
     rows = []
-    for name, curve in curves.items():
-        speeds = dict(curve)
-        best = max(speeds, key=lambda size: speeds[size]) if speeds else None
-        cells = (f"{speeds[s]:.0f}{' *' if s == best else ''}" if s in speeds else "" for s in sizes)
-        rows.append((name, *cells))
-    out.print("sweep: output tokens/s at each batch size, once each; * is the best")
-    out.print(_table(("at once", *map(str, sizes)), rows))
+    for name, arm in ran(arms):
+        latencies = arm.latencies
+        if latencies is None or latencies.e2el is None:
+            continue
+        for part in PARTS:
+            spread = getattr(latencies, part)
+            if spread is not None:
+                values = (f"{value:.1f}" for value in (spread.mean, spread.p50, spread.p90, spread.p99))
+                rows.append((name, part, *values, _share(spread.mean / latencies.e2el.mean)))
+                name = ""
+    return _table(("parts of E2EL, ms", "", "mean", "p50", "p90", "p99", "of the mean"), rows)
+
+
+SWEEP = (
+    ("output tokens/s", "output_throughput", "{:.0f}"),
+    ("E2EL p50, ms", "p50_e2el_ms", "{:.0f}"),
+    ("E2EL p99, ms", "p99_e2el_ms", "{:.0f}"),
+    ("slot use", "slot_use", "{:.0%}"),
+    ("KV in use of contiguous", "kv_of_contiguous", "{:.0%}"),
+)
+
+
+def print_sweep(out: Console, curves: Mapping[str, Sequence[SweepPoint]]) -> None:
+    """Print what each batch size gave; the best of each arm is the size that the other tables show."""
+    sizes = sorted({point.max_num_seqs for curve in curves.values() for point in curve})
+    best = best_sizes(curves)
+    out.print("sweep: each batch size once; * is the one of most tokens/s, at which the arm is shown above")
+    for title, field, form in SWEEP:
+        rows = []
+        for name, curve in curves.items():
+            known = {point.max_num_seqs: getattr(point, field) for point in curve}
+            cells = ("" if known.get(size) is None else form.format(known[size]) for size in sizes)
+            stars = (" *" if size == best.get(name) else "" for size in sizes)
+            rows.append((name, *map("".join, zip(cells, stars, strict=True))))
+        out.print(_table((title, *map(str, sizes)), rows))
 
 
 def print_gains(out: Console, every: Sequence[Results]) -> None:
@@ -209,7 +265,8 @@ def print_definitions(out: Console, arms: Mapping[str, ArmResult]) -> None:
         out.print(f"  {name}: {arm.definition}")
     out.print(
         f"A slot-step is one row of one decode step. A gain needs {LEAST_BATCHES} batches of requests. "
-        "Throughputs are per second in which something was unfinished."
+        "Throughputs are per second in which something was unfinished. E2EL = fill (waiting for a full "
+        "batch) + queue (until the first chunk is planned) + prefill (until the first token) + decode."
     )
 
 

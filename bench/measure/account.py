@@ -104,8 +104,10 @@ def _row(
         kv_tokens=replay.num_tokens,
         rows=[
             *(list(map(int, slot)) for slot in zip(plan.rows, plan.seq_ids, frozen, strict=True)),
-            *([chunk.row, chunk.seq_id, 0] for chunk in plan.chunks),
+            *([chunk.row, chunk.seq_id, 2 if plan.seq_ids else 0] for chunk in plan.chunks),
         ],
+        pages_contiguous=record.num_running * shape.pages_per_seq,
+        output_tokens=record.output_tokens,
     )
 
 

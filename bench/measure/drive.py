@@ -21,11 +21,20 @@ class RunError(JBatchError):
 
 
 class Event(NamedTuple):
-    """One call of `Engine.step`: what was launched, what came in, and when the call ended."""
+    """One call of `Engine.step`: what was launched, what came in, and when the call ended and began."""
 
     plan: StepPlan | None
     record: StepRecord | None
     t: float  # seconds since the run's begin
+    begin: float = 0.0  # when it began
+
+
+class Fill(NamedTuple):
+    """A static batch that waits to be full: until `batch_size` requests wait, or the oldest has done so for
+    `timeout_s` seconds."""
+
+    batch_size: int
+    timeout_s: float
 
 
 class Run(NamedTuple):
@@ -42,6 +51,7 @@ class Run(NamedTuple):
     duration_s: float  # until the last token
     idle_s: float  # of it, with nothing unfinished
     summary: Summary
+    fill: Fill | None = None  # None: no batch waits for more requests than there are
 
 
 def drive(
@@ -86,12 +96,13 @@ def drive(
                 str(number),
                 item.prompt_token_ids,
                 params[number],
-                arrival=begin - skipped + item.arrival,
+                arrival=begin - skipped + arrivals[-1],
                 predicted_len=None if predicted is None else predicted[number],
             )
+        began = clock() - begin + skipped
         step = engine.step()
         last = clock() - begin + skipped
-        _note(step, last, run)
+        _note(step, began, last, run)
     return run._replace(duration_s=last, idle_s=skipped, summary=engine.summary)
 
 
@@ -99,9 +110,10 @@ def _params(output_len: int, temperature: float) -> SamplingParams:
     return SamplingParams(max_tokens=output_len, ignore_eos=True, temperature=temperature, detokenize=False)
 
 
-def _note(step: EngineStep, now: float, run: Run) -> None:
-    """Keep what a step gave."""
-    run.events.append(Event(step.plan, step.record, now))
+def _note(step: EngineStep, began: float, now: float, run: Run) -> None:
+    """Keep what a step gave; a call that found nothing to do leaves nothing."""
+    if step.plan is not None or step.record is not None:
+        run.events.append(Event(step.plan, step.record, now, began))
     for new in step.progress:
         run.token_times[int(new.request_id)] += [now] * len(new.token_ids)
     for output in step.outputs:

@@ -8,13 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from bench.measure.drive import Run
+from bench.measure.stages import stages_of
 from bench.results import Counts, Latencies, Rates, RequestRow, Spread, StepRow
+
+PARTS = ("fill", "queue", "prefill", "decode")  # of E2EL
 
 
 def counts(run: Run, steps: Sequence[StepRow], page_size: int, compilations: int) -> Counts:
     """What a pass computed, summed over its steps."""
     summary = run.summary
-    places = sum(step.pages_used for step in steps) * page_size
+    pages, contiguous = sum(s.pages_used for s in steps), sum(s.pages_contiguous for s in steps)
     return Counts(
         num_steps=summary.num_steps,
         decode_steps=summary.decode_steps,
@@ -32,8 +35,12 @@ def counts(run: Run, steps: Sequence[StepRow], page_size: int, compilations: int
         peak_pages_used=summary.peak_pages_used,
         slot_use=summary.slot_use,
         padded_share=1 - summary.prefill_use,
-        kv_use=sum(step.kv_tokens for step in steps) / places if places else 0.0,
+        kv_use=sum(step.kv_tokens for step in steps) / (pages * page_size) if pages else 0.0,
         compilations_after_warmup=compilations,
+        mean_pages_used=pages / max(1, len(steps)),
+        mean_pages_contiguous=contiguous / max(1, len(steps)),
+        peak_pages_contiguous=max((step.pages_contiguous for step in steps), default=0),
+        kv_of_contiguous=pages / contiguous if contiguous else 0.0,
     )
 
 
@@ -55,10 +62,13 @@ def rates(run: Run, steps: Sequence[StepRow], limits: Mapping[str, float] | None
 
 
 def request_rows(run: Run) -> list[RequestRow]:
-    """When each request came, got its first token and ended."""
+    """When each request came, could have started, was scheduled, got its first token and ended."""
+    stages = stages_of(run)
     return [
-        RequestRow(arrival, times[0], times[-1], len(item.prompt_token_ids), item.output_len)
-        for arrival, times, item in zip(run.arrivals, run.token_times, run.workload.items, strict=True)
+        RequestRow(arrival, times[0], times[-1], len(item.prompt_token_ids), item.output_len, *stage)
+        for arrival, times, item, stage in zip(
+            run.arrivals, run.token_times, run.workload.items, stages, strict=True
+        )
     ]
 
 
@@ -71,6 +81,7 @@ def latencies(run: Run) -> Latencies:
         tpot=spread(_latency(row, "tpot") for row in rows),
         itl=spread(1e3 * gap for gap in gaps),
         e2el=spread(_latency(row, "e2el") for row in rows),
+        **{name: spread(found[name] for row in rows if (found := parts(row))) for name in PARTS},
     )
 
 
@@ -88,6 +99,15 @@ def num_within(run: Run, limits: Mapping[str, float]) -> int:
         all((_latency(row, name) or 0.0) <= limit for name, limit in limits.items())
         for row in request_rows(run)
     )
+
+
+def parts(row: RequestRow) -> dict[str, float] | None:
+    """The parts of a request's E2EL, in milliseconds; None where it is not known when it was scheduled."""
+    if row.could_start is None or row.scheduled is None:
+        return None
+    moments = row.arrival, row.could_start, row.scheduled, row.first_token, row.end
+    spans = (1e3 * (later - sooner) for sooner, later in itertools.pairwise(moments))
+    return dict(zip(PARTS, spans, strict=True))
 
 
 def _latency(row: RequestRow, name: str) -> float | None:

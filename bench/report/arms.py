@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from bench.ladder.arms import ARMS
 from bench.ladder.gains import BASELINES, CLAIMED_OVER_STATIC, CLAIMS, TRUSTED_RANGE, relative_range
-from bench.report import figures, page, slot_timeline
-from bench.report.figures import Arm, to_png
+from bench.report import figures, latency_parts, page, slot_timeline, sweep
+from bench.report.figures import Arm, columns, to_png
 from bench.report.page import Picture, Section
 
 SUMMARY = (
@@ -33,10 +33,19 @@ SUMMARY = (
     ("slot_use", "slot use"),
     ("padded_share", "prefill padding"),
     ("kv_use", "KV slots used of allocated"),
+    ("kv_of_contiguous", "KV in use of contiguous"),
     ("device_busy_share", "device busy"),
     ("floor_share", "share of the floor"),
 )
-SHARES = ("spread", "slot_use", "padded_share", "kv_use", "device_busy_share", "floor_share")
+SHARES = (
+    "spread",
+    "slot_use",
+    "padded_share",
+    "kv_use",
+    "kv_of_contiguous",
+    "device_busy_share",
+    "floor_share",
+)
 PRAISED = ("continuous", "jbatch", "replay-jbatch")
 NOT_SCALARS = ("steps", "requests", "repeats", "definition", "label")
 
@@ -48,7 +57,7 @@ def section(file: Path, content: dict[str, Any]) -> Section:
     title = f"{content['kind']}: {workload['name']}, {manifest['model']} ({label(manifest)})"
     parts: list[str | Picture] = [page.paragraph(describe(workload))]
     if arms:
-        parts += [page.heading("Throughput, latency, use", 3), _summary(arms)]
+        parts += [page.heading("Throughput, latency, use", 3), _summary(arms), *latency_parts.table(arms)]
     if not_run:
         parts.append(page.table(("not run", "why"), not_run))
     parts += _gains(content) + pictures(file.stem, content, arms)
@@ -74,13 +83,6 @@ def read_arms(content: Mapping[str, Any]) -> tuple[list[Arm], list[tuple[str, st
         requests = columns(figure.get("requests", ()), content["request_fields"])
         ran.append(Arm(name, figure, steps, requests))
     return ran, not_run
-
-
-def columns(rows: Sequence[Sequence[Any]], fields: Sequence[str]) -> dict[str, list[Any]]:
-    """The values of each field. Raises ValueError where a row has other fields."""
-    if any(len(row) != len(fields) for row in rows):
-        raise ValueError(f"a row does not have the {len(fields)} fields {', '.join(fields)}")
-    return {name: [row[index] for row in rows] for index, name in enumerate(fields)}
 
 
 def label(manifest: Mapping[str, Any]) -> str:
@@ -236,13 +238,14 @@ def pictures(stem: str, content: Mapping[str, Any], arms: Sequence[Arm]) -> list
         drawn.append(("slots", SLOTS_CAPTION, 2, slot_timeline.draw(shown)))
     if served:
         drawn.append(("latency", LATENCY_CAPTION, 3, figures.latencies(served)))
+    if split := latency_parts.known(arms):
+        drawn.append(("parts", latency_parts.CAPTION, 4, latency_parts.draw(split)))
     if stepped:
-        drawn.append(("tokens", TOKENS_CAPTION, 4, figures.tokens_over_time(stepped)))
-        drawn.append(("pages", PAGES_CAPTION, 5, figures.pages(stepped, num_pages)))
-        drawn.append(("floor", FLOOR_CAPTION, 6, figures.step_times(stepped)))
-    if any(content.get("sweep", {}).values()):
-        curves = {name: points for name, points in content["sweep"].items() if points}
-        drawn.append(("sweep", SWEEP_CAPTION, 7, figures.sweep(curves)))
+        drawn.append(("tokens", TOKENS_CAPTION, 5, figures.tokens_over_time(stepped)))
+        drawn.append(("pages", PAGES_CAPTION, 6, figures.pages(stepped, num_pages)))
+        drawn.append(("floor", FLOOR_CAPTION, 7, figures.step_times(stepped)))
+    if curves := sweep.curves(content):
+        drawn.append(("sweep", sweep.CAPTION, 8, sweep.draw(curves)))
     return [
         Picture(f"{stem}-{name}.png", to_png(figure), caption, rank)
         for name, caption, rank, figure in drawn
@@ -256,14 +259,16 @@ SLOTS_CAPTION = (
 )
 LATENCY_CAPTION = "Share of the requests that waited at most so long."
 TOKENS_CAPTION = "Output tokens over time. Where a line flattens, the batch has emptied."
-PAGES_CAPTION = "Pages of the KV cache in use over time."
+PAGES_CAPTION = (
+    "Pages of the KV cache in use over time. The line: what the same sequences would hold in a cache without "
+    "pages, which reserves max_model_len for each."
+)
 FLOOR_CAPTION = (
     "Each step's time on the device over the least that its useful work can take, at the rates measured in "
     "the same run: weights and cache over the read bandwidth, or products over the rate of matrix products. "
     "A step's time begins when the result before it was taken in: where the host was late with that one, it "
     "can fall below the floor."
 )
-SWEEP_CAPTION = "Each arm at several batch sizes; a ring is its best."
 
 
 def _definitions(arms: Mapping[str, Any]) -> str:

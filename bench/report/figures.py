@@ -20,6 +20,7 @@ R = TypeVar("R")
 WIDTH = 7.2  # inches; text stays legible where a phone shows the picture at half its size
 DPI = 150
 MAX_POINTS = 1500
+KINDS = ("decode", "mixed", "prefill")  # of steps
 
 # Okabe & Ito 2008: told apart by people who do not see all colours.
 BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY = (
@@ -34,6 +35,7 @@ BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY = (
 ARM_COLOURS = {
     "unbatched": GREY,
     "static": ORANGE,
+    "static-full": GREEN,
     "static-padded": RED,
     "static-sorted": SKY,
     "static-sorted-predicted": PINK,
@@ -63,9 +65,17 @@ class Arm(NamedTuple):
 
     @property
     def num_slots(self) -> int:
-        """Slots to draw: the rows of device state that were used, and no fewer than the largest bucket's."""
+        """Slots to draw: the rows of device state that were used, and no fewer than decoding buckets have."""
         rows = (row[0] + 1 for rows in self.steps.get("rows", ()) for row in rows)
-        return max([*rows, *self.steps.get("slots", ())], default=0)
+        steps = zip(self.steps.get("kind", ()), self.steps.get("slots", ()), strict=True)
+        return max([*rows, *(slots for kind, slots in steps if kind == "decode")], default=0)
+
+
+def columns(rows: Sequence[Sequence[Any]], fields: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each field. Raises ValueError where a row has other fields."""
+    if any(len(row) != len(fields) for row in rows):
+        raise ValueError(f"a row does not have the {len(fields)} fields {', '.join(fields)}")
+    return {name: [row[index] for row in rows] for index, name in enumerate(fields)}
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -97,6 +107,11 @@ def new_figure(height: float, rows: int = 1, **options: Any) -> tuple[Figure, An
     """A figure of so many inches, and its panels, one below the other."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, 1, squeeze=False, **options)[:, 0]
+
+
+def legend_columns(num_arms: int) -> int:
+    """Of a legend above a figure: as many as fit."""
+    return num_arms if num_arms <= 4 else 3
 
 
 def logarithmic(axis: Any) -> None:
@@ -154,7 +169,7 @@ def latencies(arms: Sequence[Arm]) -> Figure:
         axis.set_xlabel(f"{unit}, logarithmic")
         axis.set_ylabel("requests, %")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(3, len(arms)), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(len(arms)), frameon=False)
     return figure
 
 
@@ -181,13 +196,15 @@ def tokens_over_time(arms: Sequence[Arm]) -> Figure:
     axis.set_xlabel("seconds since the run's begin")
     axis.set_ylabel("output tokens so far")
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    figure.legend(loc="outside upper center", ncols=min(3, len(arms)), frameon=False)
+    figure.legend(loc="outside upper center", ncols=legend_columns(len(arms)), frameon=False)
     return figure
 
 
 def cumulative_tokens(arm: Arm) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds, and the tokens that had come by then: a request's first one when it came, then one for each
-    row of a decode step."""
+    """Seconds, and the tokens that had come by then. Of older results, whose steps do not say how many they
+    gave: a request's first one when it came, then one for each row of a decode step."""
+    if given := arm.steps.get("output_tokens"):
+        return np.asarray(arm.steps["t"]), np.cumsum(given)
     decode = [kind == "decode" for kind in arm.steps["kind"]]
     times = [t for t, is_decode in zip(arm.steps["t"], decode, strict=True) if is_decode]
     counts = [n for n, is_decode in zip(arm.steps["useful"], decode, strict=True) if is_decode]
@@ -198,14 +215,20 @@ def cumulative_tokens(arm: Arm) -> tuple[np.ndarray, np.ndarray]:
 
 @styled
 def pages(arms: Sequence[Arm], num_pages: int | None) -> Figure:
-    """Pages of the cache in use: a panel for each arm, all on one scale."""
+    """Pages of the cache in use: a panel for each arm, all on one scale; and, as far as it is known, what a
+    cache without pages would hold."""
     figure, axes = new_figure(0.8 + 0.95 * len(arms), rows=len(arms), sharex=True, sharey=True)
     colour = colours([arm.name for arm in arms])
     most = max(max(arm.steps["pages_used"]) for arm in arms)
     for axis, arm in zip(axes, arms, strict=True):
-        used = arm.steps["pages_used"]
+        used, contiguous = arm.steps["pages_used"], arm.steps.get("pages_contiguous")
         axis.fill_between(arm.steps["t"], used, step="post", color=colour[arm.name], linewidth=0, alpha=0.85)
-        axis.set_title(f"{arm.name}: at most {max(used):,}" + (f" of {num_pages:,}" if num_pages else ""))
+        title = f"{arm.name}: at most {max(used):,}" + (f" of {num_pages:,}" if num_pages else "")
+        if contiguous:
+            axis.step(arm.steps["t"], contiguous, where="post", color="black", linewidth=0.8)
+            most = max(most, *contiguous)
+            title += f"; contiguous (line): at most {max(contiguous):,}"
+        axis.set_title(title)
         axis.set_ylabel("pages")
         axis.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     axes[-1].set_xlim(0, None)
@@ -220,9 +243,10 @@ def step_times(arms: Sequence[Arm]) -> Figure | None:
     known = [arm for arm in arms if any(floor for floor in arm.steps["floor_s"])]
     if not known:
         return None
-    figure, axes = new_figure(6.8, rows=2)
+    kinds = [kind for kind in KINDS if any(kind in arm.steps["kind"] for arm in known)]
+    figure, axes = new_figure(0.6 + 3.1 * len(kinds), rows=len(kinds))
     colour = colours([arm.name for arm in arms])
-    for axis, kind in zip(axes, ("decode", "prefill"), strict=True):
+    for axis, kind in zip(axes, kinds, strict=True):
         floors: list[float] = []
         for arm in known:
             columns = zip(arm.steps["kind"], arm.steps["floor_s"], arm.steps["device_s"], strict=True)
@@ -242,24 +266,5 @@ def step_times(arms: Sequence[Arm]) -> Figure | None:
         axis.set_ylabel("measured, ms, logarithmic")
     handles = [Line2D([], [], marker="o", linestyle="", color=colour[arm.name]) for arm in known]
     names = [arm.name for arm in known]
-    figure.legend(handles, names, loc="outside upper center", ncols=min(3, len(known)), frameon=False)
-    return figure
-
-
-@styled
-def sweep(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
-    """Throughput over the batch size; a ring around each arm's best."""
-    figure, (axis,) = new_figure(3.8)
-    colour = colours(list(curves))
-    for name, points in curves.items():
-        slots, rates = [point[0] for point in points], [point[1] for point in points]
-        axis.plot(slots, rates, "o-", color=colour[name], markersize=4, label=name)
-        best = int(np.argmax(rates))
-        axis.plot(slots[best], rates[best], "o", color=colour[name], fillstyle="none", markersize=11)
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_ylim(0, None)
-    axis.set_xlabel("max_num_seqs: sequences that may run at once")
-    axis.set_ylabel("output tokens/s")
-    figure.legend(loc="outside upper center", ncols=min(3, len(curves)), frameon=False)
+    figure.legend(handles, names, loc="outside upper center", ncols=legend_columns(len(known)), frameon=False)
     return figure

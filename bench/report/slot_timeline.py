@@ -21,6 +21,7 @@ PREFERRED = ("static-padded", "static", "static-sorted", "continuous")
 COLOURS = ("#0072b2", "#f3c46b", "#00795a", "#e58ac2", "#56b4e9", "#b44d00", "#8fd0a8", "#5b3fa0")
 HELD, PADDING, IDLE = "#757575", "#cfcfcf", "#ffffff"
 PREFILL_SHADE = 0.45  # of the request's colour
+IS_HELD, IS_PROMPT = 1, 2  # states in a StepRow's rows
 
 
 def choose(arms: Sequence[Arm]) -> list[Arm]:
@@ -64,14 +65,14 @@ def image(arm: Arm) -> np.ndarray:
     pixels = np.ones((min(arm.num_slots, MAX_SLOTS), len(steps["kind"]), 3))
     columns = zip(steps["kind"], steps["slots"], steps["slots_used"], steps["rows"], strict=True)
     for index, (kind, slots, used, rows) in enumerate(columns):
-        present = {row: (request, held) for row, request, held in rows}
+        present = {row: (request, state) for row, request, state in rows}
         padding = slots - used if kind == "decode" else 0
         for row in range(len(pixels)):
             if row in present:
-                request, held = present[row]
-                shade = PREFILL_SHADE if kind == "prefill" else 1.0
-                colour = HELD if held else COLOURS[request % len(COLOURS)]
-                pixels[row, index] = np.asarray(to_rgb(colour)) * (1.0 if held else shade)
+                request, state = present[row]
+                colour = HELD if state == IS_HELD else COLOURS[request % len(COLOURS)]
+                shade = PREFILL_SHADE if kind == "prefill" or state == IS_PROMPT else 1.0
+                pixels[row, index] = np.asarray(to_rgb(colour)) * shade
             elif padding:
                 pixels[row, index] = to_rgb(PADDING)
                 padding -= 1

@@ -14,7 +14,6 @@ from rich.table import Table
 
 from jbatch.engine.engine import EngineStep
 from jbatch.host.metrics import Summary
-from jbatch.host.policy import MODES
 from jbatch.llm import LLM
 from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
@@ -62,7 +61,7 @@ def run_demo(json_file: Path | None, device: str) -> None:
         console.print(f"{llm.runner.num_programs} programs ready after {time.monotonic() - begin:.1f} s\n")
         prompts = [example.prompt for example in examples]
         runs: dict[str, ModeRun] = {}
-        for name in MODES:
+        for name in MODE_TEXTS:
             repeated = [run_mode(llm, name, prompts) for _ in range(REPEATS)]
             runs[name] = min(repeated, key=lambda run: run.elapsed_s)
     right = [

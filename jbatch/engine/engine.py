@@ -30,6 +30,8 @@ from jbatch.text.tokenizer import Tokenizer
 if TYPE_CHECKING:  # it needs this module
     from jbatch.engine.driver import Driver
 
+NAP_S = 0.001  # of a step that finds nothing to compute: long enough to cost no processor, and hardly late
+
 
 class Progress(NamedTuple):
     """New tokens of one sample of a request."""
@@ -82,10 +84,11 @@ class Engine:
         *,
         overlap: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ):
         self.scheduler, self.runner, self.intake = scheduler, runner, intake
         self.summary = Summary()
-        self._clock = clock
+        self._clock, self._sleep = clock, sleep
         self._depth = 1 if overlap else 0
         self._in_flight: deque[_InFlight] = deque()
         self._samples: dict[int, Sample] = {}  # by seq_id
@@ -187,7 +190,8 @@ class Engine:
         """Launch the next step, then take in the result of the one before (of this one, without overlap).
 
         Where that raises, every request ends with an error, which the next call hands out: tokens are lost,
-        so no running row can be trusted.
+        so no running row can be trusted. Where all there is to do is to wait (mode "static-full", for a full
+        batch), it waits a millisecond and returns: new requests may be added.
         """
         self.mend()
         begin = self._clock()
@@ -208,6 +212,8 @@ class Engine:
             self.mend(f"a step failed: {type(error).__name__}: {error}")
             raise
         self._whole = True
+        if plan is None and record is None and not self._ended and self._samples:
+            self._sleep(NAP_S)
         step = EngineStep(plan, record, progress, list(self._ended.values()))
         self._ended = {}  # last: an interrupt may come with any call, and nothing that ended is to be lost
         return step

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from jbatch.config import ModeName, PolicyName
-from jbatch.host.request import Request
+from jbatch.host.request import Request, Sequence
 
 # The smallest key is admitted first; ties by order of arrival.
 Policy = Callable[[Request], tuple[float, ...]]
@@ -45,11 +45,26 @@ class Admission(NamedTuple):
     refill: bool  # join at every step; else only when nothing runs
     one_by_one: bool = False  # at most one request runs
     hold_finished: bool = False  # finished rows keep computing until the batch's longest has ended
+    wait_full: bool = False  # a batch starts when it is full, or its oldest has waited for long enough
 
 
 MODES: dict[ModeName, Admission] = {
     "continuous": Admission(refill=True),
     "static": Admission(refill=False),
+    "static-full": Admission(refill=False, wait_full=True),
     "static-padded": Admission(refill=False, hold_finished=True),
     "unbatched": Admission(refill=False, one_by_one=True),
 }
+
+
+def may_start(waiting: Collection[Sequence], batch_size: int, now: float, timeout_s: float) -> bool:
+    """Whether a batch that waits to be full starts from those that wait, while nothing runs.
+
+    It does when `batch_size` wait, when the oldest has waited `timeout_s` seconds since its arrival, and for
+    what was preempted: that has had its wait. An arrival later than `now` is not of this clock: no wait
+    could be told from it, so there is none.
+    """
+    if len(waiting) >= batch_size or any(sequence.num_preemptions for sequence in waiting):
+        return True
+    waited = now - min((sequence.request.arrival for sequence in waiting), default=now)
+    return not 0 <= waited < timeout_s

@@ -13,13 +13,14 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from jbatch.config import EngineConfig
 from jbatch.errors import RequestError
 from jbatch.host.landing import Landing, Progress
 from jbatch.host.limits import Limits, SchedulerView, StepLimits, fill
 from jbatch.host.metrics import StepRecord
 from jbatch.host.pages import PagePool
 from jbatch.host.plan import Chunk, StepPlan, TableUpdate, chunk_of
-from jbatch.host.policy import Admission, Policy
+from jbatch.host.policy import Admission, Policy, may_start
 from jbatch.host.request import Request, Sequence
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import Sampler
@@ -38,6 +39,7 @@ class SchedulerConfig(NamedTuple):
     buckets: tuple[Bucket, ...]
     policy: Policy
     admission: Admission
+    batch_wait_timeout_s: float = EngineConfig.batch_wait_timeout_s  # where admission waits for full batches
 
 
 class _Slots(NamedTuple):
@@ -169,6 +171,8 @@ class Scheduler:
             return None
         view = SchedulerView(now, self._num_waiting, len(self._running), self.pool.num_free)
         limits = self._limits(view)
+        if not self._running and self._waits_for_company(limits, now):
+            return None
         updates: list[TableUpdate] = []
         if self.config.admission.refill:  # decoding sequences first: they are older, and may take pages
             slots = self._decode(updates, self._num_steps())
@@ -414,7 +418,7 @@ class Scheduler:
         Running ones have their chunks by now: one that is not through would have taken the whole budget. A
         page is left for each of them to grow into, or who is admitted now would soon be preempted.
         """
-        most = 1 if self.config.admission.one_by_one else min(limits.max_num_seqs, self.config.shape.num_rows)
+        most = self._most(limits)
         spare = self.pool.num_free - len(self._running)
         while len(self._running) < most and (sequence := self._next_waiting()) is not None:
             claim = self._claim(sequence)
@@ -428,6 +432,17 @@ class Scheduler:
             self._num_watched += sequence.watched
             self._running.append(sequence)
             yield sequence
+
+    def _most(self, limits: StepLimits) -> int:
+        """Sequences that may run at once."""
+        return 1 if self.config.admission.one_by_one else min(limits.max_num_seqs, self.config.shape.num_rows)
+
+    def _waits_for_company(self, limits: StepLimits, now: float) -> bool:
+        """Whether nothing starts yet, because a static batch is not full. Nothing runs: all known wait."""
+        config, waiting = self.config, self._sequences.values()
+        return config.admission.wait_full and not may_start(
+            waiting, self._most(limits), now, config.batch_wait_timeout_s
+        )
 
     def _claim(self, sequence: Sequence) -> int:
         """Pages that a waiting sequence must find free."""

@@ -65,15 +65,22 @@ def test_batching_prints_and_writes_the_counts_of_any_runner(model, tmp_path, ca
         assert 0 < arm["device_busy_share"] <= 1.01 and arm["floor_share"] > 0
         assert arm["request_goodput"] == arm["request_throughput"]
         assert arm["p50_ttft_ms"] <= arm["p99_ttft_ms"] <= arm["p99_e2el_ms"]
+        parts = [arm[f"mean_{part}_ms"] for part in ("fill", "queue", "prefill", "decode")]
+        assert sum(parts) == pytest.approx(arm["mean_e2el_ms"]) and min(parts[1:]) > 0
+        assert 0 < arm["kv_of_contiguous"] < 1 and arm["peak_pages_contiguous"] >= arm["peak_pages_used"]
     assert content["gains"]["slot_steps static-padded / continuous"] > 1
     assert f"{content['gains']['continuous / unbatched']:.2f} (3.2)" in ended.out
+    pages = -(-manifest["max_model_len"] // 16)
+    kib = 16 * manifest["kv_bytes_per_token"] / 1024
+    assert f"A page is 16 tokens, {kib:,.0f} KiB;" in ended.out and f", {pages} pages, for each" in ended.out
+    assert "…" not in ended.out, "a column is cut"
     assert all(f"  {name}: {arm.definition}" in ended.out.replace("\n", "") for name, arm in ARMS.items())
 
 
 class Counting(FakeSubject):
     """Takes the place of an LLM."""
 
-    def __init__(self, model, max_model_len, options, measure_floor=True):
+    def __init__(self, model, max_model_len, options, measure_floor=True, modes=()):
         super().__init__(max_num_seqs=options["max_num_seqs"], max_model_len=max_model_len)
         self.about = {"model": model, "max_num_seqs": self.max_num_seqs}
 
@@ -119,6 +126,7 @@ def test_throughput_and_latency_have_vllms_keys(tmp_path, monkeypatch, capsys):
         ("batching --dataset-name trace", "a trace needs a file: --dataset-path FILE.csv"),
         ("batching --dataset-name trace --dataset-path none.csv", "none.csv: cannot be read"),
         ("batching --max-num-seqs 0", "max_num_seqs=0: must be an integer from 1"),
+        ("batching --batch-wait-timeout-s -1", "batch_wait_timeout_s=-1.0: must be a number of seconds"),
         ("batching --output-json EXISTS", "exists; results are never overwritten"),
         ("batching --output-dir EXISTS", "exists; results are never overwritten"),
         ("throughput --output-json EXISTS", "exists; results are never overwritten"),
@@ -154,6 +162,31 @@ def test_an_arm_that_fails_is_printed_and_gains_are_not(tmp_path, monkeypatch, c
     content = json.loads(file.read_text())
     assert [size for size, _ in content["sweep"]["continuous"]] == [2, 4]
     assert content["sweep"]["static-padded"] == [] and content["arms"]["continuous"]["max_num_seqs"] in (2, 4)
+    points = [
+        dict(zip(content["sweep_fields"], p, strict=True)) for p in content["sweep_points"]["continuous"]
+    ]
+    assert [[point["max_num_seqs"], point["output_throughput"]] for point in points] == content["sweep"][
+        "continuous"
+    ]
+    assert all(point["p50_e2el_ms"] > 0 and 0 < point["slot_use"] <= 1 for point in points)
+
+
+def test_a_sweep_that_is_cut_leaves_its_points(tmp_path, monkeypatch):
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batching, "LLMSubject", Counting)
+    monkeypatch.setattr(batching, "climb", cut)
+    file = tmp_path / "x.json"
+    with pytest.raises(KeyboardInterrupt):
+        batching.run_batching(
+            batching.Experiment(arms=("continuous",), output_json=file),
+            Setting(num_prompts=4, sweep=True),
+            {"max_num_seqs": 2},
+            {"length_scale": 0.05},
+        )
+    content = json.loads(file.read_text())
+    assert [size for size, _ in content["sweep"]["continuous"]] == [2] and content["arms"] == {}
 
 
 def test_two_datasets_do_not_go_into_one_file(no_model, tmp_path, capsys):

@@ -9,6 +9,7 @@ from bench.results import (
     RequestRow,
     Results,
     StepRow,
+    SweepPoint,
     claimed,
     describe,
     read,
@@ -34,7 +35,9 @@ def results(**arm):
         **arm,
     )
     arms = {"continuous": done, "static": ArmResult("static", "no refill", not_run="out of memory")}
-    return Results("batching", {"commit": "abc"}, describe(WORKLOAD), arms, {"static": [(2, math.nan)]})
+    return Results(
+        "batching", {"commit": "abc"}, describe(WORKLOAD), arms, {"static": [SweepPoint(2, math.nan)]}
+    )
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -52,6 +55,8 @@ def test_what_is_written_is_read(tmp_path):
     assert arm["spread"] == pytest.approx(30 / 90), "over the lower of two medians"
     assert content["arms"]["static"]["not_run"] == "out of memory"
     assert content["sweep"]["static"] == [[2, None]], "strict JSON knows no NaN"
+    (point,) = content["sweep_points"]["static"]
+    assert dict(zip(content["sweep_fields"], point, strict=True))["max_num_seqs"] == 2
     assert list(tmp_path.rglob("*.partial")) == []
 
 

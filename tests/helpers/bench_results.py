@@ -1,6 +1,6 @@
 """A results file of a comparison that can be worked out with a pencil: 6 requests on 2 slots."""
 
-from bench.results import StepRow
+from bench.results import RequestRow, StepRow, SweepPoint
 
 OUTPUT_LENS = (4, 1, 2, 3, 1, 2)
 SECONDS = 0.01  # of a step
@@ -23,9 +23,11 @@ def content(**changes):
         "manifest": manifest,
         "workload": workload,
         "step_fields": list(StepRow._fields),
-        "request_fields": ["arrival", "first_token", "end", "prompt_len", "output_len"],
+        "request_fields": list(RequestRow._fields),
         "arms": arms,
         "sweep": {"continuous": [[1, 50.0], [2, 90.0]]},
+        "sweep_fields": list(SweepPoint._fields),
+        "sweep_points": {"continuous": [_sweep_point(1, 50.0), _sweep_point(2, 90.0)]},
         "gains": {"continuous / static-padded": 1.5},
     }
     return found | changes
@@ -55,7 +57,7 @@ def arm(name, refill):
             request, tokens = running[row]
             running[row] = (request, tokens - 1)
             done[request] = len(steps) * SECONDS
-    requests = [[0.0, first[i], done[i], 3, OUTPUT_LENS[i]] for i in range(6)]
+    requests = [[0.0, first[i], done[i], 3, OUTPUT_LENS[i], 0.0, first[i] - SECONDS] for i in range(6)]
     rate = sum(OUTPUT_LENS) / (len(steps) * SECONDS)
     useful = sum(step[StepRow._fields.index("useful")] for step in steps if step[0] == "decode")
     slot_steps = sum(step[1] for step in steps if step[0] == "decode")
@@ -69,19 +71,28 @@ def arm(name, refill):
         "repeats": [rate, 0.9 * rate, 1.1 * rate],
         "spread": 0.2,
         "p50_ttft_ms": 10.0,
+        **{f"{name}_fill_ms": 0.0 for name in ("mean", "p50", "p99")},
+        **{
+            f"{name}_{part}_ms": 10.5
+            for name in ("mean", "p50", "p99")
+            for part in ("queue", "prefill", "decode")
+        },
         "steps": steps,
         "requests": requests,
     }
 
 
-def _step(kind, live, held, index):
+def _sweep_point(size, rate):
+    return list(SweepPoint(size, rate, p50_e2el_ms=10 / rate, p99_e2el_ms=30 / rate, slot_use=0.5))
+
+
+def _step(kind, live, held, index):  # each of the live gets a token
     rows = [[row, request, 0] for row, request in live.items()]
     rows += [[row, request, 1] for row, request in held.items()]
     computed = 8 if kind == "prefill" else 2
     useful = 3 * len(live) if kind == "prefill" else len(live)
     wasted = 0 if kind == "prefill" else len(held)
     padded = computed - useful - wasted
-    t = (index + 1) * SECONDS
-    return [
-        *StepRow(kind, 2, len(rows), 2, 0.8 * SECONDS, t, 0.002, computed, useful, padded, wasted, 0, 9, rows)
-    ]
+    times = 0.8 * SECONDS, (index + 1) * SECONDS, 0.002
+    account = computed, useful, padded, wasted, 0, 9
+    return list(StepRow(kind, 2, len(rows), 2, *times, *account, rows, 8, len(live)))

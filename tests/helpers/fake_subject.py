@@ -45,6 +45,7 @@ class FakeSubject:
     page_size: int = 16
     max_model_len: int = 160
     num_pages: int = 1024
+    batch_wait_timeout_s: float = 0.02
     overlap: bool = True
     floor: Floor | None = None
     num_rebuilt: int = 0
@@ -62,6 +63,7 @@ class FakeSubject:
                 buckets=buckets_of(config, self.max_model_len),
                 policy=POLICIES[arm.policy],
                 admission=MODES[arm.mode],
+                batch_wait_timeout_s=self.batch_wait_timeout_s,
             ),
             lambda view: limits,
         )

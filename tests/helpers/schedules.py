@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import traceback
 from collections import Counter, deque
@@ -25,6 +26,7 @@ from tests.helpers.invariants import check_invariants, check_plan, check_record,
 VOCAB_SIZE = 97
 MAX_STEPS = 20_000  # of one schedule: more is a hang
 HOST_STOP = "stop string"
+BATCH_WAIT = 4.0  # of a batch that waits to be full, in steps of the driver
 
 
 def buckets(tokens: Sequence[int], slots: Sequence[int], mode: str = "continuous") -> tuple[Bucket, ...]:
@@ -52,6 +54,7 @@ def scheduler_config(
         buckets=buckets((32, 64), (1, 2, 4), mode),
         policy=POLICIES[policy],
         admission=MODES[mode],
+        batch_wait_timeout_s=BATCH_WAIT,
     )
     return default._replace(**changes)
 
@@ -105,6 +108,7 @@ class Driver:
         self.records: list[StepRecord] = []
         self.smallest_budget = self.limits.max_num_batched_tokens
         self._padded_batch: tuple[int, ...] = ()
+        self.now = 0.0  # a step takes a second
 
     def _next_limits(self, view: SchedulerView) -> StepLimits:
         assert view.num_free_pages == self.scheduler.pool.num_free and view.num_running + view.num_waiting
@@ -114,6 +118,8 @@ class Driver:
         return self.limits
 
     def submit(self, asked: Request) -> Running:
+        if self.config.admission.wait_full:  # then arrivals are times
+            asked = dataclasses.replace(asked, arrival=self.now - asked.arrival)
         sequence = self.scheduler.add(asked)
         self.sequences.append(sequence)
         return sequence
@@ -128,10 +134,13 @@ class Driver:
         end = (sequence.finish_reason, sequence.stop_reason, sequence.num_known)
         assert self.ends.setdefault(sequence.seq_id, end) == end, "it ended twice, or grew after its end"
 
-    def step(self, now: float = 0.0) -> StepPlan | None:
+    def step(self) -> StepPlan | None:
         """Schedule and submit, then collect and apply what is `depth` steps old; checks all invariants."""
-        before = self.scheduler.running
-        plan = self.scheduler.schedule(now) if self.scheduler.has_unfinished else None
+        self.now += 1.0
+        before, waiting = self.scheduler.running, self._waiting()
+        plan = self.scheduler.schedule(self.now) if self.scheduler.has_unfinished else None
+        fills = self.config.admission.wait_full and not before and self._fills(waiting)
+        assert not fills or (plan is None and not self.scheduler.running), "a batch started too early"
         check_running(self.scheduler, before, self.limits)
         if plan is not None:
             check_plan(self.scheduler, plan, self.limits)
@@ -141,9 +150,19 @@ class Driver:
         if self.in_flight and (plan is None or len(self.in_flight) > self.depth):
             self._apply(*self.in_flight.popleft())
         elif plan is None:
-            assert not self.scheduler.has_unfinished, "work waits, and nothing is under way"
+            assert fills or not self.scheduler.has_unfinished, "work waits, and nothing is under way"
         check_invariants(self.scheduler)
         return plan
+
+    def _waiting(self) -> list[Running]:
+        return [sequence for sequence in self.sequences if not sequence.running and not sequence.finished]
+
+    def _fills(self, waiting: list[Running]) -> bool:
+        """Whether a batch of these is to wait: it is not full, none has waited too long, none has begun."""
+        begun = any(sequence.num_preemptions for sequence in waiting)
+        size = min(self.limits.max_num_seqs, self.config.shape.num_rows)
+        late = any(self.now - sequence.request.arrival >= BATCH_WAIT for sequence in waiting)
+        return 0 < len(waiting) < size and not begun and not late
 
     def _apply(self, plan: StepPlan, handle) -> None:
         progress, record = self.scheduler.apply(plan, self.runner.collect(handle)[0])

@@ -90,18 +90,25 @@ def make_scheduler(
         buckets=buckets_for(mode),
         policy=POLICIES["fcfs"],
         admission=MODES[mode],
+        batch_wait_timeout_s=0.01,
     )
     return Scheduler(config._replace(**changes), limits)
 
 
 def make_engine(
-    scheduler: Scheduler | None = None, runner=None, *, overlap: bool = True, clock=time.monotonic, **intake
+    scheduler: Scheduler | None = None,
+    runner=None,
+    *,
+    overlap: bool = True,
+    clock=time.monotonic,
+    sleep=time.sleep,
+    **intake,
 ) -> Engine:
     """`intake` may change what its Intake is made of, by name."""
     scheduler = scheduler or make_scheduler()
     options = {"vocab_size": tiny_config().vocab_size, "max_seq_len": scheduler.max_seq_len, **intake}
     desk = Intake(clock=clock, **options)
-    return Engine(scheduler, runner or shared_runner(), desk, overlap=overlap, clock=clock)
+    return Engine(scheduler, runner or shared_runner(), desk, overlap=overlap, clock=clock, sleep=sleep)
 
 
 def drain(engine: Engine) -> dict[str, RequestOutput]:

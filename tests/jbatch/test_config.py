@@ -26,6 +26,7 @@ def test_every_implementation_of_the_kernels_may_be_named():
         ("num_pages", [0, 1, -1, 2.5, "9"]),
         ("kv_cache_memory_bytes", [0, -1, 1e9]),
         ("gpu_memory_utilization", [0, -0.1, 1.01, float("nan"), "0.9", None, True]),
+        ("batch_wait_timeout_s", [-0.1, 3600.5, float("nan"), "1", None, True]),
         ("mode", ["dynamic", None, 3]),
         ("policy", ["random", None]),
         ("seed", [-1, 2**32, 0.5, None]),

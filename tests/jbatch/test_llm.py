@@ -33,6 +33,7 @@ SMALL = {
     "num_pages": 64,
     "decode_buckets": (4,),
     "token_buckets": (64,),
+    "batch_wait_timeout_s": 0.01,
 }
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 

@@ -9,6 +9,7 @@ from bench.measure.account import step_rows
 from bench.measure.drive import RunError, drive
 from bench.measure.floor import Floor
 from bench.options import Setting
+from bench.results import SweepPoint
 from bench.workloads.workload import WorkItem, Workload, make_workload
 from jbatch.errors import ConfigError
 from jbatch.host.policy import MODES
@@ -77,6 +78,43 @@ def test_pages_replayed_are_those_of_the_pool(name, overlap, num_pages):
     assert [row.pages_used for row in rows] == [record.pages_used for record in records]
     assert all(row.kv_tokens <= row.pages_used * subject.page_size for row in rows)
     assert (engine.summary.num_preempted > 0) == (name != "static-padded" and num_pages == 33)
+
+
+def test_pages_of_each_step_beside_a_contiguous_cache():
+    """A contiguous cache reserves max_model_len=160, 10 pages, for each running sequence."""
+    workload = Workload("two", (WorkItem((3,) * 16, 3, 0.0), WorkItem((4,) * 8, 2, 0.0)), 0, {})
+    (arm,) = climb(FakeSubject(overlap=False), [ARMS["continuous"]], workload, ONCE).values()
+    # Prefill of 16 and 8 tokens; both decode, and the second ends; the first decodes its last.
+    assert [(step.pages_used, step.pages_contiguous) for step in arm.steps] == [(2, 20), (2, 10), (0, 0)]
+    counts = arm.counts
+    assert (counts.mean_pages_used, counts.mean_pages_contiguous) == (4 / 3, 10)
+    assert (counts.peak_pages_contiguous, counts.kv_of_contiguous) == (20, 4 / 30)
+
+
+def test_pages_hold_a_third_of_what_a_contiguous_cache_would(default_run):
+    _, arms = default_run
+    for name, arm in arms.items():
+        assert all(step.pages_used <= step.pages_contiguous for step in arm.steps)
+        running = 1 if name == "unbatched" else 16
+        assert arm.counts.peak_pages_contiguous == 10 * running
+        assert 0.15 < arm.counts.kv_of_contiguous < (0.25 if name == "static-padded" else 0.35)
+
+
+def test_a_static_batch_that_waits_to_be_full():
+    """On a clock with real time: 6 requests, 4 at once; the last two wait for their time."""
+    items = tuple(WorkItem((3 + number,) * 8, 4, at) for number, at in enumerate([0, 0, 0, 0.05, 0.1, 0.1]))
+    subject = FakeSubject(max_num_seqs=4, batch_wait_timeout_s=0.2)
+    arms = climb(subject, choose_arms(["static", "static-full"]), Workload("six", items, 0, {}), ONCE)
+    full, static = arms["static-full"], arms["static"]
+    assert [row.could_start for row in full.requests[:4]] == [0.05] * 4
+    assert all(row.scheduled >= 0.05 for row in full.requests[:4])
+    assert all(0.25 < row.could_start < 0.3001 for row in full.requests[4:])
+    assert all(row.first_token > 0.25 for row in full.requests[4:])
+    assert full.counts.decode_steps == 6 <= static.counts.decode_steps, (
+        "two batches; 3 tokens after the first"
+    )
+    assert full.latencies.fill.p99 > 150 and static.latencies.fill.p99 == 0
+    assert full.rates.idle_s <= 0.05, "a batch that fills is no idle time"
 
 
 def test_rows_name_the_requests():
@@ -191,9 +229,22 @@ def test_a_request_that_ends_early_fails_the_pass():
 
 def test_a_sweep_runs_each_arm_at_each_size_and_finds_its_best():
     curves = sweep(FakeSubject(max_num_seqs=8), choose_arms(["unbatched", "continuous"]), mixed(24), ONCE)
-    assert [size for size, _ in curves["unbatched"]] == [1]
-    assert [size for size, _ in curves["continuous"]] == [2, 4, 8] == sweep_sizes(8)
-    assert best_sizes({"a": [(2, 5.0), (4, 9.0), (8, 7.0)], "b": []}) == {"a": 4}
+    assert [point.max_num_seqs for point in curves["unbatched"]] == [1]
+    assert [point.max_num_seqs for point in curves["continuous"]] == [2, 4, 8] == sweep_sizes(8)
+    assert best_sizes({"a": [SweepPoint(2, 5.0), SweepPoint(4, 9.0), SweepPoint(8, 7.0)], "b": []}) == {
+        "a": 4
+    }
+    for name, curve in curves.items():
+        for point in curve:
+            alone = run_once(FakeSubject(max_num_seqs=8), ARMS[name], point.max_num_seqs, mixed(24), ONCE)
+            assert (point.slot_use, point.kv_of_contiguous) == (
+                alone.counts.slot_use,
+                alone.counts.kv_of_contiguous,
+            )
+            assert (
+                point.output_throughput > 0
+                and 0 < point.p50_ttft_ms <= point.p50_e2el_ms <= point.p99_e2el_ms
+            )
     sizes = {"continuous": 4}
     result = climb(FakeSubject(max_num_seqs=8), [ARMS["continuous"]], mixed(24), ONCE, sizes)["continuous"]
     assert result.max_num_seqs == 4 and max(step.slots_used for step in result.steps) == 4

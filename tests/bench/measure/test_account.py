@@ -57,7 +57,7 @@ def test_a_mixed_step_has_slots_and_chunks():
     assert (prefill.pages_used, prefill.kv_tokens, prefill.rows) == (2, 20, [[0, 0, 0]])
     assert (mixed.kind, mixed.slots, mixed.slots_used, mixed.computed) == ("mixed", 2 + 2, 2, 34)
     assert (mixed.useful, mixed.padded) == (17, 17)
-    assert mixed.rows == [[0, 0, 0], [1, 1, 0]]
+    assert mixed.rows == [[0, 0, 0], [1, 1, 2]]
     assert (mixed.pages_used, mixed.kv_tokens) == (1, 16), "sequence 0 has left"
     # Both read the weights; 21 and 16 tokens lie in the cache.
     read_s = 2 * 110 / 1e9 + (21 + 16) * 64 / 1e9

@@ -44,9 +44,9 @@ def test_idle_time_is_skipped_and_counted():
 
 
 def test_a_request_that_comes_while_others_run_waits_for_its_time():
-    measured = run(workload(0.0, 0.006, output_len=30))
+    measured = run(workload(0.0, 0.009, output_len=30))
     first, last = measured.token_times[0][0], measured.token_times[0][-1]
-    assert 0.006 < measured.token_times[1][0] < last and first < 0.006
+    assert 0.009 < measured.token_times[1][0] < last and first < 0.009
     assert measured.idle_s == 0
 
 
@@ -56,6 +56,16 @@ def test_at_most_so_many_are_in_the_engine():
     for sent, _ in spans:
         assert sum(begin <= sent < end for begin, end in spans) <= 2
     assert measured.arrivals[0] < 0.01 < measured.arrivals[2], "latencies count from when a request was sent"
+
+
+def test_latencies_count_from_when_a_request_was_sent():
+    """For the engine, too: by its arrival a batch of static-full tells how long it has waited."""
+    engine = FakeSubject(max_num_seqs=4).new_engine(ARMS["continuous"], 4)
+    arrivals, add = [], engine.add_request
+    engine.add_request = lambda *args, arrival, **options: arrivals.append(arrival) or add(*args, **options)
+    begin = ticking()
+    measured = drive(engine, workload(*[0.0] * 6), max_concurrency=2, clock=begin)
+    assert arrivals == pytest.approx(measured.arrivals) and arrivals[-1] > 0.01
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])

@@ -34,8 +34,9 @@ def test_latencies_by_hand():
     assert set(written) == {
         f"{part}_{name}_ms"
         for part in ("mean", "p50", "p90", "p99")
-        for name in ("ttft", "tpot", "itl", "e2el")
+        for name in ("ttft", "tpot", "itl", "e2el", "fill", "queue", "prefill", "decode")
     }
+    assert written["mean_fill_ms"] is None, "nobody noted when the requests were scheduled"
 
 
 def test_rates_are_per_second_of_busy_time():

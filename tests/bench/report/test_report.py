@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 from bench.report import arms as report_arms
 from bench.report import command as report
 from bench.report import figures as report_figures
-from bench.report import slot_timeline
+from bench.report import latency_parts, slot_timeline, sweep
 from jbatch.cli.main import main as jbatch
 from jbatch.errors import ConfigError
 from tests.helpers import bench_results
@@ -25,9 +25,9 @@ def folder(tmp_path):
 
 def bars_only(**changes):
     """Results without steps and requests: one picture, which is quick."""
-    content = bench_results.content(sweep={}, **changes)
+    content = bench_results.content(sweep={}, sweep_points={}, **changes)
     for name in ("static-padded", "continuous"):
-        content["arms"][name] |= {"steps": [], "requests": []}
+        content["arms"][name] |= {"steps": [], "requests": [], "mean_decode_ms": None}
     return content
 
 
@@ -40,7 +40,7 @@ def test_the_page_and_its_pictures(folder, capsys):
         jbatch(["bench", "report", str(folder)])
     assert not ended.value.code and "report.html" in capsys.readouterr().out
     page = (folder / "report.html").read_text()
-    pictures = ("throughput", "slots", "latency", "tokens", "pages", "floor", "sweep")
+    pictures = ("throughput", "slots", "latency", "parts", "tokens", "pages", "floor", "sweep")
     assert {file.name for file in folder.glob("*.png")} == {f"batching-mixed-{name}.png" for name in pictures}
     assert page.count("data:image/png;base64,") == len(pictures)
     assert not re.search(r"<script|<link|src=\"(?!data:)|https?://", page)  # nothing comes from elsewhere
@@ -126,14 +126,19 @@ def test_the_slot_timeline_tells_all_states_apart():
     shade = slot_timeline.PREFILL_SHADE
     assert np.allclose(padded[:, 0], [shade * first, shade * second])  # both prefill
     assert np.allclose(padded[:, 1], [first, colour(slot_timeline.HELD)])  # request 1 has ended
+    mixed = arms()[1]
+    mixed.steps["kind"][1], mixed.steps["rows"][1] = "mixed", [[0, 0, 0], [1, 1, 2]]
+    assert np.allclose(slot_timeline.image(mixed)[:, 1], [first, shade * second])
     assert np.allclose(continuous[0, 1], colour(slot_timeline.IDLE))  # another one prefills
     assert np.allclose(continuous[0, -1], colour(slot_timeline.PADDING))  # one sequence in a bucket of two
 
 
 def test_every_token_is_counted_in_time():
+    """In results whose steps say how many tokens they gave, and in older ones."""
     for arm in arms():
-        times, total = report_figures.cumulative_tokens(arm)
-        assert total[-1] == sum(bench_results.OUTPUT_LENS) and (np.diff(times) >= 0).all()
+        older = arm._replace(steps={k: v for k, v in arm.steps.items() if k != "output_tokens"})
+        for times, total in map(report_figures.cumulative_tokens, (arm, older)):
+            assert total[-1] == sum(bench_results.OUTPUT_LENS) and (np.diff(times) >= 0).all()
 
 
 def test_latencies_of_requests():
@@ -148,3 +153,40 @@ def test_without_a_floor_no_floor_is_drawn():
     unknown.steps["floor_s"][:] = [None] * len(unknown.steps["floor_s"])
     assert report_figures.step_times([known, unknown]) is not None
     assert report_figures.step_times([unknown]) is None
+
+
+def test_each_kind_of_step_has_its_panel():
+    _, arm = arms()
+    titles = [axis.get_title(loc="left") for axis in report_figures.step_times([arm]).axes]
+    assert titles == ["decode steps", "prefill steps"]
+    arm.steps["kind"][1] = "mixed"
+    assert len(report_figures.step_times([arm]).axes) == 3
+
+
+def test_where_the_latency_goes_is_a_table_and_bars():
+    header, first = re.findall(r"<tr>(.*?)</tr>", "".join(latency_parts.table(arms())))[:2]
+    assert re.findall(r"(\w+) (mean|p50|p99), ms", header)[:4] == [
+        ("fill", "mean"), ("fill", "p50"), ("fill", "p99"), ("queue", "mean"),
+    ]  # fmt: skip
+    assert "static-padded" in first and first.count("10.5") == 9
+    (axis,) = latency_parts.draw(arms()).axes
+    assert [round(bar.get_width(), 1) for bar in axis.patches] == [0.0, 10.5, 10.5, 10.5] * 2
+    assert [text.get_text() for text in axis.texts] == ["32 ms"] * 2
+
+
+def test_a_sweep_shows_throughput_latency_and_use():
+    axes = sweep.draw(sweep.curves(bench_results.content())).axes
+    solid = [axis.lines[0].get_ydata().tolist() for axis in axes]
+    assert solid == [[50.0, 90.0], [pytest.approx(0.2), pytest.approx(1 / 9)], [50.0, 50.0]]
+    assert [len(axis.lines) for axis in axes] == [2, 3, 3], (
+        "with the ring of the best, and p99 and busy dashed"
+    )
+    older = bench_results.content()
+    del older["sweep_points"], older["sweep_fields"]
+    assert len(sweep.draw(sweep.curves(older)).axes) == 1
+
+
+def test_pages_stand_beside_a_contiguous_cache():
+    for axis, arm in zip(report_figures.pages(arms(), 12).axes, arms(), strict=True):
+        assert axis.get_title(loc="left") == f"{arm.name}: at most 2 of 12; contiguous (line): at most 8"
+        assert max(axis.lines[0].get_ydata()) == 8

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from jbatch.cli import demo
-from jbatch.host.policy import MODES
 from tests.helpers.command import DEMO, run, write_model
 
 WEIGHTS = DEMO / "model.safetensors"
@@ -29,7 +28,7 @@ def test_on_any_model(few, tmp_path, monkeypatch, capsys):
     assert "Answers that differ between the modes: 0. Compilations after warm-up: 0." in ended.out
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["schema"] == 1 and 0 <= figures["right_share"] < 0.5
-    assert figures["modes"].keys() == MODES.keys()
+    assert figures["modes"].keys() == demo.MODE_TEXTS.keys()
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="the demo's weights are not here")
@@ -38,7 +37,7 @@ def test_on_its_own_model(tmp_path, monkeypatch, capsys):
     ended = run(capsys, "demo", "--json", tmp_path / "figures.json", "--device", "cpu")
     assert (ended.code, ended.err) == (0, "")
     assert max(map(len, ended.out.splitlines())) <= 100
-    assert all(f"\n  {mode} " in ended.out for mode in MODES)
+    assert all(f"\n  {mode} " in ended.out for mode in demo.MODE_TEXTS)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["schema"] == 1 and figures["right_share"] >= 0.95
     check_figures(figures["modes"])

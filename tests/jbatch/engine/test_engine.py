@@ -251,6 +251,53 @@ def test_steps_of_the_modes_are_in_the_expected_order():
     assert slots["static-padded"] > slots["static"] >= slots["continuous"] >= slots["unbatched"]
 
 
+def waiting_engine(clock, naps):
+    """static-full, four at once, on a clock that stands still but for naps."""
+
+    def sleep(seconds):
+        naps.append(seconds)
+        clock[0] += seconds
+
+    engine = make_engine("static-full")
+    scheduler = Scheduler(engine.scheduler.config._replace(batch_wait_timeout_s=0.1))
+    return tiny_engine.make_engine(
+        scheduler, engine.runner, clock=lambda: clock[0], sleep=sleep, vocab_size=VOCAB_SIZE
+    )
+
+
+def test_a_batch_that_waits_to_be_full_naps_and_goes_on_at_its_time():
+    """Neither a full processor nor a deadlock, with nothing to come; and no nap once it runs."""
+    clock, naps = [50.0], []
+    engine = waiting_engine(clock, naps)
+    engine.add_request("r", PROMPT, SamplingParams(max_tokens=3))
+    step = engine.step()
+    assert step == (None, None, [], []) and naps == [0.001]
+    assert drain(engine)["r"].outputs[0].token_ids == TOKENS[:3]
+    assert 99 <= len(naps) <= 101, "a tenth of a second of them"
+    assert not engine.has_unfinished and engine.step().plan is None and len(naps) <= 101, "idle, it returns"
+
+
+def test_a_batch_that_fills_up_while_it_waits_starts_at_once():
+    clock, naps = [50.0], []
+    engine = waiting_engine(clock, naps)
+    for number in range(4):
+        assert engine.step().plan is None
+        engine.add_request(str(number), PROMPT, SamplingParams(max_tokens=3))
+    assert len(engine.step().plan.chunks) == 4 and len(naps) == 3
+    drain(engine)
+    assert len(naps) == 3
+
+
+def test_a_request_can_be_aborted_while_it_waits_for_company():
+    naps = []
+    engine = waiting_engine([50.0], naps)
+    engine.add_request("r", PROMPT, SamplingParams(max_tokens=3))
+    engine.step()
+    engine.abort("r")
+    (output,) = engine.step().outputs
+    assert output.outputs[0].finish_reason == "abort" and len(naps) == 1 and not engine.has_unfinished
+
+
 def test_progress_adds_up_to_the_outputs():
     engine = make_engine()
     many(engine)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from jbatch.host.policy import MODES, POLICIES
+from jbatch.host.policy import MODES, POLICIES, may_start
+from jbatch.host.request import Sequence
 from tests.helpers.schedules import request
 
 #          name: max_tokens, predicted_len, arrival, priority
@@ -35,5 +36,29 @@ def test_modes():
     refill = {name for name, mode in MODES.items() if mode.refill}
     hold = {name for name, mode in MODES.items() if mode.hold_finished}
     one_by_one = {name for name, mode in MODES.items() if mode.one_by_one}
+    wait = {name for name, mode in MODES.items() if mode.wait_full}
     assert (refill, hold, one_by_one) == ({"continuous"}, {"static-padded"}, {"unbatched"})
-    assert list(MODES) == ["continuous", "static", "static-padded", "unbatched"]
+    assert wait == {"static-full"}
+    assert list(MODES) == ["continuous", "static", "static-full", "static-padded", "unbatched"]
+
+
+@pytest.mark.parametrize(
+    "arrivals, now, starts",
+    [
+        ((5.0, 6.0, 7.0), 7.0, True),  # full
+        ((5.0, 7.0), 7.9, False),
+        ((7.0, 5.0), 8.0, True),  # the oldest has waited 3 seconds, whoever is first in line
+        ((5.0,), 5.0, False),
+        ((8.5,), 8.0, True),  # an arrival that is still to come is of another clock
+        ((8.5, 7.0), 8.0, False),
+        ((), 8.0, False),
+    ],
+)
+def test_a_batch_waits_until_it_is_full_or_late(arrivals, now, starts):
+    waiting = [Sequence(idx, request([1], 1, arrival=at), [1], 1) for idx, at in enumerate(arrivals)]
+    assert may_start(waiting, 3, now, timeout_s=3.0) == starts
+
+
+def test_what_was_preempted_waits_for_nobody():
+    begun = Sequence(0, request([1], 9, arrival=5.0), [1, 2], 2, num_preemptions=1)
+    assert may_start([begun], 3, 5.0, timeout_s=3.0)

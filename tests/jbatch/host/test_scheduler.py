@@ -100,6 +100,16 @@ PLANS = {
         decode 1: c
         decode 1: c
     """,
+    "static-full": """
+        prefill 32: a[0:5]! b[0:20]!
+        decode 2: a b
+        decode 1: a
+        decode 1: a
+        decode 1: a
+        prefill 32: c[0:3]!
+        decode 1: c
+        decode 1: c
+    """,
     "static-padded": """
         prefill 32: a[0:5]! b[0:20]!
         decode 2: a b
@@ -131,6 +141,34 @@ def test_plans(mode):
     for prompt_len, max_tokens in ((5, 5), (20, 2), (3, 3)):
         submit(driver, prompt_len, max_tokens)
     assert plans_until_idle(driver) == lines(PLANS[mode])
+
+
+def starts(driver, steps):
+    """The steps of so many in which a sequence begins."""
+    plans = [driver.step() for _ in range(steps)]
+    return [at for at, plan in enumerate(plans, start=1) if plan is not None and plan.chunks]
+
+
+def test_a_full_batch_starts_at_once_and_one_that_is_not_at_its_time():
+    driver = Driver(scheduler_config("static-full", num_rows=2))
+    first = submit(driver, 5, 2)
+    assert starts(driver, 2) == [] and not driver.scheduler.running
+    second = submit(driver, 5, 2)
+    third = submit(driver, 5, 2)
+    assert starts(driver, 3) == [1], "in company, and without the third"
+    assert first.finished and second.finished and not third.running
+    assert starts(driver, 2) == [1], "it has waited 4 seconds while the others ran"
+    driver.drain()
+    last = submit(driver, 5, 2)
+    assert starts(driver, 6) == [4] and last.finished
+    driver.check_end()
+
+
+def test_an_aborted_request_fills_no_batch():
+    driver = Driver(scheduler_config("static-full", num_rows=2))
+    driver.end(submit(driver, 5, 2), FinishReason.ABORT)
+    submit(driver, 5, 2)
+    assert starts(driver, 6) == [4]
 
 
 def lines(table):
@@ -248,7 +286,7 @@ def test_limits_see_the_state_and_bound_what_runs():
     assert plans_until_idle(driver) == [
         "prefill 32: a[0:5]!", "decode 1: a", "prefill 32: b[0:5]!",
     ]  # fmt: skip
-    assert [tuple(view) for view in views] == [(0.0, 2, 0, 16), (0.0, 1, 1, 15), (0.0, 1, 0, 16)]
+    assert [tuple(view) for view in views] == [(1.0, 2, 0, 16), (2.0, 1, 1, 15), (3.0, 1, 0, 16)]
 
 
 def test_a_step_without_a_token_budget_prefills_nothing():
@@ -373,7 +411,7 @@ def test_a_row_that_is_not_finite_ends_alone():
 @pytest.mark.parametrize("steps", range(9))
 def test_abort_gives_all_back_at_once_in_any_state(mode, steps):
     """After 0 steps it waits, after 1 to 3 it prefills in chunks, then it decodes; after 7 it has ended."""
-    driver = Driver(scheduler_config(mode), limits=lambda view: StepLimits(16, 4))
+    driver = Driver(scheduler_config(mode), limits=lambda view: StepLimits(16, 1))
     sequence = submit(driver, 40, 4)
     for _ in range(steps):
         driver.step()
@@ -412,7 +450,8 @@ def test_modes_cost_what_is_expected(seed):
         driver.drain()
         driver.check_end()
         totals[mode] = summarise(driver.records)
-    continuous, static, padded, unbatched = (totals[mode] for mode in MODES)
+    continuous, static, full, padded, unbatched = (totals[mode] for mode in MODES)
+    assert full == static, "all are there from the beginning"
     assert unbatched.decode_steps > static.decode_steps == padded.decode_steps > continuous.decode_steps
     assert padded.slot_steps > static.slot_steps >= continuous.slot_steps >= unbatched.slot_steps
     assert unbatched.slot_use == 1 and continuous.slot_use > 0.9 and padded.slot_use < 0.7
