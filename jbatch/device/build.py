@@ -33,8 +33,8 @@ def build_runner(
     max_model_len: int,
     logits_fn: LogitsFn | None = None,
 ) -> Runner:
-    """Load a model's weights and compile its steps. `spec.config` of the runner is the model in the dtype that
-    "auto" means on the device.
+    """Load a model's weights and compile its steps. `spec.config` of the runner is the model in the dtype
+    that "auto" means on the device.
 
     Raises:
       ConfigError: for what does not fit the device or its memory, and for a function that cannot be compiled.

@@ -1,10 +1,10 @@
 """Times single steps of jbatch beside the same steps of the PyTorch executor, and both beside their floor.
 
-    python -m bench.steps.compare [--model 150m] [--dtype float32] [--context 128] [--json FILE] [--tiny]
+    python -m bench.compare.steps [--model 150m] [--dtype float32] [--context 128] [--json FILE] [--tiny]
 
 Both compute the same packed inputs on the same weights and caches, with one thread per core; they run in
 turns. Decode steps of 1, 16 and 64 sequences of `context` tokens; prefill steps of one prompt of 256 and of
-1,024 tokens; a mixed step of both. The floor is what the step must read and multiply at the rates that
+1,024 tokens. The floor is what the step must read and multiply at the rates that
 `ceilings` measured on this device in the same dtype.
 """
 
