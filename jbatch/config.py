@@ -109,7 +109,7 @@ class EngineConfig:
       ConfigError: naming the field, its value and the limit.
     """
 
-    dtype: str = "auto"  # of weights, activations and cache; "auto": what config.json says
+    dtype: str = "auto"  # of weights, activations and cache; "auto": of config.json, float32 on a CPU
     load_format: Literal["auto", "dummy"] = "auto"  # "dummy": random weights, for benchmarks
     max_model_len: int | None = None  # tokens of prompt and output; None: the model's limit
     max_num_seqs: int = 64  # sequences that run at once

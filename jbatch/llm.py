@@ -84,6 +84,7 @@ class LLM:
         self.chat_encoder = ChatEncoder(tokenizer_dir, self._tokenizer, chat_template)
         prepare_jax(self.config)
         self.runner = build_runner(model_dir, self.config, self.model_config, self.max_model_len, logits_fn)
+        self.model_config = self.runner.spec.config  # in the device's dtype
         self._eos_token_ids = _eos_token_ids(model_dir, self._tokenizer)
         self._request_ids = itertools.count()
         self.engine = self.new_engine()

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import cache, implementations, reference, tuning, work_list
+from pallas_kernels import cache, cpu, implementations, reference, tuning, work_list
 from pallas_kernels.problem import PAGE_SIZES, Problem
 
 
@@ -84,7 +85,7 @@ def paged_decode(
     _check_per_slot(problem, kv_lens=kv_lens)
     name = _choose(problem, implementation, interpret)
     if name == "xla":
-        return reference.paged_decode(q, kv_pages, block_tables, kv_lens, scale=scale)
+        return _in_plain_jax("paged_decode", scale, q, kv_pages, block_tables, kv_lens)
     tiles = tiles or tuning.lookup(name, problem, _device_kind(interpret))
     if work is None:
         work = _decode_work(problem, kv_lens, tiles)
@@ -114,7 +115,8 @@ def paged_prefill(
     _check_per_slot(problem, q_starts=q_starts, q_lens=q_lens, kv_lens=kv_lens)
     name = _choose(problem, implementation, interpret)
     if name == "xla":
-        return reference.paged_prefill(q, kv_pages, block_tables, q_starts, q_lens, kv_lens, scale=scale)
+        ragged = (block_tables, q_starts, q_lens, kv_lens)
+        return _in_plain_jax("paged_prefill", scale, q, kv_pages, *ragged)
     tiles = tiles or tuning.lookup(name, problem, _device_kind(interpret))
     if work is None:
         work = _prefill_work(name, problem, q_starts, q_lens, kv_lens, tiles)
@@ -163,6 +165,14 @@ def write_kv(
     if implementation in (None, "xla"):
         return cache.write_kv(kv_pages, k, v, page_ids, offsets)
     return implementations.writer(implementation)(kv_pages, k, v, page_ids, offsets, interpret=interpret)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _in_plain_jax(op: str, scale: float, *arrays: jax.Array) -> jax.Array:
+    """The reference's function of that name; on a CPU the form that its compiler does well with. A program of
+    many layers traces it once."""
+    on_cpu, elsewhere = (functools.partial(getattr(module, op), scale=scale) for module in (cpu, reference))
+    return lax.platform_dependent(*arrays, cpu=on_cpu, default=elsewhere)
 
 
 @functools.cache

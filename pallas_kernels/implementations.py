@@ -1,6 +1,7 @@
 """Which implementation computes a problem, and why not another.
 
-"xla" is plain JAX: `reference` and `cache`. Every other name is that of a folder, whose files hold
+"xla" is plain JAX: `reference`, on a CPU `cpu`, and `cache`. Every other name is that of a folder, whose
+files hold
 
     __init__    declines_device
     decode      declines, Tiles, default_tiles, paged_decode

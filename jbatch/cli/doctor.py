@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import typer
 
+from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device.backend import describe
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import INSTALL_HINT, NO_GPU
@@ -18,6 +19,7 @@ from jbatch.errors import JBatchError
 from jbatch.model_dir.config_json import load_config, load_eos_token_ids
 from jbatch.model_dir.generation_json import describe_defaults, load_sampling_defaults
 from jbatch.model_dir.paths import why_no_tokenizer
+from jbatch.model_dir.resolve import resolve_dtype
 from jbatch.text.tokenizer import load_tokenizer
 from weights import WeightsError, check
 
@@ -57,7 +59,7 @@ def _examine_model(model_dir: Path) -> bool:
         like = abstract_params(config)
         typer.echo(
             f"  config: {config.num_layers} layers, {config.num_heads} heads, {config.num_kv_heads} KV, "
-            f"head_dim {config.head_dim}, context {config.context_len}, {config.dtype}"
+            f"head_dim {config.head_dim}, context {config.context_len}, {_describe_dtype(config)}"
         )
         typer.echo(f"  attention: {describe(config, jax.devices()[0])}")
         num_params = sum(leaf.size for leaf in like.values())
@@ -88,3 +90,9 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _describe_dtype(config: ModelConfig) -> str:
+    """What config.json says, and what dtype="auto" makes of it here."""
+    here = resolve_dtype(EngineConfig(), config, jax.devices()[0].platform).dtype
+    return config.dtype if here == config.dtype else f"{config.dtype} ({here} on this CPU)"

@@ -17,7 +17,7 @@ from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device, memory_of, prepare_jax
 from jbatch.device.process import extra_bytes
 from jbatch.device.programs import programs_for
-from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
+from jbatch.model_dir.resolve import resolve_dtype, resolve_max_model_len, resolve_model
 from jbatch.sampling_params import Sampler, with_unions
 from jbatch.seam.bucket import buckets_of
 
@@ -106,6 +106,7 @@ def report_memory(model_dir: str | Path, config: EngineConfig, gpu_memory: int |
 
         where = f"a GPU with {describe_bytes(gpu_memory)}"
         return make_report(model_dir, config, model, gpu_share(gpu_memory, config), estimate, where, ESTIMATE)
+    model = resolve_dtype(config, model, device.platform)
     memory = memory_of(device) if gpu_memory is None else gpu_share(gpu_memory, config)
     where = (
         device.device_kind

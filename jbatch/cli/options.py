@@ -16,7 +16,8 @@ from jbatch.errors import ConfigError, nearest_name
 from jbatch.sampling_params import SamplingParams
 
 ENGINE_HELP = {
-    "dtype": "Of weights, activations and cache: auto (as config.json says), bfloat16, float16, float32.",
+    "dtype": "Of weights, activations and cache: auto (as config.json says; on a CPU float32), bfloat16, "
+    "float16, float32.",
     "load_format": "auto, or dummy: random weights, for benchmarks.",
     "max_model_len": "Tokens of prompt and output. [default: the model's limit]",
     "max_num_seqs": "Sequences that run at once. [default: as many as prompts, 64 at most]",

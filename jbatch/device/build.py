@@ -18,6 +18,7 @@ from jbatch.device.process.user_fn import LogitsFn, check_logits_fn
 from jbatch.device.programs import DEFAULT_SAMPLERS, StepSpec, largest_programs, programs_for
 from jbatch.device.runner import Runner
 from jbatch.errors import ConfigError
+from jbatch.model_dir.resolve import resolve_dtype
 from jbatch.progress import progress_bar
 from jbatch.sampling_params import Sampler, with_unions
 from jbatch.seam.bucket import Bucket, buckets_of
@@ -32,7 +33,8 @@ def build_runner(
     max_model_len: int,
     logits_fn: LogitsFn | None = None,
 ) -> Runner:
-    """Load a model's weights and compile its steps.
+    """Load a model's weights and compile its steps. `spec.config` of the runner is the model in the dtype
+    that "auto" means on the device.
 
     Raises:
       ConfigError: for what does not fit the device or its memory, and for a function that cannot be compiled.
@@ -40,6 +42,7 @@ def build_runner(
     """
     buckets, samplers = buckets_of(config, max_model_len), samplers_of(config, logits_fn)
     device = find_device(config.device)
+    model = resolve_dtype(config, model, device.platform)
     spec = spec_for(device, config, model, max_model_len, logits_fn)
     if logits_fn is not None:
         for draws in sorted({num_draws(bucket, spec.shape) for bucket in buckets}):

@@ -7,11 +7,13 @@ Weights keep Hugging Face's [out, in] orientation, with qkv grouped by KV head a
 
 from __future__ import annotations
 
+import math
 from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jbatch.config import ModelConfig
@@ -34,6 +36,17 @@ class Attend(Protocol):
 def _param(*shape: int, dtype: str) -> nnx.Param:
     # Only ever traced, by `nnx.eval_shape`: the values come from weights/.
     return nnx.Param(jnp.zeros(shape, dtype))
+
+
+def project(x: Float[Array, "..."], weight: Float[Array, "..."], num_out: int) -> Float[Array, "..."]:
+    """The last axes of `x` times those behind the first `num_out` of `weight`, [*out, *in]: [..., *out].
+
+    As one product of matrices: XLA's CPU compiler copies a weight of more axes in every step.
+    """
+    out, inner = weight.shape[:num_out], weight.shape[num_out:]
+    size, batch = math.prod(inner), x.shape[: x.ndim - len(inner)]
+    flat = lax.dot_general(x.reshape(-1, size), weight.reshape(-1, size), (((1,), (1,)), ((), ())))
+    return flat.reshape(*batch, *out)
 
 
 class RMSNorm(nnx.Module):
@@ -70,7 +83,7 @@ class Attention(nnx.Module):
         layer_idx: int,
         attend: Attend,
     ) -> Float[Array, "*tokens embed"]:
-        qkv = jnp.einsum("...e,kgde->...kgd", x, self.qkv[...])
+        qkv = project(x, self.qkv[...], num_out=3)
         if self.qkv_bias is not None:
             qkv = qkv + self.qkv_bias[...]
         q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
@@ -78,7 +91,7 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotary.rotate(q, cos, sin), rotary.rotate(k, cos, sin)
-        out = jnp.einsum("...hd,ehd->...e", attend(layer_idx, q, k, v), self.o[...])
+        out = project(attend(layer_idx, q, k, v), self.o[...], num_out=1)
         return out if self.o_bias is None else out + self.o_bias[...]
 
 
@@ -92,11 +105,11 @@ class MLP(nnx.Module):
         self.down_bias = _param(config.embed_dim, dtype=config.dtype) if config.mlp_bias else None
 
     def __call__(self, x: Float[Array, "*tokens embed"]) -> Float[Array, "*tokens embed"]:
-        gate_up = jnp.einsum("...e,zme->...zm", x, self.gate_up[...])
+        gate_up = project(x, self.gate_up[...], num_out=2)
         if self.gate_up_bias is not None:
             gate_up = gate_up + self.gate_up_bias[...]
         hidden = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
-        out = jnp.einsum("...m,em->...e", hidden, self.down[...])
+        out = project(hidden, self.down[...], num_out=1)
         return out if self.down_bias is None else out + self.down_bias[...]
 
 

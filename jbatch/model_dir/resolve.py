@@ -11,7 +11,8 @@ from jbatch.model_dir.config_json import load_config
 
 
 def resolve_model(model: str | Path, config: EngineConfig) -> ModelConfig:
-    """The configuration of the model in a directory, in the dtype that `config` names.
+    """The configuration of the model in a directory, in the dtype that `config` names; for "auto" in that of
+    config.json, until `resolve_dtype` knows the device.
 
     Raises:
       ConfigError: for what is no model directory, and for a config.json that jbatch refuses.
@@ -20,6 +21,14 @@ def resolve_model(model: str | Path, config: EngineConfig) -> ModelConfig:
     if config.dtype == "auto":
         return model_config
     return dataclasses.replace(model_config, dtype=config.dtype)
+
+
+def resolve_dtype(config: EngineConfig, model: ModelConfig, platform: str) -> ModelConfig:
+    """The model in the dtype that "auto" means on a platform of JAX's: what config.json says, on a CPU
+    float32, as each step in another dtype would convert all weights."""
+    if config.dtype == "auto" and platform == "cpu":
+        return dataclasses.replace(model, dtype="float32")
+    return model
 
 
 def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:

@@ -45,7 +45,7 @@ def test_another_dtype_is_the_one_it_runs_in(model, tmp_path, capsys):
     config = json.loads((out / "config.json").read_text())
     assert config["dtype"] == "bfloat16" and "torch_dtype" not in config
     ended = run(capsys, "doctor", out)
-    assert ended.code == 0 and "context 256, bfloat16" in ended.out
+    assert ended.code == 0 and "context 256, bfloat16 (float32 on this CPU)" in ended.out
 
 
 def test_a_changed_file_is_named(model, tmp_path, capsys):
