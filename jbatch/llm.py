@@ -321,7 +321,7 @@ class LLM:
 
     def get_tokenizer(self) -> ModelTokenizer | None:
         """The tokenizer and its chat template, or None where the model directory has no tokenizer."""
-        return None if self._tokenizer is None else ModelTokenizer(self._tokenizer, self._chat)
+        return None if self._tokenizer is None else ModelTokenizer(self._tokenizer, self.chat_encoder)
 
     def close(self) -> None:
         """Free the device's memory. The LLM cannot be used afterwards."""
