@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from jbatch.text.chat import ChatEncoder
+from jbatch.text.chat_options import ChatFields, options_of
 from jbatch.text.messages import Conversation
 from jbatch.text.tokenizer import Tokenizer
 
@@ -45,12 +47,15 @@ class ModelTokenizer:
         ids = [token_ids] if isinstance(token_ids, int) else [int(token_id) for token_id in token_ids]
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def apply_chat_template(self, conversation: Conversation, *, tokenize: bool = True) -> list[int] | str:
-        """The prompt that `LLM.chat` makes of a conversation: its token ids, or without `tokenize` its text.
+    def apply_chat_template(
+        self, conversation: Conversation, *, tokenize: bool = True, **options: Unpack[ChatFields]
+    ) -> list[int] | str:
+        """The prompt that `LLM.chat` makes of a conversation, with the same options: its token ids, or without
+        `tokenize` its text.
 
         Raises:
           RequestError: for messages that are refused, and for a model without chat template.
           ConfigError: where transformers or jinja2 is not installed.
         """
-        prompt = self._chat.encode(conversation)
+        prompt = self._chat.encode(conversation, options_of(options))
         return list(prompt.token_ids) if tokenize else prompt.text
