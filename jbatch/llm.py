@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from jbatch.config import EngineConfig, ModeName, PolicyName
 from jbatch.device.build import build_runner
@@ -33,6 +33,7 @@ from jbatch.sampling_params import Sampler, SamplingParams, to_compile
 from jbatch.seam.bucket import Bucket, buckets_of
 from jbatch.seam.runner import Runner
 from jbatch.text.chat import ChatEncoder
+from jbatch.text.chat_options import ChatFields, options_of
 from jbatch.text.messages import Conversation, list_conversations
 from jbatch.text.model_tokenizer import ModelTokenizer
 from jbatch.text.tokenizer import Tokenizer, load_tokenizer
@@ -44,6 +45,7 @@ class LLM:
     Args:
       model: a Hugging Face model directory, or one that `jbatch convert` wrote.
       tokenizer: another directory to take the tokenizer from.
+      chat_template: instead of the model's: a Jinja template, or the path of its file.
       logits_fn: a jittable function (logits [slots, vocab] float32, jbatch.LogitsState) -> logits, compiled
         into every step. Each row of its result must depend on the same row of its arguments alone. A token
         whose logit it sets to -inf is ruled out; a NaN ends that request with an error.
@@ -60,6 +62,7 @@ class LLM:
         model: str | Path,
         *,
         tokenizer: str | Path | None = None,
+        chat_template: str | Path | None = None,
         logits_fn: LogitsFn | None = None,
         **options: Any,
     ):
@@ -76,7 +79,7 @@ class LLM:
         tokenizer_dir = Path(tokenizer or model_dir)
         named = (load_token_id(model_dir, name) for name in ("bos_token_id", "eos_token_id"))
         self._tokenizer = load_tokenizer(tokenizer_dir, *named)
-        self._chat = ChatEncoder(tokenizer_dir, self._tokenizer)
+        self.chat_encoder = ChatEncoder(tokenizer_dir, self._tokenizer, chat_template)
         prepare_jax(self.config)
         self.runner = build_runner(model_dir, self.config, self.model_config, self.max_model_len, logits_fn)
         self._eos_token_ids = _eos_token_ids(model_dir, self._tokenizer)
@@ -142,6 +145,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        **options: Unpack[ChatFields],
     ) -> list[RequestOutput]:
         """Answer conversations, each a list of messages, with the model's chat template.
 
@@ -149,13 +153,17 @@ class LLM:
         output is the rendered text.
 
         Args:
-          messages: one conversation, or a list of them. A message has a role (system, user or assistant) and
-            a content: text, or a list of text parts. Tools are not supported.
+          messages: one conversation, or a list of them. A message has a role (system, developer, user,
+            assistant or tool) and a content, text or a list of text parts; an assistant's may have
+            tool_calls, as OpenAI writes them.
+          options: vLLM's, for all of them: the fields of ChatOptions, by name.
 
         Raises:
-          ConfigError: where transformers or jinja2 is not installed.
+          RequestError: for an option that is refused, naming it.
+          ConfigError: where transformers or jinja2 is not installed, or a template's file cannot be read.
         """
-        rendered = [self._chat.encode_or_error(each) for each in list_conversations(messages)]
+        checked = options_of(options)
+        rendered = [self.chat_encoder.encode_or_error(each, checked) for each in list_conversations(messages)]
         prompts: list[Any] = [
             prompt if isinstance(prompt, RequestError) else list(prompt.token_ids) for prompt in rendered
         ]
@@ -165,12 +173,10 @@ class LLM:
             for prompt, output in zip(rendered, outputs, strict=True)
         ]
 
-    def chat_token_ids(self, messages: Conversation) -> tuple[int, ...]:
-        """The prompt of a conversation: no BOS but the template's, all messages, the answer's beginning.
-
-        Raises RequestError for messages that are refused, and for a model without chat template.
-        """
-        return self._chat.encode(messages).token_ids
+    def chat_token_ids(self, messages: Conversation, **options: Unpack[ChatFields]) -> tuple[int, ...]:
+        """The prompt of one conversation, as `chat` makes it. Raises RequestError for messages that are
+        refused, and for a model without chat template."""
+        return self.chat_encoder.encode(messages, options_of(options)).token_ids
 
     def stream(
         self,
@@ -273,12 +279,12 @@ class LLM:
 
     def get_tokenizer(self) -> ModelTokenizer | None:
         """The tokenizer and its chat template, or None where the model directory has no tokenizer."""
-        return None if self._tokenizer is None else ModelTokenizer(self._tokenizer, self._chat)
+        return None if self._tokenizer is None else ModelTokenizer(self._tokenizer, self.chat_encoder)
 
     def close(self) -> None:
         """Free the device's memory. The LLM cannot be used afterwards."""
         self.runner.close()
-        self._chat.close()
+        self.chat_encoder.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -126,6 +126,7 @@ class SamplingParams:
     logit_bias: dict[int, float] | None = None  # added to the logits of token ids
     allowed_token_ids: list[int] | tuple[int, ...] | None = None  # all others are ruled out
     bad_words: list[str] | tuple[str, ...] | None = None  # texts that may not be completed
+    truncate_prompt_tokens: int | None = None  # keep the last ones; -1: as many as there is room for
 
     def __new__(cls, *args: Any, **options: Any) -> SamplingParams:
         check_option_names(options, cls.__dataclass_fields__, "SamplingParams")
@@ -142,6 +143,10 @@ class SamplingParams:
             raise RequestError("top_p", self.top_p, "must be above 0 and at most 1")
         check_integer("top_k", self.top_k, -1, MAX_ID)
         check_number("min_p", self.min_p, 0, 1)
+        if self.truncate_prompt_tokens is not None:
+            check_integer("truncate_prompt_tokens", self.truncate_prompt_tokens, -1, MAX_ID)
+            if self.truncate_prompt_tokens == 0:
+                raise RequestError("truncate_prompt_tokens", 0, "must be -1, or at least 1")
         _check_lengths(self.min_tokens, self.max_tokens)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:

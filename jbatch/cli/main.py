@@ -64,6 +64,13 @@ def generate(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="May be repeated.")
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Each prompt is a user's message: print the answers alone.")
+    ] = False,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A Jinja template for chats, instead of the model's."),
+    ] = None,
 ) -> None:
     """Complete prompts with a model, and print the texts in the prompts' order (-p), or answer a file of
     JSONL requests, each result written as it comes (-i and -o).
@@ -77,18 +84,27 @@ def generate(
         raise UsageError("give prompts (-p), or an input and an output file (-i and -o)")
     if prompt and job_options:
         raise UsageError("-p takes none of the options of -i")
+    if chat and job_options:
+        raise UsageError("--chat takes -p: the lines of a file are chats where they have messages")
+    if chat_template is not None and not (chat or job_options):
+        raise UsageError("--chat-template takes --chat, or -i")
     if not job_options:
-        _generate_prompts(model, prompt or [], engine_options, sampling_options)
+        _generate_prompts(model, prompt or [], engine_options, sampling_options, chat, chat_template)
         return
     from jbatch.jobs.command import run_generate
 
-    code = run_generate(model, engine_options, sampling_options, job_options, _say)
+    code = run_generate(model, engine_options, sampling_options, job_options, _say, chat_template)
     if code:
         raise typer.Exit(code)
 
 
 def _generate_prompts(
-    model: Path, prompt: list[str], engine_options: dict[str, Any], sampling_options: dict[str, Any]
+    model: Path,
+    prompt: list[str],
+    engine_options: dict[str, Any],
+    sampling_options: dict[str, Any],
+    chat: bool,
+    chat_template: str | None,
 ) -> None:
     from jbatch.llm import LLM
     from jbatch.sampling_params import SamplingParams
@@ -101,14 +117,17 @@ def _generate_prompts(
     defaults = load_sampling_defaults(model, config.generation_config)
     params = SamplingParams(**{**defaults, **sampling_options})
     engine_options.setdefault("max_num_seqs", min(len(prompt), EngineConfig.max_num_seqs))
-    with LLM(model, **engine_options) as llm:
+    with LLM(model, chat_template=chat_template, **engine_options) as llm:
         begin = time.monotonic()
-        outputs = llm.generate(prompt, params)
+        if chat:
+            outputs = llm.chat([[{"role": "user", "content": text}] for text in prompt], params)
+        else:
+            outputs = llm.generate(prompt, params)
         summary, elapsed_s = llm.engine.summary, time.monotonic() - begin
         compilations = llm.runner.compilations_after_warmup
     for number, output in enumerate(outputs, start=1):
         if output.error is None:
-            typer.echo(f"{output.prompt}{output.outputs[0].text}")
+            typer.echo(f"{'' if chat else output.prompt}{output.outputs[0].text}")
         else:
             _say(f"prompt {number} of {len(outputs)}: {output.error}")
     _say(

@@ -73,7 +73,7 @@ class Intake:
           RequestError: naming field, value and limit.
         """
         check_params(params, self.vocab_size, compiled)
-        token_ids = self._token_ids(prompt)
+        token_ids = self._truncated(self._token_ids(prompt), params, is_text=isinstance(prompt, str))
         if params.stop and self.tokenizer is None:
             raise RequestError("stop", list(params.stop), "this model has no tokenizer: use stop_token_ids")
         return Request(
@@ -114,6 +114,21 @@ class Intake:
                     "prompt_token_ids", token_id, f"must be from 0 to {self.vocab_size - 1}, the vocabulary"
                 )
         return tuple(map(int, token_ids))
+
+    def _truncated(
+        self, token_ids: tuple[int, ...], params: SamplingParams, *, is_text: bool
+    ) -> tuple[int, ...]:
+        """The last tokens of a prompt, where the request asks for no more. As in vLLM, a text's
+        begin-of-sequence token stays in front, and counts."""
+        most = params.truncate_prompt_tokens
+        if most == -1:
+            most = max(1, self._max_seq_len - (1 if params.fills_room else params.max_tokens or 0))
+        if most is None or len(token_ids) <= most:
+            return token_ids
+        bos = None if self.tokenizer is None else self.tokenizer.bos_token_id
+        if is_text and token_ids[0] == bos:
+            return (token_ids[0], *token_ids[len(token_ids) - most + 1 :])
+        return token_ids[-most:]
 
     def _max_tokens(self, params: SamplingParams, prompt_len: int) -> int:
         if params.max_tokens is not None and not params.fills_room:

@@ -70,9 +70,10 @@ def _content(prompt: Prompt | RequestError) -> str | Sequence[int]:
         raise prompt
     if not isinstance(prompt, dict):
         return prompt
-    if list(prompt) not in (["prompt"], ["prompt_token_ids"]):
-        raise RequestError("prompt", list(prompt), "a dictionary holds either prompt or prompt_token_ids")
-    return next(iter(prompt.values()))
+    given = {name: value for name, value in prompt.items() if value is not None}
+    if list(given) not in (["prompt"], ["prompt_token_ids"]):
+        raise RequestError("prompt", list(given), "a dictionary holds either prompt or prompt_token_ids")
+    return next(iter(given.values()))
 
 
 def _params_of_each(

@@ -10,10 +10,13 @@ from jbatch.engine.engine import Engine
 from jbatch.errors import ConfigError, JobError, RequestError
 from jbatch.jobs.input import InputLine, Parse, id_of
 from jbatch.jobs.request_line import Form, LineError, RequestLine
-from jbatch.jobs.results import dump, error_result, success_result
-from jbatch.outputs import RequestOutput
+from jbatch.jobs.results import Echo, Failure, dump, error_result, success_result
+from jbatch.outputs import CompletionOutput, RequestOutput
+from jbatch.text.chat_options import ChatOptions
+from jbatch.text.messages import Message
 
-EncodeChat = Callable[[Sequence[dict[str, Any]]], Sequence[int]]  # messages to token ids; raises RequestError
+EncodeChat = Callable[[Sequence[Message], ChatOptions], Sequence[int]]  # to token ids; raises RequestError
+MAX_LINES = 2**32  # of an input: the seeds of a line's further prompts are counted from here
 
 
 class LineResult(NamedTuple):
@@ -22,12 +25,12 @@ class LineResult(NamedTuple):
     line_no: int
     raw: bytes
     error_code: str | None = None  # None: an answer
-    output: RequestOutput | None = None  # what the answer is made of
+    outputs: Sequence[RequestOutput] = ()  # what the answer is made of, one for each prompt
 
 
 @dataclasses.dataclass(slots=True)
 class Pending:
-    """A line that the engine has."""
+    """A line that the engine has: a request for each of its prompts."""
 
     line_no: int
     custom_id: str
@@ -35,10 +38,18 @@ class Pending:
     bound: int  # tokens at most
     num_bytes: int  # of the line
     num_tokens: int = 0  # so far
+    outputs: dict[str, RequestOutput] = dataclasses.field(default_factory=dict)  # by request id, as they end
 
     @property
-    def request_id(self) -> str:
-        return str(self.line_no)
+    def request_ids(self) -> list[str]:
+        """Of its prompts, in order."""
+        first = str(self.line_no)
+        return [first, *(f"{first}.{idx}" for idx in range(1, self.request.num_prompts))]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of its requests have ended."""
+        return len(self.outputs) == self.request.num_prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,43 +79,97 @@ class Answerer:
             len(line.raw),
         )
         try:
-            prompt: Any = request.prompt
-            if request.messages is not None:
-                prompt = list(self.encode_chat(request.messages))
-            self.engine.add_request(pending.request_id, prompt, request.params, index=line.line_no - 1)
+            self._add_requests(pending)
         except RequestError as error:
-            return _failed(pending, error.code, str(error))
+            return _failed(pending, Failure(error.code, str(error), error.field))
         except ConfigError as error:  # something is missing here, and the line is right
             raise JobError(str(error)) from error
         except Exception as error:  # a tokenizer's or a template's, of this line alone
-            return _failed(pending, "internal_error", f"{type(error).__name__}: {error}")
+            return _failed(pending, _internal(error))
         return pending
 
-    def answer(self, pending: Pending, output: RequestOutput) -> LineResult:
-        """The result of a line that has left the engine: an error where all of its samples are."""
-        if output.error is not None and all(sample.error is not None for sample in output.outputs):
-            return _failed(pending, "generation_failed", output.error)
+    def _add_requests(self, pending: Pending) -> None:
+        """Queue a request for each prompt, or none where that raises: RequestError, with the index of the
+        prompt where there are several."""
+        request, request_ids = pending.request, pending.request_ids
+        prompts: Sequence[Any] = request.prompts
+        if request.chat is not None:
+            prompts = [list(self.encode_chat(request.chat.messages, request.chat.options))]
+        for idx, (request_id, prompt) in enumerate(zip(request_ids, prompts, strict=True)):
+            try:
+                index = pending.line_no - 1 + idx * MAX_LINES
+                self.engine.add_request(request_id, prompt, request.params, index=index)
+            except Exception as error:
+                for earlier in request_ids[:idx]:
+                    self.engine.abort(earlier)
+                if len(prompts) > 1 and isinstance(error, RequestError):
+                    raise _of_prompt(error, idx) from error
+                raise
+
+    def answer(self, pending: Pending) -> LineResult:
+        """The result of a line that has left the engine: an error where all samples of a prompt are."""
+        outputs = [pending.outputs[request_id] for request_id in pending.request_ids]
+        for idx, output in enumerate(outputs):
+            if output.error is not None and all(sample.error is not None for sample in output.outputs):
+                where = f"prompt[{idx}]: " if len(outputs) > 1 else ""
+                return _failed(pending, Failure("generation_failed", f"{where}{output.error}"))
         try:
-            raw = dump(success_result(pending.request, pending.custom_id, output))
+            request = pending.request
+            echoes = [
+                [self._echo(request, output, sample) for sample in output.outputs]
+                for output in outputs
+                if request.echo
+            ]
+            raw = dump(success_result(request, pending.custom_id, outputs, echoes))
         except Exception as error:  # of this text alone
-            return _failed(pending, "internal_error", f"{type(error).__name__}: {error}")
-        return LineResult(pending.line_no, raw, output=output)
+            return _failed(pending, _internal(error))
+        return LineResult(pending.line_no, raw, outputs=outputs)
+
+    def _echo(self, request: RequestLine, output: RequestOutput, sample: CompletionOutput) -> Echo:
+        """What is shown of a prompt in front of a sample: its text as it was given, or that of its token ids
+        (without a character that begins in them and ends in the sample, which has it)."""
+        tokenizer, params, text = self.engine.tokenizer, request.params, output.prompt
+        if tokenizer is None:
+            return Echo(text or "", None, None)
+        prompt, skip = output.prompt_token_ids, params.skip_special_tokens
+        if text is None or params.truncate_prompt_tokens is not None:
+            whole = tokenizer.decode(prompt + sample.token_ids, skip_special_tokens=skip)
+            added = tokenizer.decode(sample.token_ids, after=prompt, skip_special_tokens=skip)
+            text = whole[: len(whole) - len(added)]
+        if params.logprobs is None:
+            return Echo(text, None, None)
+        offsets = tokenizer.text_offsets(prompt, skip_special_tokens=skip)
+        first = tokenizer.token_text(prompt[0]).text
+        return Echo(text, first, [min(offset, len(text)) for offset in offsets])
 
     def _bound(self, request: RequestLine) -> int:
         params = request.params
         room = self.engine.scheduler.max_seq_len
-        return params.n * (room if params.max_tokens is None else params.max_tokens)
+        most = room if params.max_tokens is None else params.max_tokens
+        return request.num_prompts * params.n * most
 
 
 def refuse(line: InputLine, error: LineError) -> LineResult:
     """The result of a line that asks for nothing that can be served."""
     custom_id = id_of(line.line_no, error.custom_id)
-    return _error(error.form, custom_id, line.line_no, error.code, error.message)
+    return _error(error.form, custom_id, line.line_no, Failure(error.code, error.message, error.field))
 
 
-def _failed(pending: Pending, code: str, message: str) -> LineResult:
-    return _error(pending.request.form, pending.custom_id, pending.line_no, code, message)
+def _of_prompt(error: RequestError, idx: int) -> RequestError:
+    """The error of one prompt of several."""
+    field = "prompt_token_ids" if error.field.startswith("prompt_token_ids") else error.field
+    if field not in ("prompt", "prompt_token_ids"):
+        return error  # of the parameters, which all share
+    return RequestError(f"prompt[{idx}]", error.value, error.reason, code=error.code)
 
 
-def _error(form: Form | None, custom_id: str, line_no: int, code: str, message: str) -> LineResult:
-    return LineResult(line_no, dump(error_result(form, custom_id, line_no, code, message)), code)
+def _internal(error: Exception) -> Failure:
+    return Failure("internal_error", f"{type(error).__name__}: {error}")
+
+
+def _failed(pending: Pending, failure: Failure) -> LineResult:
+    return _error(pending.request.form, pending.custom_id, pending.line_no, failure)
+
+
+def _error(form: Form | None, custom_id: str, line_no: int, failure: Failure) -> LineResult:
+    return LineResult(line_no, dump(error_result(form, custom_id, line_no, failure)), failure.code)

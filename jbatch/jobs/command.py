@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from jbatch.jobs.state import JobState, fingerprint
 from jbatch.model_dir.generation_json import load_sampling_defaults
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.sampling_params import SamplingParams, to_compile
+from jbatch.text.chat_options import read_chat_template
 
 DEPENDS_ON = ("seed", "dtype", "max_model_len", "load_format")  # engine options that change the texts
 
@@ -29,10 +31,14 @@ def run_generate(
     sampling_options: dict[str, Any],
     job_options: dict[str, Any],
     say: Say,
+    chat_template: str | None = None,
 ) -> int:
     """The exit code of `jbatch generate -i`: 0 where every line has an answer, 1 where some results are
     errors, 3 where the job had to stop, 130 and 143 after SIGINT and SIGTERM; all but the first two can go
     on with the same command.
+
+    Args:
+      chat_template: instead of the model's, for lines that name none: its text, or the path of its file.
 
     Raises:
       ConfigError: for what is refused before it begins.
@@ -52,24 +58,31 @@ def run_generate(
         if getattr(params, name) != getattr(default, name)
     }
     files = fingerprint(model)
+    if chat_template is not None:
+        files["--chat-template"] = hashlib.sha256(read_chat_template(chat_template).encode()).hexdigest()
 
     def state_of(sha256: str) -> JobState:
         engine = {name: getattr(config, name) for name in DEPENDS_ON}
         return JobState(input=sha256, shard=options.shard, model=files, engine=engine, sampling=changed)
 
     parse = functools.partial(parse_line, defaults=defaults)
-    load = functools.partial(_load, model, engine_options, parse)
+    load = functools.partial(_load, model, {**engine_options, "chat_template": chat_template}, parse)
     in_force = {name: value for name, value in of_model.items() if name not in sampling_options}
     return run_command(JobCommand(options, state_of, parse, load, say, in_force))
 
 
 @contextmanager
-def _load(model: Path, engine_options: dict[str, Any], parse: Parse, scan: Scan) -> Iterator[Answerer]:
+def _load(model: Path, llm_options: dict[str, Any], parse: Parse, scan: Scan) -> Iterator[Answerer]:
     """Load the model, with what the lines need."""
     from jbatch.llm import LLM  # loads jax
 
-    options = dict(engine_options)
+    options = dict(llm_options)
     options.setdefault("max_num_seqs", min(max(scan.num_samples, 1), EngineConfig.max_num_seqs))
     options["samplers"] = [sampler.name.lower() for sampler in to_compile(scan.samplers)] or ["greedy"]
     with LLM(model, **options) as llm:
-        yield Answerer(llm.engine, parse, llm.chat_token_ids, lambda: llm.runner.compilations_after_warmup)
+        yield Answerer(
+            llm.engine,
+            parse,
+            lambda messages, options: llm.chat_encoder.encode(messages, options).token_ids,
+            lambda: llm.runner.compilations_after_warmup,
+        )

@@ -16,8 +16,8 @@ import numpy as np
 
 from jbatch.errors import ConfigError
 from jbatch.jobs.options import Shard
-from jbatch.jobs.request_line import MAX_LINE_BYTES, LineError, RequestLine
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.jobs.request_line import MAX_LINE_BYTES, LineError, RequestLine, wide_encoding
+from jbatch.sampling_params import Sampler
 
 BOM = b"\xef\xbb\xbf"
 DIGEST_BYTES = 16  # two of 10 million ids share one by chance with probability 1.5e-25
@@ -123,7 +123,7 @@ class Scan(NamedTuple):
     num_lines: int  # not blank
     num_requests: int  # lines of the shard, wrong ones included
     num_wrong: int
-    num_samples: int  # that the others ask for: n each
+    num_samples: int  # that the others ask for: n for each prompt
     ids: Ids  # of the shard
     samplers: tuple[Sampler, ...]  # ascending: what the lines need to draw their tokens
     max_tokens: int  # of all lines that have it, by themselves or by default, their sum over all samples
@@ -140,13 +140,16 @@ def scan_input(
       on_read: gets the number of bytes read, now and then.
 
     Raises:
-      ConfigError: for a custom_id that appears twice, in whichever shard, naming the lines.
+      ConfigError: for a custom_id that appears twice, in whichever shard, naming the lines; and for a file
+        that is UTF-16 or UTF-32, in which no line is right.
     """
     sha256, everywhere, ids = hashlib.sha256(), Ids(), Ids()
     num_wrong = num_samples = max_tokens = num_unbounded = num_by_room = line_no = 0
     samplers: set[Sampler] = set()
     for line_no, raw in read_lines(file, sha256.update):
-        custom_id, params = _id_and_params(parse, raw)
+        if line_no == 1:
+            _check_encoding(file, raw)
+        custom_id, line = _id_and_line(parse, raw)
         everywhere.add(id_of(line_no, custom_id), line_no)
         if line_no % REPORT_EVERY == 0:
             on_read(file.tell())
@@ -154,14 +157,15 @@ def scan_input(
             continue
         if shard.num_shards > 1:
             ids.add(id_of(line_no, custom_id), line_no)
-        if params is None:
+        if line is None:
             num_wrong += 1
             continue
+        params, line_samples = line.params, line.num_prompts * line.params.n
         samplers.add(params.sampler)
-        num_samples += params.n
-        max_tokens += (params.max_tokens or 0) * params.n
-        num_unbounded += params.n * (params.max_tokens is None)
-        num_by_room += params.n * params.fills_room
+        num_samples += line_samples
+        max_tokens += (params.max_tokens or 0) * line_samples
+        num_unbounded += line_samples * (params.max_tokens is None)
+        num_by_room += line_samples * params.fills_room
     _check_unique(everywhere)
     if shard.num_shards > 1:
         ids.sort()
@@ -181,13 +185,20 @@ def scan_input(
     )
 
 
-def _id_and_params(parse: Parse, raw: bytes) -> tuple[str | None, SamplingParams | None]:
-    """What a line is called and asks for; no parameters where it is wrong."""
+def _check_encoding(file: BinaryIO, first_line: bytes) -> None:
+    """Raise ConfigError for what some editors and shells write instead of UTF-8."""
+    if (encoding := wide_encoding(first_line)) is not None:
+        reason = f"is {encoding}, and must be UTF-8: convert it (iconv -f {encoding} -t UTF-8)"
+        raise ConfigError("input", str(getattr(file, "name", "...")), reason)
+
+
+def _id_and_line(parse: Parse, raw: bytes) -> tuple[str | None, RequestLine | None]:
+    """What a line is called and asks for; nothing where it is wrong."""
     try:
         line = parse(raw)
     except LineError as error:
         return error.custom_id, None
-    return line.custom_id, line.params
+    return line.custom_id, line
 
 
 def _check_unique(ids: Ids) -> None:

@@ -24,5 +24,5 @@ class Ledger:
         self.done.add(result.line_no, offset, is_error=result.error_code is not None)
         if result.error_code is not None:
             self.summary.add_error(result.error_code)
-        elif result.output is not None:
-            self.summary.add(result.output)
+        else:
+            self.summary.add(result.outputs)

@@ -7,18 +7,18 @@ by the function that checks those of LLM.chat. No other module of a job needs py
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from jbatch.errors import JBatchError, RequestError, unknown_field
 from jbatch.sampling_params import MAX_ID, SamplingParams
-from jbatch.text.messages import check_messages
+from jbatch.text.chat_options import ChatOptions
+from jbatch.text.messages import Message, check_messages
 
 try:
     from pydantic import (
         AfterValidator,
         BaseModel,
-        BeforeValidator,
         ConfigDict,
         Discriminator,
         Field,
@@ -36,12 +36,14 @@ MAX_CUSTOM_ID_CHARS = 512
 MAX_PROMPT_CHARS = 2**20  # of all messages together, too; a tokenizer takes seconds for that
 MAX_PROMPT_TOKENS = 2**20
 MAX_MESSAGES = 2048  # and parts of a content
+MAX_PROMPTS = 2048  # of one line
 
 SAMPLING_FIELDS = tuple(SamplingParams.__dataclass_fields__)
+CHAT_FIELDS = tuple(ChatOptions.__dataclass_fields__)  # which ChatOptions checks
 IGNORED = ("model", "user", "metadata", "service_tier", "store", "safety_identifier", "prompt_cache_key")
 REFUSED: dict[str, tuple[Any, ...]] = {  # unless null or one of these values, which ask for nothing
-    **dict.fromkeys(("stream", "echo"), (False,)),
-    **dict.fromkeys(("tools", "functions"), ([],)),
+    "stream": (False,),
+    "functions": ([],),
     **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
     "parallel_tool_calls": (False, True),
     "best_of": (1,),
@@ -86,35 +88,36 @@ class _Strict(BaseModel):
             if name in cls.elsewhere:
                 raise RequestError(name, data[name], "belongs in body", code="unknown_field")
             if name not in cls.model_fields:
-                known = [field for field in cls.model_fields if field not in REFUSED]
+                known = [field for field in cls.model_fields if field not in (*REFUSED, *IGNORED)]
                 raise unknown_field("", name, data[name], known, cls.called)
         return data
 
 
 def _kind(value: Any) -> str:
-    return "list" if isinstance(value, list) else "text"
+    return "ids" if isinstance(value, list) else "text"
 
 
-def _single_prompt(value: Any) -> Any:
-    """A prompt, or the only one in a list: OpenAI takes several, each of which gets choices of its own."""
-    if not isinstance(value, list) or not value or not isinstance(value[0], (str, list)):
-        return value
-    if len(value) > 1:
-        raise RequestError("prompt", value, "must be one prompt: write one line for each")
-    return value[0]
+def _kind_of_prompts(value: Any) -> str:
+    """A list of integers is one prompt, as in OpenAI's API."""
+    return "list" if isinstance(value, list) and value and isinstance(value[0], (str, list)) else _kind(value)
 
 
-def _messages(value: Any) -> tuple[dict[str, str], ...]:
+def _messages(value: Any) -> tuple[Message, ...]:
     """Messages as LLM.chat takes them, within the bounds of a line."""
     messages = check_messages(value)
-    contents = {f"messages[{idx}].content": message["content"] for idx, message in enumerate(value)}
-    for path, items in {"messages": value, **contents}.items():
-        if isinstance(items, list) and len(items) > MAX_MESSAGES:
-            raise RequestError(path, items, f"must have at most {MAX_MESSAGES} items")
+    _check_length("messages", value)
+    for idx, message in enumerate(value):
+        if isinstance(content := message.get("content"), list):
+            _check_length(f"messages[{idx}].content", content)
     num_chars = sum(len(message["content"]) for message in messages)
     if num_chars > MAX_PROMPT_CHARS:
         raise RequestError("messages", f"{num_chars} characters", f"must have at most {MAX_PROMPT_CHARS}")
     return tuple(messages)
+
+
+def _check_length(path: str, items: Sequence[Any]) -> None:
+    if len(items) > MAX_MESSAGES:
+        raise RequestError(path, items, f"must have at most {MAX_MESSAGES} items")
 
 
 def _nothing_but(field: str, values: tuple[Any, ...]) -> Any:
@@ -135,9 +138,13 @@ TokenIds = Annotated[
     Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_TOKENS),
 ]
 TextOrTokenIds = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[TokenIds, Tag("list")],
-    Discriminator(_kind),
-    BeforeValidator(_single_prompt),
+    Annotated[Text, Tag("text")] | Annotated[TokenIds, Tag("ids")], Discriminator(_kind)
+]
+Prompts = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[TokenIds, Tag("ids")]
+    | Annotated[list[TextOrTokenIds], Tag("list"), Field(fail_fast=True, max_length=MAX_PROMPTS)],
+    Discriminator(_kind_of_prompts),
 ]
 Messages = Annotated[Any, PlainValidator(_messages)]
 
@@ -146,10 +153,10 @@ class Envelope(_Strict):
     """An OpenAI batch line."""
 
     called = "a batch line"
-    elsewhere = frozenset((*SAMPLING_FIELDS, *IGNORED, *REFUSED, "prompt", "messages"))
+    elsewhere = frozenset((*SAMPLING_FIELDS, *CHAT_FIELDS, *IGNORED, *REFUSED, "prompt", "messages", "echo"))
     custom_id: CustomId
     method: Literal["POST"]
-    url: Literal["/v1/completions", "/v1/chat/completions"]
+    url: Literal["/v1/completions", "/v1/chat/completions", "/completions", "/chat/completions"]
     body: dict[str, Any]
 
 
@@ -165,14 +172,24 @@ def _form(called: str, without: tuple[str, ...] = (), **own: Any) -> Any:
     return form
 
 
+_CHAT_FIELDS: dict[str, Any] = dict.fromkeys(CHAT_FIELDS, (Any, None))
+_NO_ECHO = (_nothing_but("echo", (False,)), None)
 Bare = _form(
     "a line",
     custom_id=(CustomId, None),
     prompt=(Text, None),
     prompt_token_ids=(TokenIds, None),
     messages=(Messages, None),
+    echo=_NO_ECHO,
+    **_CHAT_FIELDS,
 )
-Completions = _form("a completions body", ("detokenize",), prompt=(TextOrTokenIds, ...))
+Completions = _form(
+    "a completions body",
+    ("detokenize",),
+    prompt=(Prompts, ...),
+    echo=(bool, None),
+    tools=(_nothing_but("tools", ([],)), None),
+)
 Chat = _form(
     "a chat body",
     ("detokenize",),
@@ -180,6 +197,8 @@ Chat = _form(
     logprobs=(bool, None),
     top_logprobs=(Any, None),
     max_completion_tokens=(Any, None),
+    echo=_NO_ECHO,
+    **_CHAT_FIELDS,
 )
 
 

@@ -58,29 +58,30 @@ class Job:
     def _feed(self, lines: Iterator[InputLine]) -> bool:
         """Fill the window; False at the end of the input. Wrong lines take no room in it, and long ones take
         their time: neither may keep the device waiting, so what is read at once is bounded, too."""
-        num_bytes = 0
-        for _ in range(self._window - len(self._pending)):
+        num_bytes, room = 0, self._window - len(self._pending)  # in requests: a line may have several
+        while room > 0:
             if self._bytes_pending > MAX_BYTES_PENDING:
                 break
             line = next(lines, None)
             if line is None:
                 return False
-            self._admit(line)
+            room -= self._admit(line)
             num_bytes += len(line.raw)
             if num_bytes > MAX_BYTES_AT_ONCE:
                 break
         return True
 
-    def _admit(self, line: InputLine) -> None:
-        """Give a line to the engine, or write why not."""
+    def _admit(self, line: InputLine) -> int:
+        """Give a line to the engine, or write why not; how much of the window that was worth."""
         admitted = self._answerer.admit(line)
         if isinstance(admitted, LineResult):
             self._tokens_left.skip()
             self._ledger.write(admitted)
-            return
-        self._pending[admitted.request_id] = admitted
+            return 1
+        self._pending |= dict.fromkeys(admitted.request_ids, admitted)
         self._bytes_pending += admitted.num_bytes
         self._tokens_left.begin(admitted.bound)
+        return admitted.request.num_prompts
 
     def _step(self) -> None:
         try:
@@ -96,11 +97,15 @@ class Job:
             self._end(output)
 
     def _end(self, output: RequestOutput) -> None:
-        """Write the result of a request that has left the engine."""
-        pending = self._pending.pop(output.request_id)
-        self._bytes_pending -= pending.num_bytes
-        self._tokens_left.end(pending.bound, pending.num_tokens)
-        self._ledger.write(self._answerer.answer(pending, output))
+        """Take in a request that has left the engine; the last one of its line writes the line's result."""
+        pending = self._pending.pop(output.request_id, None)
+        if pending is None:  # of a line that was refused for another of its prompts
+            return
+        pending.outputs[output.request_id] = output
+        if pending.complete:
+            self._bytes_pending -= pending.num_bytes
+            self._tokens_left.end(pending.bound, pending.num_tokens)
+            self._ledger.write(self._answerer.answer(pending))
         self._watch_non_finite(output)
 
     def _watch_non_finite(self, output: RequestOutput) -> None:

@@ -6,12 +6,14 @@ docs/jsonl.md shows all of it.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from jbatch.errors import MAX_NAME_CHARS, JBatchError, RequestError
 from jbatch.jobs.line_forms import (
+    CHAT_FIELDS,
     MAX_CUSTOM_ID_CHARS,
     SAMPLING_FIELDS,
     Bare,
@@ -22,11 +24,26 @@ from jbatch.jobs.line_forms import (
     load_json,
 )
 from jbatch.sampling_params import SamplingParams
+from jbatch.text.chat_options import ChatOptions
+from jbatch.text.messages import Message
 
 MAX_LINE_BYTES = 8 * 2**20
 
+NO_OPTIONS = ChatOptions()
 Form = Literal["bare", "completions", "chat"]  # how the answer is shaped
-FORMS: dict[str, Form] = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
+FORMS: dict[str, Form] = {
+    "/v1/completions": "completions",
+    "/v1/chat/completions": "chat",
+    "/completions": "completions",  # Azure's
+    "/chat/completions": "chat",
+}
+
+
+class ChatLine(NamedTuple):
+    """A conversation, and how it becomes a prompt."""
+
+    messages: tuple[Message, ...]
+    options: ChatOptions = NO_OPTIONS
 
 
 class RequestLine(NamedTuple):
@@ -34,10 +51,16 @@ class RequestLine(NamedTuple):
 
     form: Form
     custom_id: str | None  # None: a bare line without one
-    prompt: str | tuple[int, ...] | None  # text or token ids; either this or `messages`
-    messages: tuple[dict[str, str], ...] | None  # role, content, and name where it was given
-    params: SamplingParams
+    prompts: tuple[str | tuple[int, ...], ...]  # texts or token ids; none where there is a chat
+    chat: ChatLine | None
+    params: SamplingParams  # of each prompt
     model: str | None = None  # as the line names it: the answer repeats it
+    echo: bool = False  # show the prompt in front of each answer
+    prompt_logprobs: int | None = None  # to show by themselves; `params` may ask for more, for `echo`
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.prompts) or 1
 
 
 class LineError(JBatchError, ValueError):
@@ -94,6 +117,8 @@ def _load(raw: bytes) -> dict[str, Any]:
     if len(raw) > MAX_LINE_BYTES:
         reason = f"the line has more than {MAX_LINE_BYTES} bytes"
         raise LineError("line_too_long", reason, custom_id=_first_custom_id(raw))
+    if (encoding := wide_encoding(raw)) is not None:
+        raise LineError("invalid_json", f"no valid JSON: the line is {encoding}, and must be UTF-8")
     try:
         data = load_json(raw.removeprefix(b"\xef\xbb\xbf"))
     except ValueError as error:
@@ -105,6 +130,16 @@ def _load(raw: bytes) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise LineError("invalid_request", f"must be a JSON object, and is of type {type(data).__name__}")
     return data
+
+
+def wide_encoding(raw: bytes) -> str | None:
+    """UTF-16 or UTF-32, where the beginning of a line or a file looks like it: JSON begins with ASCII, which
+    has NULs beside it there. None for what is neither."""
+    if raw.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")) or raw[:4].count(0) == 3:
+        return "UTF-32"
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(raw) > 1 and raw[:2].count(0) == 1):
+        return "UTF-16"
+    return None
 
 
 def _first_custom_id(raw: bytes) -> str | None:
@@ -136,16 +171,48 @@ def _request(form: Form, fields: dict[str, Any], defaults: Mapping[str, Any]) ->
     if len(given) != 1:
         reason = "a line has one of prompt, prompt_token_ids and messages"
         raise RequestError("prompt", " and ".join(given) or None, reason)
-    prompt = fields.get("prompt", fields.get("prompt_token_ids"))
     model = fields.get("model")
-    return RequestLine(
+    params = _params(fields, defaults, chat=form == "chat")
+    line = RequestLine(
         form=form,
         custom_id=fields.get("custom_id"),
-        prompt=tuple(prompt) if isinstance(prompt, list) else prompt,
-        messages=fields.get("messages"),
-        params=_params(fields, defaults, chat=form == "chat"),
+        prompts=_prompts(fields.get("prompt", fields.get("prompt_token_ids"))),
+        chat=_chat(fields),
+        params=params,
         model=model if isinstance(model, str) else None,
+        prompt_logprobs=params.prompt_logprobs,
     )
+    return _echoing(line) if fields.get("echo") else line
+
+
+def _prompts(given: Any) -> tuple[str | tuple[int, ...], ...]:
+    """The prompts of a line: a text or token ids, or a list of these."""
+    if given is None:
+        return ()
+    if isinstance(given, str):
+        return (given,)
+    if isinstance(given[0], int):
+        return (tuple(given),)
+    return tuple(tuple(prompt) if isinstance(prompt, list) else prompt for prompt in given)
+
+
+def _chat(fields: dict[str, Any]) -> ChatLine | None:
+    options = {name: fields[name] for name in CHAT_FIELDS if name in fields}
+    if "messages" in fields:
+        return ChatLine(fields["messages"], ChatOptions(**options) if options else NO_OPTIONS)
+    for name, value in options.items():
+        if value not in ([], {}):
+            raise RequestError(name, value, "takes messages", code="unsupported_field")
+    return None
+
+
+def _echoing(line: RequestLine) -> RequestLine:
+    """The line with the log-probabilities of its prompt, where those of its answer are asked for."""
+    params = line.params
+    if params.logprobs is not None:
+        most = max(params.logprobs, params.prompt_logprobs or 0)
+        params = dataclasses.replace(params, prompt_logprobs=most)
+    return line._replace(params=params, echo=True)
 
 
 def _params(fields: dict[str, Any], defaults: Mapping[str, Any], *, chat: bool) -> SamplingParams:

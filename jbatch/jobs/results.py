@@ -8,55 +8,115 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jbatch.outputs import CompletionOutput, Logprob, RequestOutput
+from jbatch.jobs.logprob_forms import (
+    Tokens,
+    by_token_id,
+    chat_logprobs,
+    completions_logprobs,
+    finite,
+    prompt_logprobs,
+)
+from jbatch.outputs import CompletionOutput, RequestOutput
 from jbatch.sampling_params import SamplingParams
 
 if TYPE_CHECKING:  # it needs pydantic
     from jbatch.jobs.request_line import Form, RequestLine
 
-LEAST_LOGPROB = -9999.0  # JSON has no infinity; vLLM's value
+OK, REFUSED, FAILED = 200, 400, 500  # HTTP's
+SERVER_ERRORS = ("generation_failed", "internal_error")  # codes of requests that were right
 OBJECTS = {"completions": ("text_completion", "cmpl"), "chat": ("chat.completion", "chatcmpl")}
 
 
-def success_result(line: RequestLine, custom_id: str, output: RequestOutput) -> dict[str, Any]:
-    """The result of a request that was answered, by some of its samples at least."""
+class Failure(NamedTuple):
+    """Why a line has no answer."""
+
+    code: str
+    message: str
+    field: str | None = None  # of the line, where it is one
+
+
+class Echo(NamedTuple):
+    """A prompt, to be shown in front of an answer."""
+
+    text: str
+    first_token: str | None  # the text of the first token, of which nothing else is known
+    text_offset: Sequence[int] | None  # where its tokens begin in the text
+
+
+class _Shown(NamedTuple):
+    """A sample, with what is shown of its prompt."""
+
+    sample: CompletionOutput
+    text: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[Tokens | None] | None
+    text_offset: Sequence[int] | None
+    first_token: str | None = None
+
+
+def success_result(
+    line: RequestLine, custom_id: str, outputs: Sequence[RequestOutput], echoes: Sequence[Sequence[Echo]] = ()
+) -> dict[str, Any]:
+    """The result of a line that was answered: of each of its prompts, some samples at least.
+
+    Args:
+      outputs: of its prompts, in order.
+      echoes: of its prompts, for each sample, where the line asks for them.
+    """
     if line.form == "bare":
-        return {"custom_id": custom_id, **_bare_answer(output), "usage": _usage(output)}
+        return {"custom_id": custom_id, **_bare_answer(outputs[0]), "usage": _usage(outputs)}
     name, prefix = OBJECTS[line.form]
     key = _key(custom_id)
-    if line.form == "completions":
-        choices = [_completions_choice(sample) for sample in output.outputs]
-    else:
-        choices = [_chat_choice(sample, line.params) for sample in output.outputs]
     body: dict[str, Any] = {
         "id": f"{prefix}-{key}",
         "object": name,
         "created": 0,
         "model": line.model or "",
-        "choices": choices,
-        "usage": _usage(output),
+        **_choices(line, outputs, echoes),
+        "usage": _usage(outputs),
     }
-    if output.prompt_logprobs is not None:
-        body["prompt_logprobs"] = _by_token_id(output.prompt_logprobs)
-    response = {"status_code": 200, "request_id": f"req-{key}", "body": body}
-    return {"id": f"batch_req_{key}", "custom_id": custom_id, "response": response, "error": None}
+    if line.prompt_logprobs is not None:
+        of_prompts = [prompt_logprobs(output, line.prompt_logprobs) for output in outputs]
+        body["prompt_logprobs"] = of_prompts[0] if len(of_prompts) == 1 else of_prompts
+    return _envelope(custom_id, OK, body)
 
 
-def error_result(form: Form | None, custom_id: str, line_no: int, code: str, message: str) -> dict[str, Any]:
-    """The result of a line that was refused, or of a request that failed.
+def error_result(form: Form | None, custom_id: str, line_no: int, failure: Failure) -> dict[str, Any]:
+    """The result of a line that was refused, or of a request that failed. An OpenAI line's is a response, as
+    in OpenAI's own files: the request was made, and refused.
 
     Args:
-      form: None where it could not be told; the result then has OpenAI's form, which has all of the others.
+      form: None where it could not be told: there was no request, and the error stands alone.
       line_no: of the input, from 1.
     """
-    error: dict[str, Any] = {"code": code, "message": message, "line": line_no}
-    if form == "bare":
-        return {"custom_id": custom_id, "error": error}
-    return {"id": f"batch_req_{_key(custom_id)}", "custom_id": custom_id, "response": None, "error": error}
+    if form is None or form == "bare":
+        error = {"code": failure.code, "message": failure.message, "line": line_no}
+        if form == "bare":
+            return {"custom_id": custom_id, "error": error}
+        return {
+            "id": f"batch_req_{_key(custom_id)}",
+            "custom_id": custom_id,
+            "response": None,
+            "error": error,
+        }
+    ours = failure.code in SERVER_ERRORS
+    error = {
+        "message": failure.message,
+        "type": "server_error" if ours else "invalid_request_error",
+        "param": failure.field,
+        "code": failure.code,
+        "line": line_no,
+    }
+    return _envelope(custom_id, FAILED if ours else REFUSED, {"error": error})
+
+
+def _envelope(custom_id: str, status_code: int, body: dict[str, Any]) -> dict[str, Any]:
+    key = _key(custom_id)
+    response = {"status_code": status_code, "request_id": f"req-{key}", "body": body}
+    return {"id": f"batch_req_{key}", "custom_id": custom_id, "response": response, "error": None}
 
 
 def dump(result: dict[str, Any]) -> bytes:
@@ -70,9 +130,9 @@ def _key(custom_id: str) -> str:
     return hashlib.sha256(custom_id.encode()).hexdigest()[:24]
 
 
-def _usage(output: RequestOutput) -> dict[str, int]:
-    prompt = len(output.prompt_token_ids)
-    completion = sum(len(sample.token_ids) for sample in output.outputs)
+def _usage(outputs: Sequence[RequestOutput]) -> dict[str, int]:
+    prompt = sum(len(output.prompt_token_ids) for output in outputs)
+    completion = sum(len(sample.token_ids) for output in outputs for sample in output.outputs)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
@@ -85,7 +145,7 @@ def _bare_answer(output: RequestOutput) -> dict[str, Any]:
         indices = [sample.index for sample in output.outputs]
         answer = {"outputs": [{"index": idx, **flat} for idx, flat in zip(indices, answers, strict=True)]}
     if output.prompt_logprobs is not None:
-        answer["prompt_logprobs"] = _by_token_id(output.prompt_logprobs)
+        answer["prompt_logprobs"] = by_token_id(output.prompt_logprobs)
     return answer
 
 
@@ -97,9 +157,9 @@ def _bare_output(sample: CompletionOutput) -> dict[str, Any]:
         "stop_reason": sample.stop_reason,
     }
     if sample.logprobs is not None:
-        answer["logprobs"] = _by_token_id(sample.logprobs)
+        answer["logprobs"] = by_token_id(sample.logprobs)
     if sample.cumulative_logprob is not None:
-        answer["cumulative_logprob"] = _finite(sample.cumulative_logprob)
+        answer["cumulative_logprob"] = finite(sample.cumulative_logprob)
     return _with_error(answer, sample)
 
 
@@ -108,38 +168,53 @@ def _with_error(answer: dict[str, Any], sample: CompletionOutput) -> dict[str, A
     return answer if sample.error is None else {**answer, "error": sample.error}
 
 
-def _by_token_id(positions: Iterable[dict[int, Logprob] | None]) -> list[dict[str, Any] | None]:
-    """vLLM's form: per position, a token's log-probability, rank and text by its id."""
-    return [
-        None if tokens is None else {str(token_id): _flat(logprob) for token_id, logprob in tokens.items()}
-        for tokens in positions
-    ]
+def _choices(
+    line: RequestLine, outputs: Sequence[RequestOutput], echoes: Sequence[Sequence[Echo]]
+) -> dict[str, Any]:
+    """The samples of all prompts, in order. What failed beside others that did not has no choice: there is no
+    finish_reason for it that OpenAI's clients know."""
+    choices, errors = [], []
+    for prompt_idx, output in enumerate(outputs):
+        of_samples = echoes[prompt_idx] if echoes else [None] * len(output.outputs)
+        for sample, echo in zip(output.outputs, of_samples, strict=True):
+            idx = prompt_idx * line.params.n + sample.index
+            if sample.error is not None:
+                errors.append({"index": idx, "message": sample.error})
+            elif line.form == "chat":
+                choices.append(_chat_choice(idx, sample, line.params))
+            else:
+                choices.append(_completions_choice(idx, _shown(sample, output, echo)))
+    return {"choices": choices, **({"errors": errors} if errors else {})}
 
 
-def _flat(logprob: Logprob) -> dict[str, Any]:
+def _shown(sample: CompletionOutput, output: RequestOutput, echo: Echo | None) -> _Shown:
+    if echo is None:
+        return _Shown(sample, sample.text, sample.token_ids, sample.logprobs, sample.text_offset)
+    token_ids = output.prompt_token_ids + sample.token_ids
+    logprobs, offsets = None, None
+    if output.prompt_logprobs is not None and sample.logprobs is not None:
+        logprobs = output.prompt_logprobs + sample.logprobs
+    if echo.text_offset is not None and sample.text_offset is not None:
+        offsets = [*echo.text_offset, *(len(echo.text) + offset for offset in sample.text_offset)]
+    return _Shown(sample, echo.text + sample.text, token_ids, logprobs, offsets, echo.first_token)
+
+
+def _completions_choice(index: int, shown: _Shown) -> dict[str, Any]:
+    logprobs = None
+    if shown.logprobs is not None:
+        logprobs = completions_logprobs(shown.token_ids, shown.logprobs, shown.text_offset, shown.first_token)
     return {
-        "logprob": _finite(logprob.logprob),
-        "rank": logprob.rank,
-        "decoded_token": logprob.decoded_token,
+        "index": index,
+        "text": shown.text,
+        "logprobs": logprobs,
+        "finish_reason": shown.sample.finish_reason,
+        "stop_reason": shown.sample.stop_reason,
     }
 
 
-def _completions_choice(sample: CompletionOutput) -> dict[str, Any]:
+def _chat_choice(index: int, sample: CompletionOutput, params: SamplingParams) -> dict[str, Any]:
     choice: dict[str, Any] = {
-        "index": sample.index,
-        "text": sample.text,
-        "logprobs": None,
-        "finish_reason": sample.finish_reason,
-        "stop_reason": sample.stop_reason,
-    }
-    if sample.logprobs is not None:
-        choice["logprobs"] = _completions_logprobs(sample.token_ids, sample.logprobs, sample.text_offset)
-    return _with_error(choice, sample)
-
-
-def _chat_choice(sample: CompletionOutput, params: SamplingParams) -> dict[str, Any]:
-    choice: dict[str, Any] = {
-        "index": sample.index,
+        "index": index,
         "message": {"role": "assistant", "content": sample.text},
         "logprobs": None,
         "finish_reason": sample.finish_reason,
@@ -147,68 +222,7 @@ def _chat_choice(sample: CompletionOutput, params: SamplingParams) -> dict[str, 
     }
     if sample.logprobs is not None:
         content = [
-            _chat_logprobs(*pair, params) for pair in zip(sample.token_ids, sample.logprobs, strict=True)
+            chat_logprobs(*pair, params) for pair in zip(sample.token_ids, sample.logprobs, strict=True)
         ]
         choice["logprobs"] = {"content": content}
-    return _with_error(choice, sample)
-
-
-def _completions_logprobs(
-    token_ids: Sequence[int],
-    positions: Sequence[Mapping[int, Logprob]],
-    text_offset: Sequence[int] | None,
-) -> dict[str, Any]:
-    """OpenAI's lists, one entry per token. Without offsets there is no text, and all begin at 0."""
-    chosen = [tokens[token_id] for token_id, tokens in zip(token_ids, positions, strict=True)]
-    return {
-        "tokens": [_text(token_id, logprob) for token_id, logprob in zip(token_ids, chosen, strict=True)],
-        "token_logprobs": [_finite(logprob.logprob) for logprob in chosen],
-        "top_logprobs": [_by_text(tokens) for tokens in positions],
-        "text_offset": [0] * len(token_ids) if text_offset is None else list(text_offset),
-    }
-
-
-def _by_text(tokens: Mapping[int, Logprob]) -> dict[str, float]:
-    """Log-probabilities by text; of tokens with the same text all but the likeliest one go by their id."""
-    by_text: dict[str, float] = {}
-    for token_id, logprob in _likeliest_first(tokens):
-        text = _text(token_id, logprob)
-        by_text[_id_text(token_id) if text in by_text else text] = _finite(logprob.logprob)
-    return by_text
-
-
-def _chat_logprobs(token_id: int, tokens: Mapping[int, Logprob], params: SamplingParams) -> dict[str, Any]:
-    """OpenAI's object for one token. Its alternatives are those that the line asks for; the token itself is
-    among them only where the line asks for it, too."""
-    named = set(params.logprob_token_ids or ())
-    top = [
-        _chat_token(other, logprob)
-        for other, logprob in _likeliest_first(tokens)
-        if other in named or (logprob.rank is not None and logprob.rank <= (params.logprobs or 0))
-    ]
-    return {**_chat_token(token_id, tokens[token_id]), "top_logprobs": top}
-
-
-def _chat_token(token_id: int, logprob: Logprob) -> dict[str, Any]:
-    raw = None if logprob.token_bytes is None else list(logprob.token_bytes)
-    return {"token": _text(token_id, logprob), "logprob": _finite(logprob.logprob), "bytes": raw}
-
-
-def _likeliest_first(tokens: Mapping[int, Logprob]) -> list[tuple[int, Logprob]]:
-    return sorted(tokens.items(), key=lambda item: (-item[1].logprob, item[0]))
-
-
-def _text(token_id: int, logprob: Logprob) -> str:
-    return _id_text(token_id) if logprob.decoded_token is None else logprob.decoded_token
-
-
-def _id_text(token_id: int) -> str:
-    """vLLM's name of a token without a text."""
-    return f"token_id:{token_id}"
-
-
-def _finite(logprob: float) -> float:
-    """A log-probability that JSON can hold. Raises ValueError for what is no number."""
-    if math.isnan(logprob):
-        raise ValueError("a log-probability is not a number")
-    return max(logprob, LEAST_LOGPROB)
+    return choice

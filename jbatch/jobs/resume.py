@@ -13,6 +13,7 @@ import numpy as np
 from jbatch.errors import ConfigError
 from jbatch.jobs.files import replacing
 from jbatch.jobs.input import Ids
+from jbatch.jobs.results import OK
 
 BLOCK = 4096  # results that are looked up, or copied, at once
 
@@ -59,12 +60,19 @@ def _read(path: str) -> Iterator[tuple[WrittenResult, bytes]]:
 def _id_and_error(raw: bytes, path: str, line_no: int) -> tuple[str, bool]:
     try:
         result: Any = json.loads(raw)
-        custom_id, is_error = result["custom_id"], result.get("error") is not None
+        custom_id, is_error = result["custom_id"], _is_error(result)
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         custom_id = None
     if not isinstance(custom_id, str):
         raise ConfigError("output", path, f"line {line_no} is no result with a custom_id: no output of a job")
     return custom_id, is_error
+
+
+def _is_error(result: dict[str, Any]) -> bool:
+    """Whether a line has no answer: an error of its own, or a response that is one."""
+    response = result.get("response")
+    refused = isinstance(response, dict) and response.get("status_code") != OK
+    return refused or result.get("error") is not None
 
 
 def find_done(path: str, ids: Ids, last_line_no: int) -> Done:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jbatch.host.metrics import Summary
@@ -50,7 +50,7 @@ class JobSummary:
     """Follows one run. Names of its figures are those of vLLM's `bench serve`.
 
     TTFT: from when the request entered the engine's window to its first token. TPOT: (last token - first
-    token) / (tokens - 1). E2E: to its end. Each request counts once, whatever its `n`.
+    token) / (tokens - 1). E2E: to its end. Each prompt counts once, whatever its `n`.
 
     Args:
       model_defaults: sampling parameters that the model sets, for lines that do not.
@@ -64,15 +64,16 @@ class JobSummary:
         self.input_tokens = self.output_tokens = 0
         self.latencies = {"ttft": Histogram(), "tpot": Histogram(), "e2el": Histogram()}
 
-    def add(self, output: RequestOutput) -> None:
-        """Take in an answer."""
+    def add(self, outputs: Iterable[RequestOutput]) -> None:
+        """Take in an answer, of one prompt or several."""
         self.num_results += 1
-        self.input_tokens += len(output.prompt_token_ids)
-        for completion in output.outputs:
-            self.finish_reasons[str(completion.finish_reason)] += 1
-            self.output_tokens += len(completion.token_ids)
-        if output.metrics is not None:
-            self._add_latencies(output.metrics, len(output.outputs))
+        for output in outputs:
+            self.input_tokens += len(output.prompt_token_ids)
+            for completion in output.outputs:
+                self.finish_reasons[str(completion.finish_reason)] += 1
+                self.output_tokens += len(completion.token_ids)
+            if output.metrics is not None:
+                self._add_latencies(output.metrics, len(output.outputs))
 
     def _add_latencies(self, metrics: RequestMetrics, num_samples: int) -> None:
         self.latencies["e2el"].add(metrics.finished_ts - metrics.arrival_time)

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jbatch.errors import RequestError
-from jbatch.text.messages import Conversation, check_messages
+from jbatch.text.chat_options import ChatOptions, read_chat_template
+from jbatch.text.messages import Conversation, Message, check_messages
 from jbatch.text.special_tokens import load_special_tokens
 from jbatch.text.template import RENDER_LIMIT_S, Renderer
 from jbatch.text.tokenizer import Tokenizer
+
+DEFAULT = ChatOptions()
 
 
 class ChatTemplate:
@@ -19,33 +22,54 @@ class ChatTemplate:
 
     The text of a message is not searched for special tokens: where it holds one ("</s>"), that becomes the
     token, as in transformers and vLLM. Who cannot trust the text removes them first.
+
+    Args:
+      template: a Jinja template; an error: why there is none.
+      special_tokens: bos_token and the like, which templates name.
+      limit_s: seconds that one conversation may take.
     """
 
-    def __init__(self, template: str, special_tokens: dict[str, str], limit_s: float = RENDER_LIMIT_S):
-        self._renderer = Renderer(template, special_tokens, limit_s)
+    def __init__(
+        self, template: str | RequestError, special_tokens: dict[str, str], limit_s: float = RENDER_LIMIT_S
+    ):
+        self._template = template
+        self._renderer = Renderer(special_tokens, limit_s)
 
     @classmethod
-    def load(cls, model_dir: str | Path, special_tokens: Mapping[str, str] | None = None) -> ChatTemplate:
+    def load(
+        cls,
+        model_dir: str | Path,
+        template: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> ChatTemplate:
         """Read a model directory's template: chat_template.jinja, else the only one of tokenizer_config.json,
-        or the one that is named "default" there.
+        or the one that is named "default" there. Where the directory has none, `render` says so.
 
         Args:
+          template: instead of the directory's.
           special_tokens: the texts of bos_token and the like; None: what the directory's files name.
-
-        Raises RequestError where the directory has none.
         """
         path = Path(model_dir)
-        template = _find_template(path)
-        return cls(template, dict(special_tokens or load_special_tokens(path).texts))
+        texts = special_tokens or load_special_tokens(path).texts
+        return cls(_find_template(path) if template is None else template, dict(texts))
 
-    def render(self, messages: Conversation) -> str:
-        """The text to continue: all messages, and the beginning of the assistant's answer.
+    def render(self, messages: Conversation, options: ChatOptions = DEFAULT) -> str:
+        """The text to continue: all messages, and the beginning of the assistant's answer, or as the options
+        say.
 
         Raises:
-          RequestError: for messages that are none, and where the template raises or takes too long.
+          RequestError: for messages that are none, for a model without a template, and where the template
+            raises or takes too long.
           ConfigError: where transformers or jinja2 is not installed.
         """
-        return self._renderer.render(check_messages(messages))
+        template = self._template if options.chat_template is None else options.chat_template
+        if isinstance(template, RequestError):
+            raise template
+        checked = _with_known_roles(check_messages(messages), template)
+        if options.continue_final_message and not checked[-1]["content"]:
+            reason = "the last message has no content to continue"
+            raise RequestError("continue_final_message", True, reason)
+        return self._renderer.render(template, checked, options)
 
     def close(self) -> None:
         """End the process that renders."""
@@ -60,25 +84,36 @@ class ChatPrompt(NamedTuple):
 
 
 class ChatEncoder:
-    """Makes prompts of conversations with the template and the tokenizer of one directory."""
+    """Makes prompts of conversations with the template and the tokenizer of one directory.
 
-    def __init__(self, model_dir: Path, tokenizer: Tokenizer | None):
+    Args:
+      chat_template: instead of the directory's: its text, or the path of its file.
+
+    Raises:
+      ConfigError: for a template that cannot be read.
+    """
+
+    def __init__(self, model_dir: Path, tokenizer: Tokenizer | None, chat_template: str | Path | None = None):
         self._model_dir, self._tokenizer = model_dir, tokenizer
+        self._given = None if chat_template is None else read_chat_template(chat_template)
         self._template: ChatTemplate | None = None  # read when it is first needed
 
-    def encode(self, messages: Conversation) -> ChatPrompt:
-        """The prompt of a conversation. Raises what `ChatTemplate.load` and `render` raise."""
+    def encode(self, messages: Conversation, options: ChatOptions = DEFAULT) -> ChatPrompt:
+        """The prompt of a conversation. Raises what `ChatTemplate.render` raises."""
         if self._tokenizer is None:
             raise RequestError("messages", messages, "this model has no tokenizer: give prompt_token_ids")
         if self._template is None:
-            self._template = ChatTemplate.load(self._model_dir, self._tokenizer.special_tokens)
-        text = self._template.render(messages)
+            named = self._tokenizer.special_tokens
+            self._template = ChatTemplate.load(self._model_dir, self._given, named)
+        text = self._template.render(messages, options)
         return ChatPrompt(text, tuple(self._tokenizer.encode(text, add_special_tokens=False)))
 
-    def encode_or_error(self, messages: Conversation) -> ChatPrompt | RequestError:
+    def encode_or_error(
+        self, messages: Conversation, options: ChatOptions = DEFAULT
+    ) -> ChatPrompt | RequestError:
         """The prompt, or why there is none."""
         try:
-            return self.encode(messages)
+            return self.encode(messages, options)
         except RequestError as error:
             return error
 
@@ -88,7 +123,17 @@ class ChatEncoder:
             self._template.close()
 
 
-def _find_template(model_dir: Path) -> str:
+def _with_known_roles(messages: list[Message], template: str) -> list[Message]:
+    """Developers' messages as the system's, where a template does not know that role: it would refuse them,
+    or leave them out without a word."""
+    if "developer" in template:
+        return messages
+    return [
+        {**message, "role": "system"} if message["role"] == "developer" else message for message in messages
+    ]
+
+
+def _find_template(model_dir: Path) -> str | RequestError:
     try:
         return (model_dir / "chat_template.jinja").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -98,6 +143,7 @@ def _find_template(model_dir: Path) -> str:
         template = raw.get("chat_template")
     except (OSError, ValueError, AttributeError, RecursionError):
         template = None
+    reason = "this model has no chat template: give prompts, or a chat_template"
     if isinstance(template, list):  # [{"name": ..., "template": ...}, ...]
         named = {
             str(entry["name"]): entry.get("template")
@@ -106,9 +152,7 @@ def _find_template(model_dir: Path) -> str:
         }
         template = next(iter(named.values())) if len(named) == 1 else named.get("default")
         if len(named) > 1 and template is None:
-            raise RequestError("messages", "...", f"no chat template is named default, of {sorted(named)}")
-    if not isinstance(template, str):
-        raise RequestError(
-            "messages", "...", "this model has no chat template: give prompts", code="no_chat_template"
-        )
-    return template
+            reason = f"no chat template is named default, of {sorted(named)}: give one as chat_template"
+    if isinstance(template, str):
+        return template
+    return RequestError("messages", "...", reason, code="no_chat_template")

@@ -12,6 +12,8 @@ from typing import Any
 
 from jbatch.distribution import install_hint
 from jbatch.errors import ConfigError, RequestError
+from jbatch.text.chat_options import ChatOptions
+from jbatch.text.messages import Message
 
 WORKER = Path(__file__).with_name("template_worker.py")
 START_LIMIT_S = 120.0  # to import transformers, from a cold disk too
@@ -20,40 +22,45 @@ MAX_KILLED = 3  # in a row; then a template is not run any more: each try costs 
 
 
 class Renderer:
-    """Renders one template with transformers' sandboxed Jinja; safe to call from several threads.
+    """Renders templates with transformers' sandboxed Jinja; safe to call from several threads.
 
     The process starts with the first call, and again after it had to be killed or died by itself.
     """
 
-    def __init__(self, template: str, special_tokens: dict[str, str], limit_s: float = RENDER_LIMIT_S):
-        self._setup = {"template": template, "special_tokens": special_tokens}
+    def __init__(self, special_tokens: dict[str, str], limit_s: float = RENDER_LIMIT_S):
+        self._special_tokens = special_tokens
         self._limit_s = limit_s
         self._process: subprocess.Popen[str] | None = None
-        self._num_killed = 0
+        self._known: str | None = None  # the template that the process has: sent once, not with each question
+        self._num_killed: dict[str, int] = {}  # in a row, by template
         self._lock = threading.Lock()
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """The text of a conversation, with the beginning of the answer.
+    def render(self, template: str, messages: list[Message], options: ChatOptions) -> str:
+        """The text of a conversation.
 
         Raises:
           RequestError: where the template raises, or takes too long or too much memory.
           ConfigError: where transformers or jinja2 is not installed.
         """
+        question = _question(messages, options)
         with self._lock:
-            if self._num_killed >= MAX_KILLED:
+            if self._num_killed.get(template, 0) >= MAX_KILLED:
                 raise RequestError(
                     "messages",
                     messages,
                     f"the chat template failed {MAX_KILLED} times in a row: it is not run any more",
                 )
             process = self._started()
-            reply = self._ask(process, {"messages": messages}, self._limit_s)
+            if template != self._known:
+                question = {**question, "chat_template": template}
+            reply = self._ask(process, _as_json(messages, question), self._limit_s)
+            self._known = template if reply is not None and "text" in reply else None
             if reply is None:
-                self._num_killed += 1
+                self._num_killed[template] = self._num_killed.get(template, 0) + 1
                 raise RequestError(
                     "messages", messages, f"the chat template took more than {self._limit_s:g} s, or crashed"
                 )
-            self._num_killed = 0
+            self._num_killed.pop(template, None)
         if "error" in reply:
             raise RequestError("messages", messages, f"the chat template fails: {reply['error']}")
         return reply["text"]
@@ -84,7 +91,8 @@ class Renderer:
             encoding="utf-8",
             process_group=0,  # a Ctrl-C is meant for this process alone
         )
-        reply = self._ask(self._process, self._setup, START_LIMIT_S)
+        self._known = None
+        reply = self._ask(self._process, json.dumps(self._special_tokens), START_LIMIT_S)
         if reply is None or "missing" in reply:
             self.close()
             reason = reply["missing"] if reply else f"no answer within {START_LIMIT_S:g} s"
@@ -95,13 +103,13 @@ class Renderer:
             )
         return self._process
 
-    def _ask(self, process: subprocess.Popen[str], question: dict[str, Any], limit_s: float) -> Any:
-        """The process's answer. None where none came in time: then the process is dead."""
+    def _ask(self, process: subprocess.Popen[str], question: str, limit_s: float) -> Any:
+        """The process's answer to a JSON text. None where none came in time: then the process is dead."""
         assert process.stdin is not None and process.stdout is not None, "it has pipes"
         timer = threading.Timer(limit_s, process.kill)
         timer.start()
         try:
-            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.write(question + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
         except OSError:  # the pipe is broken
@@ -112,3 +120,22 @@ class Renderer:
             self.close()
             return None
         return json.loads(answer)
+
+
+def _question(messages: list[Message], options: ChatOptions) -> dict[str, Any]:
+    """What the process is asked: arguments of transformers' function, by name."""
+    return {
+        **(options.chat_template_kwargs or {}),
+        "conversations": [messages],
+        "add_generation_prompt": options.begins_answer,
+        "continue_final_message": bool(options.continue_final_message),
+        "tools": options.tools,
+    }
+
+
+def _as_json(messages: list[Message], question: dict[str, Any]) -> str:
+    """Raises RequestError for values that JSON cannot hold, which only Python's callers have."""
+    try:
+        return json.dumps(question)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError("messages", messages, f"must be what JSON can hold: {error}") from None

@@ -1,7 +1,8 @@
 """A process that renders chat templates, and may be killed: the sandbox bounds neither time nor memory.
 
-Run as a script. One JSON value per line: in comes {"template", "special_tokens"}, and out {} when all is
-imported; then in comes {"messages"}, and out {"text"} or {"error"}.
+Run as a script. One JSON value per line: in come the texts of special tokens, by name, and out {} when all is
+imported; then in come the arguments of transformers' function, by name, and out {"text"} or {"error"}. The
+arguments lack "chat_template" where it is that of the time before.
 """
 
 from __future__ import annotations
@@ -26,13 +27,8 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (taken * 1024 + MEMORY, hard))
 
 
-def render(render_jinja_template: Any, setup: dict[str, Any], messages: list[dict[str, str]]) -> str:
-    texts, _ = render_jinja_template(
-        conversations=[messages],
-        chat_template=setup["template"],
-        add_generation_prompt=True,
-        **setup["special_tokens"],
-    )
+def render(render_jinja_template: Any, arguments: dict[str, Any]) -> str:
+    texts, _ = render_jinja_template(**arguments)
     if len(texts[0]) > MAX_TEXT:
         raise ValueError(f"the text has {len(texts[0])} characters: at most {MAX_TEXT} are allowed")
     return texts[0]
@@ -41,7 +37,7 @@ def render(render_jinja_template: Any, setup: dict[str, Any], messages: list[dic
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # whatever else is printed stays out of the replies
-    setup = json.loads(sys.stdin.readline())
+    known = json.loads(sys.stdin.readline())
     try:
         import jinja2  # noqa: F401 (transformers names it too late)
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -53,9 +49,11 @@ def main() -> None:
     print("{}", file=replies, flush=True)
     for line in sys.stdin:
         try:
-            reply = {"text": render(render_jinja_template, setup, json.loads(line)["messages"])}
+            arguments = json.loads(line)
+            known["chat_template"] = arguments.get("chat_template", known.get("chat_template"))
+            reply = {"text": render(render_jinja_template, {**known, **arguments})}
         except Exception as error:  # whatever a template does
-            reply = {"error": f"{type(error).__name__}: {error}"[:1000]}
+            reply = {"error": " ".join(f"{type(error).__name__}: {error}"[:1000].split())}
         print(json.dumps(reply), file=replies, flush=True)
 
 

@@ -8,8 +8,10 @@ import pytest
 
 from jbatch.jobs.line_forms import IGNORED, REFUSED
 from jbatch.jobs.request_line import LineError, parse_line
-from jbatch.jobs.results import error_result, success_result
-from jbatch.sampling_params import SamplingParams
+from jbatch.jobs.results import Failure, error_result, success_result
+from jbatch.sampling_params import MAX_BAD_WORD_LEN, MAX_STOP_IDS, SamplingParams
+from jbatch.text import template_worker
+from jbatch.text.template import RENDER_LIMIT_S
 from tests.helpers.jsonl_fuzz import CODES, batch_line, made_up_output
 
 TEXT = (Path(__file__).parents[2] / "docs/jsonl.md").read_text(encoding="utf-8")
@@ -26,6 +28,10 @@ def bare(**fields):
 def chat(**fields):
     messages = [{"role": "user", "content": "x"}]
     return json.dumps(batch_line("/v1/chat/completions", messages=messages, **fields)).encode()
+
+
+def completions(**fields):
+    return json.dumps(batch_line("/v1/completions", **fields)).encode()
 
 
 def contents(count):
@@ -46,6 +52,12 @@ MAKE = {  # (field, what is bounded): a line with this much of it
     ("logit_bias", "entries, from token id to number"): lambda n: bare(
         logit_bias={str(i): 1 for i in range(n)}
     ),
+    ("prompt", "prompts in a list (completions)"): lambda n: completions(prompt=["x"] * n),
+    ("messages", "parts of a content"): lambda n: bare(
+        messages=[{"role": "user", "content": [{"type": "text", "text": ""}] * n}]
+    ),
+    ("chat_template", "characters"): lambda n: chat(chat_template="x" * n),
+    ("logit_bias", "each id, in digits"): lambda n: bare(logit_bias={str(n): 1}),
     ("logit_bias", "each number"): lambda value: bare(logit_bias={"5": value}),
     ("top_logprobs", "integer (chats)"): lambda value: chat(logprobs=True, top_logprobs=value),
     ("max_completion_tokens", "integer"): lambda value: chat(max_completion_tokens=value),
@@ -81,13 +93,13 @@ def test_bounds(field, what, low, high):
         return
     if what.endswith("not 0 itself"):
         assert refusal(line_with(field, what, 0)).field == field
-        low = 5e-324
+        low = low or 5e-324
     parse_line(line_with(field, what, low), {})
     number = "number" in what.split(";")[0].split()[:2]
     step = 1e-6 if number else 1
     for value in (low - step, high + step):
         if what.endswith("`empty_prompt`") and value == 0:
-            assert parse_line(line_with(field, what, 0), {}).prompt == ""  # the engine refuses it
+            assert parse_line(line_with(field, what, 0), {}).prompts == ("",)  # the engine refuses it
             continue
         if value >= 0 or number or what.startswith(("integer", "each")):
             error = refusal(line_with(field, what, value))
@@ -98,7 +110,7 @@ def test_every_sampling_parameter_has_its_bounds():
     fields = {field.strip("`") for field, *_ in ROWS}
     assert fields | set(BOOLEANS) >= set(SamplingParams.__dataclass_fields__)
     assert all(f"`{name}`" in TEXT for name in BOOLEANS)
-    assert len(ROWS) == len(set(ROWS)) == 35
+    assert len(ROWS) == len(set(ROWS)) == 40
 
 
 def test_what_is_ignored_and_refused():
@@ -122,15 +134,25 @@ def test_the_examples():
     for example in EXAMPLES:
         is_result = not example.keys().isdisjoint(("text", "error", "response"))
         (results if is_result else lines).append(example)
-    assert len(lines) == 6 and len(results) == 5
+    assert len(lines) == 8 and len(results) == 6
     parsed = [parse_line(json.dumps(line).encode(), {}) for line in lines]
     by_id = {line.custom_id: line for line in parsed}
     for result in results:
         line = by_id.get(None if result["custom_id"] == "line-1" else result["custom_id"])
-        if result.get("error"):
-            form = "bare" if "id" not in result else None
-            again = error_result(form, result["custom_id"], result["error"]["line"], "", "")
-            assert result["error"]["code"] in CODES
+        error, form = result.get("error"), None if "id" in result else "bare"
+        if result.get("response") and "error" in result["response"]["body"]:
+            error, form = result["response"]["body"]["error"], "chat"
+        if error:
+            again = error_result(form, result["custom_id"], error["line"], Failure("", "", ""))
+            assert error["code"] in CODES
         else:
-            again = success_result(line, result["custom_id"], made_up_output(line.params))
+            again = success_result(line, result["custom_id"], [made_up_output(line.params)])
         assert shape(result) == shape(again) and result.get("id") == again.get("id")
+
+
+def test_bounds_of_templates_and_of_what_the_model_sets():
+    """Those that are in the text, not in the table."""
+    assert f"together with a line's are {MAX_STOP_IDS} at most" in TEXT
+    assert f"at most {MAX_BAD_WORD_LEN} tokens" in TEXT
+    assert f"at most {template_worker.MAX_TEXT} characters" in TEXT and template_worker.MEMORY == 2**30
+    assert f"at most {RENDER_LIMIT_S:g} seconds and a gigabyte" in TEXT

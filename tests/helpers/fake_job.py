@@ -125,17 +125,20 @@ def write_input(directory: Path, num_lines: int, name: str = "in.jsonl") -> Path
 
 
 def line_of(number: int) -> dict[str, Any]:
-    text = "".join(f"{token:02}." for token in prompt_of(number))
+    text = as_text(number)
     fields: dict[str, Any] = {"max_tokens": tokens_of(number), "temperature": 0.7 * (number % 11 == 0)}
     if number % 10 == 0:
         fields["max_tokens"] = "many"
     if samples_of(number) > 1:
         fields |= {"n": samples_of(number), "temperature": 1}
     form = form_of(number)
+    prompts = [as_text(key) for key in keys_of(number)]
     named = {} if id_of(number).startswith("line-") else {"custom_id": id_of(number)}
     if form == "bare":
         return {"prompt": text, **fields, **named}
-    prompt = {"messages": [{"role": "user", "content": text}]} if form == "chat" else {"prompt": text}
+    prompt: dict[str, Any] = {"prompt": text if len(prompts) == 1 else prompts}
+    if form == "chat":
+        prompt = {"messages": [{"role": "user", "content": text}]}
     url = "/v1/chat/completions" if form == "chat" else "/v1/completions"
     return {**named, "method": "POST", "url": url, "body": {"model": "m", **prompt, **fields}}
 
@@ -143,6 +146,15 @@ def line_of(number: int) -> dict[str, Any]:
 def form_of(number: int) -> str:
     """Every third line is a completion, and some of the others are chats."""
     return "completions" if number % 3 == 0 else "chat" if number % 5 == 1 else "bare"
+
+
+def keys_of(number: int) -> list[int]:
+    """Of the prompts of a line, for `prompt_of`: some completions have three."""
+    return [number] if number % 9 else [number, number + 500, number + 700]
+
+
+def as_text(key: int) -> str:
+    return "".join(f"{token:02}." for token in prompt_of(key))
 
 
 def samples_of(number: int) -> int:
@@ -153,18 +165,22 @@ def id_of(number: int) -> str:
     return f"line-{number}" if number % 4 == 0 and form_of(number) == "bare" else f"request {number}"
 
 
-def text_of(number: int, *, chat: bool = False, sample_idx: int = 0) -> str:
-    """The text that answers the prompt of line `number`, by the definition."""
-    stop = [CONFIG["eos_token_id"]]
-    prompt = [USER, *prompt_of(number), ASSISTANT] if chat else prompt_of(number)
+def text_of(number: int, *, chat: bool = False, sample_idx: int = 0, key: int | None = None) -> str:
+    """The text that answers a prompt of line `number`, by the definition."""
+    stop, key = [CONFIG["eos_token_id"]], number if key is None else key
+    prompt = [USER, *prompt_of(key), ASSISTANT] if chat else prompt_of(key)
     tokens = continuation(prompt, tokens_of(number), VOCAB_SIZE, stop, sample_idx=sample_idx)
     return "".join(f"{token:02}." for token in tokens if token not in stop)
 
 
 def texts_of(number: int) -> list[str]:
-    """The texts that answer line `number`, one for each sample."""
+    """The texts that answer line `number`, one for each sample of each prompt."""
     chat = form_of(number) == "chat"
-    return [text_of(number, chat=chat, sample_idx=idx) for idx in range(samples_of(number))]
+    return [
+        text_of(number, chat=chat, sample_idx=idx, key=key)
+        for key in keys_of(number)
+        for idx in range(samples_of(number))
+    ]
 
 
 def texts_in(result: dict[str, Any]) -> list[str]:
@@ -172,7 +188,17 @@ def texts_in(result: dict[str, Any]) -> list[str]:
     if "response" not in result:
         return [sample["text"] for sample in result.get("outputs", [result])]
     choices = result["response"]["body"]["choices"]
+    assert [choice["index"] for choice in choices] == list(range(len(choices)))
     return [choice["message"]["content"] if "message" in choice else choice["text"] for choice in choices]
+
+
+def error_in(result: dict[str, Any]) -> dict[str, Any] | None:
+    """The error of a result, in whichever form; None where it is an answer."""
+    response = result.get("response")
+    if response is None or response["status_code"] == 200:
+        return result.get("error")
+    assert result["error"] is None and response["status_code"] in (400, 500)
+    return response["body"]["error"]
 
 
 def num_results(path: Path) -> int:
@@ -191,9 +217,9 @@ def check_whole(path: Path, line_numbers) -> list[dict]:
     for result in results:
         number = expected[result["custom_id"]]
         if number % 10 == 0:
-            assert result["error"]["line"] == number
+            assert error_in(result)["line"] == number
         else:
-            assert result.get("error") is None and texts_in(result) == texts_of(number)
+            assert error_in(result) is None and texts_in(result) == texts_of(number)
     return results
 
 
@@ -212,7 +238,7 @@ def _child(directory: str, args: list[str], streams: list[str], faults: Faults) 
     cli.main(args)
 
 
-def _encode_chat(messages):
+def _encode_chat(messages, options):
     """A template: a token for each role, then the text, and the role of the answer."""
     token_ids = []
     for message in check_messages(messages):

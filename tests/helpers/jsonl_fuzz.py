@@ -11,9 +11,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from jbatch.jobs.line_forms import IGNORED, REFUSED
+from jbatch.jobs.line_forms import CHAT_FIELDS, IGNORED, REFUSED
 from jbatch.jobs.request_line import LineError, RequestLine, parse_line
-from jbatch.jobs.results import dump, error_result, success_result
+from jbatch.jobs.results import Echo, Failure, dump, error_result, success_result
 from jbatch.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
 from jbatch.sampling_params import SamplingParams
 
@@ -28,13 +28,20 @@ MESSAGES = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
     {"role": "user", "content": "日本 👩‍👩‍👧", "name": "Ann"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}],
+    },
+    {"role": "tool", "tool_call_id": "c1", "content": "3"},
 ]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 SAMPLING = {
     "n": 2, "presence_penalty": 0.5, "frequency_penalty": -1, "repetition_penalty": 1.1, "temperature": 0.7,
     "top_p": 0.9, "top_k": 40, "min_p": 0.1, "seed": 7, "stop": ["\n", "END"], "stop_token_ids": [2],
     "ignore_eos": True, "max_tokens": 16, "min_tokens": 2, "prompt_logprobs": 1, "logprob_token_ids": [3, 4],
     "skip_special_tokens": False, "include_stop_str_in_output": True, "logit_bias": {"5": -100, "17": 2.5},
-    "allowed_token_ids": [5, 6, 7], "bad_words": ["no"],
+    "allowed_token_ids": [5, 6, 7], "bad_words": ["no"], "truncate_prompt_tokens": 5,
 }  # fmt: skip
 HARMLESS = {"model": "demo", "user": 7, "metadata": {"a": [None]}, "stream": False, "tools": [], "echo": None}
 
@@ -47,16 +54,19 @@ TEMPLATES: list[dict[str, Any]] = [
     {"prompt": "Hello"},
     {"custom_id": "a", "prompt": "Hello", **SAMPLING, "logprobs": 3, "detokenize": True},
     {"custom_id": "b", "prompt_token_ids": [1, 2, 3], "stop": "x"},
-    {"custom_id": "c", "messages": MESSAGES, **HARMLESS},
+    {"custom_id": "c", "messages": MESSAGES, **HARMLESS, "continue_final_message": True},
     batch_line("/v1/completions", prompt="Hello"),
     batch_line("/v1/completions", prompt=[1, 2, 3], **SAMPLING, **HARMLESS, logprobs=0),
+    batch_line("/completions", prompt=["Hello", [1, 2]], echo=True, logprobs=1, n=2),
     batch_line("/v1/chat/completions", messages=MESSAGES[:1]),
     batch_line("/v1/chat/completions", messages=MESSAGES, **SAMPLING, **HARMLESS, logprobs=True,
                top_logprobs=2, max_completion_tokens=16),
+    batch_line("/chat/completions", messages=MESSAGES, tools=TOOLS, chat_template="{{ messages }}",
+               chat_template_kwargs={"enable_thinking": False}, add_generation_prompt=False),
 ]  # fmt: skip
 FIELDS = sorted({*SamplingParams.__dataclass_fields__, *IGNORED, *REFUSED, "prompt", "prompt_token_ids",
-                 "messages", "custom_id", "method", "url", "body", "top_logprobs", "max_completion_tokens",
-                 "temprature", ""})  # fmt: skip
+                 "messages", "echo", *CHAT_FIELDS, "custom_id", "method", "url", "body", "top_logprobs",
+                 "max_completion_tokens", "temprature", ""})  # fmt: skip
 FRAGMENTS = [
     *(b"\xef\xbb\xbf", b"\r\n", b"\r", "\u2028".encode(), b"\x00", b"\\u0000", b"\xff", b"\xed\xa0\x80"),
     *(b"\\ud800", b"\\udc00\\ud800", b"\\ud83d\\ude00", b"NaN", b"-Infinity", b"1e999", b"-", b"01", b"\\"),
@@ -177,23 +187,29 @@ def check_line(raw: bytes) -> RequestLine | LineError:
         assert len(error.message.splitlines()) == 1 and len(error.message) < 1000, error.message
         assert error.field is None or error.field in error.message, error.message
         custom_id = error.custom_id or "line-1"
-        assert_strict_json(error_result(error.form, custom_id, 1, error.code, error.message))
+        failure = Failure(error.code, error.message, error.field)
+        assert_strict_json(error_result(error.form, custom_id, 1, failure))
         return error
     except Exception as error:
         raise AssertionError(f"{type(error).__name__}: {error}: of {raw[:300]!r}") from error
-    again = parse_line(json.dumps(as_bare_line(line)).encode(), {})
-    assert again[2:5] == line[2:5], f"{again} instead of {line}"
-    custom_id = line.custom_id or "line-1"
-    assert_strict_json(success_result(line, custom_id, made_up_output(line.params)))
+    again = [parse_line(json.dumps(asked).encode(), {}) for asked in as_bare_lines(line)]
+    assert tuple(prompt for one in again for prompt in one.prompts) == line.prompts
+    assert all(one[3:5] == line[3:5] for one in again), f"{again} instead of {line}"
+    custom_id, output = line.custom_id or "line-1", made_up_output(line.params)
+    echoes = [[Echo("hi", "h", None)] * line.params.n] * line.num_prompts if line.echo else []
+    assert_strict_json(success_result(line, custom_id, [output] * line.num_prompts, echoes))
     return line
 
 
-def as_bare_line(line: RequestLine) -> dict[str, Any]:
-    """A line that asks for the same."""
+def as_bare_lines(line: RequestLine) -> list[dict[str, Any]]:
+    """Lines that ask for the same, one for each prompt."""
     params = {name: value for name, value in dataclasses.asdict(line.params).items() if value not in ((), {})}
-    if isinstance(line.prompt, tuple):
-        return {"prompt_token_ids": line.prompt, **params}
-    return {**({"prompt": line.prompt} if line.messages is None else {"messages": line.messages}), **params}
+    if line.chat is not None:
+        return [{"messages": line.chat.messages, **dataclasses.asdict(line.chat.options), **params}]
+    return [
+        {"prompt" if isinstance(prompt, str) else "prompt_token_ids": prompt, **params}
+        for prompt in line.prompts
+    ]
 
 
 def made_up_output(params: SamplingParams, *, text: str = "a\u2028\n\x00") -> RequestOutput:

@@ -54,7 +54,14 @@ def ids_of(outputs):
 
 
 def test_prompts_of_every_kind(llm):
-    kinds = ["05.06.", [5, 6], (5, 6), np.asarray([5, 6]), {"prompt": "05.06."}, {"prompt_token_ids": [5, 6]}]
+    kinds = [
+        "05.06.",
+        [5, 6],
+        (5, 6),
+        np.asarray([5, 6]),
+        {"prompt": "05.06.", "multi_modal_data": None},
+        {"prompt_token_ids": [5, 6]},
+    ]
     outputs = llm.generate(kinds, GREEDY)
     assert [output.prompt_token_ids for output in outputs] == [[5, 6]] * 6
     assert [output.prompt for output in outputs] == ["05.06.", None, None, None, "05.06.", None]
@@ -252,16 +259,20 @@ def test_a_model_without_a_chat_template(llm):
 
 
 def test_chat_is_generate_on_the_rendered_text(llm, monkeypatch):
-    def render(self, messages):
+    def render(self, messages, options):
         return "01." + "".join(message["content"] for message in check_messages(messages))
 
-    monkeypatch.setattr(llm._chat, "_template", ChatTemplate("", {}))
+    monkeypatch.setattr(llm.chat_encoder, "_template", ChatTemplate("", {}))
     monkeypatch.setattr(ChatTemplate, "render", render)
     (expected,) = llm.generate([[1, 5, 6]], GREEDY)
     outputs = llm.chat([QUESTION, [{"role": "user", "content": 5}], QUESTION], [GREEDY] * 3)
     assert [output.prompt for output in outputs] == ["01.05.06.", None, "01.05.06."]
     assert outputs[0].outputs == outputs[2].outputs == expected.outputs
     assert "messages[0].content=5" in outputs[1].error
+    with pytest.raises(RequestError, match="continue_final_message='yes': must be true or false"):
+        llm.chat(QUESTION, GREEDY, continue_final_message="yes")
+    with pytest.raises(TypeError, match="did you mean 'chat_template'"):
+        llm.chat_token_ids(QUESTION, chat_templat="x")
     assert llm.chat(QUESTION, GREEDY)[0].prompt_token_ids == [1, 5, 6] == list(llm.chat_token_ids(QUESTION))
 
 

@@ -51,6 +51,7 @@ ACCEPTED = {
     "logit_bias": "null {}",
     "allowed_token_ids": "null",
     "bad_words": "null []",
+    "truncate_prompt_tokens": "null -1 1",
 }
 EDGES = [  # the last value accepted, the first refused
     ("temperature", 100, 100.1),
@@ -93,6 +94,9 @@ EDGES = [  # the last value accepted, the first refused
     ("stop_token_ids", [0], [-1]),
     ("stop_token_ids", (3, 4), [3, True]),
     ("stop_token_ids", (3, 4), "34"),
+    ("truncate_prompt_tokens", -1, -2),
+    ("truncate_prompt_tokens", 1, 0),
+    ("truncate_prompt_tokens", 2**31 - 1, 2**31),
 ]
 
 

@@ -151,7 +151,7 @@ MUTANTS = (
            "number // (NUM_SAMPLES - 1)",
            "number // NUM_SAMPLES",
            ("tests/jbatch/jobs/test_state.py",)),
-    Mutant("the last of the alternatives is left out", "jbatch/jobs/results.py",
+    Mutant("the last of the alternatives is left out", "jbatch/jobs/logprob_forms.py",
            "logprob.rank <= (params.logprobs or 0)",
            "logprob.rank < (params.logprobs or 0)",
            ("tests/jbatch/jobs/test_results.py",)),

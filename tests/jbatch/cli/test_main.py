@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import jax
 import pytest
@@ -74,6 +75,12 @@ def test_help_of_a_command_fits_80_columns(command, capsys, monkeypatch):
         ("generate", "Missing argument"),
         ("generate m", "jbatch: give prompts (-p), or an input and an output file (-i and -o)"),
         ("generate m -p", "requires an argument"),
+        ("generate m --chat", "jbatch: give prompts (-p), or an input"),
+        (
+            "generate m --chat -i a -o b",
+            "--chat takes -p: the lines of a file are chats where they have mess",
+        ),
+        ("generate m -p x --chat-template t", "--chat-template takes --chat, or -i"),
         ("doctor a b", "unexpected extra argument"),
         ("--foo", "No such option: --foo"),
         ("generate /nowhere -p x", "model='/nowhere': no such directory"),
@@ -179,6 +186,16 @@ def test_texts_in_the_order_of_the_prompts(model, capsys):
     assert ended.code == 0
     assert re.fullmatch(r"jbatch: \d+ tokens in .* 0 compilations after warm-up\n", ended.err)
     assert ended.out == "".join(f"{prompt}{text}\n" for prompt, text in zip(prompts, texts, strict=True))
+
+
+@pytest.mark.skipif(not all(map(find_spec, ("transformers", "jinja2"))), reason="the extra chat")
+def test_chats_print_the_answers_alone(model, tmp_path, capsys):
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ bos_token }}{{ messages[0].role[0] }}:{{ messages[0].content }}=")
+    whole = run(capsys, "generate", model, "-p", "u:hello=", *SMALL, *GREEDY)
+    options = ("--chat", "--chat-template", template, *SMALL, *GREEDY)
+    chat = run(capsys, "generate", model, "-p", "hello", *options)
+    assert (whole.code, chat.code) == (0, 0) and f"u:hello={chat.out}" == whole.out
 
 
 def test_sampling_defaults_of_the_model(tmp_path, capsys):

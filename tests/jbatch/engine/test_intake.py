@@ -128,3 +128,29 @@ def test_an_end_of_sequence_may_be_ignored():
 
 def test_a_prompt_that_fills_the_context_is_left_to_the_scheduler_to_refuse():
     assert request_of([1] * 128).max_tokens == request_of([1] * 200).max_tokens == 1
+
+
+def truncated(prompt, most, *, bos=False, **params):
+    """The token ids of a request with so many at most, where a sequence has room for 20."""
+    asked = SamplingParams(truncate_prompt_tokens=most, **params)
+    intake = Intake(vocab_size=300, max_seq_len=20, tokenizer=wrapped(byte_level(bos=bos)))
+    return intake.request("r", prompt, asked, 0, Schedule(), Sampler).prompt_token_ids
+
+
+def test_a_prompt_keeps_its_last_tokens():
+    ids = tuple(range(30))
+    assert truncated(ids, 5) == ids[-5:] and truncated(ids, 1) == ids[-1:]
+    assert truncated(ids, 30) == truncated(ids, None) == truncated(ids, 2**31 - 1) == ids
+    assert truncated(ids, -1) == ids[-19:], "one token is left to generate"
+    assert truncated(ids, -1, max_tokens=0) == ids[-20:] and truncated(ids, -1, max_tokens=7) == ids[-13:]
+    assert truncated(ids, -1, max_tokens=40) == ids[-1:], "and the scheduler refuses it"
+
+
+def test_the_begin_of_a_text_stays_in_front():
+    """As in vLLM; that of token ids does not."""
+    plain = truncated("abcdef", None)
+    assert truncated("abcdef", 3, bos=True) == (256, *plain[-2:]) and truncated("abcdef", 1, bos=True) == (
+        256,
+    )
+    assert truncated("abcdef", 7, bos=True) == (256, *plain) and truncated("abcdef", 3) == plain[-3:]
+    assert truncated((256, *plain), 3, bos=True) == plain[-3:]

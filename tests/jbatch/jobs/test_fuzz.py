@@ -69,8 +69,8 @@ def test_the_valid_lines_are_answered(tmp_path, lines):
         assert ("response" in result) == openai
         if line_no % 2:
             assert result["text"] == text_of(line_no)
-        elif result.get("error"):
-            assert result["error"]["line"] == line_no
+        elif error := fake_job.error_in(result):
+            assert error["line"] == line_no
             asks = params is not None and (params.logprobs is not None or params.logprob_token_ids)
             if not asks:  # the fake runner has no log-probabilities
-                assert result["error"]["code"] != "internal_error", result
+                assert error["code"] != "internal_error", result

@@ -169,6 +169,23 @@ def test_a_pass_over_one_shard():
     assert scan.ids.line_nos([str(n) for n in range(1, 8)]) == [0, 2, 0, 4, 0, 6, 0]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_an_input_of_another_encoding_is_named(encoding):
+    text = "".join(json.dumps({"prompt": "a"}) + "\n" for _ in range(3))
+    name = encoding.removesuffix("-le").removesuffix("-be").upper()
+    with pytest.raises(ConfigError, match=f"is {name}, and must be UTF-8: convert it .iconv -f {name} -t"):
+        scan_input(io.BytesIO(text.encode(encoding)), parse, WHOLE)
+
+
+def test_prompts_of_one_line_count_each():
+    body = {"prompt": ["a", "b", [1]], "n": 2, "max_tokens": 5}
+    line = {"custom_id": "x", "method": "POST", "url": "/v1/completions", "body": body}
+    unbounded = {**line, "custom_id": "y", "body": {"prompt": ["a", "b"]}}
+    scan = scan_input(as_file(line, unbounded), lambda raw: parse_line(raw, {}), WHOLE)
+    assert (scan.num_requests, scan.num_samples) == (2, 8)
+    assert (scan.max_tokens, scan.num_unbounded, scan.num_by_room) == (30, 2, 2)
+
+
 def test_lengths_by_default_depend_on_the_room():
     lines = [{"prompt": "a", "max_tokens": 5}, {"prompt": "a", "n": 2, "temperature": 1}, {"prompt": "a"}]
     scan = scan_input(as_file(*lines), lambda raw: parse_line(raw, {"max_tokens": UpTo(9)}), WHOLE)

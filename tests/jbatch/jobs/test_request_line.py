@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from jbatch.jobs.request_line import FORMS, ChatLine, RequestLine
 from jbatch.sampling_params import SamplingParams
+from jbatch.text.chat_options import ChatOptions
+from tests.helpers.jsonl_fuzz import batch_line
 from tests.helpers.jsonl_lines import USER, chat, completions, read, refused
 
 # What a line becomes.
@@ -12,25 +15,73 @@ from tests.helpers.jsonl_lines import USER, chat, completions, read, refused
 
 def test_a_bare_line():
     line = read({"prompt": "Hi", "temperature": 0, "max_tokens": 5, "stop": "."})
-    assert line == ("bare", None, "Hi", None, SamplingParams(temperature=0, max_tokens=5, stop="."), None)
-    assert read({"custom_id": "a", "prompt_token_ids": [1, 2]})[:4] == ("bare", "a", (1, 2), None)
-    assert read({"messages": USER})[:4] == ("bare", None, None, tuple(USER))
+    params = SamplingParams(temperature=0, max_tokens=5, stop=".")
+    assert line == RequestLine("bare", None, ("Hi",), None, params)
+    assert read({"custom_id": "a", "prompt_token_ids": [1, 2]})[:4] == ("bare", "a", ((1, 2),), None)
+    assert read({"messages": USER})[:4] == ("bare", None, (), ChatLine(tuple(USER)))
 
 
 def test_a_completions_line():
     line = read(completions(model="demo", n=2, logprobs=3, logit_bias={"5": -100, "0": 1}))
     params = SamplingParams(n=2, logprobs=3, logit_bias={5: -100, 0: 1})
-    assert line == ("completions", "a-1", "x", None, params, "demo")
+    assert line == RequestLine("completions", "a-1", ("x",), None, params, "demo")
 
 
-@pytest.mark.parametrize("prompt, read_as", [("x", "x"), ([1, 2], (1, 2)), (["x"], "x"), ([[1, 2]], (1, 2))])
-def test_one_prompt_of_openai(prompt, read_as):
-    assert read(completions(prompt=prompt)).prompt == read_as
+@pytest.mark.parametrize(
+    "prompt, read_as",
+    [
+        ("x", ("x",)),
+        ([1, 2], ((1, 2),)),
+        (["x"], ("x",)),
+        ([[1, 2]], ((1, 2),)),
+        (["a", "b", "a"], ("a", "b", "a")),
+        ([[1], [2, 3]], ((1,), (2, 3))),
+        ([[1], "b"], ((1,), "b")),
+    ],
+)
+def test_prompts_of_openai(prompt, read_as):
+    line = read(completions(prompt=prompt))
+    assert line.prompts == read_as and line.num_prompts == len(read_as)
 
 
-@pytest.mark.parametrize("prompts", [["a", "b"], [[1], [2]], ["a", 1]])
-def test_several_prompts_are_refused(prompts):
-    assert "must be one prompt: write one line for each" in refused(completions(prompt=prompts)).message
+def test_echo_asks_for_log_probabilities_of_the_prompt_too():
+    assert read(completions(echo=True)) == RequestLine(
+        "completions", "a-1", ("x",), None, SamplingParams(), echo=True
+    )
+    for own, given, of_prompt in ((None, 3, 3), (5, 3, 5), (1, 0, 1), (None, 0, 0)):
+        line = read(completions(echo=True, logprobs=given, prompt_logprobs=own))
+        assert line.params == SamplingParams(logprobs=given, prompt_logprobs=of_prompt)
+        assert line.prompt_logprobs == own, "what is shown is what was asked for"
+    assert not read(completions(echo=False)).echo
+
+
+@pytest.mark.parametrize("url, form", FORMS.items())
+def test_urls_of_openai_and_azure(url, form):
+    prompt = {"prompt": "x"} if form == "completions" else {"messages": USER}
+    assert read(batch_line(url, **prompt)).form == form
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize("make", [lambda **f: {"messages": USER, **f}, chat])
+def test_options_of_chats(make):
+    asked = {"chat_template_kwargs": {"enable_thinking": False}, "tools": [TOOL], "chat_template": "{{ 1 }}"}
+    asked |= {"add_generation_prompt": False, "continue_final_message": True}
+    assert read(make(**asked)).chat == ChatLine(tuple(USER), ChatOptions(**asked))
+    nothing = {"chat_template_kwargs": {}, "tools": [], "tool_choice": "none", "chat_template": None}
+    assert read(make(**nothing)).chat == ChatLine(tuple(USER))
+    error = refused(make(tools=[TOOL, {"type": "web_search"}]))
+    assert (
+        error.message == "tools[1].type='web_search': must be 'function'" and error.field == "tools[1].type"
+    )
+
+
+def test_options_of_chats_without_a_chat():
+    assert read({"prompt": "x", "tools": [], "chat_template_kwargs": {}}).prompts == ("x",)
+    for name, value in {"tools": [TOOL], "chat_template": "x", "add_generation_prompt": True}.items():
+        error = refused({"prompt": "x", name: value})
+        assert error.message == f"{name}={value!r}: takes messages" and error.code == "unsupported_field"
 
 
 @pytest.mark.parametrize(
@@ -46,13 +97,13 @@ def test_several_prompts_are_refused(prompts):
 )
 def test_a_chat_line(body, params):
     line = read(chat(**body))
-    assert line == ("chat", "a-1", None, tuple(USER), SamplingParams(**params), None)
+    assert line == RequestLine("chat", "a-1", (), ChatLine(tuple(USER)), SamplingParams(**params))
 
 
 def test_parts_of_a_content_are_joined():
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     messages = [{"role": "user", "content": parts, "name": "Ann"}, {"role": "assistant", "content": ""}]
-    assert read(chat(messages=messages)).messages == (
+    assert read(chat(messages=messages)).chat.messages == (
         {"role": "user", "content": "one\ntwo", "name": "Ann"},
         {"role": "assistant", "content": ""},
     )
@@ -82,8 +133,8 @@ def test_what_is_harmless_is_ignored(make):
 @pytest.mark.parametrize(
     "name, value",
     [
-        *(("stream", True), ("echo", True), ("best_of", 2), ("best_of", True), ("suffix", "x")),
-        *(("tools", [{}]), ("response_format", {"type": "json_object"}), ("stream", 0)),
+        *(("stream", True), ("best_of", 2), ("best_of", True), ("suffix", "x")),
+        *(("functions", [{}]), ("response_format", {"type": "json_object"}), ("stream", 0)),
     ],
 )
 @pytest.mark.parametrize("make", [lambda **f: {"prompt": "x", **f}, completions, chat])
@@ -93,9 +144,18 @@ def test_what_would_change_the_answer_is_refused_by_name(make, name, value):
     assert error.message == f"{name}={value!r}: is not supported: leave it out"
 
 
+@pytest.mark.parametrize(
+    "line, name",
+    [(completions(tools=[{}]), "tools"), (chat(echo=True), "echo"), ({"prompt": "x", "echo": True}, "echo")],
+)
+def test_what_other_forms_have_is_refused_by_name(line, name):
+    error = refused(line)
+    assert (error.code, error.field) == ("unsupported_field", name)
+
+
 def test_the_last_of_duplicate_keys_wins():
     assert read(b'{"prompt": "a", "prompt": "b", "n": "x", "n": 2}').params.n == 2
-    assert read(b'{"prompt": "a", "prompt": "b"}').prompt == "b"
+    assert read(b'{"prompt": "a", "prompt": "b"}').prompts == ("b",)
     assert refused(b'{"prompt": "a", "n": 2, "n": "x"}').field == "n"
 
 
@@ -103,12 +163,12 @@ def test_the_last_of_duplicate_keys_wins():
 @pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf", b"  "])
 def test_byte_order_mark_and_ends_of_line(begin, end):
     text = "\u2028 \u0085 日本 👩‍👩‍👧"
-    assert read(begin + json.dumps({"prompt": text}, ensure_ascii=False).encode() + end).prompt == text
-    assert read(begin + json.dumps({"prompt": text}).encode() + end).prompt == text
+    assert read(begin + json.dumps({"prompt": text}, ensure_ascii=False).encode() + end).prompts == (text,)
+    assert read(begin + json.dumps({"prompt": text}).encode() + end).prompts == (text,)
 
 
 def test_nul_is_a_character():
-    assert read(b'{"prompt": "a\\u0000b"}').prompt == "a\0b"
+    assert read(b'{"prompt": "a\\u0000b"}').prompts == ("a\0b",)
 
 
 # What is wrong with a line.
@@ -125,7 +185,10 @@ ERRORS = {
     b'{"prompt": "\\ud83d\\u0041"}': "no valid JSON: lone leading surrogate in hex escape",
     b"{'prompt': 'x'}": "no valid JSON: key must be a string at byte 2",
     b"\x00": "no valid JSON: expected value at byte 1",
-    '{"prompt": "x"}'.encode("utf-16"): "no valid JSON: expected value at byte 1",
+    '{"prompt": "x"}'.encode("utf-16"): "no valid JSON: the line is UTF-16, and must be UTF-8",
+    '{"prompt": "x"}'.encode("utf-16-be"): "no valid JSON: the line is UTF-16, and must be UTF-8",
+    '{"prompt": "x"}'.encode("utf-32"): "no valid JSON: the line is UTF-32, and must be UTF-8",
+    '{"prompt": "x"}'.encode("utf-32-le"): "no valid JSON: the line is UTF-32, and must be UTF-8",
     b"[1]": "must be a JSON object, and is of type list",
     b"null": "must be a JSON object, and is of type NoneType",
     b'{"prompt": "x", "temperature": 1e999}': "temperature=inf: must be a number",
@@ -146,7 +209,11 @@ ERRORS = {
     b'{"prompt": "x", "temprature": 1}': (
         "temprature=1: a line has no option 'temprature'; did you mean 'temperature'?"
     ),
-    b'{"prompt": "x", "a\\nb": 1}': r"a\nb=1: a line has no option 'a\nb'; known: allowed",
+    b'{"prompt": "x", "a\\nb": 1}': r"a\nb=1: a line has no option 'a\nb'; known: add_",
+    b'{"prompt": "x", "max_completion_tokens": 2}': (
+        "max_completion_tokens=2: a line has no option 'max_completion_tokens'; did you mean 'max_tokens'?"
+    ),
+    b'{"prompt": "x", "answer": "3"}': "answer='3': a line has no option 'answer'; known: add_generation",
     b'{"prompt": "x", "logit_bias": {"1.0": 1}}': (
         "logit_bias='1.0': a key must be a token id"
     ),
@@ -159,10 +226,30 @@ OPENAI_ERRORS = [
     (completions(prompt=5), "prompt=5: must be a string"),
     (completions(prompt=[]), "prompt=[]: must have at least 1 item"),
     (completions(prompt=[1, -1]), "prompt[1]=-1: must be greater than or equal to 0"),
-    (completions(messages=1), "messages=1: a completions body has no option"),
+    (completions(prompt=["a", 1]), "prompt[1]=1: must be a string"),
+    (completions(prompt=[1, "a"]), "prompt[1]='a': must be an integer"),
+    (completions(prompt=[[1], []]), "prompt[1]=[]: must have at least 1 item"),
+    (completions(prompt=[[1], [2, -1]]), "prompt[1][1]=-1: must be greater than or equal to 0"),
+    (completions(prompt=["a"] * 2049), "prompt=['a', 'a'"),
+    (completions(echo=1), "echo=1: must be a boolean"),
+    (completions(truncate_prompt_tokens=0), "truncate_prompt_tokens=0: must be -1, or at least 1"),
+    (
+        completions(messages=1),
+        "messages=1: a completions body has no option 'messages'; did you mean 'prompt'?",
+    ),
+    (
+        completions(max_completion_tokens=1),
+        "max_completion_tokens=1: a completions body has no option 'max_completion_tokens'; did you mean 'm",
+    ),
     (completions(detokenize=True), "detokenize=True: a completions body has no option"),
     (completions(logprobs=True), "logprobs=True: must be an integer from 0 to 20"),
-    (chat(prompt="x"), "prompt='x': a chat body has no option 'prompt'; did you mean"),
+    (chat(prompt="x"), "prompt='x': a chat body has no option 'prompt'; did you mean 'messages'?"),
+    (chat(userr="x"), "userr='x': a chat body has no option 'userr'; known: add_"),
+    (
+        chat(continue_final_message=True, add_generation_prompt=True),
+        "continue_final_message=True: not with add_generation_prompt: ",
+    ),
+    ({**chat(), "tools": []}, "tools=[]: belongs in body"),
     (chat(logprobs=2), "logprobs=2: must be a boolean"),
     (chat(top_logprobs=2), "top_logprobs=2: takes logprobs: true"),
     (
@@ -205,8 +292,8 @@ def test_the_error_names_field_value_and_limit(line, expected):
     [
         ([*USER, {}], "messages[1].role=None: must be given", "invalid_request"),
         (
-            [{**USER[0], "tools": []}],
-            "messages[0].tools=[]: a message has no option 'tools'",
+            [{**USER[0], "tools": [1]}],
+            "messages[0].tools=[1]: a message has no option 'tools'",
             "unknown_field",
         ),
         (USER * 2049, "messages=[{'role': ", "invalid_request"),

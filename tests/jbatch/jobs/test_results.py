@@ -6,7 +6,7 @@ import math
 import pytest
 
 from jbatch.jobs.request_line import RequestLine
-from jbatch.jobs.results import dump, error_result, success_result
+from jbatch.jobs.results import Failure, dump, error_result, success_result
 from jbatch.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
 from jbatch.sampling_params import SamplingParams
 
@@ -35,7 +35,8 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
 def line(form, **params):
-    return RequestLine(form, "a", "x", None, SamplingParams(**params), "demo")
+    asked = SamplingParams(**params)
+    return RequestLine(form, "a", ("x",), None, asked, "demo", prompt_logprobs=asked.prompt_logprobs)
 
 
 def completion(index=0, logprobs=None):
@@ -47,7 +48,8 @@ def completion(index=0, logprobs=None):
 
 
 def output(*completions, prompt_logprobs=None):
-    return RequestOutput("0", "x", [1, 2, 3], list(completions), prompt_logprobs=prompt_logprobs)
+    """Of a line's only prompt."""
+    return [RequestOutput("0", "x", [1, 2, 3], list(completions), prompt_logprobs=prompt_logprobs)]
 
 
 def written(result):
@@ -86,15 +88,24 @@ def test_several_bare_answers_are_a_list():
 def test_a_sample_that_failed_beside_one_that_did_not(form):
     failed = CompletionOutput(1, "He", [5], FinishReason.ERROR, error="logits are not finite")
     result = written(success_result(line(form, n=2), "a", output(completion(0), failed)))
-    answers = result["outputs"] if form == "bare" else result["response"]["body"]["choices"]
+    assert result.get("error") is None
+    if form != "bare":  # OpenAI's clients know no such finish_reason
+        body = result["response"]["body"]
+        assert [(choice["index"], choice["finish_reason"]) for choice in body["choices"]] == [(0, "length")]
+        assert body["errors"] == [{"index": 1, "message": "logits are not finite"}]
+        return
+    answers = result["outputs"]
     assert [answer.get("error") for answer in answers] == [None, "logits are not finite"]
     assert [answer["finish_reason"] for answer in answers] == ["length", "error"]
-    assert result.get("error") is None
 
 
 def test_a_completions_answer():
     result = written(
-        success_result(line("completions"), "a", output(completion(0), completion(1), prompt_logprobs=[None]))
+        success_result(
+            line("completions", n=2, prompt_logprobs=0),
+            "a",
+            output(completion(0), completion(1), prompt_logprobs=[None, None, None]),
+        )
     )
     body = result["response"].pop("body")
     key = "ca978112ca1bbdcafac231b3"  # of sha256("a")
@@ -107,7 +118,7 @@ def test_a_completions_answer():
         "id": f"cmpl-{key}", "object": "text_completion", "created": 0, "model": "demo",
         "choices": [{"index": 0, **choice}, {"index": 1, **choice}],
         "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
-        "prompt_logprobs": [None],
+        "prompt_logprobs": [None, None, None],
     }  # fmt: skip
 
 
@@ -177,17 +188,38 @@ def test_what_is_no_number_is_no_figure(form):
 
 
 def test_a_model_that_was_not_named():
-    unnamed = RequestLine("chat", "a", None, (), SamplingParams())
+    unnamed = RequestLine("chat", "a", (), None, SamplingParams())
     assert success_result(unnamed, "a", output(completion()))["response"]["body"]["model"] == ""
 
 
 def test_errors():
     error = {"code": "invalid_json", "message": "no", "line": 3}
-    assert error_result("bare", "a", 3, "invalid_json", "no") == {"custom_id": "a", "error": error}
-    for form in ("completions", "chat", None):
-        assert error_result(form, "a", 3, "invalid_json", "no") == {
-            "id": "batch_req_ca978112ca1bbdcafac231b3", "custom_id": "a", "response": None, "error": error,
-        }  # fmt: skip
+    failure, key = Failure("invalid_json", "no"), "ca978112ca1bbdcafac231b3"
+    named = {"id": f"batch_req_{key}", "custom_id": "a"}
+    assert error_result("bare", "a", 3, failure) == {"custom_id": "a", "error": error}
+    assert error_result(None, "a", 3, failure) == {**named, "response": None, "error": error}
+
+
+@pytest.mark.parametrize("form", ["completions", "chat"])
+@pytest.mark.parametrize(
+    "code, status, kind",
+    [
+        ("invalid_request", 400, "invalid_request_error"),
+        ("context_length", 400, "invalid_request_error"),
+        ("generation_failed", 500, "server_error"),
+        ("internal_error", 500, "server_error"),
+    ],
+)
+def test_errors_of_openai_lines_are_responses(form, code, status, kind):
+    """As in OpenAI's error files."""
+    key = "ca978112ca1bbdcafac231b3"
+    body = {"error": {"message": "no", "type": kind, "param": "n", "code": code, "line": 3}}
+    assert error_result(form, "a", 3, Failure(code, "no", "n")) == {
+        "id": f"batch_req_{key}",
+        "custom_id": "a",
+        "response": {"status_code": status, "request_id": f"req-{key}", "body": body},
+        "error": None,
+    }
 
 
 def test_a_result_is_one_line_of_ascii():

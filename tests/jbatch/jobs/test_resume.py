@@ -110,8 +110,11 @@ def write_results(path, *results: object) -> str:
     return str(path)
 
 
-def result(name: str, error: object = None) -> dict:
-    return {"custom_id": name, "error": error}
+def result(name: str, error: object = None, **fields: object) -> dict:
+    return {"custom_id": name, "error": error, **fields}
+
+
+REFUSED, ANSWERED = ({"status_code": code, "body": {}} for code in (400, 200))
 
 
 def test_what_is_done(tmp_path):
@@ -142,8 +145,13 @@ def test_two_results_of_one_id_are_refused(tmp_path):
 
 
 def test_errors_are_dropped(tmp_path):
-    path = write_results(tmp_path / "o", result("a", {}), result("b"), result("c", "why"), result("d"))
-    assert (drop_errors(path), [r.custom_id for r in read_results(path)]) == (2, ["b", "d"])
+    """Those of OpenAI lines too: responses, and as jbatch wrote them once."""
+    path = write_results(
+        tmp_path / "o",
+        *(result("a", {}), result("b"), result("c", "why"), result("d", response=ANSWERED)),
+        *(result("e", response=REFUSED), result("f", {"code": "x"}, response=None)),
+    )
+    assert (drop_errors(path), [r.custom_id for r in read_results(path)]) == (4, ["b", "d"])
     inode = os.stat(path).st_ino
     assert drop_errors(path) == 0 and os.stat(path).st_ino == inode, "rewritten for nothing"
 

@@ -14,7 +14,17 @@ from jbatch.jobs.options import JobOptions
 from jbatch.jobs.request_line import parse_line
 from jbatch.jobs.run import JobCommand, run_command
 from jbatch.jobs.state import JobState
-from tests.helpers.fake_job import JOB, Run, check_whole, num_results, refuse, run, wait_for, write_input
+from tests.helpers.fake_job import (
+    JOB,
+    Run,
+    check_whole,
+    error_in,
+    num_results,
+    refuse,
+    run,
+    wait_for,
+    write_input,
+)
 from tests.helpers.faults import Faults
 
 SLOW = Faults(step_s=0.02)
@@ -91,7 +101,7 @@ def test_answers_around_what_is_no_request(place):
         b'{"prompt":"05.","max_tokens":' + b"9" * 5000 + b"}",
         '{"prompt":"05.\u2028","max_tokens":1}'.encode(),
         b'{"prompt":"\\ud800","max_tokens":1}',
-        b'{"messages":[{"role":"tool","content":"05."}],"max_tokens":1}',
+        b'{"messages":[{"role":"robot","content":"05."}],"max_tokens":1}',
         b'{"prompt":[96,97],"max_tokens":1}',
         b'{"prompt":"05.","max_tokens":127}',
         b'{"prompt":"05.","max_tokens":128}',
@@ -102,7 +112,7 @@ def test_answers_around_what_is_no_request(place):
     ended = run(place, *JOB, "--ordered")
     results = [json.loads(line) for line in (place / "out.jsonl").read_bytes().splitlines()]
     assert ended.code == 1 and [r["custom_id"] for r in results] == [f"line-{n}" for n in range(1, 14)]
-    codes = [(r.get("error") or {}).get("code") for r in results]
+    codes = [(error_in(r) or {}).get("code") for r in results]
     json_error, chat, context = "invalid_json", "invalid_request", "context_length"
     assert codes == [
         *(None, json_error, json_error, json_error, json_error, None, json_error, chat),
@@ -265,5 +275,5 @@ def test_ordered_with_blank_lines_and_wrong_ones(place):
     lines = write_input(place, 30).read_text().replace("\n", "\n\n")
     (place / "in.jsonl").write_text("\n" + lines)
     assert run(place, *JOB, "--ordered").code == 1
-    errors = [json.loads(line)["error"] for line in (place / "out.jsonl").read_bytes().splitlines()[9::10]]
+    errors = [error_in(json.loads(line)) for line in (place / "out.jsonl").read_bytes().splitlines()[9::10]]
     assert [error["line"] for error in errors] == [20, 40, 60]

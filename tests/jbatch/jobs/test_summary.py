@@ -43,12 +43,12 @@ def test_a_histogram_of_nothing_and_of_extremes():
 
 def test_figures():
     summary = JobSummary()
-    summary.add(output(10))
-    summary.add(output(4, FinishReason.LENGTH, n=2, prompt=(1, 2, 3)))
-    summary.add(output(0, FinishReason.LENGTH, first_token_ts=None, last_token_ts=None))
+    summary.add([output(10)])
+    summary.add([output(4, FinishReason.LENGTH, n=2, prompt=(1, 2, 3))])
+    summary.add([output(0, FinishReason.LENGTH, first_token_ts=None, last_token_ts=None)])
     summary.add_error("context_length")
-    decode = StepRecord(0, 4, 3, 0, 3, 0, 1, 0, 0, 3, 1, 3, 0, 2)
-    prefill = StepRecord(1, 0, 0, 40, 0, 30, 10, 0, 0, 3, 1, 3, 0, 0)
+    decode = StepRecord(0, 4, 3, 0, 0, 3, 0, 1, 0, 0, 3, 1, 3, 0, 2)
+    prefill = StepRecord(1, 0, 0, 40, 30, 0, 30, 10, 0, 0, 3, 1, 3, 0, 0)
     figures = summary.figures(summarise([decode, prefill]), 2.0, 0)
     expected = {
         "completed": 3,
@@ -78,7 +78,7 @@ def test_figures():
 
 def test_defaults_of_the_model_are_said():
     summary = JobSummary({"temperature": 0.6, "top_k": 20})
-    summary.add(output(10))
+    summary.add([output(10)])
     figures = summary.figures(summarise([]), 2.0, 0)
     assert json.loads(json.dumps(figures))["model_defaults"] == {"temperature": 0.6, "top_k": 20}
     said = "from the model's generation_config.json, where not set: temperature=0.6, top_k=20"
@@ -95,14 +95,14 @@ def test_outputs_that_are_mostly_cut_off():
     summary = JobSummary()
     assert not summary.mostly_length
     for reason, mostly in (("length", True), ("stop", False), ("length", True), ("stop", False)):
-        summary.add(output(1, FinishReason(reason)))
+        summary.add([output(1, FinishReason(reason))])
         assert summary.mostly_length == mostly
 
 
 def test_memory_does_not_grow():
     summary, rng = JobSummary(), random.Random(0)
     for _ in range(5000):
-        summary.add(output(5, finished_ts=1 + rng.lognormvariate(0, 20)))
+        summary.add([output(5, finished_ts=1 + rng.lognormvariate(0, 20))])
     assert all(len(histogram._buckets) < 1500 for histogram in summary.latencies.values())
 
 

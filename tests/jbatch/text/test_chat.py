@@ -8,10 +8,17 @@ import pytest
 from jbatch.errors import ConfigError, RequestError
 from jbatch.text import template as renderer
 from jbatch.text.chat import ChatEncoder, ChatTemplate
+from jbatch.text.chat_options import ChatOptions
 from jbatch.text.tokenizer import load_tokenizer
 from tests.helpers.tokenizers import byte_level, save
 
 ASK = [{"role": "user", "content": "hi"}]
+
+
+def said(**fields):
+    return [{"role": "user", "content": "hi", **fields}]
+
+
 PLAIN = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
 needs_jinja = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("transformers", "jinja2")), reason="the extra chat"
@@ -34,7 +41,7 @@ needs_jinja = pytest.mark.skipif(
 def test_a_model_without_a_template_says_so(tmp_path, template, match):
     save(byte_level(), tmp_path, chat_template=template)
     with pytest.raises(RequestError, match=match) as error:
-        ChatTemplate.load(tmp_path)
+        ChatTemplate.load(tmp_path).render(ASK)
     assert error.value.field == "messages"
 
 
@@ -42,13 +49,24 @@ def test_a_model_without_a_template_says_so(tmp_path, template, match):
 def test_a_broken_tokenizer_config_has_no_template(tmp_path, text):
     (tmp_path / "tokenizer_config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(RequestError, match="no chat template") as error:
-        ChatTemplate.load(tmp_path)
+        ChatTemplate.load(tmp_path).render(ASK)
     assert error.value.code == "no_chat_template"
 
 
 def test_without_a_tokenizer(tmp_path):
     with pytest.raises(RequestError, match="no tokenizer"):
         ChatEncoder(tmp_path, None).encode(ASK)
+
+
+def test_a_template_of_ones_own_needs_none_of_the_models(tmp_path):
+    """And no process: what is wrong with messages and options is found without one."""
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        ChatEncoder(tmp_path, None, tmp_path / "none")
+    template = ChatTemplate.load(tmp_path, PLAIN)
+    with pytest.raises(RequestError, match="the last message has no content to continue"):
+        template.render(said(content=""), ChatOptions(continue_final_message=True))
+    with pytest.raises(RequestError, match=r"messages=\[\]: must have at least 1 item"):
+        template.render([], ChatOptions(chat_template="x"))
 
 
 def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
@@ -62,6 +80,46 @@ def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
 
 
 # Rendering.
+
+
+@needs_jinja
+def test_what_a_template_is_told():
+    """One process for all of it: it takes a second to start."""
+    source = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+        "{% for c in m.tool_calls %}<{{ c.function.name }} {{ c.function.arguments | tojson }}>{% endfor %}"
+        "{% endfor %}{% for t in tools or [] %}({{ t.function.name }}){% endfor %}"
+        "{% if thinking is defined %}{{ thinking }}{% endif %}"
+        "{% if add_generation_prompt %}[answer]{% endif %}"
+    )
+    template = ChatTemplate(source, {"bos_token": "<s>"})
+    try:
+        assert template.render(ASK) == "[user]hi[answer]"
+        assert template.render(ASK, ChatOptions(add_generation_prompt=False)) == "[user]hi"
+        kwargs = {"thinking": False, "none": None}
+        assert template.render(ASK, ChatOptions(chat_template_kwargs=kwargs)) == "[user]hiFalse[answer]"
+        tools = [{"type": "function", "function": {"name": "add"}}]
+        assert template.render(ASK, ChatOptions(tools=tools)) == "[user]hi(add)[answer]"
+        call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}
+        history = [*ASK, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "3"}]
+        assert template.render(history) == '[user]hi[assistant]<add {"a": 1}>[tool]3[answer]'
+        begun = [*ASK, {"role": "assistant", "content": "x ="}]
+        assert template.render(begun, ChatOptions(continue_final_message=True)) == "[user]hi[assistant]x ="
+        developer = [{"role": "developer", "content": "brief"}]
+        assert template.render(developer) == "[system]brief[answer]"
+        own = ChatOptions(chat_template="{{ bos_token }}{{ messages[0].role }}{# developer #}")
+        assert template.render(developer, own) == "<s>developer"
+        assert template.render(ASK) == "[user]hi[answer]", "the other template has stayed"
+        with pytest.raises(RequestError, match="must be what JSON can hold: Object of type set"):
+            template.render(ASK, ChatOptions(chat_template="other", chat_template_kwargs={"x": {1}}))
+        assert template.render(ASK) == "[user]hi[answer]"
+        reason = "the final message does not appear in the chat after applying the chat template"
+        with pytest.raises(RequestError, match=reason) as error:
+            other = ChatOptions(chat_template="{{ 'content' }}", continue_final_message=True)
+            template.render(ASK, other)
+        assert len(str(error.value).splitlines()) == 1
+    finally:
+        template.close()
 
 
 @needs_jinja
@@ -113,6 +171,7 @@ def test_templates_that_do_harm_end_with_an_error_in_bounded_time(monkeypatch):
     assert "more than 2 s" in refusal("loop")
     assert "more than 2 s" in refusal("power")
     assert "failed 2 times in a row" in refusal("hi")  # each try would cost as much
+    assert template.render(ASK, ChatOptions(chat_template="another")) == "another", "it did no harm"
     template.close()
 
 
