@@ -339,6 +339,5 @@ class LLM:
 def _eos_token_ids(model_dir: Path, tokenizer: Tokenizer | None) -> frozenset[int]:
     """What config, generation config and tokenizer name, together: Llama 3 has three."""
     eos = load_eos_token_ids(model_dir)
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        eos |= {tokenizer.eos_token_id}
-    return eos
+    named = None if tokenizer is None else tokenizer.eos_token_id
+    return eos if named is None else eos | {named}

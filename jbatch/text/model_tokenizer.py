@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, cast
 
 from jbatch.text.chat import ChatEncoder
 from jbatch.text.chat_options import ChatFields, options_of
@@ -48,14 +48,26 @@ class ModelTokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def apply_chat_template(
-        self, conversation: Conversation, *, tokenize: bool = True, **options: Unpack[ChatFields]
+        self,
+        conversation: Conversation,
+        *,
+        tokenize: bool = True,
+        add_generation_prompt: bool = False,
+        **options: Any,
     ) -> list[int] | str:
-        """The prompt that `LLM.chat` makes of a conversation, with the same options: its token ids, or without
-        `tokenize` its text.
+        """The prompt of a conversation: its token ids, or without `tokenize` its text.
+
+        Args:
+          add_generation_prompt: end with the beginning of an answer, as `LLM.chat` does by default.
+          options: the other fields of ChatOptions, by name; any other name goes to the template, as in
+            transformers: enable_thinking=False.
 
         Raises:
-          RequestError: for messages that are refused, and for a model without chat template.
+          RequestError: for messages and options that are refused, and for a model without chat template.
           ConfigError: where transformers or jinja2 is not installed.
         """
-        prompt = self._chat.encode(conversation, options_of(options))
+        fields = {name: options.pop(name) for name in ChatFields.__annotations__ if name in options}
+        fields["add_generation_prompt"] = add_generation_prompt
+        fields["chat_template_kwargs"] = {**(fields.get("chat_template_kwargs") or {}), **options}
+        prompt = self._chat.encode(conversation, options_of(cast(ChatFields, fields)))
         return list(prompt.token_ids) if tokenize else prompt.text

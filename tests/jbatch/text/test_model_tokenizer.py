@@ -14,7 +14,9 @@ from tests.helpers.tokenizers import byte_level, save
 needs_jinja = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("transformers", "jinja2")), reason="the extra chat"
 )
-TEMPLATE = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
+TEMPLATE = (
+    "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}{{ ':' if add_generation_prompt }}{{ more }}"
+)
 
 
 def of(path, **special):
@@ -38,6 +40,14 @@ def test_conversations(tmp_path):
     text = tokenizer.apply_chat_template(ask, tokenize=False)
     assert text == "<s>hi</s>"
     assert tokenizer.apply_chat_template(ask) == tokenizer.encode(text, add_special_tokens=False)
+    begun = tokenizer.apply_chat_template(ask, tokenize=False, add_generation_prompt=True, more="+")
+    assert begun == "<s>hi</s>:+"
+    own = tokenizer.apply_chat_template(
+        ask, tokenize=False, chat_template="{{ more }}", chat_template_kwargs={"more": 1}
+    )
+    assert own == "1"
+    with pytest.raises(RequestError, match=r"^add_generation_prompt='yes'"):
+        tokenizer.apply_chat_template(ask, add_generation_prompt="yes")
 
 
 def test_a_model_without_a_template(tmp_path):
