@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from jbatch.engine.engine import Engine, EngineStep
@@ -29,8 +29,12 @@ class TextDelta:
     output: RequestOutput | None = None  # on the prompt's last
 
 
-def stream_steps(engine: Engine, requests: Sequence[UncheckedRequest]) -> Generator[list[TextDelta]]:
+def stream_steps(
+    engine: Engine, requests: Sequence[UncheckedRequest], prepare: Callable[[], None] = lambda: None
+) -> Generator[list[TextDelta]]:
     """What each step of the engine gives. When closed it aborts what has not ended.
+
+    `prepare` is called once all requests are queued, before the first step.
 
     Raises JBatchError while the engine has unfinished requests of someone else.
     """
@@ -44,6 +48,7 @@ def stream_steps(engine: Engine, requests: Sequence[UncheckedRequest]) -> Genera
                 unfinished.add(request.request_id)
             else:
                 yield deltas.of_output(refused)
+        prepare()
         while unfinished:
             step = engine.step()
             unfinished.difference_update(output.request_id for output in step.outputs)

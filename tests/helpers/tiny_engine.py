@@ -52,7 +52,9 @@ def make_runner(
     """A runner of its own parameters, so that it may be closed."""
     spec = StepSpec(tiny_config(), shape, find_device("cpu"), logits_fn=logits_fn)
     params = jax.tree.map(lambda leaf: leaf.copy(), tiny_params())
-    return Runner(spec, params, buckets, samplers or DEFAULT_SAMPLERS)
+    runner = Runner(spec, params, buckets, samplers or DEFAULT_SAMPLERS)
+    runner.prepare()
+    return runner
 
 
 @functools.cache
