@@ -230,7 +230,9 @@ def _idle_runner(config: ModelConfig, bucket: Bucket) -> Runner:
                 return jitted.lower(tuple(like.values()), state, {}, packed, None).compile()
 
     spec = Idle(config, _state_shape(bucket.slots, num_pages=4), jax.devices("cpu")[0])
-    return Runner(spec, zeros(like, spec.device), [bucket], [Sampler.GREEDY])
+    runner = Runner(spec, zeros(like, spec.device), [bucket], [Sampler.GREEDY])
+    runner.prepare()
+    return runner
 
 
 def print_table(result: dict[str, Any]) -> None:

@@ -129,10 +129,10 @@ class EngineConfig:
     overlap: bool = True  # plan step n+1 while the device computes step n
     decode_buckets: tuple[int, ...] | None = None  # slots; the largest must hold max_num_seqs
     token_buckets: tuple[int, ...] | None = None  # prompt tokens of a step, multiples of 8
-    samplers: tuple[SamplerName, ...] | None = None  # compiled at first; None: the first three
     logprobs_mode: LogprobsMode = "raw_logprobs"  # of output tokens; "processed_logprobs": as they were drawn
+    samplers: tuple[SamplerName, ...] | None = None  # provided for at first; None: the first three
     compilation_cache_dir: str | None = "~/.cache/jbatch"  # None: compile anew in every process
-    show_progress: bool = True  # while compiling, on a terminal
+    show_progress: bool = True  # while loading and compiling, on standard error
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, ("auto", *DTYPES))

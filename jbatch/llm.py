@@ -14,6 +14,7 @@ from jbatch.config import EngineConfig, ModeName, PolicyName
 from jbatch.device.build import build_runner
 from jbatch.device.platform import prepare_jax
 from jbatch.device.process.user_fn import LogitsFn
+from jbatch.device.programs import programs_for
 from jbatch.engine.callers import AsyncStream, Callers
 from jbatch.engine.driver import Driver
 from jbatch.engine.engine import Engine
@@ -24,6 +25,7 @@ from jbatch.engine.stream import Deltas, TextDelta, stream
 from jbatch.errors import RequestError, check_option_names
 from jbatch.host.limits import Limits, StepLimits
 from jbatch.host.policy import MODES, POLICIES, Policy
+from jbatch.host.reach import reach
 from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.model_dir.config_json import load_eos_token_ids, load_token_id
 from jbatch.model_dir.generation_json import load_sampling_defaults
@@ -31,7 +33,7 @@ from jbatch.model_dir.paths import check_tokenizer_dir, unread_tokenizer
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
-from jbatch.sampling_params import Sampler, SamplingParams, to_compile
+from jbatch.sampling_params import Sampler, SamplingParams, to_compile, with_unions
 from jbatch.seam.bucket import Bucket, buckets_of
 from jbatch.seam.runner import Runner
 from jbatch.text.chat import ChatEncoder
@@ -87,7 +89,7 @@ class LLM:
         self.model_config = self.runner.spec.config  # in the device's dtype
         self._eos_token_ids = _eos_token_ids(model_dir, self._tokenizer)
         self._request_ids = itertools.count()
-        self.engine = self.new_engine()
+        self.engine = self._new_engine()
         self._callers = Callers(self.engine, self.prepare)
 
     def generate(
@@ -108,7 +110,7 @@ class LLM:
           sampling_params: for all prompts, or one for each, taken as they are; without any, those of
             `get_default_sampling_params`.
           priority: of each prompt, for policy "priority"; lower runs first.
-          use_tqdm: show a progress bar, on a terminal.
+          use_tqdm: show progress, on standard error.
 
         Raises:
           ValueError: for lists of different lengths.
@@ -122,10 +124,11 @@ class LLM:
         driver = Driver(self.engine, "generate")
         try:
             driver.begin()
-            self.prepare(request.params for request in requests)
+            self._declare(request.params for request in requests)
             for request in requests:
                 if (refused := driver.add(request)) is not None:
                     outputs[request.request_id] = refused
+            self._prepare_reached()
             with progress_bar("generating", len(requests), enabled=use_tqdm) as update:
                 while driver.unfinished:
                     step = driver.step()
@@ -222,7 +225,7 @@ class LLM:
         read at a time; for many there is `astream`.
         """
         requests = self._list(prompts, sampling_params, priority, streamed=True)
-        return stream(self.engine, requests, self.prepare)
+        return stream(self.engine, requests, self._declare, self._prepare_reached)
 
     def astream(
         self,
@@ -257,19 +260,28 @@ class LLM:
         requests = list_requests(prompts, params, priority, self._request_ids)
         return [request._replace(streamed=streamed) for request in requests]
 
-    def prepare(self, params: Iterable[SamplingParams]) -> None:
-        """Compile what requests with these parameters need, as far as it is missing. `generate` does so by
-        itself; requests that are added to an engine by hand are refused until it is done."""
-        needed = to_compile(sampling.sampler for sampling in params)
-        self._compile({sampler for sampler in needed if sampler.choose(self.runner.samplers) is None})
+    def prepare(self, params: Iterable[SamplingParams] | None = None) -> None:
+        """Compile in advance what any number of requests with these parameters may need; by default, with all
+        that the option `samplers` provides for. On a CPU `generate` compiles just what its requests need.
 
-    def _compile(self, samplers: Iterable[Sampler] = (), buckets: Iterable[Bucket] = ()) -> None:
-        """What is missing for these ways of drawing and these buckets, too."""
-        samplers, buckets = tuple(samplers), tuple(buckets)
-        total = len(self.runner.missing_programs(samplers, buckets))
-        if total:
-            with progress_bar("compiling", total, enabled=self.config.show_progress) as update:
-                self.runner.prepare(samplers, update, buckets)
+        Requests that are added to an engine by hand are refused where nobody provided for their parameters.
+        What else they need is compiled with their first step, if not before.
+        """
+        samplers = self.runner.samplers if params is None else self._declare(params)
+        self._compile(self.runner.buckets, samplers, in_run=self.engine.has_unfinished)
+
+    def _declare(self, params: Iterable[SamplingParams]) -> tuple[Sampler, ...]:
+        needed = to_compile(sampling.sampler for sampling in params)
+        self.runner.declare(sampler for sampler in needed if sampler.choose(self.runner.samplers) is None)
+        return with_unions(needed)
+
+    def _prepare_reached(self) -> None:
+        self._compile(*reach(self.engine.scheduler))
+
+    def _compile(self, buckets: Iterable[Bucket], samplers: Iterable[Sampler], in_run: bool = False) -> None:
+        provided = self.runner.samplers
+        chosen = [best for sampler in samplers if (best := sampler.choose(provided)) is not None]
+        self.runner.prepare(programs_for(buckets, chosen), in_run=in_run)
 
     def new_engine(
         self,
@@ -282,13 +294,25 @@ class LLM:
         """A fresh engine on the same weights, cache and compiled programs: for another mode, another order of
         admission (a name, or any sort key), other budgets per step, or another runner: one that wraps
         `self.runner`, to see or change what passes, or one over a cache of its own of the same sizes.
+        Its programs are compiled here, as `prepare` does.
 
         Only one engine of an LLM may have unfinished requests at a time. `generate` uses `self.engine`,
         which may be set to it.
         """
+        engine = self._new_engine(mode, policy, limits, runner)
+        self._compile(engine.scheduler.config.buckets, self.runner.samplers)
+        return engine
+
+    def _new_engine(
+        self,
+        mode: ModeName | None = None,
+        policy: PolicyName | Policy | None = None,
+        limits: Limits | None = None,
+        runner: Runner[Any] | None = None,
+    ) -> Engine:
         config = dataclasses.replace(self.config, mode=mode or self.config.mode)
         buckets = buckets_of(config, self.max_model_len)
-        self._compile(buckets=buckets)  # another mode has other steps
+        self.runner.declare(buckets=buckets)  # another mode has other steps
         key = policy or config.policy
         scheduler = Scheduler(
             SchedulerConfig(

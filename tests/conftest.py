@@ -31,6 +31,7 @@ def pytest_configure(config):
     cache_dir = config.cache.mkdir("jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_COMPILER_ENABLE_REMAT_PASS", "false")  # as an LLM does: the same programs
     os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
 
 
@@ -42,6 +43,12 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup(item):
     if item.get_closest_marker("long") and not item.config.getoption("long"):
         pytest.skip("takes long: make test-long")
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch):
+    """Where a machine is slow, what a command says would not be the same."""
+    monkeypatch.setattr("jbatch.progress.LINE_EVERY_S", 3600.0)
 
 
 @pytest.fixture

@@ -57,6 +57,8 @@ def run_demo(json_file: Path | None, device: str) -> None:
     options: dict[str, Any] = dict(max_num_seqs=NUM_SLOTS, max_model_len=256, page_size=16)
     options |= dict(max_num_batched_tokens=TOKEN_BUCKETS[-1], token_buckets=TOKEN_BUCKETS)
     with LLM(MODEL_DIR, device=device, **options) as llm:
+        for each in MODE_TEXTS:
+            llm.new_engine(mode=each)  # compiles its programs
         llm.runner.warm_up()  # or the first mode would pay for every first call
         console.print(f"{llm.runner.num_programs} programs ready after {time.monotonic() - begin:.1f} s\n")
         prompts = [example.prompt for example in examples]

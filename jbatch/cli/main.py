@@ -116,7 +116,13 @@ def _generate_prompts(
         raise ConfigError("model", str(model), reason)
     defaults = load_sampling_defaults(model, config.generation_config)
     params = SamplingParams(**{**defaults, **sampling_options})
+    # No more is compiled than these prompts need. Tokens are at most about as many as bytes, and the sizes of
+    # programs are powers of two, so that another prompt finds them in the cache.
+    num_bytes = sum(len(text.encode(errors="replace")) for text in prompt)
+    most_tokens = min(max(128, 1 << num_bytes.bit_length()), EngineConfig.max_num_batched_tokens)
     engine_options.setdefault("max_num_seqs", min(len(prompt), EngineConfig.max_num_seqs))
+    engine_options.setdefault("max_num_batched_tokens", most_tokens)
+    engine_options["samplers"] = [params.sampler.name.lower()]
     with LLM(model, chat_template=chat_template, **engine_options) as llm:
         begin = time.monotonic()
         if chat:

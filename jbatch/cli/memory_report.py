@@ -12,16 +12,15 @@ from typing import Any
 
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device.build import samplers_of, spec_for, step_bytes_of
-from jbatch.device.memory import Memory, MemoryUse, describe_bytes, divide_memory, estimate_step_bytes
+from jbatch.device.memory import Memory, MemoryUse, describe_bytes, divide_memory
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device, memory_of, prepare_jax
-from jbatch.device.process import extra_bytes
 from jbatch.device.programs import programs_for
 from jbatch.model_dir.resolve import resolve_dtype, resolve_max_model_len, resolve_model
-from jbatch.sampling_params import Sampler, with_unions
+from jbatch.sampling_params import with_unions
 from jbatch.seam.bucket import buckets_of
 
-ESTIMATE = "temporaries, and state of penalties; estimated: there is no GPU here to compile for"
+ESTIMATE = "temporaries, and state of penalties; estimated"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,27 +96,18 @@ def report_memory(model_dir: str | Path, config: EngineConfig, gpu_memory: int |
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if gpu_memory is not None else "default")
         device = find_device(config.device)
-    if device.platform == "cpu" and gpu_memory is not None:
+    where = "a GPU" if device.platform == "cpu" and gpu_memory is not None else device.device_kind
+    memory = memory_of(device)
+    if gpu_memory is not None:
+        where, memory = f"{where} with {describe_bytes(gpu_memory)}", gpu_share(gpu_memory, config)
 
-        def estimate(config: EngineConfig) -> int:
-            sizes = config.token_sizes(max_model_len)[-1], config.decode_sizes()[-1]
-            extra = extra_bytes(Sampler.EXTENDED, config.max_num_seqs, model.vocab_size)
-            return estimate_step_bytes(model, *sizes) + extra
+    def estimate(config: EngineConfig) -> int:
+        spec = spec_for(device, config, model, max_model_len)
+        return step_bytes_of(spec, buckets_of(config, max_model_len))
 
-        where = f"a GPU with {describe_bytes(gpu_memory)}"
-        return make_report(model_dir, config, model, gpu_share(gpu_memory, config), estimate, where, ESTIMATE)
-    model = resolve_dtype(config, model, device.platform)
-    memory = memory_of(device) if gpu_memory is None else gpu_share(gpu_memory, config)
-    where = (
-        device.device_kind
-        if gpu_memory is None
-        else f"{device.device_kind} with {describe_bytes(gpu_memory)}"
-    )
-    source = "temporaries of the program compiled for this CPU"
-    if device.platform != "cpu":
-        source = "temporaries, and state of penalties; of the program compiled for this GPU"
-    measure = step_bytes_on(device, model, max_model_len)
-    return make_report(model_dir, config, model, memory, measure, where, source)
+    if gpu_memory is None:
+        model = resolve_dtype(config, model, device.platform)
+    return make_report(model_dir, config, model, memory, estimate, where, ESTIMATE)
 
 
 def make_report(
@@ -150,17 +140,6 @@ def make_report(
 def gpu_share(gpu_memory: int, config: EngineConfig) -> Memory:
     """What JAX may take of a GPU."""
     return Memory(True, int(gpu_memory * config.gpu_memory_utilization))
-
-
-def step_bytes_on(device: Any, model: ModelConfig, max_model_len: int) -> Callable[[EngineConfig], int]:
-    """A function that asks the compiler for `device` what the largest step of an engine takes; it may be a
-    device that can only be compiled for."""
-
-    def measure(config: EngineConfig) -> int:
-        spec = spec_for(device, config, model, max_model_len)
-        return step_bytes_of(spec, buckets_of(config, max_model_len))
-
-    return measure
 
 
 def _count(number: int) -> str:

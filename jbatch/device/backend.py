@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -10,9 +10,11 @@ from jbatch.config import EngineConfig, ModelConfig
 from jbatch.errors import ConfigError
 from jbatch.seam.bucket import Bucket, decode_bucket, room_of
 from jbatch.seam.shape import StateShape
-from pallas_kernels import Problem, choose
+from pallas_kernels import Problem, choose, tuning
 from pallas_kernels.implementations import NAMES, declines
 from pallas_kernels.problem import Kind
+from pallas_kernels.reference import BLOCK_KV
+from pallas_kernels.work_list import max_items
 
 
 class Attention(NamedTuple):
@@ -77,3 +79,23 @@ def problems_of(model: ModelConfig, shape: StateShape, bucket: Bucket) -> tuple[
     decode = (problem("decode", bucket.slots, bucket.slots),) if bucket.slots else ()
     chunks = room_of(bucket, shape).chunks
     return (*decode, problem("prefill", bucket.tokens, chunks)) if bucket.tokens else decode
+
+
+def attention_bytes(
+    attention: Attention, model: ModelConfig, shape: StateShape, bucket: Bucket, device: jax.Device | Any
+) -> int:
+    """What the attention of a step's slots keeps beside its operands, about.
+
+    A kernel's partial sums: one of each chunk of each sequence, in every head. They are those of a pool that
+    holds every sequence in full; a smaller one has fewer chunks. Plain JAX keeps gathered blocks of keys and
+    values, in part twice.
+    """
+    if not bucket.slots:
+        return 0
+    if attention.decode == "xla":
+        itemsize = 4 if model.dtype == "float32" else 2
+        return 3 * bucket.slots * BLOCK_KV * model.num_kv_heads * model.head_dim * itemsize
+    large = shape._replace(num_pages=bucket.slots * shape.pages_per_seq)
+    problem = problems_of(model, large, bucket)[0]
+    chunk = tuning.lookup(attention.decode, problem, device.device_kind).chunk
+    return max_items(problem, chunk) * model.num_heads * (model.head_dim + 2) * 4  # output, peak and total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ import jax
 
 import weights
 from jbatch.config import EngineConfig, ModelConfig
-from jbatch.device.backend import choose_attention
-from jbatch.device.memory import choose_num_pages
+from jbatch.device.backend import attention_bytes, choose_attention
+from jbatch.device.memory import Memory, StepSize, choose_num_pages, estimate_step_bytes
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device, memory_of
 from jbatch.device.process import extra_bytes
 from jbatch.device.process.user_fn import LogitsFn, check_logits_fn
-from jbatch.device.programs import DEFAULT_SAMPLERS, StepSpec, largest_programs, programs_for
+from jbatch.device.programs import DEFAULT_SAMPLERS, Program, StepSpec, programs_for, temp_bytes
 from jbatch.device.runner import Runner
 from jbatch.errors import ConfigError
 from jbatch.model_dir.resolve import resolve_dtype
@@ -33,8 +34,11 @@ def build_runner(
     max_model_len: int,
     logits_fn: LogitsFn | None = None,
 ) -> Runner:
-    """Load a model's weights and compile its steps. `spec.config` of the runner is the model in the dtype
-    that "auto" means on the device.
+    """Load a model's weights, and choose the size of its cache. `spec.config` of the runner is the model in
+    the dtype that "auto" means on the device.
+
+    On a GPU all steps are compiled before the cache takes its memory: to choose among kernels, the compiler
+    runs them. On a CPU nothing is compiled yet; `Runner.prepare` does it, for the requests that come.
 
     Raises:
       ConfigError: for what does not fit the device or its memory, and for a function that cannot be compiled.
@@ -47,19 +51,57 @@ def build_runner(
     if logits_fn is not None:
         for draws in sorted({num_draws(bucket, spec.shape) for bucket in buckets}):
             check_logits_fn(logits_fn, draws, model.vocab_size)
-    params = _load(model_dir, config, model, device)
-    # Temporaries do not grow with the pool: a small one shows them.
-    step_bytes = step_bytes_of(spec, buckets) if device.platform != "cpu" else 0
-    num_pages = choose_num_pages(config, model, max_model_len, memory_of(device)._replace(step=step_bytes))
-    spec = spec._replace(shape=spec.shape._replace(num_pages=num_pages))
-    num_programs = len(programs_for(buckets, with_unions(samplers)))
-    with progress_bar("compiling", num_programs, enabled=config.show_progress) as update:
-        try:
-            return Runner(spec, params, buckets, samplers, update)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise _out_of_memory(config, spec, params, step_bytes) from error
+    with progress_bar("loading weights", enabled=config.show_progress):
+        params = _load(model_dir, config, model, device)
+        jax.block_until_ready(params)
+    memory = memory_of(device)
+    if memory.on_gpu:
+        memory = memory._replace(step=step_bytes_of(spec, buckets))
+
+    def with_pool(memory: Memory) -> StepSpec:
+        num_pages = choose_num_pages(config, model, max_model_len, memory)
+        return spec._replace(shape=spec.shape._replace(num_pages=num_pages))
+
+    if not memory.on_gpu:
+        return Runner(with_pool(memory), params, buckets, samplers, show_progress=config.show_progress)
+    programs = programs_for(buckets, with_unions(samplers))
+    with progress_bar("compiling", len(programs), enabled=config.show_progress) as update:
+        compiled_spec, compiled, memory = compile_beside(programs, memory, with_pool, update)
+    runner = Runner(compiled_spec, params, buckets, samplers, compiled, show_progress=config.show_progress)
+    try:
+        runner.prepare()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise _out_of_memory(config, compiled_spec, params, memory.step) from error
+    return runner
+
+
+def compile_beside(
+    programs: Iterable[Program],
+    memory: Memory,
+    with_pool: Callable[[Memory], StepSpec],
+    on_compiled: Callable[[int], None] = lambda done: None,
+) -> tuple[StepSpec, dict[Program, jax.stages.Compiled], Memory]:
+    """Programs compiled for a pool that leaves room for their temporaries.
+
+    They are compiled for the pool that `memory.step`, an estimate, leaves room for. What they take does not
+    depend on the pool, so where it is more than was estimated, another choice of the pool is enough.
+
+    Returns:
+      What the programs have in common; the programs; the memory, with what the largest step takes.
+    """
+    programs = list(programs)
+    spec = with_pool(memory)
+    compiled = spec.compile_all(programs, on_compiled)
+    largest = max(map(temp_bytes, compiled.values()))
+    if largest <= memory.step:
+        return spec, compiled, memory
+    memory = memory._replace(step=largest)
+    smaller = with_pool(memory)
+    if smaller.shape == spec.shape:  # the number of pages does not depend on what is left
+        return spec, compiled, memory
+    return smaller, smaller.compile_all(programs, on_compiled), memory
 
 
 def samplers_of(config: EngineConfig, logits_fn: LogitsFn | None = None) -> tuple[Sampler, ...]:
@@ -96,13 +138,21 @@ def spec_for(
 
 
 def step_bytes_of(spec: StepSpec, buckets: tuple[Bucket, ...]) -> int:
-    """Bytes that steps take beside weights and cache: the largest one's temporaries, as its compiler says.
+    """Bytes that steps take on a GPU beside weights and cache: the temporaries of the largest one, estimated,
+    and the state of all sampling features.
 
-    On a GPU the state of all sampling features, too, which may be needed later.
+    Of the largest in every variant: those that are compiled later find room, too.
     """
-    largest = max(spec.temp_bytes(program) for program in largest_programs(buckets))
-    if spec.device.platform == "cpu":
-        return largest
+    sizes = [
+        StepSize(
+            bucket.num_places,
+            num_draws(bucket, spec.shape),
+            bucket.tokens > 0,
+            attention_bytes(spec.attention, spec.config, spec.shape, bucket, spec.device),
+        )
+        for bucket in buckets
+    ]
+    largest = estimate_step_bytes(spec.config, sizes)
     return largest + extra_bytes(Sampler.EXTENDED, spec.shape.num_rows, spec.config.vocab_size)
 
 

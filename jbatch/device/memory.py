@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.errors import ConfigError
+from jbatch.seam.step_output import LOGPROBS_WIDTH
 
 CPU_CACHE_BYTES = 2**30  # of the KV cache on a CPU, at most, where nothing else is asked for
 MARGIN = 0.02  # of a GPU's memory: what the runtime takes for itself
@@ -199,17 +200,35 @@ def gpu_bytes(need: int, config: EngineConfig) -> int:
     return (math.floor(mib) + 1) * 2**20
 
 
-def estimate_step_bytes(model: ModelConfig, prefill_tokens: int, decode_slots: int) -> int:
-    """Temporaries of the largest step on a GPU, where it cannot be compiled to be asked.
+class StepSize(NamedTuple):
+    """What decides how much memory a step takes."""
 
-    Sampling with every option keeps four float32 arrays of logits, [slots, vocab]; a layer of prefill keeps
-    gate and up, their product, its input in float32 and its output. Within 3 % of the programs that XLA
-    compiles for an H200: decode of Llama-3-8B with 64 slots, and prefill of Llama-3-8B and Llama-2-7B without
-    extended sampling (512 and 2,048 tokens, plain-JAX attention, jax 0.10.2).
+    places: int  # of the packed token axis
+    draws: int
+    scores: bool  # whether it can report log-probabilities of prompts
+    attention_bytes: int = 0  # what its attention kernels leave for one another
+
+
+def estimate_step_bytes(model: ModelConfig, steps: Iterable[StepSize]) -> int:
+    """Temporaries of the largest step on a GPU, in the variant that takes the most, without compiling it.
+
+    At its widest, a layer keeps gate and up of each place, their product, its input in float32 and its
+    output. Sampling with every option keeps four float32 arrays of logits, [draws, vocab], and where prompts
+    are scored, the last hidden states and three times what is reported of them. Kernels of attention keep
+    partial sums, beside queries, outputs and the residual stream.
+    Within 3 % of what XLA compiles for an H200: Llama-3-8B and Llama-2-7B, steps of 64 and 256 slots, with
+    2,048 and 512 tokens and without, jax 0.11.2.
     """
     itemsize = 4 if model.dtype == "float32" else 2
-    layer = prefill_tokens * (3 * model.mlp_dim * itemsize + model.embed_dim * (itemsize + 4))
-    return max(4 * decode_slots * model.vocab_size * 4, layer)
+    layer_bytes = 3 * model.mlp_dim * itemsize + model.embed_dim * (itemsize + 4)
+    score_bytes = model.embed_dim * itemsize + 3 * LOGPROBS_WIDTH * 4
+
+    def step_bytes(step: StepSize) -> int:
+        sampling = 4 * step.draws * model.vocab_size * 4 + step.scores * step.places * score_bytes
+        attention = step.attention_bytes + step.places * 3 * model.num_heads * model.head_dim * itemsize
+        return max(step.places * layer_bytes, sampling, attention)
+
+    return max(map(step_bytes, steps))
 
 
 def parse_bytes(text: str) -> int:

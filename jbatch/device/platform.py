@@ -20,6 +20,7 @@ INSTALL_HINT = f"install the CUDA plugin: {install_hint('cuda12', 'cuda13')}, wi
 
 def prepare_jax(config: EngineConfig) -> None:
     """Set what must be set before JAX starts its backend; later it has no effect."""
+    compile_alike()
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name; JAX takes only one
         os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(config.gpu_memory_utilization))
     if config.attention_backend == "mosaic":
@@ -41,6 +42,12 @@ def prepare_jax(config: EngineConfig) -> None:
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # many short compiles add up
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def compile_alike() -> None:
+    """Let programs not depend on how much memory is free. Where a large cache leaves little, XLA would
+    compute things twice instead of keeping them, and the bits of a token could depend on the cache."""
+    jax.config.update("jax_compiler_enable_remat_pass", False)
 
 
 def find_device(name: str) -> jax.Device:

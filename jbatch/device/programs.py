@@ -49,10 +49,10 @@ def programs_for(buckets: Iterable[Bucket], samplers: Iterable[Sampler] = DEFAUL
     return list(dict.fromkeys(program_for(bucket, sampler) for bucket in buckets for sampler in samplers))
 
 
-def largest_programs(buckets: Iterable[Bucket]) -> list[Program]:
-    """The programs whose temporaries are the largest: with prompts, and without."""
-    largest = {bucket.tokens > 0: bucket for bucket in sorted(buckets, key=lambda b: b.num_places)}
-    return [Program(bucket, Sampler.EXTENDED) for bucket in largest.values()]
+def temp_bytes(compiled: jax.stages.Compiled) -> int:
+    """Temporary memory of a program, as its compiler says. It does not grow with the pool."""
+    analysis: Any = compiled.memory_analysis()
+    return analysis.temp_size_in_bytes
 
 
 class StepSpec(NamedTuple):
@@ -87,11 +87,6 @@ class StepSpec(NamedTuple):
     def compile(self, program: Program) -> jax.stages.Compiled:
         """A program, ahead of time. No memory is taken."""
         return self.lower(program).compile()
-
-    def temp_bytes(self, program: Program) -> int:
-        """Temporary memory of a program, as its compiler says. It does not grow with the pool."""
-        analysis: Any = self.compile(program).memory_analysis()
-        return analysis.temp_size_in_bytes
 
     def compile_all(
         self, programs: Iterable[Program], on_compiled: Callable[[int], None] = lambda done: None

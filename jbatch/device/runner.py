@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from jbatch.device.process import ExtraState, features_of, mask
 from jbatch.device.programs import COPIES, DEFAULT_SAMPLERS, Program, StepSpec, program_for, programs_for
 from jbatch.device.state import EngineState, abstract_state, zeros
 from jbatch.errors import JBatchError
+from jbatch.progress import progress_bar
 from jbatch.sampling_params import Sampler, with_unions
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.row_data import RowData, row_data_size
@@ -36,7 +37,13 @@ class Runner:
     """The device side of the engine. `submit` returns at once; `collect` waits.
 
     Programs are compiled ahead of time for fixed shapes, so an input that does not fit one is a KeyError
-    or a TypeError: a recompilation cannot happen.
+    or a TypeError: a recompilation cannot happen. `prepare` compiles them. A step that comes before its
+    program was prepared has all that are missing compiled at once.
+
+    Args:
+      buckets, samplers: of the programs that it may compile.
+      programs: those that are compiled already, for the shapes of `spec`.
+      show_progress: while compiling.
     """
 
     def __init__(
@@ -45,40 +52,51 @@ class Runner:
         params: Mapping[str, jax.Array],
         buckets: Iterable[Bucket],
         samplers: Iterable[Sampler] = DEFAULT_SAMPLERS,
-        on_compiled: Callable[[int], None] = lambda done: None,
+        programs: Mapping[Program, jax.stages.Compiled] | None = None,
+        *,
+        show_progress: bool = False,
     ):
         self.spec, self.shape = spec, spec.shape
         self._params: tuple[jax.Array, ...] = tuple(params[name] for name in abstract_params(spec.config))
-        self._buckets = tuple(buckets)
-        self._programs: dict[Program, jax.stages.Compiled] = {}
-        self._state: EngineState | None = self._new_state()
+        self.buckets = tuple(buckets)
+        self._programs: dict[Program, jax.stages.Compiled] = dict(programs or {})
+        # None until programs are compiled: on a GPU that takes memory, too.
+        self._state: EngineState | None = None
         self._extra: ExtraState = {}  # of features whose programs are compiled
         self._failed = False  # a step on the device, whose state is not to be trusted
         self._set_row: dict[str, jax.stages.Compiled] = {}
         self._copy: jax.stages.Compiled | None = None  # until page copies are prepared
         self._no_masks: dict[int, jax.Array] = {}  # by the number of draws: all tokens may be drawn
-        self.samplers: tuple[Sampler, ...] = ()
-        self.prepare(samplers, on_compiled)
-        self._compiled_before = compile_counter().count
+        self.samplers = with_unions(samplers)
+        self._show_progress = show_progress
+        self._compiled_before = compile_counter().count  # by others, and before a run
 
-    def prepare(
-        self,
-        samplers: Iterable[Sampler] = (),
-        on_compiled: Callable[[int], None] = lambda done: None,
-        buckets: Iterable[Bucket] = (),
-    ) -> None:
-        """Compile what these ways of drawing tokens take, and unions of them, in these buckets and all
-        earlier ones, as far as it is missing."""
-        samplers = with_unions({*self.samplers, *samplers})
-        self._buckets = tuple(dict.fromkeys((*self._buckets, *buckets)))
-        missing = self.missing_programs(samplers)
-        for program in missing:
+    def declare(self, samplers: Iterable[Sampler] = (), buckets: Iterable[Bucket] = ()) -> None:
+        """Let steps draw in these ways, and in unions of them, and have these buckets, too."""
+        self.samplers = with_unions({*self.samplers, *samplers})
+        self.buckets = tuple(dict.fromkeys((*self.buckets, *buckets)))
+
+    def prepare(self, programs: Iterable[Program] | None = None, *, in_run: bool = False) -> None:
+        """Compile these programs, or all that steps may need, as far as they are missing; then take the
+        memory of the state, where it is not there yet, and on a GPU run each new program once.
+
+        In a run, where requests wait for it, `compilations_after_warmup` counts them.
+        """
+        wanted = programs_for(self.buckets, self.samplers) if programs is None else programs
+        missing = [program for program in dict.fromkeys(wanted) if program not in self._programs]
+        if not missing and self._state is not None:
+            return
+        before = compile_counter().count
+        with progress_bar("compiling", len(missing), enabled=self._show_progress) as update:
+            self._programs |= self.spec.compile_all(missing, update)
+        if self._state is None:
+            self._state = self._new_state()
+        for program in self._programs:
             self._prepare_features(program)
-        compiled = self.spec.compile_all(missing, on_compiled)
-        self._programs |= compiled
-        self.samplers = samplers
         if self.spec.device.platform != "cpu":
-            self.warm_up(compiled)
+            self.warm_up(missing)
+        if not in_run:
+            self._compiled_before += compile_counter().count - before
 
     def _prepare_features(self, program: Program) -> None:
         vocab_size = self.spec.config.vocab_size
@@ -96,14 +114,6 @@ class Runner:
         if self._copy is None:
             self._copy = self.spec.compile_copy()
 
-    def missing_programs(
-        self, samplers: Iterable[Sampler] = (), buckets: Iterable[Bucket] = ()
-    ) -> list[Program]:
-        """What `prepare` would compile."""
-        samplers = with_unions({*self.samplers, *samplers})
-        programs = programs_for(dict.fromkeys((*self._buckets, *buckets)), samplers)
-        return [program for program in programs if program not in self._programs]
-
     @property
     def params(self) -> dict[str, jax.Array]:
         """The parameters by name, on the device; empty after `close`."""
@@ -120,9 +130,10 @@ class Runner:
 
     @property
     def compilations_after_warmup(self) -> int:
-        """Programs that this process compiled since the runner was ready.
+        """Programs that this process compiled while requests ran.
 
-        0, but for what `prepare` made later, and for others who use JAX.
+        0, but for others who use JAX, for what `prepare` made in the middle of a run, and for steps that came
+        before their program was prepared.
         """
         return compile_counter().count - self._compiled_before
 
@@ -148,7 +159,8 @@ class Runner:
 
     def _dispatch(self, step: StepInput) -> Handle:
         program = program_for(step.bucket, step.sampler)
-        compiled, state = self._programs[program], self._whole_state()
+        compiled = self._programs.get(program) or self._compile_late(program)
+        state = self._whole_state()
         if step.page_copies is not None:
             state = self._copy_pages(state, step.page_copies)
         for row_data in step.row_data:
@@ -162,6 +174,13 @@ class Runner:
         self._extra |= extra
         output.copy_to_host_async()
         return Handle(output, program)
+
+    def _compile_late(self, program: Program) -> jax.stages.Compiled:
+        """A program that no one has prepared, and with it all that may follow. Raises KeyError for one that
+        was never declared."""
+        if program in programs_for(self.buckets, self.samplers):
+            self.prepare(in_run=True)
+        return self._programs[program]
 
     def collect(self, handle: Handle) -> tuple[StepOutput, float]:
         """Wait for a step's output; with it, when the host had it (time.monotonic, seconds)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any
 
 from jbatch.engine.driver import Driver
 from jbatch.engine.engine import Engine, Progress
@@ -30,12 +31,14 @@ class TextDelta:
 def stream(
     engine: Engine,
     requests: Sequence[UncheckedRequest],
-    prepare: Callable[[Iterable[SamplingParams]], None] = lambda params: None,
+    declare: Callable[[Iterable[SamplingParams]], Any] = lambda params: None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> Generator[TextDelta]:
     """What the engine's steps give to some requests. When closed it aborts what has not ended.
 
     Args:
-      prepare: called once the engine is this stream's, with the parameters of all its requests.
+      declare: called once the engine is this stream's, with the parameters of all its requests.
+      prepare: called once they are all in the queue.
 
     Raises:
       JBatchError: while someone else has the engine.
@@ -44,11 +47,11 @@ def stream(
     driver = Driver(engine, "stream")
     try:
         driver.begin()
-        prepare(request.params for request in requests)
-        for request in requests:
-            refused = driver.add(request)
-            if refused is not None:
-                yield from deltas.take_in((), (refused,))
+        declare(request.params for request in requests)
+        refused = [output for request in requests if (output := driver.add(request)) is not None]
+        for output in refused:
+            yield from deltas.take_in((), (output,))
+        prepare()
         while driver.unfinished:
             step = driver.step()
             yield from deltas.take_in(step.progress, step.outputs)

@@ -62,7 +62,7 @@ class Scheduler:
         self._room = room_of(largest, config.shape)
         self._token_sizes = sorted({bucket.tokens for bucket in config.buckets if bucket.tokens})
         default = StepLimits(largest.tokens, config.shape.num_rows)
-        self._limits = limits or (lambda view: default)
+        self.limits = limits or (lambda view: default)
         self._sequences: dict[int, Sequence] = {}  # all that have not ended, and held ones
         self._waiting: list[tuple[tuple[float, ...], int]] = []  # a heap; ended ones leave when they surface
         self._num_waiting = 0
@@ -82,7 +82,7 @@ class Scheduler:
         for sequence in self._sequences.values():
             if not sequence.finished:
                 sequence.finish_reason, sequence.error = FinishReason.ERROR, error
-        renewed = Scheduler(self.config, self._limits)
+        renewed = Scheduler(self.config, self.limits)
         renewed._seq_ids, renewed._step_ids = self._seq_ids, self._step_ids
         return renewed
 
@@ -155,6 +155,11 @@ class Scheduler:
         return bool(self._sequences)
 
     @property
+    def unfinished(self) -> tuple[Sequence, ...]:
+        """Waiting and running, and held ones."""
+        return tuple(self._sequences.values())
+
+    @property
     def num_waiting(self) -> int:
         return self._num_waiting
 
@@ -170,7 +175,7 @@ class Scheduler:
         if not self._running and not self._num_waiting:
             return None
         view = SchedulerView(now, self._num_waiting, len(self._running), self.pool.num_free)
-        limits = self._limits(view)
+        limits = self.limits(view)
         if not self._running and self._waits_for_company(limits, now):
             return None
         updates: list[TableUpdate] = []

@@ -54,7 +54,9 @@ def make_runner(
     device = find_device("cpu")
     spec = StepSpec(tiny_config(), shape, device, logits_fn=logits_fn, logprobs_mode=logprobs_mode)
     params = jax.tree.map(lambda leaf: leaf.copy(), tiny_params())
-    return Runner(spec, params, buckets, samplers or DEFAULT_SAMPLERS)
+    runner = Runner(spec, params, buckets, samplers or DEFAULT_SAMPLERS)
+    runner.prepare()
+    return runner
 
 
 @functools.cache

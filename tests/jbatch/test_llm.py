@@ -17,6 +17,8 @@ from jbatch.engine.engine import Engine
 from jbatch.errors import ConfigError, JBatchError, RequestError
 from jbatch.host.limits import StepLimits
 from jbatch.host.policy import MODES
+from jbatch.sampling_params import Sampler
+from jbatch.seam.bucket import Bucket
 from jbatch.text.chat import ChatTemplate
 from jbatch.text.messages import check_messages
 from tests.helpers.hf_checkpoint import tiny, write_checkpoint
@@ -287,32 +289,44 @@ def test_chat_is_generate_on_the_rendered_text(llm, monkeypatch):
 
 def test_what_requests_need_is_compiled_before_they_run(model_dir):
     with LLM(model_dir, **SMALL) as llm:
-        before = llm.runner.num_programs
+        assert llm.runner.num_programs == 0
         expected = ids_of(llm.generate([[5, 6]], GREEDY))
+        assert llm.runner.num_programs == 1
         with pytest.raises(RequestError, match="not compiled"):
             llm.engine.add_request("mine", [5, 6], dataclasses.replace(GREEDY, logprobs=1))
         params = [GREEDY, dataclasses.replace(GREEDY, logprobs=1, prompt_logprobs=0)]
         outputs = llm.generate([[5, 6]] * 2, params)
         assert ids_of(outputs) == expected * 2
-        assert llm.runner.num_programs == before + 1
-        compiled = llm.runner.compilations_after_warmup
-        assert compiled >= 1, "what is compiled after the start is counted"
+        assert llm.runner.num_programs == 2
         entry = outputs[1].outputs[0].logprobs[0]
         (token_id,) = entry
         assert token_id == expected[0][0] and entry[token_id].decoded_token == f"{token_id:02d}."
         assert list(outputs[1].prompt_logprobs[1]) == [6]
         (silent,) = llm.generate([[5, 6]], dataclasses.replace(GREEDY, logprobs=1, detokenize=False))
         assert silent.outputs[0].logprobs[0][token_id].decoded_token is None
-        assert llm.runner.compilations_after_warmup == compiled
+        assert llm.runner.num_programs == 2 and llm.runner.compilations_after_warmup == 0
 
 
 def test_only_what_is_named_is_compiled(model_dir, llm):
     prompts, params = [[5, 6], [7]], [GREEDY, SamplingParams(max_tokens=6, seed=1)]
     with LLM(model_dir, samplers=("extended",), **SMALL) as other:
-        assert other.runner.num_programs == 1
         assert ids_of(other.generate(prompts, params)) == ids_of(llm.generate(prompts, params))
         other.prepare([*params, SamplingParams(top_k=3), SamplingParams(logprobs=1)])
         assert other.runner.num_programs == 1
+
+
+def test_what_a_run_compiles_and_what_prepare_compiles(model_dir):
+    """For one prompt its own two programs; in advance those of any number, too."""
+    sizes = SMALL | {"decode_buckets": (1, 4), "token_buckets": (64, 96)}
+    with LLM(model_dir, **sizes) as llm:
+        expected = ids_of(llm.generate([5, 6], GREEDY))
+        own = {(Bucket(4, 64), Sampler.FILTERED), (Bucket(1, 0), Sampler.GREEDY)}
+        assert set(llm.runner._programs) == own
+        llm.prepare([GREEDY])
+        greedy = {(Bucket(4, 96), Sampler.FILTERED), (Bucket(4, 0), Sampler.GREEDY)}
+        assert set(llm.runner._programs) == own | greedy
+        assert [llm.generate([5, 6], GREEDY)[0].outputs[0].token_ids] == expected
+        assert llm.runner.num_programs == 4 and llm.runner.compilations_after_warmup == 0
 
 
 @pytest.mark.parametrize(
@@ -342,10 +356,10 @@ def test_a_function_of_the_users(model_dir):
         return jax.numpy.where((state.prompt_len == 3)[:, None], jax.numpy.nan, logits)
 
     with LLM(model_dir, logits_fn=no_repeats, **SMALL) as llm:
-        assert llm.runner.num_programs == 1
         for params in (GREEDY, SamplingParams(max_tokens=40, seed=1, ignore_eos=True)):
             broken, good = llm.generate([[1, 2, 3], [5, 6]], params)
             ids = good.outputs[0].token_ids
+            assert llm.runner.num_programs == 1
             assert len({5, 6, *ids}) == 2 + len(ids) == 2 + params.max_tokens
             assert "not finite at position 3" in broken.error and not broken.outputs[0].token_ids
         one = dataclasses.replace(GREEDY, max_tokens=1)

@@ -1,4 +1,4 @@
-"""`jbatch plan` for a GPU that is not here, whose steps are compiled, not estimated.
+"""`jbatch plan` for a GPU that is not here, whose steps are compiled, not estimated. Says both.
 
     python -m tools.gate.plan_for h200 MODEL [--gpu-memory 141GB] [--max-num-seqs 256] ...
 
@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tools.gate import target as gpu_target
 
@@ -23,6 +23,10 @@ def device_memory(target: str) -> int:
     found = re.search(r"device_memory_size: (\d+)", text)
     assert found is not None, f"{target}.txtpb names no device_memory_size"
     return int(found[1])
+
+
+if TYPE_CHECKING:
+    from jbatch.config import EngineConfig, ModelConfig
 
 
 def main() -> int:
@@ -45,9 +49,9 @@ def main() -> int:
 
 def plan_for(target: gpu_target.Target, model_dir: Path, memory: str | None, options: dict[str, Any]) -> int:
     """Print the plan. The exit code is 2 where it does not fit."""
-    from jbatch.cli.memory_report import gpu_share, make_report, step_bytes_on
+    from jbatch.cli.memory_report import gpu_share, make_report
     from jbatch.config import EngineConfig
-    from jbatch.device.memory import parse_bytes
+    from jbatch.device.memory import describe_bytes, parse_bytes
     from jbatch.errors import ConfigError
     from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 
@@ -55,11 +59,13 @@ def plan_for(target: gpu_target.Target, model_dir: Path, memory: str | None, opt
         config = EngineConfig(**{name: value for name, value in options.items() if value is not None})
         model = resolve_model(model_dir, config)
         gpu_bytes = device_memory(target.name) if memory is None else parse_bytes(memory)
-        measure = step_bytes_on(target.device, model, resolve_max_model_len(config, model))
+        max_model_len = resolve_max_model_len(config, model)
+        estimates: list[int] = []
 
         def compiled(config: EngineConfig) -> int:
-            with gpu_target.compiling(target):
-                return measure(config)
+            in_fact, estimate = step_bytes(target, config, model, max_model_len)
+            estimates.append(estimate)
+            return in_fact
 
         source = f"temporaries, and state of penalties; of the program compiled for an {target.name.upper()}"
         share = gpu_share(gpu_bytes, config)
@@ -68,7 +74,28 @@ def plan_for(target: gpu_target.Target, model_dir: Path, memory: str | None, opt
         print(f"plan_for: {error}", file=sys.stderr)
         return 2
     print(report.describe())
+    print(f"  estimate      {describe_bytes(estimates[0])} of the largest step, without compiling it")
     return 0
+
+
+def step_bytes(
+    target: gpu_target.Target, config: EngineConfig, model: ModelConfig, max_model_len: int
+) -> tuple[int, int]:
+    """Bytes of the largest step with all features, as compiled, and as estimated."""
+    from jbatch.device.build import spec_for, step_bytes_of
+    from jbatch.device.process import extra_bytes
+    from jbatch.device.programs import Program, temp_bytes
+    from jbatch.sampling_params import Sampler
+    from jbatch.seam.bucket import buckets_of
+
+    spec, buckets = spec_for(target.device, config, model, max_model_len), buckets_of(config, max_model_len)
+    every_page = config.max_num_seqs * spec.shape.pages_per_seq
+    large = spec._replace(shape=spec.shape._replace(num_pages=every_page))
+    largest = {bucket.tokens > 0: bucket for bucket in sorted(buckets, key=lambda b: b.num_places)}
+    with gpu_target.compiling(target):
+        sizes = [temp_bytes(large.compile(Program(bucket, Sampler.EXTENDED))) for bucket in largest.values()]
+    extra = extra_bytes(Sampler.EXTENDED, spec.shape.num_rows, model.vocab_size)
+    return max(sizes) + extra, step_bytes_of(spec, buckets)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ def set_up(name: str, dump: Path) -> Target:
         from jax.experimental import topologies
 
         topology = topologies.get_topology_desc(platform="cuda", target_config=description, topology="1x1x1")
+        from jbatch.device.platform import compile_alike
+
+        compile_alike()
         mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("gpu",))
     return Target(name, topology.devices[0], mesh.abstract_mesh, ptxas.limits(description), dump)
 

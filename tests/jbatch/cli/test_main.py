@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib.util import find_spec
+from typing import Any
 
 import jax
 import pytest
@@ -16,6 +18,10 @@ import pytest
 import jbatch
 from jbatch import LLM, SamplingParams
 from jbatch.cli import main as cli
+from jbatch.device.programs import Program, StepSpec
+from jbatch.errors import ConfigError
+from jbatch.sampling_params import Sampler
+from jbatch.seam.bucket import Bucket
 from tests.helpers.command import SMALL, run, write_model
 
 GREEDY = ("--temperature", "0", "--max-tokens", "4")
@@ -212,6 +218,22 @@ def test_sampling_defaults_of_the_model(tmp_path, capsys):
     assert defaults == said
     assert re.fullmatch(r"jbatch: 4 tokens in .*\n", own.err), "as it was asked, and no word of defaults"
     assert own.out.startswith(by_model.out.rstrip("\n")), "both are greedy"
+
+
+@pytest.mark.parametrize("length, tokens", [(20, 32), (70, 128)])
+def test_prompts_compile_what_they_need_and_no_more(length, tokens, model, capsys, monkeypatch):
+    """A step of prompts, and one for each number of those that still decode, in the one way of drawing."""
+    asked: list[set[Program]] = []
+
+    def compile_nothing(spec: StepSpec, programs: Iterable[Program], on_compiled: Any) -> Any:
+        asked.append(set(programs))
+        raise ConfigError("programs", len(asked[0]), "enough")
+
+    monkeypatch.setattr(StepSpec, "compile_all", compile_nothing)
+    flags = ("-p", "a" * length, "-p", "b", *GREEDY, "--device", "cpu")
+    assert "programs=3: enough" in run(capsys, "generate", model, *flags).err
+    decode = {Program(Bucket(slots, 0), Sampler.GREEDY) for slots in (1, 2)}
+    assert asked == [{Program(Bucket(2, tokens), Sampler.FILTERED), *decode}]
 
 
 def test_prompts_that_cannot_be_served_do_not_stop_the_others(model, capsys):

@@ -60,7 +60,9 @@ def log_probs(dtype: str, attention: Attention) -> list[np.ndarray]:
 
 def make_runner(attention: Attention) -> Runner:
     shape = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
-    return Runner(StepSpec(config(), shape, find_device("cpu"), attention), params(), [DECODE, MIXED])
+    runner = Runner(StepSpec(config(), shape, find_device("cpu"), attention), params(), [DECODE, MIXED])
+    runner.prepare()
+    return runner
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -146,27 +146,6 @@ def test_the_smallest_gpu_would_do(used):
     assert divide(gpu(int((gpu_bytes - 2**21) * 0.9), used), 0, 16, **options).num_pages < 2048
 
 
-# ---- PERFORMANCE figures of public shapes ----
-
-LLAMA_2_7B = ModelConfig(32000, 4096, 11008, 32, 32, 32, 128, 4096, dtype="float16")
-LLAMA_3_8B = ModelConfig(128256, 4096, 14336, 32, 32, 8, 128, 8192)
-
-
-@pytest.mark.parametrize(
-    "model, prefill, decode, megabytes",
-    [  # of programs that XLA compiled for an H200, in 2**20 bytes: `python -m tools.gate.plan_for h200 ...`
-        (LLAMA_3_8B, 8, 64, 126.2),
-        (LLAMA_3_8B, 512, 1, 54.3),
-        (LLAMA_3_8B, 2048, 64, 217.1),
-        (LLAMA_2_7B, 2048, 64, 178.0),
-    ],
-)
-def test_the_estimate_of_a_step(model, prefill, decode, megabytes):
-    assert device_memory.estimate_step_bytes(model, prefill, decode) / 2**20 == pytest.approx(
-        megabytes, rel=0.03
-    )
-
-
 @pytest.mark.parametrize(
     "text, size",
     [

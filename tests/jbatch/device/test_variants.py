@@ -67,16 +67,18 @@ def test_prepare_compiles_what_is_missing_and_the_rest_stays():
     assert runner.samplers == (Sampler.GREEDY,) and not runner._extra
     assert set(runner._programs) == {Program(PREFILL, Sampler.FILTERED), Program(DECODE, Sampler.GREEDY)}
     compiled = dict(runner._programs)
-    done = []
-    runner.prepare([Sampler.PLAIN, Sampler.EXTENDED], done.append)
-    assert done == [1, 2, 3] and runner.num_programs == 5
+    runner.declare([Sampler.PLAIN, Sampler.EXTENDED])
+    assert runner.num_programs == 2 and not runner._extra, "declared, and no more"
+    runner.prepare(in_run=True)
+    assert runner.num_programs == 5
     assert runner.samplers == (Sampler.GREEDY, Sampler.PLAIN, Sampler.EXTENDED)
     assert set(runner._extra) == {"bias", "bad_words", "counts", "logprob_ids"}
     assert all(runner._programs[program] is compiled[program] for program in compiled)
     compiled = runner.compilations_after_warmup
     assert compiled >= 3, "what is compiled in the middle of a run counts, whoever asked for it"
-    runner.prepare([Sampler.PLAIN], done.append)
-    assert len(done) == 3 and runner.compilations_after_warmup == compiled
+    runner.declare([Sampler.PLAIN])
+    runner.prepare(in_run=True)
+    assert runner.compilations_after_warmup == compiled
     jax.jit(lambda x: x + 3)(jnp.zeros(7)).block_until_ready()
     assert runner.compilations_after_warmup > compiled, "what others compile counts"
     runner.close()
@@ -86,7 +88,8 @@ def test_prepare_compiles_what_is_missing_and_the_rest_stays():
 def test_requests_of_two_variants_in_one_step():
     """One reports log-probabilities and one has penalties; each way of drawing was prepared by itself."""
     runner = make_runner(Sampler.LOGPROBS)
-    runner.prepare([Sampler.PROCESSED])
+    runner.declare([Sampler.PROCESSED])
+    runner.prepare()
     assert runner.samplers == (Sampler.LOGPROBS, Sampler.PROCESSED, Sampler.EXTENDED)
     engine = make_engine(runner=runner)
     engine.add_request("reported", [5, 6], SamplingParams(**GREEDY, logprobs=1))

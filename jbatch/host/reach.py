@@ -1,0 +1,84 @@
+"""Which programs a scheduler's sequences can come to need: known before the first of their steps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jbatch.host.limits import SchedulerView
+from jbatch.host.request import Sequence
+from jbatch.host.scheduler import Scheduler
+from jbatch.sampling_params import Sampler, with_unions
+from jbatch.seam.bucket import Bucket, align, room_of, smallest_bucket
+
+
+class Reach(NamedTuple):
+    """Buckets of steps, and ways of drawing in them."""
+
+    buckets: tuple[Bucket, ...]
+    samplers: tuple[Sampler, ...]
+
+
+def reach(scheduler: Scheduler) -> Reach:
+    """What steps of the waiting sequences can need, where none runs and no others come.
+
+    Limits are taken to stay as they are. Where they change, or requests come later, a step may need more.
+    """
+    sequences = [sequence for sequence in scheduler.unfinished if not sequence.finished]
+    if not sequences:
+        return Reach((), ())
+    buckets = _Batch(scheduler, sequences).buckets()
+    samplers = with_unions(sequence.request.params.sampler for sequence in sequences)
+    return Reach(tuple(bucket for bucket in scheduler.config.buckets if bucket in buckets), samplers)
+
+
+class _Batch:
+    """Sequences that begin together."""
+
+    def __init__(self, scheduler: Scheduler, sequences: list[Sequence]):
+        self._sequences, self._pool, self._config = sequences, scheduler.pool, scheduler.config
+        self._buckets = sorted(self._config.buckets, key=lambda bucket: bucket.num_places)
+        self._room = room_of(max(self._buckets, key=lambda bucket: bucket.tokens), self._config.shape)
+        self._num_steps = {bucket.steps for bucket in self._buckets}
+        limits = scheduler.limits(SchedulerView(0.0, scheduler.num_waiting, 0, self._pool.num_free))
+        most = min(limits.max_num_seqs, self._config.shape.num_rows, len(sequences))
+        self._num_at_once = 1 if self._config.admission.one_by_one else max(1, most)
+        self._budget = min(limits.max_num_batched_tokens, max(bucket.tokens for bucket in self._buckets))
+
+    def buckets(self) -> set[Bucket]:
+        """All that its steps can have."""
+        found = self._with_prompts()
+        if any(sequence.request.max_tokens > 1 for sequence in self._sequences):  # prefill draws the first
+            for slots in range(1, self._num_at_once + 1):  # fewer once some have ended
+                found |= {self._pick(slots, [], slots, steps) for steps in self._num_steps}
+        return found
+
+    def _with_prompts(self) -> set[Bucket]:
+        """The steps that take all prompts of a batch at once; else what is not larger than they can fill."""
+        known = [sequence.num_known for sequence in self._sequences]
+        if self._num_at_once == 1 and max(map(align, known)) <= self._budget:
+            return {self._pick(0, [length], self._pool.pages_for(length)) for length in known}
+        one_step = sum(map(align, known)) <= self._budget and len(known) <= self._room.chunks
+        if one_step and self._fit_together():
+            return {self._pick(0, known, sum(map(self._pool.pages_for, known)))}
+        # What lost its pages is prefilled again, with its output.
+        lengths = sorted([sequence.max_len for sequence in self._sequences])[-self._num_at_once :]
+        updates = self._num_at_once + sum(map(self._pool.pages_for, lengths))
+        last = self._pick(self._num_at_once, lengths, updates)
+        return {b for b in self._buckets if b.tokens and b.num_places <= last.num_places}
+
+    def _fit_together(self) -> bool:
+        """Whether all are admitted at once, and none is preempted."""
+        pages = sum(self._pool.pages_for(sequence.max_len) + 1 for sequence in self._sequences)
+        return len(self._sequences) == self._num_at_once and pages <= self._pool.num_usable
+
+    def _pick(self, slots: int, lengths: list[int], updates: int, steps: int = 1) -> Bucket:
+        """The scheduler's choice."""
+        return smallest_bucket(
+            self._buckets,
+            self._config.shape,
+            slots=slots if self._config.admission.refill or not lengths else 0,
+            tokens=align(min(sum(map(align, lengths)), self._budget)),
+            chunks=min(len(lengths), self._room.chunks),
+            updates=min(updates, self._room.table_updates) if lengths else updates,
+            steps=steps,
+        )
