@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from jbatch.config import ModeName
 from jbatch.engine.engine import EngineStep
 from jbatch.host.metrics import Summary
 from jbatch.llm import LLM
@@ -29,7 +30,7 @@ TOKEN_BUCKETS = (16, 64, 256)  # most prompts are short, and a prefill step pads
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 EMPTY, ENDED = "·", "-"
-MODE_TEXTS = {
+MODE_TEXTS: dict[ModeName, str] = {
     "unbatched": "one request at a time",
     "static-padded": f"{NUM_SLOTS} requests start together; all slots are computed until all have ended",
     "static": f"{NUM_SLOTS} requests start together; the next {NUM_SLOTS} start when all have ended",
