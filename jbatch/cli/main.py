@@ -108,12 +108,15 @@ def _generate_prompts(
 ) -> None:
     from jbatch.llm import LLM
     from jbatch.sampling_params import SamplingParams
+    from jbatch.text.chat import ChatEncoder
 
     config = EngineConfig(**engine_options)
     SamplingParams(**sampling_options)
     check_model_dir(model)
     if (reason := why_no_tokenizer(model)) is not None:
         raise ConfigError("model", str(model), reason)
+    if chat:
+        ChatEncoder(model, None, chat_template).check()
     defaults = load_sampling_defaults(model, config.generation_config)
     params = SamplingParams(**{**defaults, **sampling_options})
     # No more is compiled than these prompts need. Tokens are at most about as many as bytes, and the sizes of

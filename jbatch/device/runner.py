@@ -23,6 +23,7 @@ from jbatch.seam.row_data import RowData, row_data_size
 from jbatch.seam.step_input import StepInput, check_pages, padding
 from jbatch.seam.step_output import StepOutput, num_draws, unpack_output
 
+CLOSED = "it was closed, and its memory is free: make a new one"
 ALL_BITS = -1  # of a mask of tokens
 
 
@@ -86,6 +87,8 @@ class Runner:
         missing = [program for program in dict.fromkeys(wanted) if program not in self._programs]
         if not missing and self._state is not None:
             return
+        if not self._params:
+            raise JBatchError(CLOSED)
         before = compile_counter().count
         with progress_bar("compiling", len(missing), enabled=self._show_progress) as update:
             self._programs |= self.spec.compile_all(missing, update)
@@ -148,7 +151,7 @@ class Runner:
         prepared.
         """
         if not self._params:
-            raise JBatchError("this runner was closed: make a new one")
+            raise JBatchError(CLOSED)
         check_pages(step, self.shape)
         try:
             return self._dispatch(step)

@@ -122,7 +122,8 @@ class Engine:
           prompt: text, or token ids.
           index: of the request in its input: with the engine's seed it gives the seed of a request that
             has none. By default requests are counted as they are added.
-          request_idx: what a logits_fn knows the request by, from 0 to 2^31 - 1; by default `index`.
+          request_idx: what a logits_fn knows the request by, from 0 to 2^31 - 1; by default `index`
+            (modulo 2^31).
           schedule: the fields of Schedule, by name: arrival, priority, deadline, predicted_len.
 
         Raises:
@@ -135,8 +136,8 @@ class Engine:
             raise RequestError("request_id", request_id, "a request of this id has not ended yet")
         compiled = self.runner.samplers
         request = self.intake.request(request_id, prompt, params, index, Schedule(**schedule), compiled)
-        if request_idx is not None:
-            request = dataclasses.replace(request, request_idx=request_idx)
+        known_by = index % 2**31 if request_idx is None else request_idx
+        request = dataclasses.replace(request, request_idx=known_by)
         if params.max_tokens == 0 and params.prompt_logprobs is None:
             self.scheduler.check(request)
             self._ended[next(self._serials)] = empty_output(request, self._clock())

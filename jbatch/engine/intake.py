@@ -87,7 +87,6 @@ class Intake:
             priority=schedule.priority,
             deadline=schedule.deadline,
             predicted_len=schedule.predicted_len,
-            request_idx=index,
             streamed=schedule.streamed,
             prompt=prompt if isinstance(prompt, str) else None,
             bad_word_ids=bad_word_ids(params, self.tokenizer, self.vocab_size),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jbatch.engine.engine import Engine
@@ -51,7 +51,7 @@ def list_requests(
 
     Raises:
       ValueError: for lists of different lengths.
-      TypeError: for sampling_params that are none, and for a priority that is no integer.
+      TypeError: for prompts and sampling_params that are none, and for a priority that is no integer.
     """
     listed = _as_list(prompts)
     params = _params_of_each(sampling_params, len(listed))
@@ -64,8 +64,12 @@ def _as_list(prompts: Any) -> list[Prompt]:
     """A list of prompts, also of a single one: a string, a dictionary, or a list of integers."""
     if isinstance(prompts, (str, dict)):
         return [prompts]
-    single = len(prompts) > 0 and all(isinstance(item, numbers.Integral) for item in prompts)
-    return [prompts] if single else list(prompts)
+    whole: Any = prompts
+    if not isinstance(prompts, Iterable):
+        raise TypeError(f"prompts={prompts!r}: must be text, token ids or a dictionary, or a list of these")
+    listed = list(prompts)
+    single = bool(listed) and all(isinstance(item, numbers.Integral) for item in listed)
+    return [whole] if single else listed
 
 
 def _content(prompt: Prompt | RequestError) -> str | Sequence[int]:

@@ -97,8 +97,9 @@ class Answerer:
             prompts = [list(self.encode_chat(request.chat.messages, request.chat.options))]
         for idx, (request_id, prompt) in enumerate(zip(request_ids, prompts, strict=True)):
             try:
-                index = pending.line_no - 1 + idx * MAX_LINES
-                self.engine.add_request(request_id, prompt, request.params, index=index)
+                line = pending.line_no - 1
+                index = line + idx * MAX_LINES
+                self.engine.add_request(request_id, prompt, request.params, index=index, request_idx=line)
             except Exception as error:
                 for earlier in request_ids[:idx]:
                     self.engine.abort(earlier)

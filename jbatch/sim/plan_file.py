@@ -12,6 +12,7 @@ import dataclasses
 import enum
 import functools
 import json
+import struct
 import types
 import typing
 from collections.abc import Iterator
@@ -178,7 +179,7 @@ def _check_draw(draw: Draw, num_tokens: int) -> None:
         return
     try:
         row_columns(draw.setup)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, struct.error) as error:
         raise ValueError(f"setup={draw.setup}: {error}") from None
 
 

@@ -108,6 +108,12 @@ class ChatEncoder:
         text = self._template.render(messages, options)
         return ChatPrompt(text, tuple(self._tokenizer.encode(text, add_special_tokens=False)))
 
+    def check(self) -> None:
+        """Raise RequestError where there is no template to render with."""
+        template = _find_template(self._model_dir) if self._given is None else self._given
+        if isinstance(template, RequestError):
+            raise template
+
     def encode_or_error(
         self, messages: Conversation, options: ChatOptions = DEFAULT
     ) -> ChatPrompt | RequestError:

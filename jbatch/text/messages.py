@@ -34,10 +34,10 @@ def check_messages(messages: Any) -> list[Message]:
 
 
 def list_conversations(messages: Any) -> list[Conversation]:
-    """A list of conversations, also of a single one."""
-    if isinstance(messages, (list, tuple)) and messages and not isinstance(messages[0], (list, tuple)):
+    """A list of conversations, also of a single one. What is no list is one that will be refused."""
+    if not isinstance(messages, (list, tuple)):
         return [messages]
-    return list(messages)
+    return [messages] if messages and not isinstance(messages[0], (list, tuple)) else list(messages)
 
 
 def check_tools(tools: Any) -> list[dict[str, Any]]:

@@ -276,7 +276,7 @@ def test_unlikely_tokens_are_looked_for_only_where_a_live_row_leaves_them_out(mo
 
     def tokens(*, live=(True, True, True), **options):
         columns = setup(3, **options)
-        drawn = sampling.draw(
+        drawn, _ = sampling.draw(
             logits, Rows(columns), jnp.arange(3), jnp.asarray(live), sampler=Sampler.FILTERED
         )
         return drawn.tolist()

@@ -213,8 +213,8 @@ def draw(offset=0, setup=None, row=0):
         (edited(1, bucket=[0, 0]), r"bucket=\(0, 0, 1\): must have slots or tokens, of 0 to 1048576"),
         (edited(1, bucket=[-1, 64]), r"bucket=\(-1, 64, 1\): must have slots or tokens"),
         (edited(1, bucket=[0, 2**20 + 1]), "must have slots or tokens, of 0 to 1048576"),
-        (edited(2, bucket=[2, 16, 2]), r"bucket=\(2, 16, 2\): steps must be 1"),
-        (edited(2, bucket=[2, 16, 0]), "steps must be 1"),
+        (edited(2, bucket=[2, 16, 2]), r"bucket=\(2, 16, 2\): steps must be from 1 to 64, and 1 with tokens"),
+        (edited(2, bucket=[2, 0, 65]), "steps must be from 1 to 64"),
         # What fits into them.
         (edited(1, bucket=[0, 2]), "8 tokens of chunks: at most 2 fit"),
         (edited(1, chunks=chunk(range(57)) + chunk()), "72 tokens of chunks: at most 64 fit"),

@@ -12,7 +12,7 @@ VOCAB = 11
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        (lambda x: x, "cannot be traced for 3 slots: TypeError"),
+        (lambda x: x, "cannot be traced for 3 draws: TypeError"),
         (lambda x, state: x[:, :-1], r"must return float32\[3, 11\], not float32\[3, 10\]"),
         (lambda x, state: x.astype(jnp.bfloat16), r"not bfloat16\[3, 11\]"),
         (lambda x, state: (x, x), "not tuple"),
