@@ -227,7 +227,7 @@ def made_up_output(params: SamplingParams, *, text: str = "a\u2028\n\x00") -> Re
         for i in range(params.n)
     ]
     of_prompt = None if params.prompt_logprobs is None else [None, tokens]
-    return RequestOutput("r", "hi", [1, 2], outputs, prompt_logprobs=of_prompt)
+    return RequestOutput("r", "hi", [1, 5], outputs, prompt_logprobs=of_prompt)
 
 
 def assert_strict_json(result: dict[str, Any]) -> None:
