@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,22 +126,22 @@ def _generate_prompts(
     engine_options.setdefault("max_num_batched_tokens", most_tokens)
     engine_options["samplers"] = [params.sampler.name.lower()]
     with LLM(model, chat_template=chat_template, **engine_options) as llm:
-        begin = time.monotonic()
         if chat:
             outputs = llm.chat([[{"role": "user", "content": text}] for text in prompt], params)
         else:
             outputs = llm.generate(prompt, params)
-        summary, elapsed_s = llm.engine.summary, time.monotonic() - begin
+        summary = llm.engine.summary
         compilations = llm.runner.compilations_after_warmup
     for number, output in enumerate(outputs, start=1):
         if output.error is None:
             typer.echo(f"{'' if chat else output.prompt}{output.outputs[0].text}")
         else:
             _say(f"prompt {number} of {len(outputs)}: {output.error}")
-    _say(
-        f"{summary.describe()}; {summary.output_tokens / elapsed_s:.0f} tokens/s; "
-        f"{compilations} compilations after warm-up"
-    )
+    # From the first step on: before it, programs are compiled.
+    begun = [output.metrics.scheduled_ts for output in outputs if output.metrics.scheduled_ts is not None]
+    elapsed_s = max(output.metrics.finished_ts for output in outputs) - min(begun, default=0.0)
+    rate = f"{summary.output_tokens / elapsed_s:.0f} tokens/s; " if begun and elapsed_s > 0 else ""
+    _say(f"{summary.describe()}; {rate}{compilations} compilations after warm-up")
     if in_force := {name: value for name, value in defaults.items() if name not in sampling_options}:
         _say(describe_model_defaults(in_force))
     if any(output.error is not None for output in outputs):
