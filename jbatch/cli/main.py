@@ -20,6 +20,7 @@ from jbatch.errors import ConfigError, JBatchError
 from jbatch.jobs.options import JOB_HELP, JobOptions
 from jbatch.model_dir.generation_json import describe_model_defaults, load_sampling_defaults
 from jbatch.model_dir.paths import check_model_dir, why_no_tokenizer
+from jbatch.outputs import RequestOutput
 
 JOB = (JobOptions, JOB_HELP)
 REFUSED, INTERRUPTED = 2, 130  # exit codes
@@ -97,6 +98,15 @@ def generate(
         raise typer.Exit(code)
 
 
+def _rate(outputs: list[RequestOutput], num_tokens: int) -> str:
+    """Tokens per second from the first step on: before it, programs are compiled."""
+    ran = [o.metrics for o in outputs if o.metrics is not None and o.metrics.scheduled_ts is not None]
+    if not ran:
+        return ""
+    elapsed_s = max(m.finished_ts for m in ran) - min(m.scheduled_ts or 0.0 for m in ran)
+    return f"{num_tokens / max(elapsed_s, 1e-9):.0f} tokens/s; "
+
+
 def _generate_prompts(
     model: Path,
     prompt: list[str],
@@ -137,10 +147,7 @@ def _generate_prompts(
             typer.echo(f"{'' if chat else output.prompt}{output.outputs[0].text}")
         else:
             _say(f"prompt {number} of {len(outputs)}: {output.error}")
-    # From the first step on: before it, programs are compiled.
-    begun = [output.metrics.scheduled_ts for output in outputs if output.metrics.scheduled_ts is not None]
-    elapsed_s = max(output.metrics.finished_ts for output in outputs) - min(begun, default=0.0)
-    rate = f"{summary.output_tokens / elapsed_s:.0f} tokens/s; " if begun and elapsed_s > 0 else ""
+    rate = _rate(outputs, summary.output_tokens)
     _say(f"{summary.describe()}; {rate}{compilations} compilations after warm-up")
     if in_force := {name: value for name, value in defaults.items() if name not in sampling_options}:
         _say(describe_model_defaults(in_force))
