@@ -37,6 +37,8 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         self._before = sys.gettrace()
+        if self._event == "opcode":  # Python 3.12 asks, when tracing begins, whether any frame wants them
+            sys._getframe().f_trace_opcodes = True
         sys.settrace(self._trace)
         return self
 
