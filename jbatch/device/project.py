@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 from numpy.typing import DTypeLike
