@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from numpy.typing import DTypeLike
 
 FEW_ROWS = 128  # up to here, moving the weight costs a CPU more than multiplying it
 

@@ -31,7 +31,7 @@ def test_type_of_the_result():
 
 @pytest.mark.parametrize("rows", [2, FEW_ROWS, FEW_ROWS + 1])
 def test_a_cpu_moves_no_weight_for_few_rows(rows):
-    """Its library moves the right operand, so the weight is the left one: its rows are those of the result."""
+    """Its library moves the right operand, so the weight is the left one, whose rows the result has."""
     x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((rows, 512), (1024, 512)))
     text = jax.jit(lambda x, w: project(x, w, 1)).lower(x, w).compile().as_text()
     (result,) = re.findall(r"= f32\[(\d+,\d+)\]\S* dot\(", text)
