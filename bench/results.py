@@ -31,13 +31,13 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bench.workloads.workload import Workload
 from jbatch.errors import ConfigError
+from jbatch.jobs.files import replacing
 
 SCHEMA = 1
 DIGITS = 9
@@ -290,10 +290,9 @@ def _refusing(path: Path) -> Iterator[None]:
 
 def write(path: Path, results: Results) -> None:
     """Replace the file as a whole, so that a run that is cut leaves the last one that was complete."""
-    partial = path.with_name(path.name + ".partial")
     content = json.dumps(_strict(results.to_json()), allow_nan=False)
-    partial.write_text(content + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(str(path)) as file:
+        file.write(content.encode() + b"\n")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 from typing import Any
 
 MAX_NAME_CHARS = 64  # of a field, in an error
+# Errors of the system that are nobody's mistake: what is full, broken, gone or used up.
+FAILURES = frozenset({"ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "ESTALE", "ENXIO", "ENODEV", "EPIPE"})
+FAILURES |= {"EBADF", "ENOMEM", "EMFILE", "ENFILE", "ENOLCK"}
 CLOSE = 0.75  # likeness of two names, at least, for one to be a slip of the pen
 
 # Names here, and what vLLM's older versions, SGLang, TensorRT-LLM, llama.cpp, OpenAI and transformers call
@@ -94,6 +99,25 @@ class RequestError(JBatchError, ValueError):
 
 class JobError(JBatchError):
     """A job that had to stop. What it wrote stays, and the same command goes on from there."""
+
+
+class OutputChanged(JobError):
+    """A job that had to stop, as somebody else wrote to its output. What is there now stays."""
+
+    def __init__(self, path: str, how: str):
+        super().__init__(f"{path} was changed by someone else while it was written: {how}")
+
+
+def describe_os_error(error: OSError) -> str:
+    """What the system refused, and of which file, without the number of the error."""
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.strerror}: {os.fsdecode(error.filename)!r}"
+
+
+def is_failure(error: OSError) -> bool:
+    """Whether the machine failed, as a full disk does; else the user named what is not there, or not his."""
+    return errno.errorcode.get(error.errno or 0) in FAILURES
 
 
 def check_option_names(given: Iterable[str], known: Iterable[str], what: str) -> None:

@@ -104,6 +104,10 @@ def _staged(target: Path) -> Iterator[Path]:
     shutil.rmtree(staging, ignore_errors=True)  # of a killed process that had this id
     staging.mkdir()
     try:
+        if target.exists():  # and is empty
+            before = target.stat()
+            os.chown(staging, before.st_uid, before.st_gid)
+            staging.chmod(before.st_mode & 0o7777)
         yield staging
         staging.rename(target)  # replaces an empty directory, nothing else
     except BaseException:

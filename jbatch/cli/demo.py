@@ -15,6 +15,7 @@ from rich.table import Table
 from jbatch.config import ModeName
 from jbatch.engine.engine import EngineStep
 from jbatch.host.metrics import Summary
+from jbatch.jobs.files import replacing
 from jbatch.llm import LLM
 from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
@@ -48,7 +49,7 @@ class ModeRun(NamedTuple):
     timeline: list[str]  # one string of NUM_SLOTS characters per step that decodes
 
 
-def run_demo(json_file: Path | None, device: str) -> None:
+def run_demo(json_file: str | None, device: str) -> None:
     """Run all modes, print the comparison, and write the figures to `json_file` where one is given."""
     console = Console(width=WIDTH, highlight=False, markup=False, soft_wrap=True)
     examples = tasks.demo_prompts(NUM_PROMPTS, SEED)
@@ -78,7 +79,8 @@ def run_demo(json_file: Path | None, device: str) -> None:
         _print_timeline(console, mode, timeline, max(map(len, plotted.values())))
     if json_file is not None:
         figures = {"schema": 1, "right_share": sum(right) / len(right), "modes": _figures(runs)}
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        with replacing(json_file) as file:
+            file.write(json.dumps(figures, indent=2).encode() + b"\n")
 
 
 def run_mode(llm: LLM, mode: Any, prompts: Sequence[str]) -> ModeRun:

@@ -14,9 +14,8 @@ from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device.backend import describe
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import INSTALL_HINT, NO_GPU
-from jbatch.device.verdict import directory_of, kept
 from jbatch.distribution import version
-from jbatch.errors import JBatchError
+from jbatch.errors import JBatchError, describe_os_error
 from jbatch.model_dir.config_json import load_config, load_eos_token_ids
 from jbatch.model_dir.generation_json import describe_defaults, load_sampling_defaults
 from jbatch.model_dir.paths import why_no_tokenizer
@@ -50,9 +49,6 @@ def _examine_devices() -> bool:
     typer.echo(f"devices: {', '.join(d.device_kind for d in devices)}")
     if all(device.platform == "cpu" for device in devices):
         typer.echo(f"{NO_GPU}. For a GPU, {INSTALL_HINT}.")
-    directory = directory_of(EngineConfig())
-    for key, verdict in kept.read_all(directory) if directory is not None else ():
-        typer.echo(f"checked: {verdict.describe()} [{key.shape}; {key.gpus}]")
     return True
 
 
@@ -83,7 +79,8 @@ def _examine_model(model_dir: Path) -> bool:
         defaults = load_sampling_defaults(model_dir, "auto")
         typer.echo(f"  sampling defaults: {describe_defaults(defaults) or 'jbatch has its own'}")
     except (JBatchError, WeightsError, OSError) as error:
-        typer.echo(f"  problem: {error}")
+        problem = describe_os_error(error) if isinstance(error, OSError) else error
+        typer.echo(f"  problem: {problem}")
         return False
     typer.echo("  ok")
     return True

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,16 +15,20 @@ import typer
 
 from jbatch.cli.entry_points import CommandsAndEntryPoints
 from jbatch.cli.options import ENGINE, ENGINE_HELP, SAMPLING, flag_hint, with_options
+from jbatch.cli.streams import flush_stderr, flush_stdout, hold_streams
 from jbatch.config import EngineConfig
 from jbatch.distribution import version
-from jbatch.errors import ConfigError, JBatchError
+from jbatch.errors import ConfigError, JBatchError, JobError, describe_os_error, is_failure
+from jbatch.jobs.files import check_replaceable
 from jbatch.jobs.options import JOB_HELP, JobOptions
+from jbatch.jobs.signals import exit_at_once
 from jbatch.model_dir.generation_json import describe_model_defaults, load_sampling_defaults
 from jbatch.model_dir.paths import check_model_dir, why_no_tokenizer
 from jbatch.outputs import RequestOutput
+from jbatch.tracebacks import describe_unforeseen
 
 JOB = (JobOptions, JOB_HELP)
-REFUSED, INTERRUPTED = 2, 130  # exit codes
+REFUSED, FAILED, INTERRUPTED = 2, 3, 130  # exit codes
 UsageError: Any = typer.BadParameter.__mro__[2]  # the base of all that is wrong with arguments
 
 app = typer.Typer(
@@ -163,11 +168,12 @@ def demo(
     device: Annotated[str, typer.Option(metavar="TEXT", help="auto, cpu, cuda.")] = "auto",
 ) -> None:
     """Answer 64 prompts with the small model that comes with jbatch, in all four batching modes."""
-    if json_file is not None:
-        json_file.open("a").close()  # now, rather than after the work
+    path = None if json_file is None else os.path.realpath(json_file)
+    if path is not None:
+        check_replaceable(path)  # now, rather than after the work
     from jbatch.cli.demo import run_demo
 
-    run_demo(json_file, device)
+    run_demo(path, device)
 
 
 @app.command(short_help="Show versions and devices, and whether a model can be used.")
@@ -222,13 +228,20 @@ def convert(
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a command and exit. What the user can put right is one line on standard error, and exit code 2."""
+    """Run a command and exit. What the user can put right is one line on standard error, and exit code 2; a
+    failure of the machine, or of jbatch itself, is one line and exit code 3."""
     signal.signal(signal.SIGINT, _exit_at_once)
     warnings.showwarning = _warn
+    hold_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a character that the terminal does not know is no reason to stop
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(_run(sys.argv[1:] if args is None else args))
+    code = _run(sys.argv[1:] if args is None else args)
+    why_not = flush_stdout()
+    if why_not is not None and code != FAILED:
+        _say(why_not)
+    flush_stderr()
+    sys.exit(FAILED if why_not is not None else code)
 
 
 def _run(args: list[str]) -> int:
@@ -238,9 +251,21 @@ def _run(args: list[str]) -> int:
     except UsageError as error:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "jbatch"
         _say(f"{_usage_message(error)} (see {command} --help)")
-    except _refusals() as error:
-        _say(str(error))
-    return REFUSED
+        return REFUSED
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        return FAILED  # typer's way, without a word: who read the output has left
+    except OSError as error:
+        why_not = flush_stdout() if error.filename is None else None
+        _say(why_not or describe_os_error(error))
+        return FAILED if is_failure(error) else REFUSED
+    except Exception as error:
+        if isinstance(error, _refusals()):
+            _say(str(error))
+            return FAILED if isinstance(error, JobError) else REFUSED
+        _say(describe_unforeseen(error))
+        return FAILED
 
 
 def _usage_message(error: Any) -> str:
@@ -255,14 +280,12 @@ def _refusals() -> tuple[type[Exception], ...]:
     """What the user can put right. Errors of `weights` only once a command has loaded it: a file of the
     user's may have this name."""
     module = sys.modules.get("weights.errors")
-    return (JBatchError, OSError, *(() if module is None else (module.WeightsError,)))
+    return (JBatchError, *(() if module is None else (module.WeightsError,)))
 
 
 def _exit_at_once(*_: object) -> None:
     """End on Ctrl-C: an exception would get lost in an import, and would wait for compilations to end."""
-    show_cursor = b"\x1b[?25h" if os.isatty(2) else b""  # a progress bar hides it
-    os.write(2, show_cursor + b"jbatch: interrupted\n")
-    os._exit(INTERRUPTED)
+    exit_at_once(INTERRUPTED)
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
@@ -273,4 +296,5 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _say(message: str) -> None:
-    typer.echo(f"jbatch: {' '.join(message.split())}", err=True)
+    with suppress(OSError):  # a log on a full disk, or that nobody reads, is no reason to stop
+        typer.echo(f"jbatch: {' '.join(message.split())}", err=True)

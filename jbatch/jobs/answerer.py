@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jbatch.engine.engine import Engine
@@ -60,6 +60,9 @@ class Answerer:
     parse: Parse
     encode_chat: EncodeChat
     compilations: Callable[[], int]  # since the model was loaded
+    numerics: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # what else the bits of its results depend on
 
     def admit(self, line: InputLine) -> Pending | LineResult:
         """Give a line to the engine; its result where that is an error already.

@@ -76,7 +76,8 @@ def run_generate(
 @contextmanager
 def _load(model: Path, llm_options: dict[str, Any], parse: Parse, scan: Scan) -> Iterator[Answerer]:
     """Load the model, with what the lines need."""
-    from jbatch.llm import LLM  # loads jax
+    from jbatch.device.numerics import numerics_of  # loads jax
+    from jbatch.llm import LLM
 
     options = dict(llm_options)
     options.setdefault("max_num_seqs", min(max(scan.num_samples, 1), EngineConfig.max_num_seqs))
@@ -88,4 +89,5 @@ def _load(model: Path, llm_options: dict[str, Any], parse: Parse, scan: Scan) ->
             parse,
             lambda messages, options: llm.chat_encoder.encode(messages, options).token_ids,
             lambda: llm.runner.compilations_after_warmup,
+            numerics_of(llm.runner.spec),
         )

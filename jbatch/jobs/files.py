@@ -1,94 +1,140 @@
-"""Files that are there whole or not at all, and the lock of an output."""
+"""Files that are there whole or not at all; none is written through a link, nor over what others made."""
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
-from collections.abc import Iterator
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
-from jbatch.errors import ConfigError
-
 TEMPORARY = ".jbatch-tmp"
+Check = Callable[[], None]
+NEVER_FOLLOW = os.O_NOFOLLOW | os.O_NONBLOCK  # neither a link, nor a wait for the other end of a pipe
 
 
 @contextmanager
-def replacing(path: str) -> Iterator[BinaryIO]:
-    """Write a file that takes `path`'s place at the end; before that, and where it fails, nothing changes."""
-    temporary = f"{path}{TEMPORARY}"
+def naming(path: str) -> Iterator[None]:
+    """Give errors of the system the name of a file, where they have none: those of an open file do not."""
     try:
-        with open(temporary, "wb") as file:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise _named(error, path) from error
+
+
+def unchecked() -> None:
+    """Trust that nobody else writes to a file."""
+
+
+@contextmanager
+def replacing(path: str, check: Check = unchecked) -> Iterator[BinaryIO]:
+    """Write a file that takes `path`'s place at the end, and has its mode, owner and group. Before that, and
+    where it fails, nothing changes.
+
+    Args:
+      check: called just before the end; raises where somebody else has written to `path`.
+
+    Raises:
+      OSError: naming `path`, also where that is no regular file.
+    """
+    temporary = f"{path}.{secrets.token_hex(4)}{TEMPORARY}"  # two processes may replace one summary
+    try:
+        with _new_file(temporary, like=path) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        check()
         os.replace(temporary, path)
-    except BaseException:  # an interrupt included
+        sync_directory(path)
+    except BaseException as error:  # an interrupt included
         with suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename in (None, temporary):
+            raise _named(error, path) from error
         raise
-    sync_directory(path)
 
 
-def remove_leftover(path: str) -> None:
-    """Remove what was written to replace `path` and, after a kill, did not."""
-    with suppress(FileNotFoundError):
-        os.unlink(f"{path}{TEMPORARY}")
+@contextmanager
+def _new_file(path: str, like: str) -> Iterator[BinaryIO]:
+    """A file of a new name, with the mode, owner and group of `like`, where that is there. Until it has them,
+    nobody else can read it."""
+    before = _status(like)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600 if before else 0o666)
+    with os.fdopen(fd, "wb") as file:
+        if before is not None:
+            now = os.fstat(fd)
+            if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
+                os.fchown(fd, before.st_uid, before.st_gid)
+            os.fchmod(fd, stat.S_IMODE(before.st_mode))
+        yield file
+
+
+def check_replaceable(path: str) -> None:
+    """Raise OSError, naming it, where `path` cannot be replaced, as far as that can be told without trying.
+    A file that may only be read is meant to stay."""
+    directory = os.path.dirname(path) or "."
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    for place in (directory,) if _status(path) is None else (directory, path):
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+
+def read_own(path: str) -> bytes | None:
+    """What a file holds that jbatch wrote; None where it is not there. Raises OSError, naming it, where it is
+    a link, or no file."""
+    if _status(path) is None:
+        return None
+    with naming(path), os.fdopen(os.open(path, os.O_RDONLY | NEVER_FOLLOW), "rb") as file:
+        return file.read()
+
+
+def _status(path: str) -> os.stat_result | None:
+    """Of a regular file; None where nothing is there. Raises OSError for anything else."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.ELOOP, "is a link, or no regular file, and stays as it is", path)
+    return status
+
+
+def remove_leftovers(*paths: str) -> None:
+    """Remove what was written to replace some files of one directory and, after a kill, did not."""
+    names = "|".join(re.escape(os.path.basename(path)) for path in paths)
+    leftover = re.compile(rf"({names})\.[0-9a-f]{{8}}{re.escape(TEMPORARY)}")
+    directory = os.path.dirname(paths[0])
+    for name in os.listdir(directory or "."):
+        if leftover.fullmatch(name):
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(directory, name))
 
 
 def sync_directory(path: str) -> None:
     """Make the name of a new file last through a power cut."""
-    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    directory = os.path.dirname(path) or "."
+    fd = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        with naming(directory):
+            os.fsync(fd)
     finally:
         os.close(fd)
 
 
-@contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Hold the lock of the output `path`: PATH.lock, which goes with this process, however it ends.
-
-    Raises:
-      ConfigError: where another process holds it, naming its id.
-    """
-    lock_path = f"{path}.lock"
-    fd = _lock(lock_path)
+def is_at(fd: int, path: str) -> bool:
+    """Whether `path` itself, not what it links to, is the open file."""
     try:
-        yield
-    finally:
-        with suppress(OSError):  # its directory may have vanished
-            os.unlink(lock_path)  # while it is held: who waited finds another file there (see _lock)
-        os.close(fd)
-
-
-def _lock(lock_path: str) -> int:
-    while True:
-        fd = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.read(fd, 32).decode(errors="replace").strip()
-            os.close(fd)
-            raise ConfigError(
-                "output", lock_path.removesuffix(".lock"), f"process {pid or '?'} is writing to it"
-            ) from None
-        if _is_at(fd, lock_path):
-            os.ftruncate(fd, 0)
-            os.write(fd, f"{os.getpid()}\n".encode())
-            return fd
-        os.close(fd)  # its holder removed it before it let go
-
-
-def _is_at(fd: int, path: str) -> bool:
-    """Whether `path` still names the open file."""
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
     except FileNotFoundError:
         return False
 
 
-def check_in_place(fd: int, path: str) -> None:
-    """Raise FileNotFoundError where an open file is no longer at its path: what goes into it is lost."""
-    if not _is_at(fd, path):
-        raise FileNotFoundError(2, "the file was removed or replaced while it was written", path)
+def _named(error: OSError, path: str) -> OSError:
+    """The same error, of the file that a user knows."""
+    return OSError(error.errno, os.strerror(error.errno) if error.errno else str(error), path)

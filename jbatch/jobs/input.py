@@ -6,7 +6,6 @@ import array
 import hashlib
 import itertools
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from jbatch.errors import ConfigError
+from jbatch.errors import ConfigError, is_failure
+from jbatch.jobs.files import naming
 from jbatch.jobs.options import Shard
 from jbatch.jobs.request_line import MAX_LINE_BYTES, LineError, RequestLine, wide_encoding
 from jbatch.sampling_params import Sampler
@@ -23,6 +23,7 @@ BOM = b"\xef\xbb\xbf"
 DIGEST_BYTES = 16  # two of 10 million ids share one by chance with probability 1.5e-25
 NUM_SHOWN = 5  # duplicates that a message names
 REPORT_EVERY = 1024  # lines
+COPY_BYTES = 1 << 20  # at a time
 
 Parse = Callable[[bytes], RequestLine]  # raises LineError
 
@@ -36,14 +37,36 @@ class InputLine(NamedTuple):
 
 def open_input(path: str) -> BinaryIO:
     """The input, from its beginning. What can be read only once ("-", a pipe) is first copied to a temporary
-    file without a name, as it is needed twice. Raises OSError."""
-    if path != "-" and stat.S_ISREG(os.stat(path).st_mode):
-        return open(path, "rb")
-    copy: Any = tempfile.TemporaryFile()  # noqa: SIM115, the caller closes it
-    with open(os.dup(0) if path == "-" else path, "rb") as source:
-        shutil.copyfileobj(source, copy)
-    copy.seek(0)
+    file without a name, as it is needed twice.
+
+    Raises:
+      ConfigError: where there is no such file, or none that may be read.
+      OSError: where the machine fails, naming the file.
+    """
+    try:
+        if path != "-" and stat.S_ISREG(os.stat(path).st_mode):
+            return open(path, "rb")
+        source = open(os.dup(0) if path == "-" else path, "rb")  # noqa: SIM115, closed by `_copy`
+    except OSError as error:
+        if is_failure(error):
+            raise
+        raise ConfigError("input_file", path, f"cannot be read: {error.strerror}") from error
+    return _copy(source, "standard input" if path == "-" else path)
+
+
+def _copy(source: BinaryIO, name: str) -> BinaryIO:
+    folder = tempfile.gettempdir()
+    with source, naming(folder):
+        copy: Any = tempfile.TemporaryFile()  # noqa: SIM115, the caller closes it
+        while block := _read(source, name):
+            copy.write(block)
+        copy.seek(0)
     return copy
+
+
+def _read(source: BinaryIO, name: str) -> bytes:
+    with naming(name):
+        return source.read(COPY_BYTES)
 
 
 def read_lines(file: BinaryIO, seen: Callable[[bytes], Any] = lambda data: None) -> Iterator[InputLine]:

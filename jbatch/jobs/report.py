@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
+from jbatch.errors import JBatchError, JobError, OutputChanged, describe_os_error
 from jbatch.host.metrics import Summary
 from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.files import replacing
 from jbatch.jobs.input import Scan
 from jbatch.jobs.ledger import Ledger
 from jbatch.jobs.options import JobOptions
-from jbatch.jobs.summary import describe
+from jbatch.jobs.summary import describe, what_is_there
+from jbatch.tracebacks import keep_traceback
 
 SHOW_EVERY_S = 0.1
 MIN_FOR_EARLY_WARNING = 100  # outputs
@@ -28,11 +31,26 @@ def describe_input(options: JobOptions, scan: Scan) -> str:
     return lines + (f", {scan.num_wrong} of them wrong" if scan.num_wrong else "")
 
 
-def advice(options: JobOptions) -> str:
-    """What a user can do after a failure."""
+def describe_end(error: JobError | OSError, options: JobOptions) -> str:
+    """Why a job had to stop, and what a user can do then."""
+    reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
+    unforeseen = isinstance(error, JobError) and not isinstance(error.__cause__, JBatchError | None)
+    kept = f". {keep_traceback(error)}" if unforeseen else ""
+    return f"{reason}. {_advice(error, options)}{kept}"
+
+
+def _advice(error: JobError | OSError, options: JobOptions) -> str:
+    if isinstance(error, OutputChanged):
+        return "What is in it stays: the same command goes on from there, or says why it cannot"
     if options.streams:
         return "Only whole results were written"
     return f"{options.output_file} holds whole results: the same command goes on from there"
+
+
+def write_summary(path: str, figures: dict[str, Any]) -> None:
+    """Write the figures of a run to a file. Raises OSError."""
+    with replacing(path) as file:
+        file.write(json.dumps(figures, indent=1, allow_nan=False).encode() + b"\n")
 
 
 class RunReport:
@@ -63,8 +81,8 @@ class RunReport:
         if self._num_outputs < MIN_FOR_EARLY_WARNING:
             self._warn_of_length()
         if summary_path is not None:
-            with replacing(summary_path) as file:
-                file.write(json.dumps(figures, indent=1, allow_nan=False).encode() + b"\n")
+            done = self._ledger.done
+            write_summary(summary_path, figures | what_is_there(done.num_done, done.num_errors))
 
     @property
     def _num_outputs(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from jbatch.errors import ConfigError
-from jbatch.jobs.files import replacing
+from jbatch.jobs.files import Check, naming, replacing, unchecked
 from jbatch.jobs.input import Ids
 from jbatch.jobs.results import OK
 
@@ -45,12 +45,12 @@ class Done:
 
 def read_results(path: str) -> Iterator[WrittenResult]:
     """All whole results of an output: a torn end is none. Raises ConfigError for a line that is no result."""
-    return (result for result, _ in _read(path))
+    return (result for result, _ in read_raw(path))
 
 
-def _read(path: str) -> Iterator[tuple[WrittenResult, bytes]]:
+def read_raw(path: str) -> Iterator[tuple[WrittenResult, bytes]]:
     offset = 0
-    with open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         for line_no, raw in enumerate(file, start=1):
             if raw.endswith(b"\n"):
                 yield WrittenResult(offset, *_id_and_error(raw, path, line_no)), raw
@@ -95,23 +95,27 @@ def find_done(path: str, ids: Ids, last_line_no: int) -> Done:
     return done
 
 
-def drop_errors(path: str) -> int:
+def drop_errors(path: str, check: Check = unchecked) -> int:
     """Take the error results out of an output, so that their lines run again; how many there were. Until the
-    new file is whole, the old one stays."""
+    new file is whole, the old one stays.
+
+    Args:
+      check: raises where somebody else has written to the output.
+    """
     num_errors = sum(result.is_error for result in read_results(path))
     if num_errors:
-        with replacing(path) as target:
-            target.writelines(raw for result, raw in _read(path) if not result.is_error)
+        with replacing(path, check) as target:
+            target.writelines(raw for result, raw in read_raw(path) if not result.is_error)
     return num_errors
 
 
-def sort_by_line(path: str, done: Done) -> None:
+def sort_by_line(path: str, done: Done, check: Check = unchecked) -> None:
     """Put the results into the order of their lines, those of no line last. Until the new file is whole, the
-    old one stays."""
+    old one stays. `check` as in `drop_errors`."""
     order = done.offsets[done.offsets >= 0]
     if np.all(order[1:] > order[:-1]) and not done.foreign:
         return
-    with open(path, "rb") as source, replacing(path) as target:
+    with open(path, "rb") as source, replacing(path, check) as target:
         for begin in range(0, len(order), BLOCK):  # in blocks: Python's integers take 36 bytes each
             _copy(source, target, order[begin : begin + BLOCK].tolist())
         _copy(source, target, done.foreign)

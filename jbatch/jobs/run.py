@@ -6,24 +6,27 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any, BinaryIO, NamedTuple
 
 from jbatch.errors import JobError
 from jbatch.host.metrics import Summary
 from jbatch.jobs.answerer import Answerer, refuse
 from jbatch.jobs.eta import TokensLeft
-from jbatch.jobs.files import locked, remove_leftover
+from jbatch.jobs.files import check_replaceable, naming
 from jbatch.jobs.input import InputLine, Parse, Scan, open_input, read_lines, scan_input
 from jbatch.jobs.ledger import Ledger
+from jbatch.jobs.lock import locked
 from jbatch.jobs.loop import Job
+from jbatch.jobs.opening import open_output
 from jbatch.jobs.options import JobOptions
-from jbatch.jobs.output import Output, OutputFile, OutputStream, remove_torn
-from jbatch.jobs.report import RunReport, Say, advice, describe_input
+from jbatch.jobs.output import OutputFile
+from jbatch.jobs.past_summary import figures_of_output, is_summary_of
+from jbatch.jobs.report import RunReport, Say, describe_end, describe_input, write_summary
 from jbatch.jobs.request_line import LineError
-from jbatch.jobs.resume import Done, drop_errors, find_done, sort_by_line
-from jbatch.jobs.signals import StopSignals
-from jbatch.jobs.state import JobState, check_state, keep_room, known_room, save_state
+from jbatch.jobs.resume import sort_by_line
+from jbatch.jobs.signals import StopSignals, exit_at_once
+from jbatch.jobs.state import JobState, keep_of_model
 from jbatch.jobs.summary import JobSummary
 from jbatch.model_dir.generation_json import describe_model_defaults
 from jbatch.progress import progress_bar
@@ -46,32 +49,25 @@ def run_command(command: JobCommand) -> int:
     """Run a job with everything around it; the exit code (see `run_generate`)."""
     options, say = command.options, command.say
     if options.summary_path is not None:
-        _check_writable(options.summary_path)  # now, rather than after the work
+        check_replaceable(options.summary_path)  # now, rather than after the work
     with ExitStack() as stack:
-        stop = stack.enter_context(StopSignals(say, _exit_at_once))
+        stop = stack.enter_context(StopSignals(say, exit_at_once))
         if not options.streams:
             stack.enter_context(locked(options.output_path))
         source = stack.enter_context(open_input(options.input))
         identity = _identity(source)
-        scan = _scan(command, source)
+        with naming(options.input):
+            scan = _scan(command, source)
         say(describe_input(options, scan))
         if command.model_defaults:
             say(describe_model_defaults(command.model_defaults))
-        output, done = _open_output(command, scan, stack)
-        ledger = Ledger(output, done, JobSummary(command.model_defaults))
+        opened = open_output(options, command.state_of(scan.sha256), scan, say, stack)
+        ledger = Ledger(opened.output, opened.done, JobSummary(command.model_defaults))
         try:
-            return _Run(command, source, identity, scan, ledger, stop).finish()
+            return _Run(command, source, identity, scan, ledger, opened.file, stop).finish()
         except _Stopped as error:
             say(str(error))
             return STOPPED
-
-
-def _check_writable(path: str) -> None:
-    """Raise OSError where a file cannot be written; nothing is changed, and nothing is left behind."""
-    is_new = not os.path.exists(path)
-    open(path, "a").close()
-    if is_new:
-        os.unlink(path)
 
 
 def _scan(command: JobCommand, source: BinaryIO) -> Scan:
@@ -79,37 +75,6 @@ def _scan(command: JobCommand, source: BinaryIO) -> Scan:
     with progress_bar("checking", size) as update:
         shard = command.options.parsed_shard
         return scan_input(source, command.parse, shard, lambda at: update(at, "bytes"))
-
-
-def _open_output(command: JobCommand, scan: Scan, stack: ExitStack) -> tuple[Output, Done]:
-    """The output, and what is in it. Raises ConfigError where it belongs to another job."""
-    options, say = command.options, command.say
-    if options.streams:
-        say("the output cannot be read back: if this run is ended, the next one begins anew")
-        name = "standard output" if options.output_file == "-" else str(options.output_file)
-        fd = 1 if options.output_file == "-" else os.open(name, os.O_WRONLY)
-        return OutputStream(fd, name), Done(scan.last_line_no)
-    path = options.output_path
-    state = command.state_of(scan.sha256)
-    if os.path.exists(path) and os.path.getsize(path) and not options.force:
-        check_state(path, state)
-        state = dataclasses.replace(state, room=known_room(path))
-    done = Done(scan.last_line_no)
-    remove_leftover(path)
-    if os.path.exists(path):
-        if options.retry_errors and (dropped := drop_errors(path)):
-            say(f"removed {dropped} error results: their lines run again")
-        done = find_done(path, scan.ids, scan.last_line_no)
-        if torn := remove_torn(path):  # only now is it known to be a job's
-            say(f"removed a torn result of {torn} bytes from the end of {options.output_file}")
-    save_state(path, state)
-    output = OutputFile(path)
-    stack.callback(output.close)
-    if done.num_done:
-        say(f"going on: {done.num_done} of {scan.num_requests} have their results")
-    if done.foreign:
-        say(f"{len(done.foreign)} results are of no line of this input: they stay")
-    return output, done
 
 
 class _Stopped(Exception):
@@ -125,6 +90,7 @@ class _Run:
     source_identity: tuple[int, ...]  # before it was read
     scan: Scan
     ledger: Ledger
+    file: OutputFile | None  # the output, where it can be read back
     stop: StopSignals
 
     def finish(self) -> int:
@@ -133,19 +99,19 @@ class _Run:
         try:
             if done.num_done == scan.num_requests:
                 self.command.say("nothing is left to do")
+                self._make_up_summary()
             elif scan.num_wrong == scan.num_requests:
                 self._refuse_all()
             else:
                 with self.command.load(scan) as answerer:
-                    if scan.num_by_room:
-                        self._check_room(answerer)
+                    self._check_model(answerer)
                     complete = self._answer_and_report(answerer)
                 if not complete:
                     return self.stop.exit_code
-            if options.ordered:
-                sort_by_line(options.output_path, done)
+            if options.ordered and self.file is not None:
+                sort_by_line(self.file.path, done, self.file.check)
         except (JobError, OSError) as error:
-            raise _Stopped(f"{error}. {advice(options)}") from error
+            raise _Stopped(describe_end(error, options)) from error
         return SOME_ERRORS if done.num_errors else ALL_ANSWERED
 
     def _refuse_all(self) -> None:
@@ -159,27 +125,41 @@ class _Run:
         self._check_written()
         report.end(Summary(), 0, self.command.options.summary_path)
 
-    def _check_room(self, answerer: Answerer) -> None:
-        """For lines without max_tokens: where they end is a part of what the results depend on."""
+    def _make_up_summary(self) -> None:
+        """Write the summary that an earlier run could not write, as on a full disk, from the results."""
+        path = self.command.options.summary_path
+        if path is None or self.file is None or is_summary_of(path, self.ledger.done):
+            return
+        self.file.check()
+        write_summary(path, figures_of_output(self.file.path, self.ledger.done))
+        self.command.say(f"wrote {self.command.options.summary} from the results that are there")
+
+    def _check_model(self, answerer: Answerer) -> None:
+        """What is known only now, and is a part of what the results depend on: where lines without max_tokens
+        end, and what computes."""
         scheduler = answerer.engine.scheduler
-        room = scheduler.max_seq_len
-        if room < scheduler.config.max_model_len:
+        room = scheduler.max_seq_len if self.scan.num_by_room else None
+        if room is not None and room < scheduler.config.max_model_len:
             self.command.say(
                 f"warning: {self.scan.num_by_room} outputs without max_tokens are cut at {room} tokens, "
                 "prompt included: what the cache holds"
             )
-        if not self.command.options.streams:
+        if self.file is not None:
             state = self.command.state_of(self.scan.sha256)
-            keep_room(self.command.options.output_path, state, room)
+            keep_of_model(self.file.path, state, room, dict(answerer.numerics))
 
     def _answer_and_report(self, answerer: Answerer) -> bool:
         """Run the loop, and say what was done, also where it fails; whether it came to its end."""
         report = RunReport(self.ledger, self.command.say)
+        summary_path = self.command.options.summary_path
         try:
-            return self._answer(answerer, report)
-        finally:
-            summary_path = self.command.options.summary_path
-            report.end(answerer.engine.summary, answerer.compilations(), summary_path)
+            complete = self._answer(answerer, report)
+        except Exception:
+            with suppress(OSError):  # what stopped the job is what is said
+                report.end(answerer.engine.summary, answerer.compilations(), summary_path)
+            raise
+        report.end(answerer.engine.summary, answerer.compilations(), summary_path)
+        return complete
 
     def _answer(self, answerer: Answerer, report: RunReport) -> bool:
         """Run the loop, with a progress bar; whether it came to its end."""
@@ -203,11 +183,12 @@ class _Run:
         """The lines of the shard that have no result."""
         in_shard = self.command.options.parsed_shard.holds
         self.source.seek(0)
-        for line in read_lines(self.source):
-            if line.line_no > self.scan.last_line_no:
-                self._check_unchanged()
-            if in_shard(line.line_no) and line.line_no not in self.ledger.done:
-                yield line
+        with naming(self.command.options.input):
+            for line in read_lines(self.source):
+                if line.line_no > self.scan.last_line_no:
+                    self._check_unchanged()
+                if in_shard(line.line_no) and line.line_no not in self.ledger.done:
+                    yield line
 
     def _check_written(self) -> None:
         """Raise OSError where results do not reach the disk, _Stopped where they may be of other lines."""
@@ -225,9 +206,3 @@ class _Run:
 def _identity(file: BinaryIO) -> tuple[int, ...]:
     stat = os.fstat(file.fileno())
     return stat.st_size, stat.st_mtime_ns
-
-
-def _exit_at_once(code: int) -> None:
-    show_cursor = b"\x1b[?25h" if os.isatty(2) else b""  # a progress bar hides it
-    os.write(2, show_cursor + b"jbatch: interrupted\n")
-    os._exit(code)

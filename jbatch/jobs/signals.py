@@ -6,9 +6,18 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def exit_at_once(code: int) -> None:
+    """End this process, whatever it is doing."""
+    show_cursor = b"\x1b[?25h" if os.isatty(2) else b""  # a progress bar hides it
+    with suppress(OSError):
+        os.write(2, show_cursor + b"jbatch: interrupted\n")
+    os._exit(code)
 
 
 class StopSignals:

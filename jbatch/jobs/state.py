@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from jbatch.errors import ConfigError
-from jbatch.jobs.files import replacing
+from jbatch.jobs.files import read_own, replacing
 
 SCHEMA = 1
 SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".model", ".txt"})  # of a model's files
 WHOLE_BELOW = 2**24  # bytes: larger files are sampled
 NUM_SAMPLES, SAMPLE_BYTES = 64, 2**16
+OF_MODEL = ("room", "numerics")  # fields that are known once the model is loaded
 
 
 @dataclasses.dataclass(frozen=True)
 class JobState:
-    """Everything that another text could come from. Batch size, device and kernels are not part of it: a job
-    may go on on another machine."""
+    """Everything that another text could come from. Batch size and number of pages are not part of it: within
+    one bucket they change nothing, and between buckets the last bits."""
 
     input: str  # sha256
     shard: str
@@ -29,6 +30,7 @@ class JobState:
     engine: dict[str, Any]  # seed, dtype, max_model_len, load_format
     sampling: dict[str, Any]  # defaults of the lines, where they are not jbatch's own
     room: int | None = None  # tokens of a line without max_tokens, prompt included; known with the model
+    numerics: dict[str, Any] | None = None  # device, versions, what JAX is told; known with the model
 
 
 def fingerprint(model_dir: str | Path) -> dict[str, str]:
@@ -55,15 +57,29 @@ def state_path(output_path: str) -> str:
 
 
 def save_state(output_path: str, state: JobState) -> None:
-    """Write the state beside the output. Raises OSError."""
+    """Write the state beside the output, unless it is there. Raises OSError."""
     content = {"schema": SCHEMA, **dataclasses.asdict(state)}
-    with replacing(state_path(output_path)) as file:
-        file.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
+    raw = json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"
+    path = state_path(output_path)
+    if read_own(path) != raw:
+        with replacing(path) as file:
+            file.write(raw)
 
 
-def check_state(output_path: str, state: JobState) -> None:
-    """Raise ConfigError where the results of the output come from another state than this, naming what
-    differs."""
+def check_own(output_path: str) -> None:
+    """Raise ConfigError where a file of the state's name is none: it would be overwritten."""
+    raw = read_own(state_path(output_path))
+    if raw and _parse(raw) is None:
+        name = os.path.basename(state_path(output_path))
+        raise ConfigError("output", output_path, f"{name} is not jbatch's: move it, or --force to replace it")
+
+
+def check_state(output_path: str, state: JobState) -> JobState:
+    """The state with what is known of it only once the model is loaded, from the results that are there.
+
+    Raises:
+      ConfigError: where the results of the output come from another state than this, naming what differs.
+    """
     before = _load_state(output_path)
     if before is None:
         raise ConfigError(
@@ -73,46 +89,56 @@ def check_state(output_path: str, state: JobState) -> None:
             "take another output, or --force",
         )
     now = json.loads(json.dumps(dataclasses.asdict(state)))  # as it is read back
-    del now["room"]  # see keep_room
-    changes = [
-        text for field in now for text in _changes(field, before.get(field), now[field])
-    ]  # of all fields
+    _check_same(output_path, before, {name: now[name] for name in now if name not in OF_MODEL})
+    return dataclasses.replace(state, room=before.get("room"), numerics=before.get("numerics"))
+
+
+def keep_of_model(output_path: str, state: JobState, room: int | None, numerics: dict[str, Any]) -> None:
+    """Write into the state beside an output what is known once the model is loaded.
+
+    Args:
+      room: for lines without max_tokens; None where there are none.
+
+    Raises:
+      ConfigError: where the results that are there come from another, naming what differs.
+    """
+    before = _load_state(output_path) or {}
+    before_room, before_numerics = before.get("room"), before.get("numerics")
+    if room is not None and before_room not in (None, room):
+        raise ConfigError(
+            "output",
+            output_path,
+            f"was begun where lines without max_tokens had room for {before_room} tokens, prompt included; "
+            f"now the cache and max_model_len have {room}. Take another output, or --force to go on",
+        )
+    if isinstance(before_numerics, dict):
+        _check_same(output_path, {"numerics": before_numerics}, {"numerics": numerics})
+    room = before_room if room is None else room
+    save_state(output_path, dataclasses.replace(state, room=room, numerics=numerics))
+
+
+def _load_state(output_path: str) -> dict[str, Any] | None:
+    return _parse(read_own(state_path(output_path)) or b"")
+
+
+def _parse(raw: bytes) -> dict[str, Any] | None:
+    """A state of this schema; None for anything else."""
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    is_state = isinstance(content, dict) and content.get("schema") == SCHEMA and "input" in content
+    return content if is_state else None
+
+
+def _check_same(output_path: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    changes = [text for field in now for text in _changes(field, before.get(field), now[field])]
     if changes:
         raise ConfigError(
             "output",
             output_path,
             f"was begun with another {'; another '.join(changes)}. Take another output, or --force to go on",
         )
-
-
-def known_room(output_path: str) -> int | None:
-    """The room that the state beside an output names, if any."""
-    return (_load_state(output_path) or {}).get("room")
-
-
-def keep_room(output_path: str, state: JobState, room: int) -> None:
-    """Write the room into the state beside an output. Raises ConfigError where another is there: then results
-    of lines without max_tokens end elsewhere."""
-    before = known_room(output_path)
-    if before not in (None, room):
-        raise ConfigError(
-            "output",
-            output_path,
-            f"was begun where lines without max_tokens had room for {before} tokens, prompt included; now "
-            f"the cache and max_model_len have {room}. Take another output, or --force to go on",
-        )
-    if before is None:
-        save_state(output_path, dataclasses.replace(state, room=room))
-
-
-def _load_state(output_path: str) -> dict[str, Any] | None:
-    try:
-        content = json.loads(Path(state_path(output_path)).read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
-        return None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        return None
-    return content
 
 
 def _changes(field: str, before: Any, now: Any) -> list[str]:

@@ -50,7 +50,8 @@ class JobSummary:
     """Follows one run. Names of its figures are those of vLLM's `bench serve`.
 
     TTFT: from when the request entered the engine's window to its first token. TPOT: (last token - first
-    token) / (tokens - 1). E2E: to its end. Each prompt counts once, whatever its `n`.
+    token) / (tokens - 1). E2E: to its end. Each prompt counts once, whatever its `n`, and one that asks for
+    no tokens not at all: all three are of the same requests.
 
     Args:
       model_defaults: sampling parameters that the model sets, for lines that do not.
@@ -76,9 +77,9 @@ class JobSummary:
                 self._add_latencies(output.metrics, len(output.outputs))
 
     def _add_latencies(self, metrics: RequestMetrics, num_samples: int) -> None:
-        self.latencies["e2el"].add(metrics.finished_ts - metrics.arrival_time)
         if metrics.first_token_ts is None or metrics.last_token_ts is None:
             return
+        self.latencies["e2el"].add(metrics.finished_ts - metrics.arrival_time)
         self.latencies["ttft"].add(metrics.first_token_ts - metrics.arrival_time)
         steps = metrics.num_generation_tokens / num_samples - 1
         if steps > 0:
@@ -125,6 +126,11 @@ class JobSummary:
         return figures
 
 
+def what_is_there(num_results: int, num_errors: int) -> dict[str, int]:
+    """Figures of the whole output, after all runs: what tells whether a summary is of its last one."""
+    return {"results_in_output": num_results, "errors_in_output": num_errors}
+
+
 def _ms(seconds: float) -> float | None:
     return None if math.isnan(seconds) else round(seconds * 1e3, 3)
 
@@ -134,8 +140,9 @@ def describe(figures: dict[str, Any]) -> list[str]:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(figures["finish_reasons"].items()))
     errors = ", ".join(f"{count} {code}" for code, count in sorted(figures["errors"].items()))
     lines = [
-        f"{figures['completed']} answered{f' ({reasons})' if reasons else ''}, "
-        f"{figures['failed']} errors{f' ({errors})' if errors else ''} in {figures['duration_s']:.1f} s"
+        f"{_lines(figures['completed'])} answered{f' (samples: {reasons})' if reasons else ''}, "
+        f"{_lines(figures['failed'])} with errors{f' ({errors})' if errors else ''} "
+        f"in {figures['duration_s']:.1f} s"
     ]
     if not figures["completed"]:
         return lines
@@ -152,6 +159,10 @@ def describe(figures: dict[str, Any]) -> list[str]:
     if figures["model_defaults"]:
         lines.append(describe_model_defaults(figures["model_defaults"]))
     return lines
+
+
+def _lines(number: int) -> str:
+    return f"{number} line{'' if number == 1 else 's'}"
 
 
 def _latencies(figures: dict[str, Any], name: str) -> str:

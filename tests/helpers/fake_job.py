@@ -11,11 +11,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from jbatch.cli import main as cli
 from jbatch.engine.engine import Engine
@@ -34,6 +36,7 @@ CONFIG = dict(model_type="llama", vocab_size=VOCAB_SIZE, hidden_size=32, interme
 CONFIG |= dict(num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=128, torch_dtype="float32")
 USER, ASSISTANT = 94, 95  # tokens of roles
 TIMEOUT_S = 60
+ON_FIRE = "INTERNAL: the device is on fire"
 JOB = ("-i", "in.jsonl", "-o", "out.jsonl")
 
 _processes = multiprocessing.get_context("forkserver")
@@ -80,6 +83,31 @@ class Run:
 
 def run(directory: Path, *args: object, **options: Any) -> Ended:
     return Run(directory, *args, **options).wait()
+
+
+def run_here(directory: Path, *args: object, **model: Any) -> Ended:
+    """`run` in this process, for what needs none of its own; an error that nobody foresaw is raised.
+
+    Args:
+      model: what `_load` takes besides.
+    """
+    said: list[str] = []
+
+    def load(_, options, parse, scan):
+        return _load(NONE, options, parse, **model)
+
+    with (
+        chdir(directory),
+        mock.patch.object(job_command, "_load", load),
+        mock.patch.object(cli, "_say", said.append),
+        mock.patch.object(cli, "describe_unforeseen", _raise),
+    ):
+        code = cli._run(["generate", "model", *map(str, args)])
+    return Ended(code, "", "".join(f"{line}\n" for line in said))
+
+
+def _raise(error: Exception) -> str:
+    raise error
 
 
 def refuse(directory: Path, *args: object, **options: Any) -> str:
@@ -233,6 +261,7 @@ def _child(directory: str, args: list[str], streams: list[str], faults: Faults) 
         os.dup2(opened, fd)
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    tempfile.tempdir = directory  # for tracebacks
     faults.arm()
     job_command._load = lambda model, options, parse, scan: _load(faults, options, parse)
     cli.main(args)
@@ -257,13 +286,15 @@ class _Runner(FakeRunner):
         if self.num_steps == self.faults.kill_at_step:
             die()
         if self.num_steps == self.faults.fail_at_step:
-            raise RuntimeError("INTERNAL: the device is on fire")
+            raise RuntimeError(ON_FIRE)
         return output
 
 
 @contextmanager
-def _load(faults: Faults, engine_options: dict, parse: Parse):
+def _load(faults: Faults, engine_options: dict, parse: Parse, numerics: dict | None = None):
     """In place of a real model."""
+    if faults.fail_at_load:
+        raise RuntimeError(ON_FIRE)
     config = scheduler_config(num_pages=engine_options.get("num_pages", 17))
     runner = _Runner(config.shape, VOCAB_SIZE)
     runner.faults = faults
@@ -276,5 +307,5 @@ def _load(faults: Faults, engine_options: dict, parse: Parse):
         seed=engine_options.get("seed", 0),
     )
     engine = Engine(scheduler, runner, intake)
-    yield Answerer(engine, parse, _encode_chat, lambda: 0)
+    yield Answerer(engine, parse, _encode_chat, lambda: 0, numerics or {})
     assert engine.scheduler.pool.num_used == 0 and not engine.has_unfinished, "pages are left behind"

@@ -17,6 +17,7 @@ class Faults(NamedTuple):
     kill: tuple[str, int, str] | None = None  # a function of BOUNDARIES, its call from 1, before/torn/after
     kill_at_step: int | None = None
     fail_at_step: int | None = None  # the device raises
+    fail_at_load: bool = False  # whatever loads the model raises what nobody expects
     step_s: float = 0.0  # how long a step takes
     fail_write: tuple[int, int] | None = None  # errno, from this result on
     file_size: int | None = None  # bytes that the system lets a file have

@@ -1,6 +1,8 @@
-"""What takes too long for the tests: jobs that are killed 200 times, and one of 20,000 requests.
+"""What takes too long for the tests: jobs that are killed 200 times or stopped 100 times, and one of 20,000
+requests.
 
     python -m tests.long.soak kill [POINTS]    on a fake device, at random moments and at every kind of write
+    python -m tests.long.soak signals [POINTS] the same with SIGINT and SIGTERM, at random lines
     python -m tests.long.soak demo [REQUESTS]  the demo model with few pages: memory and open files stay flat
 
 It needs the `test-core` extra, and says what is wrong with exit code 1.
@@ -11,12 +13,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jbatch.cli import main as cli
@@ -72,6 +75,47 @@ def kill_one_job(place: Path, rng: random.Random, extra: tuple[str, ...]) -> int
             fake_job.check_whole(place / "out.jsonl", range(1, NUM_LINES + 1))
             return num_killed
     raise SystemExit("it does not come to its end")
+
+
+def signals(num_points: int) -> None:
+    """Jobs, each asked to stop again and again, by either signal, until it is through."""
+    rng, num_sent, num_jobs = random.Random(0), 0, 0
+    begin = time.monotonic()
+    while num_sent < num_points:
+        num_jobs += 1
+        with tempfile.TemporaryDirectory() as directory:
+            num_sent += signal_one_job(fake_job.make_directory(Path(directory)), rng)
+    print(f"{num_sent} signals in {num_jobs} jobs of {NUM_LINES} lines, {time.monotonic() - begin:.0f} s")
+    print("each ended with 130 or 143; no result lost or doubled, every text as its definition says")
+
+
+def signal_one_job(place: Path, rng: random.Random) -> int:
+    """How many times it was stopped before it came to its end."""
+    fake_job.write_input(place, NUM_LINES)
+    output = place / "out.jsonl"
+    for num_sent in range(10_000):
+        before = fake_job.num_results(output)
+        signum, wanted = rng.choice((signal.SIGINT, signal.SIGTERM)), before + rng.randint(0, 20)
+        job = fake_job.Run(place, *fake_job.JOB, faults=Faults(step_s=0.002))
+        fake_job.wait_for(lambda wanted=wanted, job=job: has_come(job, output, wanted))
+        with suppress(ProcessLookupError):  # it has just ended
+            job.send(signum)
+        ended = job.wait()
+        now = fake_job.num_results(output)
+        if now < before or "Traceback" in ended.err:
+            raise SystemExit(f"{before} results, then {now}: {ended}")
+        if ended.code == 1:
+            fake_job.check_whole(output, range(1, NUM_LINES + 1))
+            return num_sent
+        if ended.code != 128 + signum:
+            raise SystemExit(f"ended with {ended}")
+    raise SystemExit("it does not come to its end")
+
+
+def has_come(job: fake_job.Run, output: Path, num_results: int) -> bool:
+    """Whether a job has begun, and has so many results or has ended."""
+    whole = min(num_results, NUM_LINES)
+    return f"{NUM_LINES} requests" in job.err and fake_job.num_results(output) >= whole
 
 
 def answers(path: Path) -> dict[str, dict]:
@@ -186,7 +230,7 @@ def check_flat(samples: list[tuple[int, float, int]]) -> None:
 
 
 if __name__ == "__main__":
-    parts = {"kill": (kill, 200), "demo": (demo, 20_000)}
+    parts = {"kill": (kill, 200), "signals": (signals, 100), "demo": (demo, 20_000)}
     if len(sys.argv) not in (2, 3) or sys.argv[1] not in parts:
         raise SystemExit(__doc__)
     part, size = parts[sys.argv[1]]

@@ -157,7 +157,9 @@ def test_an_existing_target_is_left_alone(converted, tmp_path):
         weights.save(tmp_path / "out" / "precious", params, converted)
     assert (tmp_path / "out" / "precious").read_text() == "x" and len(list(tmp_path.iterdir())) == 1
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty").chmod(0o750)
     weights.save(tmp_path / "empty", params, converted)
+    assert (tmp_path / "empty").stat().st_mode & 0o7777 == 0o750
     weights.save(tmp_path / "new" / "nested", params, converted)
     assert files(tmp_path / "empty") and weights.is_checkpoint(tmp_path / "new" / "nested")
 

@@ -23,8 +23,10 @@ def few(monkeypatch):
 def test_on_any_model(few, tmp_path, monkeypatch, capsys):
     """A random model, whose texts are of any bytes and right by chance at most."""
     monkeypatch.setattr(demo, "MODEL_DIR", write_model(tmp_path / "model"))
+    (tmp_path / "figures.json").touch(0o600)
     ended = run(capsys, "demo", "--json", tmp_path / "figures.json", "--device", "cpu")
     assert (ended.code, ended.err) == (0, "")
+    assert (tmp_path / "figures.json").stat().st_mode & 0o777 == 0o600
     assert "Answers that differ between the modes: 0. Compilations after warm-up: 0." in ended.out
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["schema"] == 1 and 0 <= figures["right_share"] < 0.5

@@ -1,5 +1,6 @@
 """The command line, as a user meets it."""
 
+import errno
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -19,7 +21,7 @@ import jbatch
 from jbatch import LLM, SamplingParams
 from jbatch.cli import main as cli
 from jbatch.device.programs import Program, StepSpec
-from jbatch.errors import ConfigError
+from jbatch.errors import ConfigError, JobError
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket
 from tests.helpers.command import SMALL, run, write_model
@@ -260,7 +262,39 @@ def test_a_closed_pipe_is_no_traceback(model):
     with os.fdopen(write) as closed:
         process = start("doctor", model, stdout=closed)
         assert process.communicate(timeout=60)[1] == ""
-    assert process.returncode == 1
+    assert process.returncode == 3, "1 is of prompts that could not be served"
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 3, "No space left on device: 'x'"),
+        (OSError(errno.EIO, "Input/output error"), 3, "Input/output error"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "x"),
+            2,
+            "No such file or directory: 'x'",
+        ),
+        (JobError("it had to stop"), 3, "it had to stop"),
+        (ConfigError("x", 1, "must be 2"), 2, "x=1: must be 2"),
+        (KeyError("page"), 3, "unexpected KeyError: 'page'. Its traceback is in "),
+        (RecursionError("deep\nin"), 3, "unexpected RecursionError: deep in. Its traceback is in "),
+    ],
+)
+def test_whatever_a_command_raises_is_one_line(error, code, line, tmp_path, monkeypatch, capsys):
+    """And never exit code 1, which says that some prompts could not be served."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("jbatch.cli.doctor.examine", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = run(capsys, "doctor")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (code, "", 1)
+    assert ended.err.startswith(f"jbatch: {line}")
+    assert [path.read_text().count("in fail") for path in tmp_path.iterdir()] == (
+        [1] if "unex" in line else []
+    )
 
 
 @pytest.mark.parametrize("delay_s", [0.7, 1.5, 3.0])

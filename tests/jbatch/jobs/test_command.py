@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tests.helpers.fake_job import JOB, check_whole, num_results, refuse, run, write_input
+from tests.helpers.fake_job import JOB, check_whole, num_results, refuse, run, run_here, write_input
 from tests.helpers.faults import Faults
 
 
@@ -22,12 +22,15 @@ from tests.helpers.faults import Faults
         ((*JOB, "--temperature", "-1"), "temperature=-1.0: must be a number from 0 to 100"),
         (("-i", "in.jsonl", "-o", "-", "--ordered"), "ordered=True: needs an output file, and -o is none"),
         (("-i", "in.jsonl", "-o", "/dev/null", "--retry-errors"), "retry_errors=True: needs an output file"),
-        (("-i", "none.jsonl", "-o", "out.jsonl"), "[Errno 2] No such file or directory: 'none.jsonl'"),
-        (("-i", "in.jsonl", "-o", "no/out.jsonl"), "[Errno 2] No such file or directory"),
-        (("-i", "model", "-o", "out.jsonl"), "[Errno 21] Is a directory"),
-        (("-i", "in.jsonl", "-o", "model"), "[Errno 21] Is a directory"),
+        (
+            ("-i", "none.jsonl", "-o", "out.jsonl"),
+            "input_file='none.jsonl': cannot be read: No such file or directory",
+        ),
+        (("-i", "in.jsonl", "-o", "no/out.jsonl"), "No such file or directory: '"),
+        (("-i", "model", "-o", "out.jsonl"), "input_file='model': cannot be read: Is a directory"),
+        (("-i", "in.jsonl", "-o", "model"), "Is a directory: 'model'"),
         ((*JOB, "--chat-template", "/none"), "chat_template='/none': cannot be read: No such file"),
-        ((*JOB, "--summary", "no/figures.json"), "[Errno 2] No such file or directory: '"),
+        ((*JOB, "--summary", "no/figures.json"), "No such file or directory: '"),
         ((*JOB, "--summary", "-"), "summary='-': must be a file"),
         ((*JOB, "--summary", "model"), "summary='model': must be a file"),
         ((*JOB, "--summary", "/dev/null"), "summary='/dev/null': must be a file"),
@@ -111,6 +114,49 @@ def test_lines_without_max_tokens_need_the_same_room(place):
     assert run(place, *JOB, "--num-pages", "9").code == 0
     (place / "out.jsonl").write_bytes(b"".join((place / "out.jsonl").read_bytes().splitlines(True)[:3]))
     assert run(place, *JOB, "--num-pages", "20").code == 0
+
+
+def test_another_device_does_not_go_on_with_an_output(place):
+    write_input(place, 9)
+    here = {"device_kind": "cpu", "jax": "0.10.2"}
+    assert run_here(place, *JOB, numerics=here).code == 0
+    raw = (place / "out.jsonl").read_bytes()
+    (place / "out.jsonl").write_bytes(raw[: raw.index(b"\n") + 1])
+    before = (place / "out.jsonl").read_bytes()
+    refused = run_here(place, *JOB, numerics={"device_kind": "NVIDIA H200", "jax": "0.10.2"})
+    assert refused.code == 2 and (place / "out.jsonl").read_bytes() == before
+    assert "was begun with another device_kind (cpu, now NVIDIA H200). Take another output, or" in refused.err
+    assert run_here(place, *JOB, "--force", numerics={"device_kind": "NVIDIA H200"}).code == 0
+    check_whole(place / "out.jsonl", range(1, 10))
+    (place / "out.jsonl").write_bytes(before)
+    assert "another device_kind (NVIDIA H200, now cpu)" in run_here(place, *JOB, numerics=here).err
+    state = json.loads((place / "out.jsonl.job.json").read_text())
+    del state["numerics"]  # as an earlier version wrote it
+    (place / "out.jsonl.job.json").write_text(json.dumps(state))
+    assert run_here(place, *JOB, numerics=here).code == 0
+
+
+@pytest.mark.parametrize("name", ["out.jsonl.lock", "out.jsonl.job.json"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_files_of_the_user_s_stay(place, name, kind):
+    write_input(place, 3)
+    (place / "thesis").write_text("precious")
+    (place / name).write_text("my notes") if kind == "file" else os.symlink("thesis", place / name)
+    refused = run_here(place, *JOB)
+    assert refused.code == 2 and name in refused.err.splitlines()[-1]
+    assert (place / "thesis").read_text() == "precious" and not (place / "out.jsonl").exists()
+    assert (place / name).read_text() == ("my notes" if kind == "file" else "precious")
+
+
+def test_outputs_keep_their_modes(place):
+    write_input(place, 30)
+    assert run_here(place, *JOB, "--summary", "figures.json").code == 1
+    names = ("out.jsonl", "out.jsonl.job.json", "figures.json")
+    for name in names:
+        (place / name).chmod(0o640)
+    extra = ("--retry-errors", "--ordered", "--summary", "figures.json", "--seed", "3", "--force")
+    assert run_here(place, *JOB, *extra).code == 1
+    assert {name: (place / name).stat().st_mode & 0o777 for name in names} == dict.fromkeys(names, 0o640)
 
 
 def write_defaults(place, **values):

@@ -1,13 +1,12 @@
-"""Files that are there whole or not at all, and locks."""
+"""Files that are there whole or not at all, and nothing of others in their way."""
 
+import errno
 import os
-import subprocess
-import sys
+import stat
 
 import pytest
 
-from jbatch.errors import ConfigError
-from jbatch.jobs.files import locked, replacing
+from jbatch.jobs.files import check_replaceable, naming, read_own, remove_leftovers, replacing
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path):
@@ -29,57 +28,119 @@ def test_a_file_stays_where_its_successor_fails(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
 
-def test_a_second_writer_is_refused(tmp_path):
-    path = str(tmp_path / "out")
-    with locked(path):
-        with (
-            pytest.raises(ConfigError, match=f"output='{path}': process {os.getpid()} is writing to it"),
-            locked(path),
-        ):
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o664])
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path, mode):
+    path = tmp_path / "file"
+    path.write_text("old")
+    path.chmod(mode)
+    with replacing(str(path)) as file:
+        (temporary,) = (p for p in tmp_path.iterdir() if p != path)
+        assert stat.S_IMODE(temporary.stat().st_mode) == mode
+        file.write(b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == mode and path.read_text() == "new"
+
+
+def test_a_new_file_has_the_mode_that_the_user_asks_for(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with replacing(str(tmp_path / "file")):
             pass
-        with locked(f"{path}2"):
-            pass
-    with locked(path):
-        pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+def test_a_file_that_is_replaced_keeps_its_owner_and_group(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    os.chown(path, 1234, 2345)
+    with replacing(str(path)) as file:
+        file.write(b"new")
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 2345)
+
+
+def test_an_owner_that_cannot_be_kept_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("old")
+    status = os.lstat(path)
+    other = os.stat_result([*status[:4], status.st_uid + 1, *status[5:]])
+    monkeypatch.setattr(os, "lstat", lambda path: other)
+
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "no")
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    with pytest.raises(PermissionError, match=f"Operation not permitted: '{path}'"), replacing(str(path)):
+        raise AssertionError("not reached")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["link", "dangling", "directory", "pipe"])
+def test_what_is_no_file_is_neither_replaced_nor_read(tmp_path, name):
+    (tmp_path / "thesis").write_text("precious")
+    os.symlink("thesis", tmp_path / "link")
+    os.symlink("none", tmp_path / "dangling")
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(os.listdir(tmp_path))
+    path = str(tmp_path / name)
+    for act in (lambda: replacing(path).__enter__(), lambda: read_own(path), lambda: check_replaceable(path)):
+        with pytest.raises(OSError, match=f"is a link, or no regular file, and stays as it is: '{path}'"):
+            act()
+    assert sorted(os.listdir(tmp_path)) == before and (tmp_path / "thesis").read_text() == "precious"
+
+
+def test_links_in_the_place_of_a_temporary_file(tmp_path):
+    """Its name cannot be known, and what is there is never opened."""
+    (tmp_path / "thesis").write_text("precious")
+    os.symlink("thesis", tmp_path / "file.jbatch-tmp")
+    with replacing(str(tmp_path / "file")) as file:
+        file.write(b"new")
+    assert (tmp_path / "thesis").read_text() == "precious"
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path):
+    kept = ["out", "out.job.json", "out.jbatch-tmp", "out.0123456.jbatch-tmp", "other.01234567.jbatch-tmp"]
+    gone = ["out.01234567.jbatch-tmp", "out.job.json.89abcdef.jbatch-tmp"]
+    for name in (*kept, *gone):
+        (tmp_path / name).write_text("x")
+    remove_leftovers(str(tmp_path / "out"), str(tmp_path / "out.job.json"))
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
+@pytest.mark.parametrize("name", ["write", "fsync", "replace"])
+def test_a_disk_that_fails_is_an_error_with_the_file_s_name(tmp_path, monkeypatch, name):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    def open_full(fd, mode):
+        return open("/dev/full", mode)
+
+    function = ("fdopen", open_full) if name == "write" else (name, fail)
+    monkeypatch.setattr(os, *function)
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"), replacing(str(path)) as file:
+        file.write(b"new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_whether_a_file_can_be_replaced(tmp_path, monkeypatch):
+    check_replaceable(str(tmp_path / "file"))
     assert os.listdir(tmp_path) == []
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*/no/file'"):
+        check_replaceable(str(tmp_path / "no" / "file"))
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # of root, too
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*/file'"):
+        check_replaceable(str(tmp_path / "file"))
+    assert os.listdir(tmp_path) == ["file"]
 
 
-HOLD = """
-import sys
-from jbatch.jobs.files import locked
-with locked(sys.argv[1]):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_lock_goes_with_its_process(tmp_path):
-    path = str(tmp_path / "out")
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(ConfigError, match=f"process {holder.pid} is writing to it"), locked(path):
-        pass
-    holder.kill()
-    holder.communicate()
-    assert os.path.exists(f"{path}.lock")
-    with locked(path):
-        pass
-
-
-def test_a_lock_file_that_was_removed_before_it_could_be_held(tmp_path, monkeypatch):
-    """Its holder removes it and lets go just after another process opened it: that one takes a new file."""
-    import fcntl
-
-    path, real = str(tmp_path / "out"), fcntl.flock
-    removed = []
-
-    def flock(fd, flags):
-        if not removed:
-            removed.append(os.unlink(f"{path}.lock"))
-        real(fd, flags)
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with locked(path), pytest.raises(ConfigError, match="is writing to it"), locked(path):
-        pass
+def test_errors_of_the_system_get_a_name_where_they_have_none():
+    with pytest.raises(OSError, match="Input/output error: 'x'"), naming("x"):
+        raise OSError(errno.EIO, "no")
+    with pytest.raises(OSError, match="'y'"), naming("x"):
+        raise OSError(errno.EIO, "no", "y")

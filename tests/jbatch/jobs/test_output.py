@@ -1,11 +1,13 @@
 """The output file: whole results, whatever happens."""
 
 import errno
+import fcntl
 import os
 
 import pytest
 
-from jbatch.jobs.output import BLOCK, SYNC_EVERY_S, OutputFile, OutputStream, remove_torn
+from jbatch.errors import ConfigError, OutputChanged
+from jbatch.jobs.output import BLOCK, SYNC_EVERY_S, OutputFile, OutputStream, open_stream
 
 
 @pytest.fixture
@@ -27,19 +29,34 @@ def test_results_are_in_the_file_when_write_returns(path):
     [
         (b"", b""),
         (b"a\n", b"a\n"),
-        (b"a\nb", b"a\n"),
-        (b"torn", b""),
+        (b"a\n{", b"a\n"),
+        (b'{"torn', b""),
         (b"a\n\0\0\0", b"a\n"),
-        (b"a\n" + b"b" * (2 * BLOCK + 1), b"a\n"),
-        (b"a" * BLOCK + b"\n" + b"b" * (BLOCK - 1), b"a" * BLOCK + b"\n"),
+        (b'a\n{"' + b"b" * (2 * BLOCK + 1), b"a\n"),
+        (b"a" * BLOCK + b'\n{"' + b"b" * (BLOCK - 3), b"a" * BLOCK + b"\n"),
     ],
 )
 def test_a_torn_end_is_removed(path, content, left):
     with open(path, "wb") as file:
         file.write(content)
-    assert remove_torn(path) == len(content) - len(left)
+    output = OutputFile(path)
+    assert output.remove_torn() == len(content) - len(left)
+    assert output.write(b"next\n") == len(left)
     with open(path, "rb") as file:
-        assert file.read() == left
+        assert file.read() == left + b"next\n"
+
+
+@pytest.mark.parametrize("end", [b"note", b"{1", b" {", b"\xff"])
+def test_an_end_that_is_no_part_of_a_result_stays(path, end):
+    """Somebody wrote a line, and has not ended it."""
+    with open(path, "wb") as file:
+        file.write(b"a\n" + end)
+    with pytest.raises(
+        ConfigError, match=f"ends with {len(end)} bytes that are no result and no part of one"
+    ):
+        OutputFile(path).remove_torn()
+    with open(path, "rb") as file:
+        assert file.read() == b"a\n" + end
 
 
 @pytest.mark.parametrize("output_class", [OutputFile, OutputStream])
@@ -95,8 +112,101 @@ def test_a_file_that_vanished_is_noticed(tmp_path, loss):
         directory.rmdir()
     if loss == "replaced":
         path.write_bytes(b"b\n")
-    with pytest.raises(FileNotFoundError, match=r"removed or replaced while it was written: .*out.jsonl"):
+    with pytest.raises(OutputChanged, match=r"out.jsonl was changed by someone else while .* or replaced"):
         output.sync(now=True)
+
+
+@pytest.mark.parametrize("how", ["write", "sync"])
+@pytest.mark.parametrize(
+    "content", [b"", b"mi", b"mine\n" + b"another's\n", b"m" * 999], ids=["emptied", "cut", "longer", "other"]
+)
+def test_a_file_that_somebody_else_changes_is_noticed_and_left_alone(path, content, how):
+    output = OutputFile(path)
+    output.write(b"mine\n")
+    with open(path, "r+b") as file:
+        file.truncate(0)
+        file.write(content)
+    with pytest.raises(OutputChanged, match=f"it has {len(content)} bytes, and should have 5"):
+        output.sync(now=True) if how == "sync" else output.write(b"mine, too\n")
+    with open(path, "rb") as file:
+        assert file.read() == content
+
+
+def test_what_is_appended_at_the_very_moment_of_a_write_stays(path, monkeypatch):
+    """Between the look at the size and the write: the result goes behind it, and the next look finds out."""
+    output, real = OutputFile(path), os.write
+    output.write(b"mine\n")
+
+    def write(fd, data):
+        with open(path, "ab") as file:
+            file.write(b"another's\n")
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    output.write(b"late\n")
+    with pytest.raises(OutputChanged):
+        output.sync(now=True)
+    with open(path, "rb") as file:
+        assert file.read() == b"mine\nanother's\nlate\n"
+
+
+def test_what_is_taken_back_is_never_another_s(path, monkeypatch):
+    """A write fails halfway, and somebody has appended meanwhile."""
+    output, real = OutputFile(path), os.write
+
+    def write(fd, data):
+        if len(data) < 10:
+            with open(path, "ab") as file:
+                file.write(b"another's\n")
+            raise OSError(errno.ENOSPC, "no")
+        return real(fd, data[:5])
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match="No space left"):
+        output.write(b"torn result\n")
+    with open(path, "rb") as file:
+        assert file.read() == b"torn another's\n"
+
+
+def test_one_file_by_two_names_has_one_writer(path, tmp_path):
+    first = OutputFile(path)
+    os.link(path, tmp_path / "hard.jsonl")
+    with pytest.raises(ConfigError, match="another process is writing to it, by another name"):
+        OutputFile(str(tmp_path / "hard.jsonl"))
+    first.close()
+    OutputFile(str(tmp_path / "hard.jsonl")).close()
+
+
+def test_an_output_that_becomes_a_link_is_not_followed(path, tmp_path):
+    (tmp_path / "thesis").write_text("precious")
+    os.symlink(tmp_path / "thesis", path)
+    with pytest.raises(OSError, match="symbolic links"):
+        OutputFile(path)
+    assert (tmp_path / "thesis").read_text() == "precious"
+
+
+def test_an_output_that_was_replaced_is_opened_again(path, tmp_path):
+    output = OutputFile(path)
+    output.write(b"old\n")
+    (tmp_path / "new").write_bytes(b"n\n")
+    os.replace(tmp_path / "new", path)
+    output.reopen()
+    assert output.write(b"next\n") == 2
+    output.sync(now=True)
+    with pytest.raises(ConfigError, match="another process is writing"):
+        OutputFile(path)
+
+
+def test_standard_output_that_is_closed_or_may_not_be_written_to(monkeypatch):
+    assert open_stream("-").write(b"") == 0
+
+    def closed(*_):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    for flags in (closed, lambda *_: os.O_RDONLY):
+        monkeypatch.setattr(fcntl, "fcntl", flags)
+        with pytest.raises(ConfigError, match="output_file='-': standard output is closed"):
+            open_stream("-")
 
 
 def test_a_reader_who_left(tmp_path):

@@ -39,8 +39,10 @@ def test_a_job(place):
     write_input(place, 60)
     ended = run(place, *JOB, "--summary", "figures.json")
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err.startswith("jbatch: 60 requests, 6 of them wrong\njbatch: 54 answered (")
-    assert "6 errors (6 invalid_request)" in ended.err and "\x1b" not in ended.err, "a bar, and no terminal"
+    assert ended.err.startswith("jbatch: 60 requests, 6 of them wrong\njbatch: 54 lines answered (samples: ")
+    assert "6 lines with errors (6 invalid_request)" in ended.err and "\x1b" not in ended.err, (
+        "a bar, and no terminal"
+    )
     results = check_whole(place / "out.jsonl", range(1, 61))
     figures = json.loads((place / "figures.json").read_text())
     assert (figures["completed"], figures["failed"], figures["errors"]) == (54, 6, {"invalid_request": 6})
@@ -51,11 +53,10 @@ def test_a_job(place):
 def test_a_job_without_errors_ends_with_0(place):
     write_input(place, 9)
     assert run(place, *JOB, "--summary", "figures.json").code == 0
-    for name in ("figures.json", "none.json"):
-        ended = run(place, *JOB, "--summary", name)
-        assert ended.code == 0 and "nothing is left to do" in ended.err
-    assert json.loads((place / "figures.json").read_text())["completed"] == 9, "overwritten"
-    assert not (place / "none.json").exists()
+    before = (place / "figures.json").read_bytes()
+    ended = run(place, *JOB, "--summary", "figures.json")
+    assert ended.code == 0 and "nothing is left to do" in ended.err
+    assert (place / "figures.json").read_bytes() == before, "overwritten"
 
 
 def test_a_summary_goes_where_a_link_points(place):
@@ -82,7 +83,7 @@ def test_an_input_of_wrong_lines_needs_no_model(place):
     def state_of(sha256):
         return JobState(sha256, "1/1", {}, {}, {})
 
-    for expected in ("0 answered, 3 errors (3 invalid_request)", "nothing is left to do"):
+    for expected in ("0 lines answered, 3 lines with errors (3 invalid_request)", "nothing is left to do"):
         parse = functools.partial(parse_line, defaults={})
         command = JobCommand(options, state_of, parse, load=None, say=said.append)  # a call of None raises
         assert run_command(command) == 1 and expected in said[-1]
@@ -218,7 +219,10 @@ def test_an_output_that_is_taken_away(place):
     wait_for(lambda: num_results(place / "d/out.jsonl") > 2)
     shutil.rmtree(place / "d")
     ended = job.wait()
-    assert ended.code == 3 and "removed or replaced while it was written" in ended.err
+    assert (
+        ended.code == 3
+        and "changed by someone else while it was written: it was removed or replaced. What is" in ended.err
+    )
 
 
 def test_an_input_that_grows_while_it_is_read(place):
@@ -229,6 +233,29 @@ def test_an_input_that_grows_while_it_is_read(place):
         file.write('{"prompt":"05."}\n')
     ended = job.wait()
     assert ended.code == 3 and "the input changed while the job ran" in ended.err
+
+
+def test_what_comes_before_a_failure_is_said_and_the_summary_written_later(place):
+    """Results and summary on one full disk: what stopped the job is the last word."""
+    write_input(place, 60)
+    ended = run(place, *JOB, "--summary", "figures.json", faults=Faults(file_size=1000))
+    assert ended.code == 3 and "File too large: " in ended.err.splitlines()[-1]
+    assert "out.jsonl'. out.jsonl holds whole results" in ended.err.splitlines()[-1]
+    assert not (place / "figures.json").exists()
+
+
+@pytest.mark.parametrize("where", ["while it is loaded", "in a step"])
+def test_an_error_that_nobody_foresaw(place, where):
+    """Exit code 3, and never 1, which says that some results are errors."""
+    write_input(place, 9)
+    faults = Faults(fail_at_step=2) if where == "in a step" else Faults(fail_at_load=True)
+    ended = run(place, *JOB, faults=faults)
+    last = ended.err.splitlines()[-1]
+    (path,) = place.glob("jbatch-traceback-*.txt")
+    assert ended.code == 3 and "Traceback" not in ended.err and last.endswith(f"ts traceback is in {path}")
+    assert "RuntimeError: INTERNAL: the device is on fire" in path.read_text()
+    assert "unexpected" in last or "a step failed: RuntimeError" in last
+    assert run(place, *JOB).code == 0 and not (place / "out.jsonl.lock").exists()
 
 
 @pytest.mark.parametrize("step", [1, 2, 9, 20])

@@ -68,10 +68,14 @@ def test_figures():
     assert expected.items() <= json.loads(json.dumps(figures, allow_nan=False)).items()
     assert figures["p50_ttft_ms"] == pytest.approx(1000, rel=0.01)
     assert figures["p99_e2el_ms"] == pytest.approx(2000, rel=0.01)
+    assert summary.latencies["e2el"].count == summary.latencies["ttft"].count == 2, "of the same requests"
     assert figures["p50_tpot_ms"] == pytest.approx(100, rel=0.01), "900 ms between 10 tokens"
     assert figures["p99_tpot_ms"] == pytest.approx(300, rel=0.01), "between 4 of each sample"
     lines = describe(figures)
-    assert lines[0] == "3 answered (3 length, 1 stop), 1 errors (1 context_length) in 2.0 s"
+    assert (
+        lines[0]
+        == "3 lines answered (samples: 3 length, 1 stop), 1 line with errors (1 context_length) in 2.0 s"
+    )
     assert lines[1] == "7 prompt and 18 output tokens; 1.5 requests/s, 9 output tokens/s"
     assert lines[2].startswith("TTFT p50/p90/p99 ") and len(lines) == 4
 
@@ -88,7 +92,7 @@ def test_defaults_of_the_model_are_said():
 def test_a_run_without_answers():
     figures = JobSummary().figures(summarise([]), 0.0, 0)
     assert figures["p50_ttft_ms"] is None and json.dumps(figures, allow_nan=False)
-    assert describe(figures) == ["0 answered, 0 errors in 0.0 s"]
+    assert describe(figures) == ["0 lines answered, 0 lines with errors in 0.0 s"]
 
 
 def test_outputs_that_are_mostly_cut_off():
