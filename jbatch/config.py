@@ -124,7 +124,7 @@ class EngineConfig:
     seed: int = 0
     generation_config: GenerationConfigName = "auto"  # whose sampling defaults: the model's, or jbatch's own
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    attention_backend: BackendName = "auto"  # kernels; "auto": the device's default in pallas_kernels
+    attention_backend: BackendName = "auto"  # "auto": kernels that pass a check on this GPU, else plain JAX
     num_decode_steps: int = 1  # per dispatch, where nothing waits and nobody must see each token at once
     overlap: bool = True  # plan step n+1 while the device computes step n
     decode_buckets: tuple[int, ...] | None = None  # slots; the largest must hold max_num_seqs

@@ -67,6 +67,12 @@ def _lines(label: str, total: int | None) -> Iterator[Update]:
         reporter.join()
 
 
+def say(text: str, *, enabled: bool = True) -> None:
+    """One line of progress, which stays."""
+    if enabled and sys.stderr is not None:
+        _write(f"jbatch: {text}\n")
+
+
 def _write(line: str) -> None:
     """To standard error, of which a reader may be gone: that is no reason to stop."""
     try:

@@ -45,7 +45,7 @@ def paged_attention(
     Args:
       max_q_len: 1 says that this is a decode step: tokens = slots, and query i is slot i's only one.
       implementation: one of `names.NAMES`, or several in order of preference: what one cannot do falls
-        through to the next. None: the default of this machine's device. `choose` says which it is.
+        through to the next. None: plain JAX. `choose` says which it is.
       interpret: run a kernel in Pallas' interpreter, on any machine: True, or Mosaic's
         `plgpu.InterpretGPUParams`.
 

@@ -23,13 +23,6 @@ import jax
 from pallas_kernels.names import COMPILERS, NAMES
 from pallas_kernels.problem import Kind, Problem
 
-# What is tried on a device where nothing else is asked for, by compute capability. No kernel has run on a
-# GPU yet, so plain JAX is the default everywhere; a run of bench.kernels is the reason to change a line.
-DEFAULTS: dict[str, tuple[str, ...]] = {
-    "9.0": ("xla",),  # Hopper; ("mosaic", "triton", "xla") once measured
-    "8.0": ("xla",),  # A100; ("triton", "xla") once measured
-}
-
 
 class Choice(NamedTuple):
     """The implementation of a problem, and why those tried before it do not take it."""
@@ -46,14 +39,14 @@ def choose(
     """The first implementation that takes the problem.
 
     Args:
-      implementation: a name, several in order of preference, or None for the device's default.
+      implementation: a name, several in order of preference, or None for plain JAX.
       device: a `jax.Device` that the kernel must run on as it is; None where it is interpreted, or where
         nothing but the problem matters.
 
     Raises:
       ValueError: for an unknown name, and where all decline, with each one's reason.
     """
-    names = _names(implementation, device)
+    names = _names(implementation)
     declined: dict[str, str] = {}
     for name in names:
         reason = declines(name, problem, device)
@@ -90,10 +83,9 @@ def writer(name: str) -> Callable[..., jax.Array]:
     return importlib.import_module(f"pallas_kernels.{name}.write").write_kv
 
 
-def _names(implementation: str | Sequence[str] | None, device: Any) -> tuple[str, ...]:
+def _names(implementation: str | Sequence[str] | None) -> tuple[str, ...]:
     if implementation is None:
-        device = jax.devices()[0] if device is None else device
-        return DEFAULTS.get(compute_capability(device), ("xla",))
+        return ("xla",)
     names = (implementation,) if isinstance(implementation, str) else tuple(implementation)
     if not names or any(name not in NAMES for name in names):
         raise ValueError(f"implementation={implementation!r}: choose from {', '.join(NAMES)}")

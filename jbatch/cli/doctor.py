@@ -14,6 +14,7 @@ from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device.backend import describe
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import INSTALL_HINT, NO_GPU
+from jbatch.device.verdict import directory_of, kept
 from jbatch.distribution import version
 from jbatch.errors import JBatchError, describe_os_error
 from jbatch.model_dir.config_json import load_config, load_eos_token_ids
@@ -49,6 +50,9 @@ def _examine_devices() -> bool:
     typer.echo(f"devices: {', '.join(d.device_kind for d in devices)}")
     if all(device.platform == "cpu" for device in devices):
         typer.echo(f"{NO_GPU}. For a GPU, {INSTALL_HINT}.")
+    directory = directory_of(EngineConfig())
+    for key, verdict in kept.read_all(directory) if directory is not None else ():
+        typer.echo(f"checked: {verdict.describe()} [{key.shape}; {key.gpus}]")
     return True
 
 

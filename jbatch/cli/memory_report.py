@@ -16,6 +16,7 @@ from jbatch.device.memory import Memory, MemoryUse, describe_bytes, divide_memor
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device, memory_of, prepare_jax
 from jbatch.device.programs import programs_for
+from jbatch.device.verdict import kept_verdict, proven_on
 from jbatch.model_dir.resolve import resolve_dtype, resolve_max_model_len, resolve_model
 from jbatch.sampling_params import with_unions
 from jbatch.seam.bucket import buckets_of
@@ -93,6 +94,7 @@ def report_memory(model_dir: str | Path, config: EngineConfig, gpu_memory: int |
     max_model_len = resolve_max_model_len(config, model)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a report takes no device memory
     prepare_jax(config)
+    verdict = kept_verdict(config, model, max_model_len)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if gpu_memory is not None else "default")
         device = find_device(config.device)
@@ -102,7 +104,7 @@ def report_memory(model_dir: str | Path, config: EngineConfig, gpu_memory: int |
         where, memory = f"{where} with {describe_bytes(gpu_memory)}", gpu_share(gpu_memory, config)
 
     def estimate(config: EngineConfig) -> int:
-        spec = spec_for(device, config, model, max_model_len)
+        spec = spec_for(device, config, model, max_model_len, proven=proven_on(device, verdict))
         return step_bytes_of(spec, buckets_of(config, max_model_len))
 
     if gpu_memory is None:

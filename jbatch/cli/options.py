@@ -30,7 +30,7 @@ ENGINE_HELP = {
     "batch_wait_timeout_s": "static-full: seconds that the oldest request waits for a full batch.",
     "policy": "Who is admitted first: fcfs, sjf, ljf, priority.",
     "device": "auto, cpu, cuda.",
-    "attention_backend": "auto, xla, triton, mosaic; the last two are interpreted on a CPU, slowly.",
+    "attention_backend": "auto (on a GPU, what passes a check there), xla (plain JAX), triton, mosaic.",
     "logprobs_mode": "Of output tokens: raw_logprobs (the model's own), processed_logprobs (as drawn).",
     "seed": "Every request's own seed is derived from it.",
     "generation_config": "Whose sampling defaults: auto (the model's generation_config.json), jbatch.",

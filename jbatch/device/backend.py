@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +13,8 @@ from jbatch.errors import ConfigError
 from jbatch.seam.bucket import Bucket, decode_bucket, room_of
 from jbatch.seam.shape import StateShape
 from pallas_kernels import Problem, choose, tuning
-from pallas_kernels.implementations import NAMES, declines
+from pallas_kernels.implementations import declines
+from pallas_kernels.names import COMPILERS
 from pallas_kernels.problem import Kind
 from pallas_kernels.reference import BLOCK_KV
 from pallas_kernels.work_list import max_items
@@ -26,12 +29,20 @@ class Attention(NamedTuple):
 
 
 PLAIN = Attention()
+Proven = Mapping[Kind, str]  # the compiler whose kernel may be used by itself, by op
+NOTHING_PROVEN: Proven = types.MappingProxyType({})
 
 
 def choose_attention(
-    backend: str, model: ModelConfig, shape: StateShape, buckets: tuple[Bucket, ...], device: jax.Device
+    backend: str,
+    model: ModelConfig,
+    shape: StateShape,
+    buckets: tuple[Bucket, ...],
+    device: jax.Device | Any,
+    proven: Proven = NOTHING_PROVEN,
 ) -> Attention:
-    """What a backend means for a model on a device; "auto" is the device's default.
+    """What a backend means for a model on a device; "auto" is a kernel that has proven itself there (see
+    `verdict`), else plain JAX.
 
     Raises:
       ConfigError: where the backend cannot run the model there, saying why.
@@ -40,7 +51,9 @@ def choose_attention(
     names: dict[Kind, str] = {}
     for bucket in buckets:
         for problem in problems_of(model, shape, bucket):
-            names_to_try = None if backend == "auto" else [backend]
+            names_to_try = [backend]
+            if backend == "auto":
+                names_to_try = [name for name in (proven.get(problem.kind), "xla") if name is not None]
             try:
                 choice = choose(problem, names_to_try, None if interpret else device)
             except ValueError as error:
@@ -49,14 +62,15 @@ def choose_attention(
     return Attention(names.get("decode", "xla"), names.get("prefill", "xla"), interpret)
 
 
-def describe(model: ModelConfig, device: jax.Device) -> str:
-    """The default on a device, and what each kernel would say to the model there."""
+def describe(model: ModelConfig, device: jax.Device | Any) -> str:
+    """What "auto" means on a device, and what the kernels say to the model that do not take it there."""
     shape, bucket = StateShape(1, 2, EngineConfig.page_size, 1), decode_bucket(1)
-    default = choose_attention("auto", model, shape, (bucket,), device).decode
     (problem,) = problems_of(model, shape, bucket)
-    others = [name for name in NAMES if name != default]
-    answers = [f"{name} ({declines(name, problem, device) or 'possible'})" for name in others]
-    return f"{default}; {', '.join(answers)}"
+    answers = {name: declines(name, problem, device) for name in COMPILERS}
+    able = [name for name, reason in answers.items() if reason is None]
+    declined = ", ".join(f"{name} ({reason})" for name, reason in answers.items() if reason is not None)
+    first = f"the first of {', '.join(able)} that passes its check, else xla" if able else "xla"
+    return f"{first}; {declined}" if declined else first
 
 
 def problems_of(model: ModelConfig, shape: StateShape, bucket: Bucket) -> tuple[Problem, ...]:

@@ -10,7 +10,7 @@ import jax
 
 import weights
 from jbatch.config import EngineConfig, ModelConfig
-from jbatch.device.backend import attention_bytes, choose_attention
+from jbatch.device.backend import NOTHING_PROVEN, Proven, attention_bytes, choose_attention
 from jbatch.device.memory import Memory, StepSize, choose_num_pages, estimate_step_bytes
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device, memory_of
@@ -18,6 +18,7 @@ from jbatch.device.process import extra_bytes
 from jbatch.device.process.user_fn import LogitsFn, check_logits_fn
 from jbatch.device.programs import DEFAULT_SAMPLERS, Program, StepSpec, programs_for, temp_bytes
 from jbatch.device.runner import Runner
+from jbatch.device.verdict import prove_kernels, proven_on
 from jbatch.errors import ConfigError
 from jbatch.model_dir.resolve import resolve_dtype
 from jbatch.progress import progress_bar
@@ -45,9 +46,10 @@ def build_runner(
       weights.WeightsError: for weights that do not fit the model, naming the tensor.
     """
     buckets, samplers = buckets_of(config, max_model_len), samplers_of(config, logits_fn)
+    verdict = prove_kernels(config, model, max_model_len)  # before this process opens CUDA
     device = find_device(config.device)
     model = resolve_dtype(config, model, device.platform)
-    spec = spec_for(device, config, model, max_model_len, logits_fn)
+    spec = spec_for(device, config, model, max_model_len, logits_fn, proven_on(device, verdict))
     if logits_fn is not None:
         for draws in sorted({num_draws(bucket, spec.shape) for bucket in buckets}):
             check_logits_fn(logits_fn, draws, model.vocab_size)
@@ -125,15 +127,19 @@ def spec_for(
     model: ModelConfig,
     max_model_len: int,
     logits_fn: LogitsFn | None = None,
+    proven: Proven = NOTHING_PROVEN,
 ) -> StepSpec:
     """What an engine compiles for, but with the smallest pool: to ask what does not grow with it.
+
+    Args:
+      proven: kernels that the backend "auto" may use.
 
     Raises:
       ConfigError: for an attention backend that cannot run the model on the device, saying why.
     """
     shape = StateShape(config.max_num_seqs, 2, config.page_size, -(-max_model_len // config.page_size))
     buckets = buckets_of(config, max_model_len)
-    attention = choose_attention(config.attention_backend, model, shape, buckets, device)
+    attention = choose_attention(config.attention_backend, model, shape, buckets, device, proven)
     return StepSpec(model, shape, device, attention, logits_fn, config.logprobs_mode)
 
 

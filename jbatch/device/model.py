@@ -8,17 +8,16 @@ Weights keep Hugging Face's [out, in] orientation, with qkv grouped by KV head a
 from __future__ import annotations
 
 import functools
-import math
 from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jbatch.config import ModelConfig
 from jbatch.device import rotary
+from jbatch.device.project import project
 
 
 @runtime_checkable  # the tests check types, too
@@ -37,17 +36,6 @@ class Attend(Protocol):
 def _param(*shape: int, dtype: str) -> nnx.Param:
     # Only ever traced, by `nnx.eval_shape`: the values come from weights/.
     return nnx.Param(jnp.zeros(shape, dtype))
-
-
-def project(x: Float[Array, "..."], weight: Float[Array, "..."], num_out: int) -> Float[Array, "..."]:
-    """The last axes of `x` times those behind the first `num_out` of `weight`, [*out, *in]: [..., *out].
-
-    As one product of matrices: XLA's CPU compiler copies a weight of more axes in every step.
-    """
-    out, inner = weight.shape[:num_out], weight.shape[num_out:]
-    size, batch = math.prod(inner), x.shape[: x.ndim - len(inner)]
-    flat = lax.dot_general(x.reshape(-1, size), weight.reshape(-1, size), (((1,), (1,)), ((), ())))
-    return flat.reshape(*batch, *out)
 
 
 class RMSNorm(nnx.Module):
@@ -159,7 +147,7 @@ class Llama(nnx.Module):
     def logits(self, hidden: Float[Array, "*n embed"]) -> Float[Array, "*n vocab"]:
         """Unnormalised log-probabilities, float32."""
         unembedding = self.embedding if self.unembedding is None else self.unembedding
-        return jnp.einsum("...e,ve->...v", hidden, unembedding[...], preferred_element_type=jnp.float32)
+        return project(hidden, unembedding[...], num_out=1, dtype=jnp.float32)
 
 
 def abstract_params(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jbatch.device import model
@@ -87,7 +88,8 @@ def forward(
         pages = part.block_tables[part.owners, part.positions // page_size]
         page_ids.append(jnp.where(part.live, pages, num_pages))  # out of range: dropped
         offsets.append(part.positions % page_size)
-    places = _join(page_ids), _join(offsets)
+    # Behind a barrier, or the kernel that writes a layer's cache works them out again, from the packed input.
+    places = lax.optimization_barrier((_join(page_ids), _join(offsets)))
     updated = list(kv_pages)
     works = [_work(llama.config.num_heads, kv_pages[0], part, attention) for part in parts]
     ends = list(itertools.accumulate(len(part.ids) for part in parts))

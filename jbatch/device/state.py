@@ -55,6 +55,8 @@ def write_columns(
     columns: Int[Array, "n row_width"], **values: Shaped[Array, " n"]
 ) -> Int[Array, "n row_width"]:
     """The columns with some integer ones replaced by name."""
+    # A scatter would make a kernel of its own check that the column exists.
+    column = jnp.arange(columns.shape[1])
     for name, value in values.items():
-        columns = columns.at[:, COLUMNS[name]].set(value.astype(jnp.int32))
+        columns = jnp.where(column == COLUMNS[name], value.astype(jnp.int32)[:, None], columns)
     return columns

@@ -6,6 +6,9 @@ import os
 import pytest
 
 from jbatch.cli import doctor
+from jbatch.device.verdict import kept
+from jbatch.device.verdict.record import Gpu, Kernel, Outcome, Verdict
+from pallas_kernels.problem import Problem
 from tests.helpers.command import run, write_model
 
 
@@ -19,6 +22,19 @@ def test_versions_and_devices(capsys):
     assert ended.code == 0 and not ended.err
     for words in ("python 3.", "jbatch ", "jax ", "orbax-checkpoint ", "CUDA plugin: ", "devices: "):
         assert words in ended.out
+
+
+def test_kernels_that_were_checked_here(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "checked" not in run(capsys, "doctor").out
+    problem = Problem("decode", "bfloat16", 64, 64, 32, 8, 128, num_pages=2, page_size=64, pages_per_seq=128)
+    key = kept.Key.here("NVIDIA H200, 580.65.06", (problem,))
+    verdict = Verdict(Gpu("NVIDIA H200", "9.0"), {Kernel("triton", "decode"): Outcome("passed")})
+    kept.read_or_make(key, tmp_path / ".cache/jbatch/kernels", lambda: verdict)
+    assert (
+        "checked: attention on NVIDIA H200: decode by triton [bfloat16, 32 heads over 8 of 128, pages of 64, "
+        "64 slots; NVIDIA H200, 580.65.06]\n" in run(capsys, "doctor").out
+    )
 
 
 def test_a_healthy_model(model, capsys):

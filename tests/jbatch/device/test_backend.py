@@ -1,6 +1,7 @@
 """An engine's attention backends: each that this machine can run, interpreted, against plain JAX."""
 
 import functools
+import types
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 import weights
 from jbatch.config import ModelConfig
-from jbatch.device.backend import PLAIN, Attention, choose_attention
+from jbatch.device.backend import PLAIN, Attention, choose_attention, describe
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device
 from jbatch.device.programs import StepSpec
@@ -101,10 +102,24 @@ def test_an_engine_generates_the_same(backend):
             assert abs(row[plain[at]] - row[ours[at]]) < 0.1
 
 
-def test_auto_is_plain_jax_until_a_gpu_has_been_measured():
+def test_auto_is_plain_jax_unless_a_kernel_is_proven():
+    """And where the proven one does not take the model, too."""
     shape = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, 6)
-    chosen = choose_attention("auto", config(), shape, (PREFILL, DECODE), find_device("cpu"))
-    assert chosen == PLAIN
+    arguments = ("auto", config(), shape, (PREFILL, DECODE))
+    assert choose_attention(*arguments, find_device("cpu")) == PLAIN
+    gpu = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA Test", compute_capability="8.0")
+    assert choose_attention(*arguments, gpu) == PLAIN
+    assert choose_attention(*arguments, gpu, {"decode": "triton"}) == Attention("triton", "xla")
+    float32 = ("auto", config("float32"), *arguments[2:])
+    assert choose_attention(*float32, gpu, {"decode": "triton"}) == PLAIN
+
+
+def test_what_auto_means_is_described():
+    cpu, hopper = find_device("cpu"), types.SimpleNamespace(platform="gpu", compute_capability="9.0")
+    assert describe(config(), cpu).startswith("xla; mosaic (device cpu: ")
+    if HAS_MOSAIC:
+        assert describe(config(), hopper) == "the first of mosaic, triton that passes its check, else xla"
+    assert describe(config("float32"), hopper).startswith("xla; mosaic (")
 
 
 def test_a_kernel_is_interpreted_on_a_cpu():

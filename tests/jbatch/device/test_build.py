@@ -14,6 +14,7 @@ from jbatch.device.memory import Memory
 from jbatch.device.process import extra_bytes
 from jbatch.device.programs import Program, StepSpec
 from jbatch.device.runner import Runner
+from jbatch.device.verdict.record import Gpu, Kernel, Outcome, Verdict
 from jbatch.model_dir.resolve import resolve_model
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
@@ -138,6 +139,27 @@ def test_on_a_gpu_all_is_compiled_before_the_cache_takes_its_memory(model_dir, e
     assert events == ["compile", "_new_state"]  # a CPU's programs need no warm-up
     assert runner.num_programs == 1 and runner.compilations_after_warmup == 0
     runner.close()
+
+
+def test_kernels_are_checked_before_the_device_is_opened(model_dir, monkeypatch):
+    """And those that passed are used, on the device that they passed on."""
+    order, seen = [], []
+    verdict = Verdict(Gpu("cpu", ""), {Kernel("triton", "decode"): Outcome("passed")})
+
+    def noted(name: str, value: Any) -> Any:
+        order.append(name)
+        return value
+
+    def choose(*args: Any) -> Attention:
+        seen.append(args[-1])
+        return Attention()
+
+    find_device = build.find_device
+    monkeypatch.setattr(build, "prove_kernels", lambda *_: noted("checked", verdict))
+    monkeypatch.setattr(build, "find_device", lambda name: noted("opened", find_device(name)))
+    monkeypatch.setattr(build, "choose_attention", choose)
+    build_tiny(model_dir).close()
+    assert order == ["checked", "opened"] and seen == [{"decode": "triton"}]
 
 
 def test_a_step_that_nobody_prepared_compiles_all_that_may_follow(model_dir, events):
