@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jbatch.config import LogprobsMode, ModelConfig
 from jbatch.device.backend import PLAIN, Attention
+from jbatch.device.compiler_options import options_for
 from jbatch.device.draws import Drawing
 from jbatch.device.model import abstract_params
 from jbatch.device.process import abstract_extra, features_of, mask
@@ -86,7 +87,7 @@ class StepSpec(NamedTuple):
 
     def compile(self, program: Program) -> jax.stages.Compiled:
         """A program, ahead of time. No memory is taken."""
-        return self.lower(program).compile()
+        return self.lower(program).compile(options_for(self.device, program.bucket))
 
     def compile_all(
         self, programs: Iterable[Program], on_compiled: Callable[[int], None] = lambda done: None

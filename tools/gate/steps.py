@@ -153,9 +153,10 @@ def measure(case: Case, target: Target) -> dict[str, Any]:
 def compile_case(
     case: Case, target: Target, num_layers: int, num_pages: int, options: dict[str, Any] | None = None
 ) -> Program:
-    """Compile a case for `num_layers` layers and a pool of `num_pages`."""
+    """Compile a case for `num_layers` layers and a pool of `num_pages`, with the engine's options or others."""
     from jbatch.device import programs
     from jbatch.device.backend import Attention
+    from jbatch.device.compiler_options import options_for
 
     config = model_config(case.model, num_layers, MAX_MODEL_LEN)
     attention = Attention(case.attention, case.attention)
@@ -164,7 +165,8 @@ def compile_case(
         if case.bucket is None:
             compiled = spec.compile_copy()
         else:
-            compiled = spec.lower(programs.Program(case.bucket, case.sampler)).compile(options)
+            given = options_for(target.device, case.bucket) if options is None else options
+            compiled = spec.lower(programs.Program(case.bucket, case.sampler)).compile(given)
     stats: Any = compiled.memory_analysis()
     memory = {
         field: getattr(stats, f"{field}_size_in_bytes") for field in ("argument", "output", "alias", "temp")
