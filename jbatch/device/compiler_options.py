@@ -1,8 +1,9 @@
 """XLA's options for a GPU's decode programs: data, by compute capability.
 
-XLA cuts the inner axis of small products into pieces before its autotuner looks at them, and sums the pieces in
-kernels of their own. Without that a layer of Llama-3-8B at 64 slots launches two kernels less and writes 21 MB
-less. Whether the products themselves are as fast whole, only a GPU can say: `bench.gpu_suite` compares.
+XLA cuts the inner axis of small products into pieces before its autotuner looks at them, and sums the
+pieces in kernels of their own. Without that a layer of Llama-3-8B at 64 slots launches two kernels less and
+writes 21 MB less. Whether the products themselves are as fast whole, only a GPU can say: `bench.gpu_suite`
+compares.
 """
 
 from __future__ import annotations

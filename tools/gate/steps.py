@@ -153,7 +153,7 @@ def measure(case: Case, target: Target) -> dict[str, Any]:
 def compile_case(
     case: Case, target: Target, num_layers: int, num_pages: int, options: dict[str, Any] | None = None
 ) -> Program:
-    """Compile a case for `num_layers` layers and a pool of `num_pages`, with the engine's options or others."""
+    """A case, for `num_layers` layers and a pool of `num_pages`, with the engine's options or with others."""
     from jbatch.device import programs
     from jbatch.device.backend import Attention
     from jbatch.device.compiler_options import options_for
