@@ -60,6 +60,7 @@ class Answerer:
     parse: Parse
     encode_chat: EncodeChat
     compilations: Callable[[], int]  # since the model was loaded
+    prepare: Callable[[], object] = lambda: None  # compiles what lines may need; before the first one
     numerics: Mapping[str, Any] = dataclasses.field(
         default_factory=dict
     )  # what else the bits of its results depend on

@@ -83,11 +83,11 @@ def _load(model: Path, llm_options: dict[str, Any], parse: Parse, scan: Scan) ->
     options.setdefault("max_num_seqs", min(max(scan.num_samples, 1), EngineConfig.max_num_seqs))
     options["samplers"] = [sampler.name.lower() for sampler in to_compile(scan.samplers)] or ["greedy"]
     with LLM(model, **options) as llm:
-        llm.prepare()  # for whatever comes
         yield Answerer(
             llm.engine,
             parse,
             lambda messages, options: llm.chat_encoder.encode(messages, options).token_ids,
             lambda: llm.runner.compilations_after_warmup,
+            llm.prepare,  # for whatever comes
             numerics_of(llm.runner.spec),
         )

@@ -105,6 +105,7 @@ class _Run:
             else:
                 with self.command.load(scan) as answerer:
                     self._check_model(answerer)
+                    answerer.prepare()
                     complete = self._answer_and_report(answerer)
                 if not complete:
                     return self.stop.exit_code

@@ -307,5 +307,5 @@ def _load(faults: Faults, engine_options: dict, parse: Parse, numerics: dict | N
         seed=engine_options.get("seed", 0),
     )
     engine = Engine(scheduler, runner, intake)
-    yield Answerer(engine, parse, _encode_chat, lambda: 0, numerics or {})
+    yield Answerer(engine, parse, _encode_chat, lambda: 0, numerics=numerics or {})
     assert engine.scheduler.pool.num_used == 0 and not engine.has_unfinished, "pages are left behind"
