@@ -154,7 +154,7 @@ MUTANTS = (
     Mutant("an output that others changed is written to", "jbatch/jobs/output.py",
            "        self._check_size(self._end)\n        rest =",
            "        rest =",
-           ("tests/jbatch/jobs/test_faulty_disk.py",)),
+           ("tests/jbatch/jobs/test_output.py",)),
     Mutant("a user's own file is taken for a lock", "jbatch/jobs/lock.py",
            "if not HOLDER.fullmatch(holder):",
            "if not HOLDER.match(holder):",
