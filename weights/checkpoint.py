@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,13 +41,14 @@ def save(
     """Write `params` and the config and tokenizer files of `model_dir` into the new directory `out_dir`.
 
     It appears whole or not at all. `replaced`: file name -> text to write instead of that file's copy.
-    Raises WeightsError if `out_dir` exists and is not empty.
+    Raises WeightsError if `out_dir` exists and is not empty, and OSError, naming it, where it cannot be
+    written.
     """
     target = Path(out_dir).absolute()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise WeightsError(f"{target}: exists and is not an empty directory")
     with _staged(target) as staging:
-        with _checkpointer() as checkpointer:
+        with _system_errors(target), _checkpointer() as checkpointer:
             checkpointer.save(staging / PARAMS, dict(params))
         for name in COPIED:
             if (Path(model_dir) / name).is_file():
@@ -113,6 +115,18 @@ def _staged(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _system_errors(target: Path) -> Iterator[None]:
+    """Orbax's writer says what the system refused, as on a full disk, in the text of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(target)) from error
 
 
 def _checkpointer() -> ocp.Checkpointer:

@@ -164,6 +164,22 @@ def test_an_existing_target_is_left_alone(converted, tmp_path):
     assert files(tmp_path / "empty") and weights.is_checkpoint(tmp_path / "new" / "nested")
 
 
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_target(converted, tmp_path, monkeypatch):
+    """Orbax has it in the text of a ValueError; any other of those stays what it is."""
+    params, text = load(converted), ["RESOURCE_EXHAUSTED: Failed to write: No space [os_error_code='28']"]
+
+    def fail(*_):
+        raise ValueError(*text)
+
+    monkeypatch.setattr("orbax.checkpoint.Checkpointer.save", fail)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/out'"):
+        weights.save(tmp_path / "out", params, converted)
+    text[:] = ["another"]
+    with pytest.raises(ValueError, match="another"):
+        weights.save(tmp_path / "out", params, converted)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_save_leaves_nothing(converted, tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, "write", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
