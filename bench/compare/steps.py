@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,9 +25,9 @@ from bench.measure.shapes import RUNNABLE, model_config
 from bench.measure.timing import CompiledArm, Times, time_in_turns
 from bench.steps import step_model
 from bench.steps.command import TINY, Case
-from bench.steps.step_model import Model, Rates, Rows, Size
+from bench.steps.step_model import MAX_CALLS, Model, Rates, Rows, Size
 from jbatch.config import EngineConfig
-from jbatch.device.backend import choose_attention
+from jbatch.device.backend import PLAIN, Attention
 from jbatch.device.platform import prepare_jax
 from jbatch.device.programs import StepSpec, program_for
 from jbatch.sampling_params import Sampler
@@ -45,31 +46,38 @@ class Arms(NamedTuple):
     tokens: dict[str, np.ndarray]  # that each arm drew
 
 
-def build(model: Model, torch_state: Any, runner: Any, case: Case) -> Arms:
+def build(model: Model, torch_state: Any, runner: Any, case: Case, attention: Attention) -> Arms:
     """Both arms of a step, each run once. A stretch begins with the sequences as they were at first."""
-    attention = choose_attention("auto", model.config, model.shape, (case.bucket,), model.device)
     spec = StepSpec(model.config, model.shape, model.device, attention)
     program, packed = spec.compile(program_for(case.bucket, Sampler.GREEDY)), case.pack(model)
     step = StepInput(case.bucket, Sampler.GREEDY, packed)
 
-    def jax_once() -> np.ndarray:
+    def jax_steps(steps: int) -> np.ndarray:
         model.reset()
-        return np.asarray(model.run(program, packed))
+        for _ in range(steps):
+            output = model.run(program, packed)
+        return np.asarray(output)
 
-    def torch_once() -> np.ndarray:
+    def torch_steps(steps: int) -> np.ndarray:
         torch_state.reset()
-        return np.asarray(runner.submit(step).output)
+        for _ in range(steps):
+            handle = runner.submit(step)
+        runner.collect(handle)
+        return np.asarray(handle.output)
 
-    def passes_of(once: Callable[[], np.ndarray]) -> Callable[[int], None]:
+    def passes_of(run: Callable[[int], np.ndarray]) -> Callable[[int], None]:
+        """Stretches of back-to-back steps, as long as the sequences have room for."""
+
         def many(passes: int) -> None:
-            for _ in range(passes):
-                once()
+            for begin in range(0, passes, MAX_CALLS):
+                run(min(MAX_CALLS, passes - begin))
 
         return many
 
-    functions = {"jbatch": jax_once, "torch": torch_once}
-    tokens = {name: once()[: case.number, 0].copy() for name, once in functions.items()}
-    return Arms([CompiledArm(name, once, passes_of(once), 1) for name, once in functions.items()], tokens)
+    arms = {"jbatch": jax_steps, "torch": torch_steps}
+    tokens = {name: run(1)[: case.number, 0].copy() for name, run in arms.items()}
+    compiled = [CompiledArm(name, functools.partial(run, 1), passes_of(run), 1) for name, run in arms.items()]
+    return Arms(compiled, tokens)
 
 
 class TorchState:
@@ -79,10 +87,12 @@ class TorchState:
         import torch
 
         self._state = runner.memory.state
-        self._rows = torch.from_numpy(np.array(model.state.rows))
-        self._state.block_tables[:-1] = torch.from_numpy(np.array(model.state.block_tables))
+        self._rows = torch.from_dlpack(model.state.rows).clone()
+        self._state.block_tables[:-1] = torch.from_dlpack(model.state.block_tables)
         for ours, theirs in zip(self._state.kv_pages, model.state.kv_pages, strict=True):
-            ours[:-1] = torch.from_numpy(np.array(theirs))
+            ours[:-1] = torch.from_dlpack(theirs)
+        if self._rows.is_cuda:
+            torch.cuda.synchronize()  # JAX's arrays are given away by the next step
         self.reset()
 
     def reset(self) -> None:
@@ -90,8 +100,15 @@ class TorchState:
         self._state.rows[:-1] = self._rows
 
 
-def measure(size: Size, cases: list[Case], rates: Rates, rounds: int, rows: Rows) -> None:
-    """A row for each step and arm."""
+def measure(
+    size: Size,
+    cases: list[Case],
+    rates: Rates,
+    rounds: int,
+    add: Callable[[dict[str, Any], str], None],
+    attention: Attention = PLAIN,
+) -> None:
+    """A row for each step and arm, and a line for people."""
     from bench.compare.torch_engine.model import from_jax
     from bench.compare.torch_engine.runner import Options, TorchRunner
     from jbatch.device.model import abstract_params
@@ -102,14 +119,14 @@ def measure(size: Size, cases: list[Case], rates: Rates, rounds: int, rows: Rows
     runner = TorchRunner(size.config, from_jax(params), model.shape, buckets, Options(warm_up=False))
     torch_state = TorchState(runner, model)
     for case in cases:
-        arms, tokens = build(model, torch_state, runner, case)
+        arms, tokens = build(model, torch_state, runner, case, attention)
         times = time_in_turns(arms, rounds)
         differ = int((tokens["jbatch"] != tokens["torch"]).sum())
         floor = case.floor(size.config, 1, rates)
         for name, spans in times.items():
             row = _row(size, case, name, spans, floor) | {"tokens_that_differ": differ}
             row["times_as_fast_as_torch"] = times["torch"].median / spans.median
-            rows.add(row, line(row))
+            add(row, line(row))
     runner.close()
     model.close()
 
@@ -157,15 +174,15 @@ def main() -> int:
     print(f"reads {rates[0] / 1e9:.1f} GB/s, multiplies {rates[1] / 1e9:.0f} GFLOP/s", flush=True)
     rows = Rows(args.json, {"kind": "steps-compared", "tiny": args.tiny, "rates": rates._asdict()})
     if args.tiny:
-        measure(TINY, [Case("decode", 2, TINY.context), Case("prefill", 1, 32)], rates, 2, rows)
+        measure(TINY, [Case("decode", 2, TINY.context), Case("prefill", 1, 32)], rates, 2, rows.add)
         return 0
     config = dataclasses.replace(
         model_config(args.model, RUNNABLE[args.model].num_layers, 8192), dtype=args.dtype
     )
     decode = [Case("decode", number, args.context) for number in SLOTS]
-    measure(Size(args.model, config, args.context, PAGE_SIZE), decode, rates, args.rounds, rows)
+    measure(Size(args.model, config, args.context, PAGE_SIZE), decode, rates, args.rounds, rows.add)
     prefill = [Case("prefill", 1, length) for length in PROMPTS]
-    measure(Size(args.model, config, max(PROMPTS), PAGE_SIZE), prefill, rates, args.rounds, rows)
+    measure(Size(args.model, config, max(PROMPTS), PAGE_SIZE), prefill, rates, args.rounds, rows.add)
     return 0
 
 

@@ -1,232 +1,206 @@
-"""Measures everything worth measuring on a GPU in one call of under nine minutes, the most telling first.
+"""Measures what only a GPU can show, in one call of under ten minutes, the most telling first.
 
-    python -m bench.gpu_suite --out DIR [--budget SECONDS] [--only PART ...] [--tiny]
+    python -m bench.gpu_suite [--budget SECONDS] [--out DIR] [--part NAME ...] [--warm ARCHIVE] [--tiny]
+    python -m bench.gpu_suite --part torch        # a second call: PyTorch's engines on the same device
+    python -m bench.gpu_suite --rehearse          # what fits, where every program takes 15 s to compile
 
-Each part is a process of its own with its own time limit: one that crashes or hangs costs no other's result.
-DIR gets no sub-folders: a log and a result of each part, as soon as it exists; results.json, which says how
-each part ended and is up to date after each; report.html and at most four pictures at the end. What cannot
-run here is "not run", with the reason. `--tiny` runs the same code on a CPU, in tiny sizes, in under two
-minutes: it shows that all of it works, and measures nothing.
+Each part is a process of its own with its own time: one that crashes or hangs costs no other's rows, and keeps
+those it has. DIR has at most eight files: results.json, up to date after each row; suite.log; warm.tar.gz,
+with which the next call compiles less; files of the batching ladder or of the comparisons; report.html with at
+most two pictures. `--tiny` runs the same code on a CPU, in tiny sizes, and measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+import os
+import shutil
+import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_suite.parts import Part, run_part
+from bench.gpu_suite import archive, environment, plan, processes
+from bench.gpu_suite.plan import Part
+from bench.gpu_suite.processes import Ears
 from bench.measure import manifest
 from jbatch.distribution import install_hint
-from pallas_kernels.names import COMPILERS
 
-BUDGET_S = 540.0
-TINY_BUDGET_S = TINY_LIMIT_S = 1800.0  # of all parts and of one: how busy a CPU is, nobody knows
-REPORT_S = 20.0  # of the budget, for the report
-MAX_PICTURES = 4  # PNG files; the page has all of them
-
-# The kernels' own allocations, without graphs, so that the checker sees each of them and each launch.
-SANITIZER_ENV = {
-    "XLA_PYTHON_CLIENT_ALLOCATOR": "platform",
-    "XLA_FLAGS": "--xla_gpu_enable_command_buffer=",
-}
+BUDGET_S = 570.0
+TINY_BUDGET_S = 3600.0  # how busy a CPU is, nobody knows
+MAX_PICTURES = 2  # PNG files; the page has all
+RESULTS = manifest.ROOT / "bench" / "results"
 
 
-def _checks(name: str, limit_s: float) -> Part:
-    """The part that runs the kernels' test cases as they are, not interpreted."""
-    command = ("-m", "tests.long.check_kernels", "--implementation", name)
-    return Part(
-        name=f"correct-{name}",
-        command=command,
-        limit_s=limit_s,
-        tiny=("--cases", "1", "--op", "write_kv"),
-        full=("--device", "--cases", "6", "--fuzz", "2"),
+class Suite:
+    """A call: its results so far, which are also in a file."""
+
+    def __init__(self, out: Path, work: Path, tiny: bool, budget_s: float):
+        self.out, self.work, self.tiny = out, work, tiny
+        self._begin = time.monotonic()
+        self._deadline = self._begin + budget_s - (0 if tiny else plan.END_S)
+        self.earlier = read_earlier(work / "results.json")
+        self.result: dict[str, Any] = {
+            "schema": 1,
+            "kind": "gpu-suite",
+            "tiny": tiny,
+            "budget_s": budget_s,
+            "manifest": {},
+            "parts": [],
+        }
+
+    def run(self, parts: Sequence[Part]) -> None:
+        """Run parts in turn, each within what `plan.allowance` gives it."""
+        for index, part in enumerate(parts):
+            row: dict[str, Any] = {"part": part.name, "begin_s": round(time.monotonic() - self._begin, 1)}
+            self.result["parts"].append(row)
+            left = self._deadline - time.monotonic()
+            limit = left if self.tiny else plan.allowance(part, parts[index + 1 :], left)
+            if limit <= processes.GRACE_S:
+                row |= {"status": "no time left", "rows": []}
+            else:
+                print(f"== {part.name}: at most {limit:.0f} s", flush=True)
+                self._run(part, row, limit)
+            self.write()
+
+    def _run(self, part: Part, row: dict[str, Any], limit: float) -> None:
+        (self.work / "earlier.json").write_text(json.dumps(self.earlier))
+        rows: dict[str, dict[str, Any]] = {}
+        row |= {"status": "running", "limit_s": round(limit, 1), "rows": []}
+
+        def add(new: dict[str, Any]) -> None:
+            rows[new["case"]] = new
+            row["rows"] = list(rows.values())
+            print(f"  {line(new)}", flush=True)
+            self.write()
+
+        def about(told: dict[str, Any]) -> None:
+            self.result["manifest"] = self.result["manifest"] or told
+
+        words = processes.command(part.name, limit, self.out, self.work, self.tiny)
+        env = environment.of_part(part, self.work, self.tiny, os.environ)
+        ended = processes.run(words, limit, env, Ears(add, about, self.out / "suite.log"))
+        row |= {"status": ended.status, "exit_code": ended.exit_code, "seconds": ended.seconds}
+        if ended.status != "ok":
+            row |= {"tail": ended.tail}
+        self.earlier[part.name] = row["rows"]
+        print(
+            f"  {ended.status} after {ended.seconds} s", *ended.tail[-1:] * (ended.status != "ok"), flush=True
+        )
+
+    def write(self) -> None:
+        """Replace results.json as a whole, so that it is never half written."""
+        self.result["seconds"] = round(time.monotonic() - self._begin, 1)
+        whole = self.out / "results.json.partial"
+        whole.write_text(json.dumps(self.result, indent=1) + "\n")
+        whole.replace(self.out / "results.json")
+
+
+def read_earlier(results: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of an earlier call, by part; those of a tiny one are worth nothing."""
+    if not results.exists():
+        return {}
+    content = json.loads(results.read_text())
+    return (
+        {} if content["tiny"] else {part["part"]: part["rows"] for part in content["parts"] if part["rows"]}
     )
 
 
-def _kernels(name: str, ops: tuple[str, ...], limit_s: float, *more: str) -> Part:
-    """The part that times the kernels of some ops."""
-    command = ("-m", "bench.kernels", "--output-dir", "OUT", *more, "--ops", *ops)
-    tiny = ("--smoke", "--implementations", "xla")  # the tests interpret the others
-    return Part(name, command, limit_s, tiny, ("--quick",), result="kernels.jsonl", resume=True)
-
-
-def _steps(kind: str, limit_s: float) -> Part:
-    """The part that times steps of whole models; their own limit leaves time to write what was measured."""
-    command: tuple[str, ...] = ("-m", "bench.steps", kind, "--ceilings", "OUT/ceilings.json")
-    command += ("--json", f"OUT/{kind}-steps.json", "--seconds", str(limit_s - 10))
-    return Part(f"{kind}-steps", command, limit_s, ("--tiny",), result=f"{kind}-steps.json")
-
-
-def _sanitizer(tool: str, limit_s: float) -> Part:
-    """The part that runs the kernels on tiny sizes under a checker; what they leave is of no interest."""
-    command = ("-m", "bench.kernels", "--smoke", "--ops", "decode", "prefill", "--output-dir", "TMP")
-    under = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no")
-    implementations = ("--implementations", *COMPILERS)
-    return Part(f"sanitizer-{tool}", command + implementations, limit_s, None, tool=under, env=SANITIZER_ENV)
-
-
-def _torch(name: str, limit_s: float, *arms: str, tiny: bool) -> Part:
-    """The part that runs some arms of `jbatch bench compare`."""
-    command: tuple[str, ...] = ("-m", "bench.gpu_suite.compare", "--json", f"OUT/compare-{name}.json")
-    command += ("--steps", "OUT/decode-steps.json", "--arms", *arms)
-    result = f"compare-{name}.json"
-    env = {"OMP_NUM_THREADS": "1"}  # PyTorch's host threads would wait for each other in a spin
-    name = name if name.startswith("hf-") else f"torch-{name}"
-    return Part(name, command, limit_s, ("--tiny",) if tiny else None, result=result, env=env)
-
-
-PARTS = (
-    Part(
-        "ceilings",
-        ("-m", "bench.measure.ceilings", "--json", "OUT/ceilings.json"),
-        40,
-        ("--smoke",),
-        result="ceilings.json",
-    ),
-    _checks("mosaic", 50),
-    _kernels("kernels-decode", ("decode",), 70),
-    _steps("decode", 90),
-    _steps("prefill", 35),
-    Part(
-        "idle-share",
-        ("-m", "bench.gpu_suite.idle_share", "--json", "OUT/idle-share.json", "--seconds", "25"),
-        40,
-        ("--tiny",),
-        result="idle-share.json",
-    ),
-    Part(
-        "ladder",
-        (
-            "-m",
-            "bench.gpu_suite.ladder",
-            "--out",
-            "OUT",
-            "--steps",
-            "OUT/decode-steps.json",
-            "--seconds",
-            "55",
-        ),
-        85,
-        ("--tiny",),
-        result="batching-mixed_length.json",
-    ),
-    _torch("paged", 85, "torch-paged", "torch-paged-mosaic", "replay", tiny=True),
-    Part(
-        "row-bits",
-        ("-m", "bench.gpu_suite.row_bits", "--json", "OUT/row-bits.json"),
-        25,
-        ("--tiny",),
-        result="row-bits.json",
-    ),
-    _torch("hf-continuous", 60, "hf-continuous", tiny=False),
-    _torch("hf-generate", 90, "hf-generate", tiny=False),
-    _kernels("kernels-prefill", ("prefill", "cache", "plan"), 60, "--resume"),
-    _checks("triton", 40),
-    Part(
-        "step-graphs",
-        ("-m", "tools.step_graphs", "--json", "OUT/step-graphs.json", "--keep", "OUT"),
-        60,
-        ("--smoke", "--attention", "xla"),
-        result="step-graphs.json",
-    ),
-    _sanitizer("memcheck", 60),
-    _sanitizer("racecheck", 60),
-    Part(
-        "tune",
-        ("-m", "bench.kernels.tune", "--output-dir", "OUT", "--implementations", "mosaic"),
-        300,
-        ("--smoke", "--ops", "decode"),
-        ("--quick",),
-        only_named=True,  # it rewrites pallas_kernels/tuning.json
-    ),
-)
-
-LAST_MAIN_PART = "row-bits"  # up to here the parts' limits fit the budget; the others take what is left
-
-
-def run_suite(parts: list[Part], folder: Path, tiny: bool, budget_s: float) -> dict[str, Any]:
-    """Run the parts in turn; the content of results.json, which is written after each."""
-    begin = time.monotonic()
-    result: dict[str, Any] = {"schema": 1, "kind": "gpu-suite", "tiny": tiny, "parts": []}
-    result["manifest"] = collect_manifest()
-    if result["manifest"]["compute_capability"] is None and not tiny:
-        raise SystemExit("no NVIDIA GPU found: nothing to measure; --tiny runs the same parts in tiny sizes")
-    deadline = begin + budget_s - REPORT_S
-    with tempfile.TemporaryDirectory(prefix="jbatch-suite-") as scratch:
-        for part in parts:
-            print(f"== {part.name}", flush=True)
-            result["parts"].append(run_part(part, folder, Path(scratch), tiny, deadline))
-            write(result, folder)
-    result["seconds"] = round(time.monotonic() - begin, 1)
-    write(result, folder)
-    return result
-
-
-def write(result: dict[str, Any], folder: Path) -> None:
-    """Replace results.json as a whole, so that it is never half written."""
-    whole = folder / "results.json.partial"
-    whole.write_text(json.dumps(result, indent=1) + "\n")
-    whole.replace(folder / "results.json")
-
-
-def collect_manifest() -> dict[str, Any]:
-    """The machine, as a process of its own sees it: if JAX started here, it would take the GPU's memory from
-    the parts."""
-    command = [sys.executable, "-m", "bench.measure.manifest"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=manifest.ROOT, check=True)
-    return json.loads(result.stdout.splitlines()[-1])
+def line(row: dict[str, Any]) -> str:
+    """A row for people."""
+    parts = [f"{row['case']}: {row['status']}"]
+    for name, value in row.items():
+        if isinstance(value, float) and not name.endswith(("_best", "_worst")):
+            parts.append(f"{name} {value:.4g}")
+    return ", ".join([*parts, *([row["reason"]] if "reason" in row else [])])
 
 
 def main() -> int:
-    """The command; the exit code is 0 where every part ended well or could not run here."""
+    """The command; the exit code is 0 where every part ended well, had no time or could not run here."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [part.name for part in PARTS]
-    default = [part.name for part in PARTS if not part.only_named]
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty")
+    names = [*plan.BY_NAME, *plan.GROUPS]
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new, empty, or with warm.tar.gz alone")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help=f"[default: {BUDGET_S:g}]")
-    parser.add_argument("--only", nargs="+", choices=names, default=default, metavar="PART", help=str(names))
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes, on a CPU; no measurement")
-    args = parser.parse_args()
-    folder = args.out.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        parser.error(f"--out {args.out}: is not empty; results are never overwritten")
-    parts = [part for part in PARTS if part.name in args.only]
-    if args.tiny:
-        parts = [part._replace(limit_s=TINY_LIMIT_S) for part in parts]
-    budget_s = args.budget or (TINY_BUDGET_S if args.tiny else BUDGET_S)
-    result = run_suite(parts, folder, args.tiny, budget_s)
-    print(f"\n{table(result['parts'])}\n", flush=True)
-    write_report(folder)
-    print(f"in {folder}: results.json, report.html")
-    return 0 if all(row["status"] in ("ok", "not run") for row in result["parts"]) else 1
-
-
-def write_report(folder: Path) -> None:
-    """Write the page and the pictures; without matplotlib, print a line that says so."""
-    from bench.report import command as report
-
-    try:
-        report.write(folder, MAX_PICTURES)
-    except ImportError as error:
-        print(f"no report: {error} ({install_hint('bench')}, then: jbatch bench report {folder})")
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """How the parts ended, a line each."""
-    lines = (
-        f"{r['part']:20} {r['status']:10} {r.get('seconds', 0):7.1f} s  {r.get('reason', '')}" for r in rows
+    parser.add_argument("--part", nargs="+", choices=names, default=[], metavar="NAME", help=", ".join(names))
+    parser.add_argument(
+        "--warm", type=Path, metavar="ARCHIVE", help="of an earlier call [default: the newest]"
     )
-    return "\n".join(line.rstrip() for line in lines)
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, on a CPU; no measurement")
+    parser.add_argument("--rehearse", action="store_true", help="print the timetable, and run nothing")
+    args = parser.parse_args()
+    parts = plan.choose(args.part)
+    if args.rehearse:
+        print(plan.table(plan.pack(parts, args.budget or BUDGET_S)))
+        return 0
+    if not args.tiny and not has_gpu():
+        parser.error("no NVIDIA GPU found: nothing to measure; --tiny runs the same code on a CPU")
+    out = (args.out or next_folder(RESULTS, "gpu-suite")).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    if any(file.name != archive.NAME for file in out.iterdir()):
+        parser.error(f"--out {args.out}: is not empty; results are never overwritten")
+    if args.tiny:
+        with tempfile.TemporaryDirectory(prefix="jbatch-gpu-suite-") as work:
+            return measure(parts, out, Path(work), args)
+    shutil.rmtree(environment.WORK, ignore_errors=True)
+    environment.WORK.mkdir(parents=True)
+    return measure(parts, out, environment.WORK, args)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def measure(parts: Sequence[Part], out: Path, work: Path, args: argparse.Namespace) -> int:
+    """Run the parts in a work folder, then write archive and report."""
+    warm = args.warm or (None if args.tiny else archive.find(out, RESULTS))
+    if warm is not None:
+        try:
+            archive.unpack(warm, work)
+            print(f"warm start from {warm}")
+        except (OSError, tarfile.TarError) as error:
+            print(f"--warm {warm}: cannot be read, so everything is compiled: {error}")
+    suite = Suite(out, work, args.tiny, args.budget or (TINY_BUDGET_S if args.tiny else BUDGET_S))
+    suite.result["warm"] = str(warm.name) if warm is not None else None
+    suite.run(parts)
+    left_out = archive.pack(work, out)
+    if left_out:
+        print(f"{archive.NAME}: no room for {len(left_out)} files")
+    print(f"\n{table(suite.result['parts'])}\n", flush=True)
+    write_report(out)
+    print(f"in {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
+    return 0 if all(p["status"] in ("ok", "not run", "no time left") for p in suite.result["parts"]) else 1
+
+
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA GPU, without opening it: its memory is the parts'."""
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+
+
+def next_folder(results: Path, name: str) -> Path:
+    """The first of NAME, NAME-2, NAME-3, ... that does not exist."""
+    numbers = iter(range(2, 10**6))
+    path = results / name
+    while path.exists():
+        path = results / f"{name}-{next(numbers)}"
+    return path
+
+
+def write_report(out: Path) -> None:
+    """Write the page and the pictures; without matplotlib, print a line that says so."""
+    try:
+        from bench.report import command as report
+
+        report.write(out, MAX_PICTURES)
+    except ImportError as error:
+        print(f"no report: {error} ({install_hint('bench')}, then: jbatch bench report {out})")
+
+
+def table(parts: Sequence[dict[str, Any]]) -> str:
+    """How the parts ended, a line each."""
+    lines = [
+        f"{p['part']:16} {p['status']:14} from {p['begin_s']:6.1f} s, {p.get('seconds', 0):6.1f} s, "
+        f"{len(p['rows'])} rows"
+        for p in parts
+    ]
+    return "\n".join(lines)

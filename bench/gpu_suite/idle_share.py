@@ -1,28 +1,20 @@
 """How much of a running engine's time the device computes, and how much it waits for the host.
 
-    python -m bench.gpu_suite.idle_share [--json FILE] [--seconds S] [--tiny]
-
 All slots decode. Seconds per step of `Engine.step`, plan to result, beside those of the same step of the same
 runner, dispatched again and again with nothing in between: where the two are equal, the host is hidden.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import time
 from typing import Any, NamedTuple
 
-import jax
-
-from bench.gpu_suite.models import TINY_OPTIONS
+from bench.gpu_suite.task import TINY_OPTIONS, Row, Task
 from bench.ladder.subject import find_model
-from bench.steps.step_model import BACKENDS, Rows, add_arguments
 from jbatch import LLM, SamplingParams
 from jbatch.config import EngineConfig
 from jbatch.engine.engine import Engine
-from jbatch.errors import ConfigError
 from jbatch.host.pack import pack
 from jbatch.host.plan import StepPlan
 
@@ -54,12 +46,20 @@ class Case(NamedTuple):
         return self.options["max_num_seqs"]
 
 
-FULL = (Case("llama3.2-1b", OPTIONS, PROMPT_LEN, 192), Case("llama3-8b", OPTIONS, PROMPT_LEN, 192))
-TINY = (Case("demo", TINY_OPTIONS, 16, 24),)
+FULL = Case("llama3.2-1b", OPTIONS, PROMPT_LEN, 192)  # a small model: the host has little time to hide in
+TINY = Case("demo", TINY_OPTIONS, 16, 24)
 
 
-def measure(case: Case, backend: str) -> dict[str, Any]:
-    """A case's figures with one attention backend, for a row of the results."""
+def run(task: Task) -> None:
+    """One row: milliseconds of an engine's step, and of that step alone."""
+    case, backend = TINY if task.tiny else FULL, task.backend()
+    name = f"{case.model} {case.slots} slots"
+    about = {"case": name, "model": case.model, "slots": case.slots, "attention": backend}
+    task.emit(about | measure(case, backend))
+
+
+def measure(case: Case, backend: str) -> Row:
+    """A case's figures with one attention backend."""
     path, options = find_model(case.model)
     with LLM(path, **options | case.options, attention_backend=backend) as llm:
         page_size, max_tokens = llm.config.page_size, llm.max_model_len - case.prompt_len
@@ -114,51 +114,3 @@ def _same_step(llm: LLM, plan: StepPlan, calls: int) -> float:
         handle = llm.runner.submit(step)
     llm.runner.collect(handle)
     return (time.perf_counter() - begin) / calls
-
-
-def line(row: dict[str, Any]) -> str:
-    """A row as a line for people."""
-    head = f"{row['model']:12} {row['slots']:4} slots  {row['attention']:8}"
-    if row["status"] != "ok":
-        return f"{head} {row['status']}: {row['reason']}"
-    return (
-        f"{head} {row['ms']:8.3f} ms per engine step, {row['same_step_ms']:.3f} ms for the step alone: "
-        f"{100 * row['busy_share']:.1f} % busy"
-    )
-
-
-def main() -> int:
-    """The command; the exit code is 1 where a backend failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    args = parser.parse_args()
-    begin = time.monotonic()
-    rows = Rows(args.json, {"kind": "idle-share", "tiny": args.tiny})
-    for case in TINY if args.tiny else FULL:
-        for backend in BACKENDS:
-            row: dict[str, Any] = {"model": case.model, "slots": case.slots, "attention": backend}
-            if time.monotonic() - begin > args.seconds:
-                row |= {"status": "not run", "reason": "no time left"}
-            elif backend != "xla" and jax.devices()[0].platform == "cpu":
-                row |= {"status": "not run", "reason": "would be interpreted on a CPU"}
-            else:
-                row |= _measure_or_say(case, backend)
-            rows.add(row, line(row))
-            if row["status"] == "ok":  # the fastest that works
-                break
-    return 1 if any(row["status"] == "failed" for row in rows.rows) else 0
-
-
-def _measure_or_say(case: Case, backend: str) -> dict[str, Any]:
-    try:
-        return measure(case, backend)
-    except ConfigError as error:
-        return {"status": "not run", "reason": str(error)}
-    except (jax.errors.JaxRuntimeError, ValueError) as error:  # the others go on
-        return {"status": "failed", "reason": " ".join(str(error).split())[:300]}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,106 +1,99 @@
-"""The ladder of the GPU suite: the three scenarios on one model, a file each, up to date after each repeat.
+"""The batching ladder with the shapes of LLaMA-7B: tokens per second, latency and use of the device.
 
-    python -m bench.gpu_suite.ladder --out DIR [--model NAME] [--steps FILE] [--seconds S] [--tiny]
-
-As `jbatch bench batching`, with a quarter of the scenarios' lengths and few buckets, so that it fits the
-suite's time. Files are DIR/batching-SCENARIO.json.
+One scenario, `mixed_length` at a quarter of its lengths: continuous batching beside two kinds of static
+batches, in turns, until three rounds are done or time is over. A row for each arm, new after each of its
+passes; all steps and requests are in batching-mixed_length.json, for `jbatch bench report`.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
-from pathlib import Path
+import dataclasses
 from typing import Any
 
-from bench.gpu_suite.models import TINY_OPTIONS, fastest_attention
-from bench.ladder import tables
-from bench.ladder.arms import ARMS, choose_arms
-from bench.ladder.batching import Experiment, make_workloads, run_batching
-from bench.ladder.gains import LEAST_BATCHES
+from bench.gpu_suite.task import TINY_OPTIONS, Row, Task, reason_of
+from bench.ladder.arms import ARMS
+from bench.ladder.batching import Experiment, make_workloads
+from bench.ladder.gains import LEAST_BATCHES, gains
+from bench.ladder.ladder import Measurement, run_once
+from bench.ladder.subject import LLMSubject
 from bench.measure import manifest
+from bench.measure.floor import floor_of
 from bench.options import Setting
-from bench.results import ArmResult, Results, claimed, describe, write
+from bench.results import ArmResult, Results, describe, write
+from bench.workloads.workload import Workload
 
-SCENARIOS = ("mixed_length", "uniform_short", "bursty_traffic")  # the most telling first
+SCENARIO, NAMES = "mixed_length", ("continuous", "static", "static-padded")
 LENGTH_SCALE, TINY_SCALE = 0.25, 0.1
-ALL_ARMS = tuple(name for name in ARMS if name != "static-full")  # all are there at once: it would be static
-TINY_ARMS = ("static", "static-padded", "continuous")
-SLOTS, REPEATS = 16, 3
+ROUNDS, SLOTS = 3, 32
 OPTIONS: dict[str, Any] = {
     "max_num_seqs": SLOTS,
-    "decode_buckets": (1, 2, 4, 8, 16),
-    "max_num_batched_tokens": 512,
-    "token_buckets": (64, 512),
-    "num_pages": 1 + 16 * SLOTS,
-    "max_model_len": 192,  # of the longest scenario, so that all share their programs
+    "decode_buckets": (8, SLOTS),
+    # One size of steps with prompts: where more wait, a full one comes after the other, none a small part.
+    "max_num_batched_tokens": 128,
+    "token_buckets": (128,),
+    "num_pages": 1 + 4 * SLOTS,
+    "max_model_len": 192,
     "samplers": ("greedy",),
     "show_progress": False,
 }
+FIGURES = ("output_throughput", "request_throughput", "device_busy_share", "floor_share")
+COUNTS = ("slot_use", "kv_use", "num_steps")
+LATENCIES = tuple(f"{part}_{name}_ms" for name in ("e2el", "ttft", "tpot") for part in ("mean", "p50", "p99"))
 
 
-def main() -> int:
-    """The command; the exit code is 1 where an arm did not run, or there was no time for a scenario."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def run(task: Task) -> None:
+    """Rows of the arms, in turns."""
+    model, options = ("demo", TINY_OPTIONS) if task.tiny else ("llama2-7b", OPTIONS)
+    options = options | {"attention_backend": task.backend()}
+    setting = Setting(num_prompts=LEAST_BATCHES * options["max_num_seqs"])
+    scale = {"length_scale": TINY_SCALE if task.tiny else LENGTH_SCALE}
+    (workload,) = make_workloads(Experiment(model, (SCENARIO,)), setting, options, scale)
+    arms = [ARMS[name] for name in NAMES]
+    subject = LLMSubject(
+        model, workload.longest, options, measure_floor=False, modes=dict.fromkeys(arm.mode for arm in arms)
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--model", default="llama3.2-1b", metavar="NAME")
-    parser.add_argument("--steps", type=Path, metavar="FILE", help="of bench.steps: the fastest attention")
-    parser.add_argument("--seconds", type=float, default=600.0, help="begin no scenario after that long")
-    parser.add_argument("--tiny", action="store_true", help="the demo model, few requests: no measurement")
-    args = parser.parse_args()
-    begin, results, failed, late = time.monotonic(), [], 0, []
-    for scenario in SCENARIOS[: 1 if args.tiny else None]:
-        if time.monotonic() - begin > args.seconds:
-            skip(scenario, args)
-            late.append(scenario)
-            continue
-        (measured,) = run(scenario, args)
-        results.append(measured)
-        failed += sum(arm.not_run is not None for arm in measured.arms.values())
-    if len(results) > 1:
-        tables.print_gains(tables.console(), results)
-    if late:
-        print(f"not run, no time left: {', '.join(late)}", flush=True)  # last: the suite shows it
-    return 1 if failed or late else 0
+    if rates := task.rates():
+        subject.floor = floor_of(subject.llm.model_config, *rates)
+    measurements = [Measurement(arm, subject.max_num_seqs) for arm in arms]
+    longest_s = 0.0  # of a pass: none begins that would not end
+    for _ in range(1 if task.tiny else ROUNDS):
+        for measurement in measurements:
+            if measurement.failed is None and longest_s < task.left_s:
+                before = task.left_s
+                _attempt(subject, measurement, workload, setting)
+                longest_s = max(longest_s, before - task.left_s)
+                task.emit({"case": f"{model} {SCENARIO} {measurement.arm.name}", **row(measurement)})
+        save(task, subject, workload, setting, measurements)
+    subject.close()
 
 
-def run(scenario: str, args: argparse.Namespace) -> list[Results]:
-    """One scenario's results, which are also in its file."""
-    return run_batching(*request(scenario, args))
+def _attempt(subject: LLMSubject, measurement: Measurement, workload: Workload, setting: Setting) -> None:
+    try:
+        ended = run_once(subject, measurement.arm, measurement.max_num_seqs, workload, setting)
+        measurement.passes.append(ended)
+    except Exception as error:  # of whatever kind: the others' figures matter more
+        measurement.failed = reason_of(error)
 
 
-def skip(scenario: str, args: argparse.Namespace) -> None:
-    """Write a file that says of every arm that there was no time for it."""
-    experiment, setting, options, scale = request(scenario, args)
-    (workload,) = make_workloads(experiment, setting, options, scale)
-    arms = {
-        arm.name: ArmResult(arm.name, arm.definition, not_run="no time left")
-        for arm in choose_arms(list(experiment.arms))
+def row(measurement: Measurement) -> Row:
+    """An arm's figures, of the pass of median throughput."""
+    result = measurement.result()
+    about: Row = {
+        "arm": measurement.arm.name,
+        "slots": measurement.max_num_seqs,
+        "repeats": list(result.repeats),
     }
-    about = manifest.collect() | {"model": experiment.model, "max_num_seqs": options["max_num_seqs"]}
-    assert experiment.output_json is not None
-    with claimed(experiment.output_json):
-        write(experiment.output_json, Results("batching", about, describe(workload), arms))
+    if measurement.failed is not None:
+        return about | {"status": "failed", "reason": measurement.failed}
+    every = result.to_json()
+    return about | {"status": "ok", **{name: every[name] for name in (*FIGURES, *COUNTS, *LATENCIES)}}
 
 
-def request(
-    scenario: str, args: argparse.Namespace
-) -> tuple[Experiment, Setting, dict[str, Any], dict[str, Any]]:
-    """The arguments of `run_batching` for one scenario."""
-    model = "demo" if args.tiny else args.model
-    options = TINY_OPTIONS if args.tiny else OPTIONS | {"attention_backend": fastest_attention(args.steps)}
-    slots = options["max_num_seqs"]
-    setting = Setting(
-        num_prompts=LEAST_BATCHES * slots, repeats=1 if args.tiny else REPEATS, no_floor=args.tiny
-    )
-    arms = TINY_ARMS if args.tiny else ALL_ARMS
-    experiment = Experiment(model, (scenario,), arms, output_json=args.out / f"batching-{scenario}.json")
-    scale = {"length_scale": TINY_SCALE if args.tiny else LENGTH_SCALE}
-    return experiment, setting, options, scale
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def save(
+    task: Task, subject: LLMSubject, workload: Workload, setting: Setting, measurements: list[Measurement]
+) -> None:
+    """Write all there is, with every step and request."""
+    arms: dict[str, ArmResult] = {one.arm.name: one.result() for one in measurements}
+    about = manifest.collect() | subject.about | {"setting": dataclasses.asdict(setting)}
+    results = Results("batching", about, describe(workload), arms, gains=gains(arms, workload))
+    write(task.out / f"batching-{SCENARIO}.json", results)

@@ -1,7 +1,5 @@
 """Whether a sequence's bits depend on its neighbours: one sequence alone, and among random others.
 
-    python -m bench.gpu_suite.row_bits [--json FILE] [--tiny]
-
 Within a bucket, its logits and its keys and values must be equal bit for bit, whoever else is in the step and
 wherever its slot is. Two controls: another token must change them (or the comparison sees nothing), and what
 another bucket does to them is reported.
@@ -9,8 +7,6 @@ another bucket does to them is reported.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench.gpu_suite.task import Task
 from bench.measure.shapes import model_config
 from bench.steps.command import TINY
-from bench.steps.step_model import BACKENDS, Model, Rows, Size, add_arguments, own_pages, why_not
-from jbatch.config import EngineConfig
+from bench.steps.step_model import Model, Size, own_pages, why_not
 from jbatch.device import model as llama_model
 from jbatch.device.backend import Attention
-from jbatch.device.platform import prepare_jax
 from jbatch.device.spans import Part, forward
 from jbatch.seam.bucket import Bucket, align, decode_bucket, prefill_bucket
 from pallas_kernels import RaggedMetadata
@@ -145,7 +140,7 @@ def cases(bucket: Bucket, model: Model) -> dict[str, list[Member | None]]:
 
 
 def measure(model: Model, size: Size, buckets: tuple[Bucket, Bucket], backend: str) -> dict[str, Any]:
-    """A row of the results: in the first bucket all must be equal; the second is there to compare with."""
+    """A row: in the first bucket all must be equal; the second is there to compare with."""
     bucket, other = buckets
     kind = "decode" if bucket.slots else "prefill"
     row = {"model": size.name, "kind": kind, "bucket": bucket.num_places, "attention": backend}
@@ -173,34 +168,14 @@ def measure(model: Model, size: Size, buckets: tuple[Bucket, Bucket], backend: s
     return row | {"status": "ok"}
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row as a line for people."""
-    head = f"{row['model']}, {row['kind']} bucket {row['bucket']}, {row['attention']}: {row['status']}"
-    if row["status"] != "ok":
-        return f"{head}: {row['reason']}"
-    word = "differ" if row["another_bucket_differs"] else "are equal too"
-    return f"{head}: equal bits {', '.join(row['compared'])}; in bucket {row['another_bucket']} they {word}"
-
-
-def main() -> int:
-    """The command; the exit code is 1 where a comparison is WRONG."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    args = parser.parse_args()
-    prepare_jax(EngineConfig())
-    size = TINY if args.tiny else FULL
-    slots, tokens = (TINY_SLOTS, TINY_TOKENS) if args.tiny else (SLOTS, TOKENS)
-    rows = Rows(args.json, {"kind": "row-bits", "tiny": args.tiny})
-    model = Model(size, max(slots), jax.devices()[0])
-    for of_kind in (map(decode_bucket, slots), map(prefill_bucket, tokens)):
-        bucket, other = of_kind
-        for backend in BACKENDS:
-            row = measure(model, size, (bucket, other), backend)
-            rows.add(row, line(row))
-    return 1 if any(row["status"] == "WRONG" for row in rows.rows) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(task: Task) -> None:
+    """Two rows: of a decode step, and of one with prompts."""
+    size = TINY if task.tiny else FULL
+    slots, tokens = (TINY_SLOTS, TINY_TOKENS) if task.tiny else (SLOTS, TOKENS)
+    model, attention = Model(size, max(slots), jax.devices()[0]), task.attention()
+    for backend, (bucket, other) in (
+        (attention.decode, map(decode_bucket, slots)),
+        (attention.prefill, map(prefill_bucket, tokens)),
+    ):
+        row = measure(model, size, (bucket, other), backend)
+        task.emit({"case": f"{size.name} {row['kind']}", **row})

@@ -105,13 +105,18 @@ def calls_for(implementation: str, interpret: bool) -> dict[str, Callable[..., j
 
 def check(case: CacheCase, call: Callable[..., jax.Array]) -> bool:
     """Whether a small pool comes out exactly as it should, pages included that are not written."""
+    return compile_check(case, call)()
+
+
+def compile_check(case: CacheCase, call: Callable[..., jax.Array]) -> Callable[[], bool]:
+    """The check, compiled and not yet run."""
     num_pages = 2 * case.pages + 1
     k, v = _new_tokens(case)
     pool = random_data.normal(case.kv_shape(num_pages), DTYPE, 2)
     (at,) = places(case, num_pages, calls=1)
     want = expected(case, np.asarray(pool), np.asarray(k), np.asarray(v), at)
-    got = jax.jit(call, donate_argnums=0)(pool, k, v, *at)
-    return np.array_equal(np.asarray(got), want)
+    compiled = jax.jit(call, donate_argnums=0).lower(pool, k, v, *at).compile()
+    return lambda: np.array_equal(np.asarray(compiled(pool, k, v, *at)), want)
 
 
 def build(name: str, case: CacheCase, call: Callable[..., jax.Array], pool_bytes: int) -> CompiledArm:

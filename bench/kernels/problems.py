@@ -27,6 +27,7 @@ class Heads(NamedTuple):
 
 MHA = Heads("mha", 32, 32, 128)  # Llama-2 7B
 GQA = Heads("gqa", 32, 8, 128)  # Llama-3 8B
+GQA_64 = Heads("gqa-64", 32, 8, 64)  # Llama-3.2 1B
 TINY = Heads("tiny", 8, 2, 64)  # for --smoke
 HEADS = {heads.name: heads for heads in (MHA, GQA, TINY)}
 

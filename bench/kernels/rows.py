@@ -23,7 +23,7 @@ from bench.measure.ceilings import Ceilings
 from bench.measure.journal import Journal, Row
 from bench.measure.timing import CompiledArm, Times, time_in_turns
 
-COMPILE_THREADS = 8
+COMPILE_THREADS = 12
 COMPILE_AHEAD = 4  # problems compiled together; nothing is timed meanwhile
 MEMORY_SHARE = 0.8  # of what JAX may take, for a pool
 SMOKE_LABEL = "smoke run: not a measurement"

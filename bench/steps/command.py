@@ -21,6 +21,7 @@ import numpy as np
 
 from bench.measure.floor import floor_of
 from bench.measure.shapes import SHAPES, model_config
+from bench.measure.timing import Times
 from bench.steps import step_model
 from bench.steps.step_model import BACKENDS, Model, Rates, Rows, Size
 from jbatch.config import EngineConfig, ModelConfig
@@ -154,26 +155,27 @@ def _measure_one(model: Model, case: Case, backend: str, run: Run) -> dict[str, 
     try:
         program = step_model.compile_greedy(model, case.bucket, backend)
         compile_s = time.monotonic() - begin
-        packed = case.pack(model)
-        ended = np.asarray(model.run(program, packed))[: case.number, 1:]  # how many tokens, and a Status
-        if not (ended == (1, 0)).all():
-            return {"status": "WRONG", "reason": f"rows ended or are not finite: {ended[:4].tolist()} ..."}
-        times = step_model.time_steps(model, program, packed, run.rounds)
+        times = step_model.time_step(model, program, case.pack(model), case.number, run.rounds)
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:  # the others go on
         return {"status": "failed", "reason": " ".join(str(error).split())[:300]}
-    floor = case.floor(model.config, times.calls, run.rates)
-    tokens = case.number * (1 if case.kind == "decode" else case.length)
-    return {
-        "status": "ok",
+    if isinstance(times, str):
+        return {"status": "WRONG", "reason": times}
+    return {"status": "ok", **figures(case, model.config, times, run.rates), "compile_s": compile_s}
+
+
+def figures(case: Case, config: ModelConfig, times: Times, rates: Rates | None) -> dict[str, float]:
+    """A step's figures, with the share of its floor where the device's rates are known."""
+    found = {
         "ms": 1e3 * times.median,
         "ms_best": 1e3 * times.best,
         "ms_worst": 1e3 * times.worst,
         "calls": times.calls,
-        "floor_ms": 1e3 * floor,
-        "share_of_floor": floor / times.median,
-        "tokens_per_s": tokens / times.median,
-        "compile_s": compile_s,
+        "tokens_per_s": case.number * (1 if case.kind == "decode" else case.length) / times.median,
     }
+    if rates is None:
+        return found
+    floor = case.floor(config, times.calls, rates)
+    return found | {"floor_ms": 1e3 * floor, "share_of_floor": floor / times.median}
 
 
 def line(row: dict[str, Any]) -> str:

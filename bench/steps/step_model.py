@@ -30,6 +30,7 @@ from pallas_kernels.implementations import declines
 BACKENDS = ("mosaic", "triton", "xla")
 STRETCH_S = 0.06  # of one timed stretch: what starting it costs is then below 1 %
 MAX_CALLS = 64  # steps of a stretch, by which a decode step's context grows
+GREEDY = RowSetup()
 MEMORY_SHARE = 0.85  # of what JAX may take, for weights and cache; the rest is for temporaries
 
 
@@ -45,11 +46,13 @@ class Size(NamedTuple):
 class Model:
     """Random weights, random keys and values, and a row for each slot; page 0 holds NaN.
 
-    Row i owns pages 1 + i * pages_per_seq and on, and has `context` tokens of cache.
+    Row i owns pages 1 + i * pages_per_seq and on, and has `context` tokens of cache. Its tokens are drawn as
+    `drawing` says.
     """
 
-    def __init__(self, size: Size, num_rows: int, device: jax.Device):
+    def __init__(self, size: Size, num_rows: int, device: jax.Device, drawing: RowSetup = GREEDY):
         self.config, self.context, self.device = size.config, size.context, device
+        self._drawing = drawing
         self.shape = state_shape(size, num_rows)
         like = abstract_params(size.config)
         sharding = jax.sharding.SingleDeviceSharding(device)
@@ -87,7 +90,8 @@ class Model:
         rows = np.zeros((self.shape.num_rows, ROW_WIDTH), np.int32)
         for idx in range(self.shape.num_rows):
             token = (7919 * (idx + 1)) % self.config.vocab_size
-            rows[idx] = row_columns(RowSetup(last_token=token, length=self.context, budget=2**30))
+            setup = self._drawing._replace(last_token=token, length=self.context, budget=2**30)
+            rows[idx] = row_columns(setup)
         return jax.device_put(rows, self.device)
 
     def _tables(self) -> jax.Array:
@@ -135,6 +139,15 @@ def compile_greedy(model: Model, bucket: Bucket, backend: str) -> Any:
     """The engine's own program of a bucket for greedy requests, with an attention backend."""
     spec = StepSpec(model.config, model.shape, model.device, Attention(backend, backend))
     return spec.compile(program_for(bucket, Sampler.GREEDY))
+
+
+def time_step(model: Model, program: Any, packed: np.ndarray, number: int, rounds: int) -> Times | str:
+    """Seconds per step of a step of `number` sequences; what is wrong with it, where its rows end or are not
+    finite."""
+    ended = np.asarray(model.run(program, packed))[:number, 1:]  # how many tokens, and a Status
+    if not (ended == (1, 0)).all():
+        return f"rows ended or are not finite: {ended[:4].tolist()} ..."
+    return time_steps(model, program, packed, rounds)
 
 
 def time_steps(model: Model, program: Any, packed: np.ndarray, rounds: int) -> Times:

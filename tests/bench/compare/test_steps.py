@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 
 def test_both_arms_compute_the_same_step(capsys):
     rows = Rows(None, {})
-    measure(TINY, [Case("decode", 2, TINY.context)], Rates(1e9, 1e9), 1, rows)
+    measure(TINY, [Case("decode", 2, TINY.context)], Rates(1e9, 1e9), 1, rows.add)
     assert [row["arm"] for row in rows.rows] == ["jbatch", "torch"]
     assert all(row["tokens_that_differ"] == 0 and row["ms"] > 0 for row in rows.rows)
     assert rows.rows[1]["times_as_fast_as_torch"] == 1

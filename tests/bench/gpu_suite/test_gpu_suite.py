@@ -4,10 +4,10 @@ import json
 import sys
 
 import pytest
+from bench.gpu_suite.parts import full_command
 
 from bench.gpu_suite import command as gpu_suite
 from bench.gpu_suite.command import BUDGET_S, PARTS, REPORT_S
-from bench.gpu_suite.parts import full_command
 
 
 def test_commands(tmp_path):

@@ -4,9 +4,9 @@ import json
 import time
 
 import pytest
+from bench.gpu_suite.parts import Part, run_part
 
 from bench.gpu_suite import parts
-from bench.gpu_suite.parts import Part, run_part
 
 
 def part(code: str, limit_s: float = 60, **fields) -> Part:

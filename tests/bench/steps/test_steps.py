@@ -5,7 +5,6 @@ import types
 
 import pytest
 
-from bench.gpu_suite.models import fastest_attention
 from bench.steps import command as steps
 from bench.steps import step_model
 from bench.steps.command import CONTEXTS, PROMPTS, TINY, Case, todo
