@@ -10,6 +10,7 @@ torch/                          PyTorch's, if there is room
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from collections.abc import Iterator
@@ -23,7 +24,10 @@ TUNED = "xla_gpu_per_fusion_autotune_cache_dir"
 def pack(work: Path, out: Path, max_bytes: int = MAX_BYTES) -> list[str]:
     """Write `out`/warm.tar.gz, with the results that lie there; what there was no room for."""
     buffer, left_out = io.BytesIO(), []
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=6) as archive:
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=6) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as archive,
+    ):
         for file, name in [(out / "results.json", "results.json"), *_files(work)]:
             if not file.is_file():
                 continue
@@ -31,6 +35,7 @@ def pack(work: Path, out: Path, max_bytes: int = MAX_BYTES) -> list[str]:
                 left_out.append(name)
                 continue
             archive.add(file, name, recursive=False)
+            zipped.flush()  # so that the buffer tells
     partial = out / f"{NAME}.partial"
     partial.write_bytes(buffer.getvalue())
     partial.replace(out / NAME)

@@ -4,10 +4,11 @@
     python -m bench.gpu_suite --part torch        # a second call: PyTorch's engines on the same device
     python -m bench.gpu_suite --rehearse          # what fits, where every program takes 15 s to compile
 
-Each part is a process of its own with its own time: one that crashes or hangs costs no other's rows, and keeps
-those it has. DIR has at most eight files: results.json, up to date after each row; suite.log; warm.tar.gz,
-with which the next call compiles less; files of the batching ladder or of the comparisons; report.html with at
-most two pictures. `--tiny` runs the same code on a CPU, in tiny sizes, and measures nothing.
+Each part is a process of its own with its own time: one that crashes or hangs costs no other's rows, and
+keeps those it has. DIR has at most eight files: results.json, up to date after each row; suite.log;
+warm.tar.gz, with which the next call compiles less; files of the batching ladder or of the comparisons;
+report.html with at most two pictures. `--tiny` runs the same code on a CPU, in tiny sizes, and measures
+nothing.
 """
 
 from __future__ import annotations

@@ -1,46 +1,50 @@
 """Whether the kernels of one compiler are right on this device: no time is worth anything before that.
 
-A row for each case: decode and prefill attention beside float64 NumPy, and the same bits twice; writes of the
-cache, bit for bit. Heads of Llama-3 8B, Llama-2 7B and Llama-3.2 1B, and pages of 16 tokens.
+A row for each case: decode and prefill attention beside plain JAX in float32, with NaN wherever nothing may
+be read, and the same bits twice; writes of the cache, bit for bit. With the heads of Llama-3 8B, Llama-2 7B
+and Llama-3.2 1B, and pages of 16 tokens.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from bench.gpu_suite.plan import BY_NAME
-from bench.gpu_suite.task import Compiled, Row, Task, compile_all, reason_of
-from bench.kernels import cache_ops, problems
-from bench.kernels.arms import Declined, kernel_call, make_setup
+from bench.gpu_suite.task import Compiled, NotHere, Row, Task, compile_all, reason_of
+from bench.kernels import cache_ops
 from bench.kernels.cache_ops import CacheCase
-from bench.kernels.check import TOLERANCE, attend, is_right, relative_error
-from bench.kernels.problems import DTYPE, GQA, GQA_64, MHA, TINY, Case, decode_case
-from bench.measure import random_data
+from bench.kernels.problems import DTYPE, GQA, GQA_64, MHA, TINY, Heads
+from pallas_kernels import _compat, proof
+from pallas_kernels.implementations import declines
+from pallas_kernels.problem import Problem
 
-HEADS = ((GQA, 64), (MHA, 64), (GQA_64, 64), (GQA, 16))  # and tokens of a page
-PROMPTS = (200, 72, 16, 8), (200, 72, 520, 140)  # new tokens, and tokens of their sequences
 RUN_S = 8.0  # kept for running what is compiled
 
-Check = Callable[[], Row]
+Check = Callable[[], None]
+
+
+class Declined(Exception):
+    """A compiler's kernels do not take a problem; the message says why."""
+
+
+class Wrong(Exception):
+    """A write left another cache than it should."""
 
 
 def run(task: Task) -> None:
-    name = task.part.removeprefix("correct-")
-    jobs = {
-        case.name: functools.partial(_compile, name, case, jax.devices()[0].platform == "cpu")
-        for case in (TINY_CASES if task.tiny else CASES)
-    }
-    wave = BY_NAME[task.part].waves[0]
-    outcomes = compile_all(jobs, wave.at_once, task.left_s - RUN_S)
-    for case_name, outcome in outcomes.items():
-        row: Row = {"case": case_name, "op": case_name.split()[0], "implementation": name}
-        task.emit(row | _run(outcome))
+    """A row for each case, none of which runs before all are compiled."""
+    name, interpret = task.part.removeprefix("correct-"), jax.devices()[0].platform == "cpu"
+    if name == "mosaic" and not _compat.HAS_MOSAIC:
+        raise NotHere(f"jax {jax.__version__} has no {name} kernels: they need 0.11")
+    cases = TINY_CASES if task.tiny else CASES
+    jobs = {case: functools.partial(_compile, name, case, interpret) for case in cases}
+    at_once = BY_NAME[task.part].waves[0].at_once
+    for case, outcome in compile_all(jobs, at_once, task.left_s - RUN_S).items():
+        op = case.op if isinstance(case, CacheCase) else case.kind
+        task.emit({"case": _name(case), "op": op, "implementation": name, **_run(outcome)})
 
 
 def _run(outcome: Compiled[Check] | str) -> Row:
@@ -48,46 +52,50 @@ def _run(outcome: Compiled[Check] | str) -> Row:
         status = "declined" if outcome.startswith(Declined.__name__) else "failed"
         return {"status": status, "reason": outcome}
     try:
-        return outcome.program() | {"compile_s": outcome.seconds}
+        outcome.program()
+    except (proof.WrongAnswer, Wrong) as error:
+        return {"status": "WRONG", "reason": str(error)}
     except Exception as error:  # whatever a device says; the next cases show whether it lives
         return {"status": "failed", "reason": reason_of(error)}
+    return {"status": "ok", "compile_s": outcome.seconds}
 
 
-def _compile(name: str, case: Case | CacheCase, interpret: bool) -> Check:
+def _compile(name: str, case: Problem | CacheCase, interpret: bool) -> Check:
     if isinstance(case, CacheCase):
-        write = cache_ops.calls_for(name, interpret)[case.op]
-        check = cache_ops.compile_check(case, write)
-        return lambda: {"status": "ok"} if check() else {"status": "WRONG", "reason": "another cache"}
-    return _compile_attention(name, case, interpret)
+        is_right = cache_ops.compile_check(case, cache_ops.calls_for(name, interpret)[case.op])
+        return functools.partial(_check_write, is_right)
+    if reason := declines(name, case, None if interpret else jax.devices()[0]):
+        raise Declined(reason)
+    trial = proof.make_trial(case)
+    return functools.partial(proof.check, proof.compile_trial(name, trial, interpret=interpret), trial)
 
 
-def _compile_attention(name: str, case: Case, interpret: bool) -> Check:
-    num_pages = problems.pool_pages(case, 1)
-    pool = random_data.kv_pool((num_pages, *problems.page_shape(case)), DTYPE, 5, 1.0)
-    setup = make_setup(case, pool, num_caches=1, num_calls=1, interpret=interpret)
-    call = kernel_call(name, setup)
-    arguments: tuple[Any, ...] = (setup.q, pool, jnp.asarray(setup.tables[0]), setup.lens, call.work)
-    compiled = call.function.lower(*arguments).compile()
-
-    def check() -> Row:
-        first, second = (np.asarray(compiled(*arguments)) for _ in range(2))
-        error = float(relative_error(jnp.asarray(first), jnp.asarray(attend(setup))))
-        row: Row = {"status": "ok", "error": error, "tolerance": TOLERANCE}
-        if not is_right(error):
-            return row | {"status": "WRONG", "reason": f"relative error {error:.1e}"}
-        if first.tobytes() != second.tobytes():
-            return row | {"status": "WRONG", "reason": "other bits the second time"}
-        return row
-
-    return check
+def _check_write(is_right: Callable[[], bool]) -> None:
+    if not is_right():
+        raise Wrong("another cache than it should be")
 
 
-def _cases() -> list[Case | CacheCase]:
-    decode = [decode_case(heads, page, 8, 1100, "ragged") for heads, page in HEADS]
-    prefill = [Case("prefill", heads, page, "packed", *PROMPTS) for heads, page in HEADS]
-    write = [CacheCase("write_kv", heads, page, 64, "rows") for heads, page in HEADS]
-    return [*decode, *prefill, *write]
+def _name(case: Problem | CacheCase) -> str:
+    if isinstance(case, CacheCase):
+        return case.name
+    size = f"{case.slots} slots" if case.kind == "decode" else f"{case.tokens} tokens"
+    heads = f"{case.num_heads} / {case.kv_heads} heads of {case.head_dim}"
+    return f"{case.kind} {heads}, page {case.page_size}, {size}"
 
 
-CASES = _cases()
-TINY_CASES: list[Case | CacheCase] = [CacheCase("write_kv", TINY, 16, 8, "rows")]
+def _cases(heads: Heads, page_size: int) -> tuple[Problem | CacheCase, ...]:
+    sizes, pages_per_seq = heads[1:], 2048 // page_size
+    return (
+        Problem("decode", DTYPE, 64, 64, *sizes, 64 * pages_per_seq, page_size, pages_per_seq),
+        Problem("prefill", DTYPE, 512, 32, *sizes, 32 * pages_per_seq, page_size, pages_per_seq),
+        CacheCase("write_kv", heads, page_size, 64, "rows"),
+    )
+
+
+CASES: list[Problem | CacheCase] = [
+    case for heads, page in ((GQA, 64), (MHA, 64), (GQA_64, 64), (GQA, 16)) for case in _cases(heads, page)
+]
+TINY_CASES: list[Problem | CacheCase] = [
+    Problem("decode", DTYPE, 2, 2, *TINY[1:], 4, 16, 2),
+    CacheCase("write_kv", TINY, 16, 8, "rows"),
+]

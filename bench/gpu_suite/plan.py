@@ -71,7 +71,7 @@ PARTS = (
     Part("torch-step", "torch_step", (Wave(1, 0, 0), Wave(3, 8, 2, 1)), 17, essential=True, torch=True),
     Part("filtered", "steps", (Wave(2, 4, 2),), setup_s=6),
     Part("prefill", "steps", (Wave(2, 5, 2),), setup_s=6),
-    Part("idle-share", "idle_share", (Wave(2, 5, 1),), setup_s=8),
+    Part("idle-share", "idle_share", (Wave(3, 5, 1),), setup_s=8),
     Part("ladder-7b", "ladder", (Wave(3, 0, 0), Wave(1, 80, 3)), setup_s=8, essential=True),
     Part("steps-others", "steps", (Wave(1, 3, 1), Wave(1, 3, 1)), setup_s=12),
     Part("row-bits", "row_bits", (Wave(4, 4, 2, 1),), setup_s=4),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from bench.gpu_suite.task import NotHere, Task
+from bench.gpu_suite.task import NotHere, Row, Task
 from bench.measure.shapes import SHAPES, model_config
 from bench.steps.command import CONTEXTS, TINY, Case
 from bench.steps.step_model import Rates, Size
@@ -28,11 +28,12 @@ def run(task: Task) -> None:
     context = CONTEXTS[MODEL]
     size = Size(MODEL, model_config(MODEL, SHAPES[MODEL].num_layers, 2 * context), context)
     size, number, rounds = (TINY, 2, 1) if task.tiny else (size, SLOTS, ROUNDS)
-    measure(
-        size,
-        [Case("decode", number, size.context)],
-        task.rates() or Rates(float("inf"), float("inf")),
-        rounds,
-        lambda row, line: task.emit({"case": line.split("  ms")[0], "status": "ok", **row, "note": NOTE}),
-        task.attention(),
-    )
+
+    def emit(row: Row, line: str) -> None:
+        if task.rates() is None:
+            row = {key: value for key, value in row.items() if key not in ("floor_ms", "share_of_floor")}
+        name = f"{row['model']} {row['kind']} {row['number']} x {row['length']} {row['arm']}"
+        task.emit({"case": name, "status": "ok", **row, "note": NOTE})
+
+    rates = task.rates() or Rates(float("inf"), float("inf"))
+    measure(size, [Case("decode", number, size.context)], rates, rounds, emit, task.attention())

@@ -1,4 +1,4 @@
-"""The sections of a report on the GPU suite: its parts, and the results that have rows instead of arms."""
+"""The sections of a report on what has rows instead of arms: the GPU suite, kernels and steps."""
 
 from __future__ import annotations
 
@@ -20,26 +20,51 @@ TINY = "a tiny run: it shows that the code works, and is not a measurement"
 
 
 def suite(file: Path, content: dict[str, Any]) -> Section:
-    """The section on how each part ended."""
-    rows = [
+    """The section on how each part ended, and on its rows."""
+    summary = [
         {
-            "part": row["part"],
-            "status": row["status"],
-            "seconds": row.get("seconds"),
-            "why": row.get("reason") or (row.get("tail") or [""])[-1],
+            "part": part["part"],
+            "status": part["status"],
+            "begin": part["begin_s"],
+            "seconds": part.get("seconds"),
+            "rows": len(part["rows"]),
+            "why": (part.get("tail") or [""])[-1],
         }
-        for row in content["parts"]
+        for part in content["parts"]
     ]
-    parts: list[str | Picture] = [page.records(rows)]
-    parts += [
-        page.details(
-            f"the end of {row['part']}'s log", f"<pre>{page.escape(chr(10).join(row['tail']))}</pre>"
-        )
-        for row in content["parts"]
-        if row.get("tail")
-    ]
-    parts.append(_manifest(content))
-    return Section(f"GPU suite ({_label(content)})", "suite", parts)
+    shown: list[str | Picture] = [page.records(summary)]
+    shares = _shares(content["parts"])
+    if shares:
+        caption = "Attention kernels and whole steps: their floor as a share of their time."
+        shown.append(Picture("shares.png", to_png(_draw_shares(shares)), caption, rank=-1))
+    for part in content["parts"]:
+        if part["rows"]:
+            shown += [page.heading(part["part"], 3), page.records([_short(row) for row in part["rows"]])]
+        if part.get("tail"):
+            text = f"<pre>{page.escape(chr(10).join(part['tail']))}</pre>"
+            shown.append(page.details(f"the end of {part['part']}'s log", text))
+    shown.append(_manifest(content))
+    return Section(f"GPU suite ({_label(content)})", "suite", shown)
+
+
+def _shares(parts: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    """The rows that have a floor: what they are, and its share in per cent."""
+    rows = (row for part in parts for row in part["rows"] if row["status"] == "ok")
+    found = ((row["case"], row.get("share", row.get("share_of_floor"))) for row in rows)
+    return [(case, 100 * share) for case, share in found if share is not None]
+
+
+@styled
+def _draw_shares(shares: Sequence[tuple[str, float]]) -> Figure:
+    """A bar for each row, from above."""
+    figure, (axis,) = new_figure(1.0 + 0.22 * len(shares))
+    names, values = zip(*shares, strict=True)
+    axis.barh(range(len(values)), values, color=BLUE)
+    axis.set_yticks(range(len(values)), names, fontsize=7)
+    axis.invert_yaxis()
+    axis.axvline(100, color="black", linewidth=1)
+    axis.set_xlabel("share of the floor, %")
+    return figure
 
 
 def ceilings(file: Path, content: dict[str, Any]) -> Section:
@@ -107,32 +132,6 @@ def _draw_steps(rows: Sequence[Mapping[str, Any]], kind: str) -> Figure:
     return figure
 
 
-def rows_only(file: Path, content: dict[str, Any]) -> Section:
-    """A section that is a table of all rows."""
-    title, text = ROWS_TEXTS[content["kind"]]
-    rows = [_short(row) for row in content["rows"]]
-    parts: list[str | Picture] = [page.paragraph(text), page.records(rows), _manifest(content)]
-    return Section(f"{title} ({_label(content)})", file.stem, parts)
-
-
-ROWS_TEXTS = {
-    "idle-share": (
-        "How busy a running engine keeps the device",
-        "Milliseconds of an engine's decode step beside those of the same step dispatched again and again; "
-        "their ratio is the share of the time in which the device computes.",
-    ),
-    "row-bits": (
-        "Whether neighbours change a sequence's bits",
-        "A sequence's logits, keys and values, alone and among random others in one bucket, compared bit for "
-        "bit. Another token must change them; what another bucket does is told.",
-    ),
-    "step-graphs": (
-        "CUDA graphs of a decode step",
-        "What XLA made of a whole decode step: there should be one graph.",
-    ),
-}
-
-
 def kernels(file: Path, content: dict[str, Any]) -> Section:
     """The section on the kernels: the table of bench.kernels, and the pictures that it left."""
     table = kernel_report.table(content["rows"])
@@ -173,7 +172,4 @@ MAKERS: dict[str, Callable[[Path, dict[str, Any]], Section]] = {
     "kernels": kernels,
     "decode-steps": steps,
     "prefill-steps": steps,
-    "idle-share": rows_only,
-    "row-bits": rows_only,
-    "step-graphs": rows_only,
 }

@@ -1,6 +1,5 @@
 """What whole models' steps are compared with, and which attention they recommend."""
 
-import json
 import types
 
 import pytest
@@ -71,17 +70,3 @@ def test_no_page_is_owned_twice():
     shape = state_shape(TINY, 4)
     pages = own_pages(shape)
     assert sorted(pages.ravel()) == list(range(1, shape.num_pages))
-
-
-def test_the_fastest_attention(tmp_path):
-    def row(attention, ms, status="ok", number=64):
-        head = {"model": "m", "number": number, "length": 1, "status": status}
-        return head | {"attention": attention, "ms": ms}
-
-    file = tmp_path / "steps.json"
-    assert fastest_attention(None) == fastest_attention(file) == "auto"
-    rows = [row("mosaic", 0.1, "failed"), row("triton", 3.0), row("xla", 4.0), row("xla", 1.0, number=1)]
-    file.write_text(json.dumps({"rows": rows}))
-    assert fastest_attention(file) == "triton"
-    file.write_text(json.dumps({"rows": rows[:1]}))
-    assert fastest_attention(file) == "auto"
