@@ -2,7 +2,7 @@
 
 flag-sweep     a decode step of 4 layers of Llama-3 8B for 64 sequences with each set of options; then for
                1 and 256 with the two best
-steps-8b       Llama-3 8B in full: 64, 1 and 256 sequences, and 64 with the best options
+steps-8b       Llama-3 8B in full: 64, 1 and 256 sequences, and 64 with the sweep's best options
 filtered       the same for 64 sequences that draw with top-k and top-p, without and with loops in graphs
 prefill        prompts of 2,048 and of 512 tokens
 steps-others   Llama-3.2 1B and Llama-2 7B for 64 sequences
@@ -25,24 +25,29 @@ from bench.measure.shapes import SHAPES, model_config
 from bench.steps import step_model
 from bench.steps.command import CONTEXTS, TINY, Case, figures
 from bench.steps.step_model import GREEDY, Model, Size, state_shape
+from jbatch.device.compiler_options import options_for
 from jbatch.device.programs import StepSpec, program_for, temp_bytes
 from jbatch.sampling_params import Sampler
 from jbatch.seam.rows import RowSetup
 
 ROUNDS, TINY_ROUNDS = 5, 1
+ENGINE = "the engine's"  # options
 SWEPT_LAYERS = 4
 NO_SPLIT = {"xla_gpu_experimental_force_split_k": 1}
 CUBLAS = {"xla_gpu_enable_triton_gemm": False}
 GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION"  # XLA's default
-# Options of a compiled program. A list must be given as a whole: "+WHILE" works in XLA_FLAGS alone.
-FLAGS: dict[str, dict[str, Any]] = {
-    "default": {},
+# Options of a compiled program, in place of the engine's.
+SWEPT: dict[str, dict[str, Any]] = {
+    "XLA's own": {},
     "no split-K": NO_SPLIT,
     "cuBLAS": CUBLAS,
     "no split-K, cuBLAS": NO_SPLIT | CUBLAS,
+}
+# And beside them. A list must be given as a whole: "+WHILE" works in XLA_FLAGS alone.
+ADDED: dict[str, dict[str, Any]] = {
+    ENGINE: {},
     "loops in graphs": {"xla_gpu_enable_command_buffer": f"{GRAPHS},WHILE"},
 }
-SWEPT = tuple(FLAGS)[:4]
 LIKELY = RowSetup(temperature=0.8, top_k=50, top_p=0.95)  # what filtered requests ask for
 
 
@@ -50,8 +55,14 @@ class Variant(NamedTuple):
     """A step to compile and to time."""
 
     case: Case
-    flags: str = "default"
+    flags: str = ENGINE
     sampler: Sampler = Sampler.GREEDY
+
+    def options(self, device: jax.Device) -> dict[str, Any]:
+        """What XLA is told."""
+        if self.flags in SWEPT:
+            return SWEPT[self.flags]
+        return options_for(device, self.case.bucket) | ADDED[self.flags]
 
 
 class Bench:
@@ -90,7 +101,7 @@ class Bench:
         return BY_NAME[self.task.part].setup_s
 
     def _compile(self, variant: Variant) -> jax.stages.Compiled:
-        options = FLAGS[variant.flags] | {"xla_dump_to": str(self._dump(variant))}
+        options = variant.options(self._spec.device) | {"xla_dump_to": str(self._dump(variant))}
         return self._spec.lower(program_for(variant.case.bucket, variant.sampler)).compile(options)
 
     def _dump(self, variant: Variant) -> Path:
@@ -155,16 +166,15 @@ def _sweep(task: Task) -> None:
 def _full(task: Task) -> None:
     size, numbers = _size(task, "llama3-8b"), _numbers(task)
     variants = [Variant(_decode(number, size)) for number in numbers]
-    if (flags := best_flags(task)) != "default":
-        variants.append(Variant(_decode(numbers[0], size), flags))
+    best = variants[0]._replace(flags=best_flags(task))
+    if best.options(jax.devices()[0]) != variants[0].options(jax.devices()[0]):
+        variants.append(best)
     Bench(task, size, max(numbers)).wave(0, variants)
 
 
 def _filtered(task: Task) -> None:
     size, number = _size(task, "llama3-8b"), _numbers(task)[0]
-    variants = [
-        Variant(_decode(number, size), flags, Sampler.FILTERED) for flags in ("default", "loops in graphs")
-    ]
+    variants = [Variant(_decode(number, size), flags, Sampler.FILTERED) for flags in ADDED]
     Bench(task, size, number, LIKELY).wave(0, variants)
 
 
@@ -196,7 +206,7 @@ def best_flags(task: Task) -> str:
     """The options with which the sweep's step for most telling number of sequences was fastest."""
     rows = list(_timed(task.earlier.get("flag-sweep", ())))
     same = [row for row in rows if row["number"] == rows[0]["number"]]
-    return min(same, key=lambda row: row["ms"])["flags"] if same else "default"
+    return min(same, key=lambda row: row["ms"])["flags"] if same else ENGINE
 
 
 def _timed(rows: Sequence[Row]) -> Iterator[Row]:

@@ -29,7 +29,7 @@ def make_task(tmp_path, rows):
 
 def test_filtered_sampling_without_and_with_loops_in_graphs(make_task, rows):
     steps.run(make_task("filtered"))
-    assert [row["flags"] for row in rows] == ["default", "loops in graphs"]
+    assert [row["flags"] for row in rows] == [steps.ENGINE, "loops in graphs"]
     assert all(row["status"] == "ok" and row["ms"] > 0 and row["sampler"] == "filtered" for row in rows)
     assert len({row["case"] for row in rows}) == 2 and "share_of_floor" not in rows[0]
 
@@ -40,7 +40,7 @@ def test_a_step_that_is_not_compiled_in_time_is_a_row(make_task, rows):
 
 
 def test_the_sweep_goes_on_with_the_two_best(make_task, rows, monkeypatch):
-    speed = {"default": 4.0, "no split-K": 2.0, "cuBLAS": 1.0, "no split-K, cuBLAS": 3.0}
+    speed = {"XLA's own": 4.0, steps.ENGINE: 5.0, "no split-K": 2.0, "cuBLAS": 1.0, "no split-K, cuBLAS": 3.0}
 
     def wave(self, number, variants):
         made = [row(variant.flags, speed[variant.flags], variant.case.number) for variant in variants]
@@ -53,17 +53,20 @@ def test_the_sweep_goes_on_with_the_two_best(make_task, rows, monkeypatch):
     assert swept[:4] == [(4, flags) for flags in steps.SWEPT]
     assert swept[4:] == [(n, flags) for flags in ("cuBLAS", "no split-K") for n in (1, 2)]
     rows.clear()
-    earlier = {"flag-sweep": [row("cuBLAS", 1.0), row("default", 2.0)]}
+    earlier = {"flag-sweep": [row("cuBLAS", 1.0), row("XLA's own", 2.0)]}
     steps.run(make_task("steps-8b", earlier))
     assert [(row["number"], row["flags"]) for row in rows] == [
-        (4, "default"), (1, "default"), (2, "default"), (4, "cuBLAS"),
+        (4, steps.ENGINE), (1, steps.ENGINE), (2, steps.ENGINE), (4, "cuBLAS"),
     ]  # fmt: skip
+    rows.clear()
+    steps.run(make_task("steps-8b", {"flag-sweep": [row("XLA's own", 1.0)]}))
+    assert len(rows) == 3, "on this device, they are the engine's own"
 
 
 def test_the_best_options_are_those_of_the_first_size(make_task):
-    swept = [row("default", 2.0), row("cuBLAS", 1.0, status="WRONG"), row("no split-K", 0.1, number=1)]
-    assert steps.best_flags(make_task("steps-8b", {"flag-sweep": swept})) == "default"
-    assert steps.best_flags(make_task("steps-8b")) == "default"
+    swept = [row("XLA's own", 2.0), row("cuBLAS", 1.0, status="WRONG"), row("no split-K", 0.1, number=1)]
+    assert steps.best_flags(make_task("steps-8b", {"flag-sweep": swept})) == "XLA's own"
+    assert steps.best_flags(make_task("steps-8b")) == steps.ENGINE
 
 
 def test_a_model_that_is_too_large_is_a_row(make_task, rows, monkeypatch):
@@ -72,7 +75,11 @@ def test_a_model_that_is_too_large_is_a_row(make_task, rows, monkeypatch):
     assert [row["reason"] for row in rows] == ["needs 200 GB"] * 2
 
 
-def test_a_list_of_graph_commands_is_given_as_a_whole():
-    assert steps.FLAGS["loops in graphs"]["xla_gpu_enable_command_buffer"].split(",")[-1] == "WHILE"
-    assert all(set(flags) <= {"xla_gpu_experimental_force_split_k", "xla_gpu_enable_triton_gemm"}
-               for flags in (steps.FLAGS[name] for name in steps.SWEPT))  # fmt: skip
+def test_options_stand_in_for_the_engines_or_beside_them(monkeypatch):
+    monkeypatch.setattr(steps, "options_for", lambda device, bucket: steps.NO_SPLIT)
+    variant = steps.Variant(steps.Case("decode", 64, 1024))
+    assert variant.options(None) == steps.NO_SPLIT
+    assert variant._replace(flags="cuBLAS").options(None) == steps.CUBLAS
+    looped = variant._replace(flags="loops in graphs").options(None)
+    commands = looped.pop("xla_gpu_enable_command_buffer").split(",")
+    assert looped == steps.NO_SPLIT and {"FUSION", "CUBLAS", "CONDITIONAL", "WHILE"} < set(commands)
