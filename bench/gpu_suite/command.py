@@ -147,8 +147,7 @@ def main() -> int:
     if args.tiny:
         with tempfile.TemporaryDirectory(prefix="jbatch-gpu-suite-") as work:
             return measure(parts, out, Path(work), args)
-    shutil.rmtree(environment.WORK, ignore_errors=True)
-    environment.WORK.mkdir(parents=True)
+    environment.clear(environment.WORK)
     return measure(parts, out, environment.WORK, args)
 
 

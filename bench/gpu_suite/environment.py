@@ -36,6 +36,18 @@ def of_part(part: Part, work: Path, tiny: bool, given: Mapping[str, str]) -> dic
     return {**given, **env, **({} if root is None else {"CUDA_ROOT": str(root)})}
 
 
+def clear(work: Path) -> None:
+    """Make the work folder, or leave nothing in it but what was compiled."""
+    work.mkdir(parents=True, exist_ok=True)
+    for file in work.iterdir():
+        if file.name in ("cache", "torch"):
+            continue
+        if file.is_dir():
+            shutil.rmtree(file)
+        else:
+            file.unlink()
+
+
 def cuda_root(given: Mapping[str, str]) -> Path | None:
     """The CUDA toolkit, where one is found. Without it JAX takes the path of a package of wheels, also of one
     that holds no compiler."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 PROGRAM_S = 15.0
 START_S = 8.0  # of a process: imports, opening CUDA, taking its memory
 END_S = 20.0  # of the budget: the archive and the report
-PATIENCE = 1.5  # times what a part is charged, where there is time: then it is stopped
+SLACK_S = 30.0  # beyond what a part is charged, where there is time: then it is stopped
 STEPS_AT_ONCE = 4  # compiled together: their products are tuned on the device, with many threads each
 KERNELS_AT_ONCE = 12  # nothing to tune: a thread each
 
@@ -55,7 +55,8 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("correct-mosaic", "correct", (Wave(12, 8, 12, KERNELS_AT_ONCE),), essential=True),
+    # The first process reads everything from a cold disk.
+    Part("correct-mosaic", "correct", (Wave(12, 8, 12, KERNELS_AT_ONCE),), setup_s=10, essential=True),
     Part("correct-triton", "correct", (Wave(12, 8, 12, KERNELS_AT_ONCE),), essential=True),
     Part("ceilings", "ceilings", (Wave(5, 8, 1, KERNELS_AT_ONCE),), essential=True),
     Part(
@@ -72,7 +73,7 @@ PARTS = (
     Part("filtered", "steps", (Wave(2, 4, 2),), setup_s=6),
     Part("prefill", "steps", (Wave(2, 5, 2),), setup_s=6),
     Part("idle-share", "idle_share", (Wave(3, 5, 1),), setup_s=8),
-    Part("ladder-7b", "ladder", (Wave(3, 0, 0), Wave(1, 80, 3)), setup_s=8, essential=True),
+    Part("ladder-7b", "ladder", (Wave(3, 0, 0), Wave(1, 70, 3)), setup_s=8, essential=True),
     Part("steps-others", "steps", (Wave(1, 3, 1), Wave(1, 3, 1)), setup_s=12),
     Part("row-bits", "row_bits", (Wave(4, 4, 2, 1),), setup_s=4),
 )
@@ -101,7 +102,7 @@ def allowance(part: Part, later: Sequence[Part], left_s: float) -> float:
     spare = left_s - sum(other.seconds() for other in later if other.essential)
     if not part.essential and spare < needed:
         return 0.0
-    limit = min(left_s, max(spare, needed), PATIENCE * needed)
+    limit = min(left_s, max(spare, needed), needed + SLACK_S)
     return limit if limit > START_S + part.setup_s else 0.0
 
 

@@ -2,6 +2,7 @@
 
     python -m tools.gate h200
     python -m tools.gate h200 --quick   # what CI compiles: each kernel for each size of head, three steps
+    python -m tools.gate h200 --tuned warm.tar.gz   # with what an H200's autotuner chose
 
 One target per process: XLA compiles a second one wrongly. Needs the extra `aot`, and no driver. No
 autotuning happens this way, so the choice of GEMMs differs on the device; layouts, aliasing, copies, the
@@ -20,6 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
+from bench.gpu_suite import archive  # noqa: E402
 from tools.gate import kernels as gate_kernels  # noqa: E402
 from tools.gate import steps as gate_steps  # noqa: E402
 from tools.gate import table as gate_table  # noqa: E402
@@ -74,12 +76,18 @@ def main() -> int:
     parser.add_argument("--part", choices=PARTS, help="the other is left out")
     parser.add_argument("--only", default="", help="cases whose name contains this; the rows are not kept")
     parser.add_argument("--quick", action="store_true", help="a part that covers; the rows are not kept")
+    parser.add_argument("--tuned", type=Path, metavar="ARCHIVE", help="of bench.gpu_suite; rows are not kept")
     args = parser.parse_args()
     out = ROOT / "build" / f"gate-{args.target}.json"
     result = json.loads(out.read_text()) if out.exists() else {}
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="jbatch-gate-") as dump:
-        target = gpu_target.set_up(args.target, Path(dump))
+        tuned = Path(dump) / "tuned" if args.tuned else None
+        if tuned is not None:
+            archive.unpack(args.tuned, tuned)
+        xla_dump = Path(dump) / "xla"  # emptied between compilations
+        xla_dump.mkdir()
+        target = gpu_target.set_up(args.target, xla_dump, tuned)
         import jax
 
         print(f"{args.target}, jax {jax.__version__}")
@@ -88,7 +96,7 @@ def main() -> int:
                 rows, failures = run(target, args.only, args.quick)
                 result = merge(result, part, rows)
                 failed += failures
-    if not (args.only or args.quick):
+    if not (args.only or args.quick or args.tuned):
         out.parent.mkdir(exist_ok=True)
         out.write_text(json.dumps({"target": args.target} | result, indent=1) + "\n")
     for failure in failed:

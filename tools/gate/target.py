@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.gpu_suite.archive import TUNED
 from tools.gate import ptxas
 
 DESCRIPTIONS = Path(__file__).parent / "targets"
@@ -29,15 +30,19 @@ class Target(NamedTuple):
     dump: Path  # empty between compilations
 
 
-def set_up(name: str, dump: Path) -> Target:
-    """Must come before the first import of jax."""
+def set_up(name: str, dump: Path, tuned: Path | None = None) -> Target:
+    """Must come before the first import of jax.
+
+    Args:
+      tuned: what an archive of `bench.gpu_suite` held: products are then what the autotuner chose on a device
+        of that description, as far as it has seen them.
+    """
     if "jax" in sys.modules:
         raise RuntimeError("jax was imported before its flags were set")
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_dump_to={dump} --xla_dump_emitter_re=ptx"
-    description = (DESCRIPTIONS / f"{name}.txtpb").read_text()
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *xla_flags(dump, tuned)])
+    description = (DESCRIPTIONS / f"{name}.txtpb" if tuned is None else tuned / "target.txtpb").read_text()
     with captured_stderr():
         from jax.experimental import topologies
 
@@ -47,6 +52,14 @@ def set_up(name: str, dump: Path) -> Target:
         compile_alike()
         mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("gpu",))
     return Target(name, topology.devices[0], mesh.abstract_mesh, ptxas.limits(description), dump)
+
+
+def xla_flags(dump: Path, tuned: Path | None = None) -> list[str]:
+    """What is dumped, and where tuned choices lie."""
+    flags = [f"--xla_dump_to={dump}", "--xla_dump_emitter_re=ptx"]
+    if tuned is not None:
+        flags.append(f"--xla_gpu_per_fusion_autotune_cache_dir={tuned / 'cache' / TUNED}")
+    return flags
 
 
 @contextlib.contextmanager

@@ -32,3 +32,13 @@ def test_only_beside_pytorch_memory_is_taken_as_it_is_needed(tmp_path):
 def test_a_tiny_run_is_on_the_cpu_with_the_users_cache(tmp_path):
     env = environment.of_part(BY_NAME["ceilings"], tmp_path, True, {"JAX_COMPILATION_CACHE_DIR": "mine"})
     assert env["JAX_PLATFORMS"] == "cpu" and env["JAX_COMPILATION_CACHE_DIR"] == "mine"
+
+
+def test_of_an_earlier_call_only_what_was_compiled_stays(tmp_path):
+    for name in ("cache", "torch", "launches"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+    (tmp_path / "work" / "results.json").write_text("{}")
+    environment.clear(tmp_path / "work")
+    assert {file.name for file in (tmp_path / "work").iterdir()} == {"cache", "torch"}
+    environment.clear(tmp_path / "new")
+    assert (tmp_path / "new").is_dir()

@@ -63,7 +63,7 @@ def test_what_is_essential_begins_whatever_comes_later():
     assert allowance(SMALL, [SMALL, SMALL], left_s=40) == 28
     assert allowance(SMALL, [], left_s=20) == 20
     assert allowance(SMALL, [], left_s=START_S) == 0
-    assert allowance(SMALL, [], left_s=1000) == plan.PATIENCE * 28
+    assert allowance(SMALL, [], left_s=1000) == plan.SLACK_S + 28
 
 
 def test_a_part_that_is_stopped_keeps_the_rows_of_whole_waves():
