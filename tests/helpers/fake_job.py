@@ -6,6 +6,7 @@ its input by the fake runner's definition.
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -18,6 +19,8 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
+
+import typer
 
 from jbatch.cli import main as cli
 from jbatch.engine.engine import Engine
@@ -99,11 +102,18 @@ def run_here(directory: Path, *args: object, **model: Any) -> Ended:
     with (
         chdir(directory),
         mock.patch.object(job_command, "_load", load),
+        mock.patch.object(cli, "app", _command()),
         mock.patch.object(cli, "_say", said.append),
         mock.patch.object(cli, "describe_unforeseen", _raise),
     ):
         code = cli._run(["generate", "model", *map(str, args)])
     return Ended(code, "", "".join(f"{line}\n" for line in said))
+
+
+@functools.cache
+def _command() -> Any:
+    """What typer makes of the command line at each call."""
+    return typer.main.get_command(cli.app)
 
 
 def _raise(error: Exception) -> str:
