@@ -26,4 +26,5 @@ def numerics_of(spec: StepSpec) -> dict[str, Any]:
         "jax_default_matmul_precision": jax.config.values["jax_default_matmul_precision"],
         "jax_enable_x64": jax.config.values["jax_enable_x64"],
         "XLA_FLAGS": os.environ.get("XLA_FLAGS") or None,
+        "NVIDIA_TF32_OVERRIDE": os.environ.get("NVIDIA_TF32_OVERRIDE") or None,  # cuBLAS obeys it
     }

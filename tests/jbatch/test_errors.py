@@ -1,11 +1,19 @@
-"""Hints in errors: the name that exists and is meant, or none."""
+"""Hints in errors: the name that exists and is meant, or none; and what the system refuses."""
 
 import dataclasses
+import errno
 
 import pytest
 
 from jbatch.config import EngineConfig
-from jbatch.errors import _ALSO_CALLED, check_option_names, nearest_name
+from jbatch.errors import (
+    _ALSO_CALLED,
+    FAILURES,
+    check_option_names,
+    describe_os_error,
+    is_failure,
+    nearest_name,
+)
 from jbatch.jobs.line_forms import Bare, Chat, Completions
 from jbatch.jobs.options import JobOptions
 from jbatch.sampling_params import SamplingParams
@@ -62,3 +70,24 @@ def test_other_names_stand_for_fields_that_exist():
     assert not _ALSO_CALLED.keys() - lines - jobs - set(ENGINE)
     others = {name for names in _ALSO_CALLED.values() for name in names.split()}
     assert not others & {*REQUEST, *ENGINE}
+
+
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "No space left on device: 'a/b'"),
+        (OSError(errno.ENOSPC, "No space left on device", b"a"), "No space left on device: 'a'"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (OSError("a text alone"), "a text alone"),
+    ],
+)
+def test_what_the_system_refused(error, text):
+    assert describe_os_error(error) == text
+
+
+def test_failures_of_the_machine_are_told_from_mistakes():
+    assert {name for name in FAILURES if hasattr(errno, name)} == FAILURES, "a name that there is not"
+    assert is_failure(OSError(errno.ENOSPC, "full")) and is_failure(OSError(errno.EIO, "broken"))
+    for code in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP):
+        assert not is_failure(OSError(code, "a mistake"))
+    assert not is_failure(OSError("a text alone"))

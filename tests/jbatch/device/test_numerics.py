@@ -15,7 +15,8 @@ SPEC = StepSpec(tiny_config(), SHAPE, jax.devices("cpu")[0])
 
 
 def test_numerics(monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    for name in ("XLA_FLAGS", "NVIDIA_TF32_OVERRIDE"):
+        monkeypatch.delenv(name, raising=False)
     numerics = numerics_of(SPEC)
     assert numerics == json.loads(json.dumps(numerics))
     assert numerics == {
@@ -26,6 +27,7 @@ def test_numerics(monkeypatch):
         "jax_default_matmul_precision": None,
         "jax_enable_x64": False,
         "XLA_FLAGS": None,
+        "NVIDIA_TF32_OVERRIDE": None,
     }
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
     assert numerics_of(SPEC)["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=true"

@@ -127,8 +127,11 @@ def test_a_second_writer_is_refused_at_once(place):
     first = Run(place, *JOB, faults=SLOW)
     wait_for(lambda: num_results(place / "out.jsonl") > 2)
     os.symlink("out.jsonl", place / "link.jsonl")
+    os.link(place / "out.jsonl", place / "hard.jsonl")
+    shutil.copy(place / "out.jsonl.job.json", place / "hard.jsonl.job.json")
     assert f"process {first.pid} is writing to it" in refuse(place, *JOB)
     assert f"process {first.pid} is writing to it" in refuse(place, "-i", "in.jsonl", "-o", "link.jsonl")
+    assert "writing to it, by another name" in refuse(place, "-i", "in.jsonl", "-o", "hard.jsonl")
     assert first.wait().code == 1
     check_whole(place / "out.jsonl", range(1, 41))
 
