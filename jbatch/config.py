@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jbatch.errors import ConfigError
 
@@ -135,6 +135,8 @@ class EngineConfig:
     show_progress: bool = True  # while loading and compiling, on standard error
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         check_choice("dtype", self.dtype, ("auto", *DTYPES))
         check_choice("load_format", self.load_format, ("auto", "dummy"))
         check_choice("page_size", self.page_size, PAGE_SIZES)
@@ -146,7 +148,7 @@ class EngineConfig:
         check_choice("attention_backend", self.attention_backend, get_args(BackendName))
         check_range("max_num_seqs", self.max_num_seqs, 1, 4096)
         check_range("max_num_batched_tokens", self.max_num_batched_tokens, TOKEN_ALIGN, 2**20)
-        check_range("seed", self.seed, 0, 2**32 - 1)
+        check_range("seed", self.seed, 0, 2**32 - 1, "; only a request's own seed may be another one")
         check_range("num_decode_steps", self.num_decode_steps, 1, 64)
         for name, low in (("max_model_len", 2), ("num_pages", 2), ("kv_cache_memory_bytes", 1)):
             if getattr(self, name) is not None:
@@ -179,6 +181,7 @@ class EngineConfig:
             return
         if not isinstance(sizes, (tuple, list)):
             raise ConfigError(field, sizes, "must be a list of integers")
+        sizes = tuple(map(plain, sizes))
         for size in sizes:
             check_range(field, size, 1, 2**20)
             if size % multiple:
@@ -208,13 +211,18 @@ class EngineConfig:
         return (*sizes, most)
 
 
+def plain(value: Any) -> Any:
+    """A scalar of NumPy (or of JAX) as Python's own number or truth value; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
 def check_choice(field: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise ConfigError where `value` is none of `choices`."""
     if value not in choices or isinstance(value, (bool, float)):  # 16.0 == 16
         raise ConfigError(field, value, f"must be one of {', '.join(map(str, choices))}")
 
 
-def check_range(field: str, value: object, low: int, high: int) -> None:
+def check_range(field: str, value: object, low: int, high: int, hint: str = "") -> None:
     """Raise ConfigError where `value` is not an integer from `low` to `high`."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(field, value, f"must be an integer from {low} to {high}")
+        raise ConfigError(field, value, f"must be an integer from {low} to {high}{hint}")

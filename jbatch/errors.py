@@ -97,6 +97,14 @@ class RequestError(JBatchError, ValueError):
         super().__init__(f"{field}={_shorten(value)}: {reason}")
 
 
+class UserFunctionError(JBatchError):
+    """A function of the caller's own that fails for no request in particular. Nothing was changed."""
+
+    def __init__(self, option: str, function: Any, reason: str):
+        name = getattr(function, "__name__", type(function).__name__)
+        super().__init__(f"{option}={name!r}: {reason}")
+
+
 class JobError(JBatchError):
     """A job that had to stop. What it wrote stays, and the same command goes on from there."""
 

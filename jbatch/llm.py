@@ -46,6 +46,11 @@ from jbatch.text.tokenizer import Tokenizer, load_tokenizer
 class LLM:
     """A model, ready to generate.
 
+    `agenerate` and `astream` may be called from any number of threads at once, and so may `prepare`,
+    `get_tokenizer`, `chat_token_ids`, and of `self.engine` what Engine says. One call of `generate`, `chat`,
+    `score` or `stream` has the engine to itself: a second one, of whatever thread, is a JBatchError at once,
+    and the first goes on. So is every call in a forked process: its JAX has no threads.
+
     Args:
       model: a Hugging Face model directory, or one that `jbatch convert` wrote.
       tokenizer: another directory to take the tokenizer from.
@@ -243,9 +248,10 @@ class LLM:
 
     def _shared(self) -> Callers:
         """Who may call at once, for the present engine."""
-        if self._callers.engine is not self.engine:
-            self._callers = Callers(self.engine, self.prepare)
-        return self._callers
+        with self.runner.tenancy.lock:  # two threads may come at once
+            if self._callers.engine is not self.engine:
+                self._callers = Callers(self.engine, self.prepare)
+            return self._callers
 
     def _list(
         self,
@@ -296,7 +302,8 @@ class LLM:
         `self.runner`, to see or change what passes, or one over a cache of its own of the same sizes.
         Its programs are compiled here, as `prepare` does.
 
-        Only one engine of an LLM may have unfinished requests at a time. `generate` uses `self.engine`,
+        Only one engine of an LLM may have unfinished requests at a time: `add_request` of a second one on the
+        same runner, or on one that wraps it, is a JBatchError. `generate` uses `self.engine`,
         which may be set to it.
         """
         engine = self._new_engine(mode, policy, limits, runner)
@@ -348,7 +355,10 @@ class LLM:
         return None if self._tokenizer is None else ModelTokenizer(self._tokenizer, self.chat_encoder)
 
     def close(self) -> None:
-        """Free the device's memory. The LLM cannot be used afterwards."""
+        """Free the device's memory. The LLM cannot be used afterwards. Nothing happens in a forked process:
+        the memory is its parent's."""
+        if self.runner.tenancy.forked:
+            return
         self._callers.close()
         self.runner.close()
         self.chat_encoder.close()

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
+from jbatch.config import plain
 from jbatch.errors import RequestError, check_option_names
 
 MAX_N = 128
@@ -134,6 +135,8 @@ class SamplingParams:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         check_integer("n", self.n, 1, MAX_N)
         check_number("presence_penalty", self.presence_penalty, -2, 2)
         check_number("frequency_penalty", self.frequency_penalty, -2, 2)
@@ -271,9 +274,10 @@ def _token_ids(field: str, ids: Any, most: int) -> tuple[int, ...]:
         return ()
     if not isinstance(ids, (list, tuple)) or len(ids) > most:
         raise RequestError(field, ids, f"must be a list of at most {most} token ids")
-    for token_id in ids:
+    plain_ids = tuple(map(plain, ids))
+    for token_id in plain_ids:
         check_integer(field, token_id, 0, MAX_ID)
-    return tuple(ids)
+    return plain_ids
 
 
 def _logit_bias(bias: Any) -> dict[int, float]:
@@ -281,7 +285,8 @@ def _logit_bias(bias: Any) -> dict[int, float]:
         return {}
     if not isinstance(bias, dict) or len(bias) > MAX_LOGIT_BIAS:
         raise RequestError("logit_bias", bias, f"must map at most {MAX_LOGIT_BIAS} token ids to numbers")
-    for token_id, value in bias.items():
+    plain_bias = {plain(token_id): plain(value) for token_id, value in bias.items()}
+    for token_id, value in plain_bias.items():
         check_integer("logit_bias", token_id, 0, MAX_ID)
         check_number("logit_bias", value, -100, 100)
-    return dict(bias)
+    return plain_bias

@@ -44,7 +44,8 @@ def _normal(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:
     """One program per shape, which a model repeats in every layer."""
 
     def draw(seed: jax.Array, tag: jax.Array, scale: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(seed), tag)
+        whole = jax.random.wrap_key_data(jnp.stack([jnp.uint32(0), seed]), impl="threefry2x32")
+        key = jax.random.fold_in(whole, tag)
         return jax.random.normal(key, shape, dtype) * jnp.asarray(scale, dtype)
 
     jitted = jax.jit(draw, out_shardings=sharding)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bench.workloads.workload import Workload
-from jbatch.engine.engine import Engine, EngineStep
+from jbatch.engine.engine import Engine
+from jbatch.engine.records import EngineStep
 from jbatch.errors import JBatchError
 from jbatch.host.metrics import StepRecord, Summary
 from jbatch.host.plan import StepPlan

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jbatch.config import ModeName
-from jbatch.engine.engine import EngineStep
+from jbatch.engine.records import EngineStep
 from jbatch.host.metrics import Summary
 from jbatch.jobs.files import replacing
 from jbatch.llm import LLM

@@ -18,6 +18,7 @@ from jbatch.device.process import extra_bytes
 from jbatch.device.process.user_fn import LogitsFn, check_logits_fn
 from jbatch.device.programs import DEFAULT_SAMPLERS, Program, StepSpec, programs_for, temp_bytes
 from jbatch.device.runner import Runner
+from jbatch.device.settings import fixed_settings
 from jbatch.device.verdict import prove_kernels, proven_on
 from jbatch.errors import ConfigError
 from jbatch.model_dir.resolve import resolve_dtype
@@ -53,7 +54,7 @@ def build_runner(
     if logits_fn is not None:
         for draws in sorted({num_draws(bucket, spec.shape) for bucket in buckets}):
             check_logits_fn(logits_fn, draws, model.vocab_size)
-    with progress_bar("loading weights", enabled=config.show_progress):
+    with progress_bar("loading weights", enabled=config.show_progress), fixed_settings():
         params = _load(model_dir, config, model, device)
         jax.block_until_ready(params)
     memory = memory_of(device)

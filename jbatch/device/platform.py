@@ -11,6 +11,7 @@ import jax
 
 from jbatch.config import EngineConfig
 from jbatch.device.memory import Memory
+from jbatch.device.settings import warn_of_what_is_fixed
 from jbatch.distribution import install_hint
 from jbatch.errors import ConfigError
 
@@ -21,6 +22,7 @@ INSTALL_HINT = f"install the CUDA plugin: {install_hint('cuda12', 'cuda13')}, wi
 def prepare_jax(config: EngineConfig) -> None:
     """Set what must be set before JAX starts its backend; later it has no effect."""
     compile_alike()
+    warn_of_what_is_fixed()
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name; JAX takes only one
         os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(config.gpu_memory_utilization))
     if config.attention_backend == "mosaic":

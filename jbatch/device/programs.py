@@ -11,11 +11,13 @@ import jax.numpy as jnp
 
 from jbatch.config import LogprobsMode, ModelConfig
 from jbatch.device.backend import PLAIN, Attention
+from jbatch.device.compiled import compile_anew_if_foreign
 from jbatch.device.compiler_options import options_for
 from jbatch.device.draws import Drawing
 from jbatch.device.model import abstract_params
 from jbatch.device.process import abstract_extra, features_of, mask
 from jbatch.device.process.user_fn import LogitsFn
+from jbatch.device.settings import fixed_settings
 from jbatch.device.state import EngineState, abstract_state
 from jbatch.device.step import make_step
 from jbatch.sampling_params import Sampler
@@ -82,12 +84,13 @@ class StepSpec(NamedTuple):
         step = make_step(self.config, self.shape, bucket, drawing, self.attention)
         # float32 means float32 on a GPU too, not TensorFloat-32.
         precision = "highest" if self.config.dtype == "float32" else None
-        with jax.default_matmul_precision(precision):
+        with fixed_settings(precision):
             return jax.jit(step, donate_argnums=(1, 2)).lower(*self._placed(arguments))
 
     def compile(self, program: Program) -> jax.stages.Compiled:
         """A program, ahead of time. No memory is taken."""
-        return self.lower(program).compile(options_for(self.device, program.bucket))
+        options = options_for(self.device, program.bucket)
+        return compile_anew_if_foreign(lambda: self.lower(program), options)
 
     def compile_all(
         self, programs: Iterable[Program], on_compiled: Callable[[int], None] = lambda done: None
@@ -110,7 +113,12 @@ class StepSpec(NamedTuple):
         module = features_of(Sampler.EXTENDED)[feature]
         packed = jax.ShapeDtypeStruct((row_data_size(feature, vocab_size),), jnp.int32)
         arguments = self._placed((module.abstract(self.shape.num_rows, vocab_size), packed))
-        return jax.jit(module.set_row, donate_argnums=0).lower(*arguments).compile()
+
+        def lower() -> jax.stages.Lowered:
+            with fixed_settings():
+                return jax.jit(module.set_row, donate_argnums=0).lower(*arguments)
+
+        return compile_anew_if_foreign(lower)
 
     def compile_copy(self) -> jax.stages.Compiled:
         """The program that copies up to COPIES pages, (from, to), in all layers."""
@@ -121,7 +129,12 @@ class StepSpec(NamedTuple):
 
         pairs = jax.ShapeDtypeStruct((COPIES, 2), jnp.int32)
         arguments = self._placed((abstract_state(self.config, self.shape), pairs))
-        return jax.jit(copy, donate_argnums=0).lower(*arguments).compile()
+
+        def lower() -> jax.stages.Lowered:
+            with fixed_settings():
+                return jax.jit(copy, donate_argnums=0).lower(*arguments)
+
+        return compile_anew_if_foreign(lower)
 
     def _placed(self, tree: Any) -> Any:
         """Abstract arrays, on the device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from jbatch.device.compile_counter import compile_counter
 from jbatch.device.model import abstract_params
 from jbatch.device.process import ExtraState, features_of, mask
 from jbatch.device.programs import COPIES, DEFAULT_SAMPLERS, Program, StepSpec, program_for, programs_for
+from jbatch.device.settings import call
 from jbatch.device.state import EngineState, abstract_state, zeros
 from jbatch.errors import JBatchError
 from jbatch.progress import progress_bar
@@ -22,6 +24,7 @@ from jbatch.seam.bucket import Bucket
 from jbatch.seam.row_data import RowData, row_data_size
 from jbatch.seam.step_input import StepInput, check_pages, padding
 from jbatch.seam.step_output import StepOutput, num_draws, unpack_output
+from jbatch.seam.tenancy import Tenancy
 
 CLOSED = "it was closed, and its memory is free: make a new one"
 ALL_BITS = -1  # of a mask of tokens
@@ -58,6 +61,8 @@ class Runner:
         show_progress: bool = False,
     ):
         self.spec, self.shape = spec, spec.shape
+        self.tenancy = Tenancy()
+        self._lock = threading.RLock()  # of the state: `prepare` may be called beside a run
         self._params: tuple[jax.Array, ...] = tuple(params[name] for name in abstract_params(spec.config))
         self.buckets = tuple(buckets)
         self._programs: dict[Program, jax.stages.Compiled] = dict(programs or {})
@@ -81,8 +86,10 @@ class Runner:
         """Compile these programs, or all that steps may need, as far as they are missing; then take the
         memory of the state, where it is not there yet, and on a GPU run each new program once.
 
-        In a run, where requests wait for it, `compilations_after_warmup` counts them.
+        In a run, where requests wait for it, `compilations_after_warmup` counts them. It may be called from
+        another thread than the run's.
         """
+        self.tenancy.check_process()
         wanted = programs_for(self.buckets, self.samplers) if programs is None else programs
         missing = [program for program in dict.fromkeys(wanted) if program not in self._programs]
         if not missing and self._state is not None:
@@ -91,13 +98,15 @@ class Runner:
             raise JBatchError(CLOSED)
         before = compile_counter().count
         with progress_bar("compiling", len(missing), enabled=self._show_progress) as update:
-            self._programs |= self.spec.compile_all(missing, update)
-        if self._state is None:
-            self._state = self._new_state()
-        for program in self._programs:
-            self._prepare_features(program)
-        if self.spec.device.platform != "cpu":
-            self.warm_up(missing)
+            compiled = self.spec.compile_all(missing, update)
+        with self._lock:
+            if self._state is None:
+                self._state = self._new_state()
+            for program in (*self._programs, *compiled):
+                self._prepare_features(program)
+            self._programs |= compiled  # a step that finds them finds what they need, too
+            if self.spec.device.platform != "cpu":
+                self.warm_up(missing)
         if not in_run:
             self._compiled_before += compile_counter().count - before
 
@@ -150,15 +159,16 @@ class Runner:
         Raises JBatchError after `close`, for pages that do not exist, and for page copies that were not
         prepared.
         """
-        if not self._params:
-            raise JBatchError(CLOSED)
-        check_pages(step, self.shape)
-        try:
-            return self._dispatch(step)
-        except BaseException as error:
-            if self._is_lost():  # it may hang on in the frames that were left, and there is no room for two
-                traceback.clear_frames(error.__traceback__)
-            raise
+        with self._lock:
+            if not self._params:
+                raise JBatchError(CLOSED)
+            check_pages(step, self.shape)
+            try:
+                return self._dispatch(step)
+            except BaseException as error:
+                if self._is_lost():  # it may hang on in the frames that were left: there is no room for two
+                    traceback.clear_frames(error.__traceback__)
+                raise
 
     def _dispatch(self, step: StepInput) -> Handle:
         program = program_for(step.bucket, step.sampler)
@@ -173,7 +183,8 @@ class Runner:
         if program.sampler.processes:
             no_mask = self._no_masks[num_draws(step.bucket, self.shape)]
             token_mask = no_mask if step.token_mask is None else step.token_mask
-        self._state, extra, output = compiled(self._params, state, extra, step.packed, token_mask)
+        arguments = (self._params, state, extra, step.packed, token_mask)
+        self._state, extra, output = call(compiled, *arguments)
         self._extra |= extra
         output.copy_to_host_async()
         return Handle(output, program)
@@ -216,7 +227,7 @@ class Runner:
 
     def _set_row_data(self, row_data: RowData) -> None:
         name = row_data.feature
-        self._extra[name] = self._set_row[name](self._extra[name], row_data.packed)
+        self._extra[name] = call(self._set_row[name], self._extra[name], row_data.packed)
 
     def _whole_state(self) -> EngineState:
         """The state; a new one where it was lost."""
@@ -250,5 +261,5 @@ class Runner:
         for begin in range(0, len(copies), COPIES):
             pairs = np.full((COPIES, 2), (0, self.shape.num_pages), np.int32)  # to nowhere: dropped
             pairs[: len(copies[begin : begin + COPIES])] = copies[begin : begin + COPIES]
-            state = self._state = self._copy(state, pairs)
+            state = self._state = call(self._copy, state, pairs)
         return state

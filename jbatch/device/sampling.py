@@ -127,8 +127,10 @@ def _noise(
     def row_noise(
         seed: Int[Array, ""], sample_idx: Int[Array, ""], position: Int[Array, ""]
     ) -> Float[Array, " vocab"]:
-        key = jax.random.key(lax.bitcast_convert_type(seed, jnp.uint32))
+        bits = lax.bitcast_convert_type(seed, jnp.uint32)
+        # What jax.random.key makes of a uint32; that adds an offset which users may set.
+        key = jax.random.wrap_key_data(jnp.stack([jnp.uint32(0), bits]), impl="threefry2x32")
         key = jax.random.fold_in(jax.random.fold_in(key, sample_idx), position)
-        return jax.random.gumbel(key, (vocab_size,), jnp.float32)
+        return jax.random.gumbel(key, (vocab_size,), jnp.float32, mode="low")
 
     return jax.vmap(row_noise)(seeds, sample_idxs, positions)

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Num, Shaped
 
 from jbatch.config import ModelConfig
+from jbatch.device.settings import fixed_settings
 from jbatch.seam.rows import COLUMNS, FLOAT_COLUMNS, NUM_SCALARS, ROW_WIDTH
 from jbatch.seam.shape import StateShape
 
@@ -35,7 +36,8 @@ def abstract_state(config: ModelConfig, shape: StateShape) -> Any:
 
 def zeros(abstract: Any, device: jax.Device) -> Any:
     """A tree of zeros on `device`: the state of an idle engine."""
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=device), abstract)
+    with fixed_settings():
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=device), abstract)
 
 
 class Rows:

@@ -16,8 +16,9 @@ from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
 from jbatch.engine.driver import Driver
-from jbatch.engine.engine import Engine, Progress
+from jbatch.engine.engine import Engine
 from jbatch.engine.prompts import UncheckedRequest
+from jbatch.engine.records import Progress
 from jbatch.errors import JBatchError
 from jbatch.outputs import RequestOutput
 from jbatch.sampling_params import SamplingParams
@@ -62,12 +63,15 @@ class Callers:
 
     def begin(self, call: _Call[Any]) -> None:
         """Add a call's requests before the next step."""
+        self.engine.tenancy.check_process()
         with self._mutex:
             self._wanted.add(call)
         self._leave_note(partial(self._begin, call))
 
     def abort(self, call: _Call[Any]) -> None:
         """End a call's requests before the next step."""
+        if self.engine.tenancy.forked:
+            return  # they are the parent's
         with self._mutex:
             self._wanted.discard(call)
         if not call.ended:
@@ -235,7 +239,7 @@ class AsyncStream(Generic[T]):
     def __init__(self, callers: Callers, requests: Sequence[UncheckedRequest], take_in: TakeIn[T]):
         self._callers, self._requests, self._take_in = callers, requests, take_in
         self._call: _Call[T] | None = None
-        self._closed = False
+        self._closed = self._awaited = False
 
     def __aiter__(self) -> Self:
         return self
@@ -243,15 +247,20 @@ class AsyncStream(Generic[T]):
     async def __anext__(self) -> T:
         if self._closed:
             raise StopAsyncIteration
+        if self._awaited:
+            raise JBatchError("another task awaits this stream's next item: one at a time reads a stream")
         if self._call is None:
             self._call = _Call(self._requests, self._take_in)
             self._callers.begin(self._call)
         call = self._call
+        self._awaited = True
         try:
             await _wait(call, lambda: bool(call.ready))
         except BaseException:  # a cancellation
             await self.aclose()
             raise
+        finally:
+            self._awaited = False
         if call.ready and not self._closed:
             return call.ready.popleft()
         closed, self._closed = self._closed, True

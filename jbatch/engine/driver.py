@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
-from jbatch.engine.engine import Engine, EngineStep
+from jbatch.engine.engine import Engine
 from jbatch.engine.prompts import UncheckedRequest
+from jbatch.engine.records import EngineStep, Outputs
 from jbatch.errors import JBatchError
 from jbatch.outputs import RequestOutput
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 class Driver:
@@ -36,28 +42,41 @@ class Driver:
         self.engine, self.name, self._settle = engine, name, settle
         self.unfinished: set[str] = set()
         self.left = False
+        self._aside: Outputs = {}  # of requests by hand that ended before, for whoever steps by hand
+        self._calling: int | None = None  # the thread in which it calls the engine, while it does
 
     def begin(self) -> None:
-        """Raise JBatchError while someone else drives, or has requests in the engine."""
+        """Raise JBatchError while someone else drives, or has requests in this engine or in another one on
+        the same device state; and in a forked process."""
+        self.engine.tenancy.check_process()
         if self.engine.driver is not None and not self.engine.driver.left:
             self.engine.driver._settle()
-        with self.engine.driver_lock:
-            other = self.engine.driver
-            if other is not None:
-                if not other.left:
-                    raise JBatchError(_refusal(len(other.unfinished), other.name))
-                other.leave()  # an interrupt kept it from that
-            self.engine.mend()
+        with self.engine.tenancy.lock:
+            if self.engine.driver is not None:
+                self.engine.driver.check_caller()
+            if not self.engine.tidy():
+                raise JBatchError("a step of the engine is under way, in another thread or around this call")
             if self.engine.num_unfinished:
                 raise JBatchError(
                     f"the engine has {self.engine.num_unfinished} unfinished requests: step it first"
                 )
+            self.engine.tenancy.take(self.engine)
             self.engine.driver = self
+            self._aside = self.engine.set_aside()
+
+    def check_caller(self) -> None:
+        """Raise JBatchError for a call of the engine that is not this driver's. One that an interrupt kept
+        from leaving leaves now."""
+        if self._calling == threading.get_ident():
+            return
+        if not self.left:
+            raise JBatchError(_refusal(len(self.unfinished), self.name))
+        self.leave()
 
     def add(self, request: UncheckedRequest) -> RequestOutput | None:
         """Queue a request; its output, where it is refused."""
         self.unfinished.add(request.request_id)
-        refused = request.add_to(self.engine)
+        refused = self._call(request.add_to, self.engine)
         if refused is not None:
             self.unfinished.discard(request.request_id)
         return refused
@@ -69,21 +88,32 @@ class Driver:
                 f"{len(self.unfinished)} requests of {self.name} ended in another's step: "
                 "one at a time may drive an engine"
             )
-        step = self.engine.step()
+        step = self._call(self.engine.step)
         self.unfinished.difference_update(output.request_id for output in step.outputs)
         return step
 
     def leave(self) -> None:
-        """Abort what has not ended, and leave the engine idle, but for requests that were added by hand."""
+        """Abort what has not ended, and leave the engine idle, but for outputs that were there before."""
         self.left = True
-        with self.engine.driver_lock:
+        if self.engine.tenancy.forked:
+            return
+        with self.engine.tenancy.lock:
             if self.engine.driver is not self:
                 return
             for request_id in self.unfinished:
                 self.engine.abort(request_id)
             while self.engine.has_unfinished and not self.engine.num_unfinished:
-                self.engine.step()  # what is in flight, and the outputs of the aborted
+                self._call(self.engine.step)  # what is in flight, and the outputs of the aborted
+            self.engine.give_back(self._aside)
             self.engine.driver = None
+
+    def _call(self, method: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        """Call the engine as its driver."""
+        self._calling = threading.get_ident()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            self._calling = None
 
 
 def _refusal(num: int, name: str) -> str:

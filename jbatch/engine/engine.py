@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import threading
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
+from jbatch.config import plain
 from jbatch.engine.intake import Intake, Schedule, ScheduleFields
 from jbatch.engine.logprobs import LogprobList, take_in, token_decoder
-from jbatch.engine.sample import Sample, empty_output
-from jbatch.errors import RequestError
+from jbatch.engine.records import EngineStep, InFlight, New, Outputs, Progress, Unfinished
+from jbatch.engine.sample import Sample, empty_output, refused_output
+from jbatch.engine.turn import STEP, Turn
+from jbatch.errors import JBatchError, RequestError, UserFunctionError
 from jbatch.host.metrics import StepRecord, Summary
 from jbatch.host.pack import pack
 from jbatch.host.plan import StepPlan
-from jbatch.host.request import Request
 from jbatch.host.request import Sequence as RunningSequence
 from jbatch.host.row_data import row_data
 from jbatch.host.scheduler import Scheduler
-from jbatch.outputs import CompletionOutput, FinishReason, RequestOutput, merge_samples
+from jbatch.outputs import CompletionOutput, FinishReason, merge_samples
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam.runner import Runner
 from jbatch.seam.step_input import StepInput
@@ -33,44 +35,17 @@ if TYPE_CHECKING:  # it needs this module
 NAP_S = 0.001  # of a step that finds nothing to compute: long enough to cost no processor, and hardly late
 
 
-class Progress(NamedTuple):
-    """New tokens of one sample of a request."""
-
-    request_id: str
-    sample_idx: int  # 0 to n - 1
-    token_ids: list[int]
-    completion: CompletionOutput | None = None  # where it has ended with these
-    prompt_token_ids: tuple[int, ...] = ()  # behind which its text stands
-
-
-class EngineStep(NamedTuple):
-    """What one call of `Engine.step` did."""
-
-    plan: StepPlan | None  # of the step that was launched
-    record: StepRecord | None  # of the step whose result came in; with overlap, the one before
-    progress: list[Progress]
-    outputs: list[RequestOutput]  # requests that ended
-
-
-class _Unfinished(NamedTuple):
-    """A request that has not ended."""
-
-    serial: int  # of all that were added: ids may come again
-    samples: dict[int, RequestOutput | None]  # by seq_id; None: it has not ended
-
-
-class _InFlight(NamedTuple):
-    plan: StepPlan
-    handle: Any
-    submitted: float
-    host_s: float
-
-
 class Engine:
     """Continuous batching, driven by hand: `add_request`, then `step` while `has_unfinished`.
 
     Where an exception cuts one of its methods off, Ctrl-C at any place included, every request ends with an
-    error and the engine works on. One thread at a time may use it.
+    error and the engine works on.
+
+    One thread steps it. From any other thread, and from a signal's handler, `add_request` and `abort` may be
+    called (what comes during a step is done before the next one), and `summary`, `num_unfinished` and
+    `has_unfinished` may be read. All else is refused with JBatchError: a second `step` at one time, requests
+    while another engine has any on the same device state, or while a call of LLM drives this engine, and
+    whatever a forked process asks for.
 
     Attributes:
       driver: the call of LLM that adds requests and steps until they have ended, while there is one.
@@ -90,16 +65,18 @@ class Engine:
         self.summary = Summary()
         self._clock, self._sleep = clock, sleep
         self._depth = 1 if overlap else 0
-        self._in_flight: deque[_InFlight] = deque()
+        self._in_flight: deque[InFlight] = deque()
         self._samples: dict[int, Sample] = {}  # by seq_id
-        self._requests: dict[str, _Unfinished] = {}  # by request_id
-        self._ended: dict[int, RequestOutput] = {}  # not handed out yet, by serial
+        self._requests: dict[str, Unfinished] = {}  # by request_id
+        self._ended: Outputs = {}  # not handed out yet
         self._whole = True  # but while something changes, and from where that was cut off
         self._request_idx, self._serials = itertools.count(), itertools.count()
         self._last_ready = 0.0
         self._decode = token_decoder(intake.tokenizer)
+        self.tenancy = runner.tenancy
         self.driver: Driver | None = None
-        self.driver_lock = threading.RLock()
+        self._turn = Turn()
+        self._later: deque[New | str] = deque()  # requests to queue, and ids of those to abort
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -127,46 +104,105 @@ class Engine:
           schedule: the fields of Schedule, by name: arrival, priority, deadline, predicted_len.
 
         Raises:
-          RequestError: for a request that cannot be served, naming field, value and limit.
+          RequestError: for a request that cannot be served, naming field, value and limit; also where the
+            policy fails for it.
+          JBatchError: while another has the device, see above.
         """
-        self.mend()
+        self._check_caller()
+        self.tidy()
         params = params or SamplingParams()
-        index = next(self._request_idx) if index is None else index
-        if request_id in self._requests:
-            raise RequestError("request_id", request_id, "a request of this id has not ended yet")
+        index = next(self._request_idx) if index is None else plain(index)
         compiled = self.runner.samplers
         request = self.intake.request(request_id, prompt, params, index, Schedule(**schedule), compiled)
-        known_by = index % 2**31 if request_idx is None else request_idx
+        known_by = index % 2**31 if request_idx is None else plain(request_idx)
         request = dataclasses.replace(request, request_idx=known_by)
-        if params.max_tokens == 0 and params.prompt_logprobs is None:
-            self.scheduler.check(request)
-            self._ended[next(self._serials)] = empty_output(request, self._clock())
-            return
-        samples = [Sample(sequence, self.tokenizer) for sequence in self._queue(request)]
-        self._samples |= {sample.sequence.seq_id: sample for sample in samples}
-        by_seq_id = dict.fromkeys(sample.sequence.seq_id for sample in samples)
-        self._requests[request_id] = _Unfinished(next(self._serials), by_seq_id)
-        self._whole = True
-
-    def _queue(self, request: Request) -> list[RunningSequence]:
-        """A sequence for each of the n samples, or none where that raises. The engine is not whole then."""
-        self._whole = False
-        sequences: list[RunningSequence] = []
-        try:
-            for sample_idx in range(request.params.n):
-                sample = dataclasses.replace(request, sample_idx=sample_idx)
-                sequences.append(self.scheduler.add(sample))
-        except Exception:  # a user's policy may raise anything
-            for sequence in sequences:
-                self.scheduler.finish(sequence, FinishReason.ABORT)
-            self._whole = True
-            raise
-        return sequences
+        self.scheduler.check(request)
+        new = New(next(self._serials), request, self.scheduler.key_of(request))
+        with self.tenancy.lock:
+            self._check_caller()  # again: someone may have come
+            self.tenancy.take(self)
+            if self._knows(request_id):
+                raise RequestError("request_id", request_id, "a request of this id has not ended yet")
+            self._later.append(new)
+        self.tidy()
 
     def abort(self, request_id: str) -> None:
         """End a request in whatever state it is, with all its samples; its output comes with the next step.
         Unknown ids and requests that have ended are ignored."""
+        self.tenancy.check_process()
+        self._later.append(request_id)
+        self.tidy()
+
+    def tidy(self) -> bool:
+        """Mend what was cut off; queue and abort what was asked for. False where a step is under way, in
+        another thread or around this call: then the next step does it."""
+        self.tenancy.check_process()
+        if not self._turn.take("add_request or abort", sys._getframe()):
+            return False
+        try:
+            self._catch_up()
+        finally:
+            self._turn.leave()
+        return True
+
+    def set_aside(self) -> Outputs:
+        """Take the outputs that no step has handed out yet; to be given back."""
+        aside, self._ended = self._ended, {}
+        return aside
+
+    def give_back(self, outputs: Outputs) -> None:
+        """Hand out these with the next step, too."""
+        self._ended = outputs | self._ended
+
+    def _check_caller(self) -> None:
+        """Raise JBatchError in a forked process, and while someone else drives."""
+        self.tenancy.check_process()
+        if self.driver is not None:
+            self.driver.check_caller()
+
+    def _knows(self, request_id: str) -> bool:
+        """Whether there is a request of this id that has not ended. It may go from `_later` to `_requests`
+        meanwhile, so they are looked at in this order."""
+        later = tuple(self._later)
+        queued = any(isinstance(note, New) and note.request.request_id == request_id for note in later)
+        return queued or request_id in self._requests
+
+    def _catch_up(self) -> None:
+        """Do what was left to do. An interrupt may come with any line: so a note is dropped once it has been
+        followed, and following it again does nothing."""
         self.mend()
+        for _ in range(len(self._later)):
+            note = self._later[0]
+            if isinstance(note, New):
+                self._add(note)
+            else:
+                self._abort(note)
+            self._later.popleft()
+
+    def _add(self, new: New) -> None:
+        request = new.request
+        if request.request_id in self._requests:
+            return
+        if request.params.max_tokens == 0 and request.params.prompt_logprobs is None:
+            self._ended[new.serial] = empty_output(request, self._clock())
+            return
+        self._whole = False
+        sequences: list[RunningSequence] = []
+        try:
+            for sample_idx in range(request.params.n):
+                asked = dataclasses.replace(request, sample_idx=sample_idx)
+                sequences.append(self.scheduler.add(asked, new.key))
+            samples = {sequence.seq_id: Sample(sequence, self.tokenizer) for sequence in sequences}
+        except Exception as error:  # a tokenizer's, of this request alone
+            for sequence in sequences:
+                self.scheduler.finish(sequence, FinishReason.ABORT)
+            self._ended[new.serial] = refused_output(request, str(error), self._clock())
+        else:
+            self._samples |= samples
+            self._requests[request.request_id] = Unfinished(new.serial, dict.fromkeys(samples))
+        self._whole = True
+
+    def _abort(self, request_id: str) -> None:
         unfinished = self._requests.get(request_id)
         if unfinished is None:
             return
@@ -180,12 +216,15 @@ class Engine:
     @property
     def has_unfinished(self) -> bool:
         """Whether `step` still has something to do."""
-        return bool(self._samples or self._in_flight or self._ended) or self.scheduler.has_unfinished
+        return (
+            bool(self._samples or self._in_flight or self._ended or self._later)
+            or self.scheduler.has_unfinished
+        )
 
     @property
     def num_unfinished(self) -> int:
         """Requests that have not ended."""
-        return len(self._requests)
+        return len(self._requests) + sum([isinstance(note, New) for note in tuple(self._later)])
 
     def step(self) -> EngineStep:
         """Launch the next step, then take in the result of the one before (of this one, without overlap).
@@ -193,8 +232,23 @@ class Engine:
         Where that raises, every request ends with an error, which the next call hands out: tokens are lost,
         so no running row can be trusted. Where all there is to do is to wait (mode "static-full", for a full
         batch), it waits a millisecond and returns: new requests may be added.
+
+        Raises:
+          JBatchError: while another step is under way, in another thread or around this call.
+          UserFunctionError: where the limits' function fails. All requests are as they were.
         """
-        self.mend()
+        self._check_caller()
+        if not self._turn.take(STEP, sys._getframe()):
+            raise JBatchError(
+                "a step of this engine is under way, in another thread or around this call: one at a time"
+            )
+        try:
+            self._catch_up()
+            return self._step()
+        finally:
+            self._turn.leave()
+
+    def _step(self) -> EngineStep:
         begin = self._clock()
         self._whole = False
         record: StepRecord | None = None
@@ -205,10 +259,13 @@ class Engine:
                 handle = self.runner.submit(self._pack(plan))
                 self._note_scheduled(plan, begin)
                 submitted = self._clock()
-                self._in_flight.append(_InFlight(plan, handle, submitted, submitted - begin))
+                self._in_flight.append(InFlight(plan, handle, submitted, submitted - begin))
             if self._in_flight and (plan is None or len(self._in_flight) > self._depth):
                 record, progress = self._collect(self._in_flight.popleft())
                 self.summary = self.summary.with_step(record)
+        except UserFunctionError:
+            self._whole = True  # it is the first thing that a step does
+            raise
         except BaseException as error:  # an interrupt included
             self.mend(f"a step failed: {type(error).__name__}: {error}")
             raise
@@ -222,9 +279,13 @@ class Engine:
     def mend(self, reason: str = "it was interrupted") -> None:
         """Where a change was cut off, end every request with `reason` as its error, and begin anew: what the
         scheduler holds may be half of it. Every method begins with this, in case that an interrupt cut it
-        off, too; whatever it did until then, it may do again."""
+        off, too; whatever it did until then, it may do again. Only for who is inside."""
         if self._whole:
             return
+        if self._later and isinstance(note := self._later[0], New):
+            known = self._requests.get(note.request.request_id)
+            if known is not None and known.serial == note.serial:  # it was added, and ends now
+                self._later.popleft()
         self._in_flight.clear()
         self.scheduler = self.scheduler.renewed(error=reason)
         for sample in list(self._samples.values()):
@@ -261,7 +322,7 @@ class Engine:
         sample = self._samples.get(seq_id)
         return None if sample is None else sample.logprobs
 
-    def _collect(self, step: _InFlight) -> tuple[StepRecord, list[Progress]]:
+    def _collect(self, step: InFlight) -> tuple[StepRecord, list[Progress]]:
         output, ready = self.runner.collect(step.handle)
         begin = self._clock()
         device_s = max(0.0, ready - max(step.submitted, self._last_ready))

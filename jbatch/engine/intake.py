@@ -8,6 +8,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
+from jbatch.config import plain
 from jbatch.errors import RequestError
 from jbatch.host.request import Request
 from jbatch.sampling_params import MAX_BAD_WORD_LEN, MAX_STOP_IDS, Sampler, SamplingParams, seed_bits
@@ -73,6 +74,7 @@ class Intake:
           RequestError: naming field, value and limit.
         """
         check_params(params, self.vocab_size, compiled)
+        schedule = Schedule(*map(plain, schedule))
         token_ids = self._truncated(self._token_ids(prompt), params, is_text=isinstance(prompt, str))
         if params.stop and self.tokenizer is None:
             raise RequestError("stop", list(params.stop), "this model has no tokenizer: use stop_token_ids")

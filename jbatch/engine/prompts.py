@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jbatch.engine.engine import Engine
-from jbatch.errors import RequestError
+from jbatch.errors import JBatchError, RequestError
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 from jbatch.sampling_params import SamplingParams
 
@@ -38,6 +38,11 @@ class UncheckedRequest(NamedTuple):
             )
         except RequestError as error:
             return _refused(self.request_id, self.prompt, error)
+        except JBatchError:
+            raise
+        except Exception as error:  # a tokenizer's, or of a prompt of some odd type: of this request alone
+            reason = f"{type(error).__name__}: {error}"
+            return _refused(self.request_id, self.prompt, RequestError("prompt", self.prompt, reason))
         return None
 
 

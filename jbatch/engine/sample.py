@@ -138,8 +138,20 @@ class Sample:
 
 def empty_output(request: Request, now: float) -> RequestOutput:
     """The output of a request for no tokens."""
-    metrics = RequestMetrics(request.arrival, None, None, None, now, 0, 0)
     completions = [CompletionOutput(idx, "", [], FinishReason.LENGTH) for idx in range(request.params.n)]
+    return _output_of(request, completions, now, None)
+
+
+def refused_output(request: Request, error: str, now: float) -> RequestOutput:
+    """The output of a request that could not be queued."""
+    return _output_of(request, [CompletionOutput(0, "", [], FinishReason.ERROR)], now, error)
+
+
+def _output_of(
+    request: Request, completions: list[CompletionOutput], now: float, error: str | None
+) -> RequestOutput:
+    metrics = RequestMetrics(request.arrival, None, None, None, now, 0, 0)
+    prompt = list(request.prompt_token_ids)
     return RequestOutput(
-        request.request_id, request.prompt, list(request.prompt_token_ids), completions, metrics=metrics
+        request.request_id, request.prompt, prompt, completions, metrics=metrics, error=error
     )

@@ -7,8 +7,9 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 from jbatch.engine.driver import Driver
-from jbatch.engine.engine import Engine, Progress
+from jbatch.engine.engine import Engine
 from jbatch.engine.prompts import UncheckedRequest
+from jbatch.engine.records import Progress
 from jbatch.errors import RequestError
 from jbatch.outputs import CompletionOutput, FinishReason, RequestOutput
 from jbatch.sampling_params import SamplingParams

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from jbatch.errors import UserFunctionError
+
 MAX_PADDING = 0.2  # of the prompt tokens of a step that decodes, too
 
 
@@ -53,3 +55,21 @@ def fill(num_tokens: int, sizes: Sequence[int], most: int) -> int:
 
 
 Limits = Callable[[SchedulerView], StepLimits]
+
+
+def choose(limits: Limits, view: SchedulerView) -> StepLimits:
+    """A step's budgets. Raises UserFunctionError for a function that fails, or gives none."""
+    try:
+        chosen = limits(view)
+    except Exception as error:  # whatever a user's function raises
+        raise UserFunctionError("limits", limits, f"it fails: {type(error).__name__}: {error}") from error
+    if not isinstance(chosen, StepLimits) or not _are_integers(chosen):
+        raise UserFunctionError(
+            "limits", limits, f"it must give StepLimits of integers, and gave {chosen!r:.80}"
+        )
+    return chosen
+
+
+def _are_integers(limits: StepLimits) -> bool:
+    tokens, num_seqs, company = limits
+    return isinstance(tokens, int) and isinstance(num_seqs, int) and isinstance(company, Company)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from jbatch.config import ModeName, PolicyName
-from jbatch.host.request import Request, Sequence
+from jbatch.errors import RequestError
+from jbatch.host.request import Key, Request, Sequence
 
 # The smallest key is admitted first; ties by order of arrival.
-Policy = Callable[[Request], tuple[float, ...]]
+Policy = Callable[[Request], Key]
 
 
 def _expected_len(request: Request) -> int:
@@ -34,6 +37,24 @@ def ljf(request: Request) -> tuple[float, ...]:
 def priority(request: Request) -> tuple[float, ...]:
     """Lower `priority` first, as in vLLM; then first come, first served."""
     return (request.priority, request.arrival)
+
+
+def key_of(policy: Policy, request: Request) -> Key:
+    """A request's key. Raises RequestError where a policy fails, or gives what cannot be sorted: of this
+    request alone, for it is asked before the request is queued, and never again."""
+    name = getattr(policy, "__name__", type(policy).__name__)
+    try:
+        key = policy(request)
+        numeric = isinstance(key, tuple) and all(isinstance(part, numbers.Real) for part in key)
+        if numeric and not any(math.isnan(part) for part in key):
+            return tuple(part if type(part) is int else float(part) for part in key)
+    except RequestError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        reason = f"it fails for this request: {type(error).__name__}: {error}"
+        raise RequestError("policy", name, reason, code="policy_failed") from error
+    reason = f"it must give a tuple of numbers, none of them NaN, and gave {key!r:.80} for this request"
+    raise RequestError("policy", name, reason, code="policy_failed")
 
 
 POLICIES: dict[PolicyName, Policy] = {"fcfs": fcfs, "sjf": sjf, "ljf": ljf, "priority": priority}

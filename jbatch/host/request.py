@@ -7,6 +7,8 @@ import dataclasses
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams, check_integer, check_number
 
+Key = tuple[float, ...]  # what a policy gives a request to be sorted by
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
@@ -52,6 +54,7 @@ class Sequence:
     request: Request
     token_ids: list[int]
     num_planned: int
+    key: Key = ()  # by which it is admitted, again after a preemption
     num_cached: int = 0
     num_cached_planned: int = 0
     num_computed: int = 0  # positions cached before the last preemption: prefilling them is recomputation

@@ -16,12 +16,12 @@ from typing import NamedTuple
 from jbatch.config import EngineConfig
 from jbatch.errors import RequestError
 from jbatch.host.landing import Landing, Progress
-from jbatch.host.limits import Limits, SchedulerView, StepLimits, fill
+from jbatch.host.limits import Limits, SchedulerView, StepLimits, choose, fill
 from jbatch.host.metrics import StepRecord
 from jbatch.host.pages import PagePool
 from jbatch.host.plan import Chunk, StepPlan, TableUpdate, chunk_of
-from jbatch.host.policy import Admission, Policy, may_start
-from jbatch.host.request import Request, Sequence
+from jbatch.host.policy import Admission, Policy, key_of, may_start
+from jbatch.host.request import Key, Request, Sequence
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket, align, room_of, smallest_bucket
@@ -64,7 +64,7 @@ class Scheduler:
         default = StepLimits(largest.tokens, config.shape.num_rows)
         self.limits = limits or (lambda view: default)
         self._sequences: dict[int, Sequence] = {}  # all that have not ended, and held ones
-        self._waiting: list[tuple[tuple[float, ...], int]] = []  # a heap; ended ones leave when they surface
+        self._waiting: list[tuple[Key, int]] = []  # a heap; ended ones leave when they surface
         self._num_waiting = 0
         self._running: list[Sequence] = []  # in order of admission; held ones too
         self._free_rows = list(range(config.shape.num_rows - 1, -1, -1))
@@ -109,8 +109,13 @@ class Scheduler:
         """Tokens, prompt and output, that a sequence may have: what the context and the whole pool hold."""
         return min(self.config.max_model_len, self.pool.num_usable * self.pool.page_size)
 
-    def add(self, request: Request) -> Sequence:
-        """Queue a request. Raises RequestError where it can never run (see `check`)."""
+    def key_of(self, request: Request) -> Key:
+        """What the policy sorts a request by. Raises RequestError where it fails."""
+        return key_of(self.config.policy, request)
+
+    def add(self, request: Request, key: Key | None = None) -> Sequence:
+        """Queue a request, by a key that the policy gave, or by the one that it gives now. Raises
+        RequestError where it can never run (see `check`), and where the policy fails."""
         self.check(request)
         if request.max_tokens < 1 and request.params.prompt_logprobs is None:
             raise RequestError("max_tokens", request.max_tokens, "must be at least 1 without prompt_logprobs")
@@ -119,8 +124,9 @@ class Scheduler:
             request=request,
             token_ids=list(request.prompt_token_ids),
             num_planned=len(request.prompt_token_ids),
+            key=self.key_of(request) if key is None else key,
         )
-        self._enqueue(sequence)  # first: a user's policy may raise
+        self._enqueue(sequence)
         self._sequences[sequence.seq_id] = sequence
         return sequence
 
@@ -171,11 +177,14 @@ class Scheduler:
     # One step.
 
     def schedule(self, now: float) -> StepPlan | None:
-        """The next step, or None where nothing can be computed until a result comes back."""
+        """The next step, or None where nothing can be computed until a result comes back.
+
+        Raises UserFunctionError where the limits' function fails; nothing has been changed then.
+        """
         if not self._running and not self._num_waiting:
             return None
         view = SchedulerView(now, self._num_waiting, len(self._running), self.pool.num_free)
-        limits = self.limits(view)
+        limits = choose(self.limits, view)
         if not self._running and self._waits_for_company(limits, now):
             return None
         updates: list[TableUpdate] = []
@@ -409,7 +418,7 @@ class Scheduler:
         self._enqueue(sequence)
 
     def _enqueue(self, sequence: Sequence) -> None:
-        heapq.heappush(self._waiting, (self.config.policy(sequence.request), sequence.seq_id))
+        heapq.heappush(self._waiting, (sequence.key, sequence.seq_id))
         self._num_waiting += 1
 
     def _next_waiting(self) -> Sequence | None:

@@ -7,12 +7,17 @@ from typing import Protocol, TypeVar
 from jbatch.sampling_params import Sampler
 from jbatch.seam.step_input import StepInput
 from jbatch.seam.step_output import StepOutput
+from jbatch.seam.tenancy import Tenancy
 
 Handle = TypeVar("Handle")
 
 
 class Runner(Protocol[Handle]):
     """Computes steps in the order in which they are submitted. `jbatch.device.runner` has the real one."""
+
+    @property
+    def tenancy(self) -> Tenancy:
+        """Whose requests its state holds. A runner that wraps another one gives the other's."""
 
     @property
     def samplers(self) -> tuple[Sampler, ...]:

@@ -16,6 +16,7 @@ from jbatch.seam.rows import COLUMNS, NUM_SCALARS, ROW_WIDTH
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_input import StepFields, StepInput, unpack
 from jbatch.seam.step_output import Status, StepOutput, num_draws
+from jbatch.seam.tenancy import Tenancy
 
 
 def next_token(
@@ -55,6 +56,7 @@ class FakeRunner:
     def __init__(self, shape: StateShape, vocab_size: int = 97):
         self.shape, self.vocab_size = shape, vocab_size
         self.num_steps = 0
+        self.tenancy = Tenancy()
         self._rows = np.zeros((shape.num_rows, ROW_WIDTH), np.int32)
         self._tables = np.zeros((shape.num_rows, shape.pages_per_seq), np.int32)
         # Token ids; -1 where nobody wrote.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -18,22 +19,19 @@ from jbatch.text.messages import Message
 WORKER = Path(__file__).with_name("template_worker.py")
 START_LIMIT_S = 120.0  # to import transformers, from a cold disk too
 RENDER_LIMIT_S = 5.0
-MAX_KILLED = 3  # in a row; then a template is not run any more: each try costs its time
 
 
 class Renderer:
-    """Renders templates with transformers' sandboxed Jinja; safe to call from several threads.
+    """Renders templates with transformers' sandboxed Jinja; safe to call from several threads, and in forked
+    processes. Whatever one conversation costs, the next one is rendered.
 
-    The process starts with the first call, and again after it had to be killed or died by itself.
+    The process that renders starts with the first call, and again after it had to be killed or died.
     """
 
     def __init__(self, special_tokens: dict[str, str], limit_s: float = RENDER_LIMIT_S):
         self._special_tokens = special_tokens
         self._limit_s = limit_s
-        self._process: subprocess.Popen[str] | None = None
-        self._known: str | None = None  # the template that the process has: sent once, not with each question
-        self._num_killed: dict[str, int] = {}  # in a row, by template
-        self._lock = threading.Lock()
+        self._workers: dict[int, _Worker] = {}  # by the process that asks: a fork does not take its parent's
 
     def render(self, template: str, messages: list[Message], options: ChatOptions) -> str:
         """The text of a conversation.
@@ -43,47 +41,46 @@ class Renderer:
           ConfigError: where transformers or jinja2 is not installed.
         """
         question = _question(messages, options)
-        with self._lock:
-            if self._num_killed.get(template, 0) >= MAX_KILLED:
-                raise RequestError(
-                    "messages",
-                    messages,
-                    f"the chat template failed {MAX_KILLED} times in a row: it is not run any more",
-                )
-            process = self._started()
-            if template != self._known:
+        worker = self._workers.setdefault(os.getpid(), _Worker(self._special_tokens))
+        with worker.lock:
+            worker.start()
+            if template != worker.known:
                 question = {**question, "chat_template": template}
-            reply = self._ask(process, _as_json(messages, question), self._limit_s)
-            self._known = template if reply is not None and "text" in reply else None
-            if reply is None:
-                self._num_killed[template] = self._num_killed.get(template, 0) + 1
-                raise RequestError(
-                    "messages", messages, f"the chat template took more than {self._limit_s:g} s, or crashed"
-                )
-            self._num_killed.pop(template, None)
+            reply = worker.ask(_as_json(messages, question), self._limit_s)
+            worker.known = template if reply is not None and "text" in reply else None
+        if reply is None:
+            raise RequestError(
+                "messages", messages, f"the chat template took more than {self._limit_s:g} s, or crashed"
+            )
         if "error" in reply:
             raise RequestError("messages", messages, f"the chat template fails: {reply['error']}")
         return reply["text"]
 
     def close(self) -> None:
         """End the process. The next call starts another."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+        worker = self._workers.pop(os.getpid(), None)
+        if worker is not None:
+            worker.close()
 
     def __del__(self) -> None:
         self.close()
 
-    def _started(self) -> subprocess.Popen[str]:
-        if self._process is not None and self._process.poll() is None:
-            return self._process
+
+class _Worker:
+    """A process that renders: for one question at a time, with `lock` held."""
+
+    def __init__(self, special_tokens: dict[str, str]):
+        self.lock = threading.Lock()
+        self.known: str | None = None  # the template that it has: sent once, not with each question
+        self.process: subprocess.Popen[str] | None = None
+        self._special_tokens = special_tokens
+
+    def start(self) -> None:
+        """Start it where it does not run."""
+        if self.process is not None and self.process.poll() is None:
+            return
         self.close()  # one that died between two calls
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-P", str(WORKER)],  # -P: or jbatch's modules would hide others of their names
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -91,8 +88,8 @@ class Renderer:
             encoding="utf-8",
             process_group=0,  # a Ctrl-C is meant for this process alone
         )
-        self._known = None
-        reply = self._ask(self._process, json.dumps(self._special_tokens), START_LIMIT_S)
+        self.known = None
+        reply = self.ask(json.dumps(self._special_tokens), START_LIMIT_S)
         if reply is None or "missing" in reply:
             self.close()
             reason = reply["missing"] if reply else f"no answer within {START_LIMIT_S:g} s"
@@ -101,11 +98,11 @@ class Renderer:
                 "...",
                 f"needs transformers and jinja2: {install_hint('chat')} ({reason})",
             )
-        return self._process
 
-    def _ask(self, process: subprocess.Popen[str], question: str, limit_s: float) -> Any:
-        """The process's answer to a JSON text. None where none came in time: then the process is dead."""
-        assert process.stdin is not None and process.stdout is not None, "it has pipes"
+    def ask(self, question: str, limit_s: float) -> Any:
+        """Its answer to a JSON text. None where none came in time: then it is dead."""
+        process = self.process
+        assert process is not None and process.stdin is not None and process.stdout is not None, "it runs"
         timer = threading.Timer(limit_s, process.kill)
         timer.start()
         try:
@@ -120,6 +117,17 @@ class Renderer:
             self.close()
             return None
         return json.loads(answer)
+
+    def close(self) -> None:
+        """End it."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
 
 
 def _question(messages: list[Message], options: ChatOptions) -> dict[str, Any]:

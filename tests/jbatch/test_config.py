@@ -3,6 +3,7 @@
 import dataclasses
 import typing
 
+import numpy as np
 import pytest
 
 from jbatch.config import DECODE_SIZES, BackendName, EngineConfig, ModelConfig, RopeConfig
@@ -45,6 +46,26 @@ def test_bad_values(field, values):
         with pytest.raises(ConfigError, match=f"^{field}=") as error:
             EngineConfig(**{field: value})
         assert error.value.field == field
+
+
+def test_scalars_of_numpy_are_numbers():
+    config = EngineConfig(
+        max_num_seqs=np.int64(8), seed=np.uint32(3), overlap=np.bool_(False), decode_buckets=[np.int32(8)]
+    )
+    assert (config.max_num_seqs, config.seed, config.overlap, config.decode_buckets) == (8, 3, False, (8,))
+    assert [type(value) for value in (config.max_num_seqs, config.overlap, config.decode_buckets[0])] == [
+        int, bool, int
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"^max_num_seqs="):
+        EngineConfig(max_num_seqs=np.float32(8))
+
+
+def test_a_negative_seed_says_what_may_be_negative():
+    reason = (
+        r"^seed=-1: must be an integer from 0 to 4294967295; only a request's own seed may be another one"
+    )
+    with pytest.raises(ConfigError, match=reason):
+        EngineConfig(seed=-1)
 
 
 def test_pages_are_given_once():

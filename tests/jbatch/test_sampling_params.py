@@ -290,3 +290,23 @@ def test_programs_that_are_chosen():
     assert processed.choose([filtered, logprobs]) is None
     assert extended.choose([greedy, plain, logprobs, processed]) is None and greedy.choose([]) is None
     assert plain.choose(iter([filtered, plain])) == plain
+
+
+def test_scalars_of_numpy_are_numbers():
+    params = SamplingParams(
+        n=np.int64(2),
+        temperature=np.float32(0.5),
+        top_p=np.float64(0.9),
+        seed=np.uint64(7),
+        ignore_eos=np.bool_(True),
+        stop_token_ids=[np.int32(3)],
+        logit_bias={np.int64(4): np.float32(1)},
+    )
+    plain = SamplingParams(
+        n=2, temperature=0.5, top_p=0.9, seed=7, ignore_eos=True, stop_token_ids=[3], logit_bias={4: 1.0}
+    )
+    assert params == plain and repr(params) == repr(plain)
+    with pytest.raises(RequestError, match=r"^n="):
+        SamplingParams(n=np.float32(2))
+    with pytest.raises(RequestError, match=r"^temperature="):
+        SamplingParams(temperature=np.float32("nan"))

@@ -1,9 +1,11 @@
-"""What takes too long for the tests: jobs that are killed 200 times or stopped 100 times, and one of 20,000
-requests.
+"""What takes too long for the tests: jobs that are killed 200 times or stopped 100 times, and many requests
+through one engine.
 
     python -m tests.long.soak kill [POINTS]    on a fake device, at random moments and at every kind of write
     python -m tests.long.soak signals [POINTS] the same with SIGINT and SIGTERM, at random lines
     python -m tests.long.soak demo [REQUESTS]  the demo model with few pages: memory and open files stay flat
+    python -m tests.long.soak engine [REQUESTS]  a tiny model's compiled steps, requests of all kinds: and
+                                               the host's time for each stays flat
 
 It needs the `test-core` extra, and says what is wrong with exit code 1.
 """
@@ -27,6 +29,7 @@ from jbatch.jobs import command as job_command
 from jbatch.jobs.answerer import Answerer
 from tests.helpers import fake_job
 from tests.helpers.faults import BOUNDARIES, Faults
+from tests.long import soak_engine
 from weights.demo import tasks
 
 DEMO = Path(tasks.__file__).parent
@@ -231,6 +234,7 @@ def check_flat(samples: list[tuple[int, float, int]]) -> None:
 
 if __name__ == "__main__":
     parts = {"kill": (kill, 200), "signals": (signals, 100), "demo": (demo, 20_000)}
+    parts["engine"] = (soak_engine.main, 100_000)
     if len(sys.argv) not in (2, 3) or sys.argv[1] not in parts:
         raise SystemExit(__doc__)
     part, size = parts[sys.argv[1]]

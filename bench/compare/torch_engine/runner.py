@@ -26,6 +26,7 @@ from jbatch.seam.bucket import Bucket
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_input import StepInput, check_pages, padding, unpack
 from jbatch.seam.step_output import StepOutput, unpack_output
+from jbatch.seam.tenancy import Tenancy
 
 SAMPLERS = (Sampler.GREEDY, Sampler.PLAIN)
 PREFILL = "; prefill: no graph, attention by one uncompiled SDPA call per sequence and layer"
@@ -104,6 +105,7 @@ class TorchRunner:
         )
         self._graphs: dict[tuple[Bucket, Sampler], _Graph] = {}
         self._buckets = frozenset(buckets)
+        self.tenancy: Tenancy = beside.tenancy if beside else Tenancy()
         if self.device.type == "cuda" and options.warm_up:
             self.warm_up()
 

@@ -66,7 +66,8 @@ def process(
     logits = stop_ids.rule_out(logits, rows)
     out = logits <= RULED_OUT / 2  # not where it is NaN
     if processing.logits_fn is not None:
-        changed = processing.logits_fn(logits, user_fn.logits_state(rows, lengths, extra["counts"]))
+        state = user_fn.logits_state(rows, lengths, extra["counts"])
+        changed = user_fn.call(processing.logits_fn, logits, state)
         out |= jnp.isneginf(changed)
         logits = changed
     return jnp.where(out, RULED_OUT, penalties.penalise(logits, rows, extra["counts"]))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jbatch.device.process.penalties import Counts
+from jbatch.device.settings import fixed_settings
 from jbatch.device.state import Rows
 from jbatch.errors import ConfigError
 
@@ -46,8 +47,26 @@ def logits_state(rows: Rows, lengths: Int[Array, " draws"], counts: Counts) -> L
     )
 
 
+def call(
+    logits_fn: LogitsFn, logits: Float[Array, "draws vocab"], state: LogitsState
+) -> Float[Array, "draws vocab"]:
+    """A user's function, traced. Raises ConfigError where that fails, or for a result of another shape."""
+    name = getattr(logits_fn, "__name__", type(logits_fn).__name__)
+    draws = logits.shape[0]
+    try:
+        result = logits_fn(logits, state)
+    except Exception as error:  # whatever a user's function raises
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError("logits_fn", name, f"cannot be traced for {draws} draws: {what}") from error
+    got = (getattr(result, "shape", None), getattr(result, "dtype", None))
+    if got != (logits.shape, logits.dtype):
+        said = f"{got[1]}{list(got[0])}" if got[0] is not None else type(result).__name__
+        raise ConfigError("logits_fn", name, f"must return float32{list(logits.shape)}, not {said}")
+    return result
+
+
 def check_logits_fn(logits_fn: LogitsFn, draws: int, vocab_size: int) -> None:
-    """Trace a user's function once. Raises ConfigError where that fails, or for a result of another shape."""
+    """Trace a user's function once. Raises what `call` raises."""
 
     def leaf(dtype: type, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((draws, *shape), dtype)
@@ -64,13 +83,5 @@ def check_logits_fn(logits_fn: LogitsFn, draws: int, vocab_size: int) -> None:
         sample_idx=ints,
         request_idx=ints,
     )
-    name = getattr(logits_fn, "__name__", type(logits_fn).__name__)
-    try:
-        result = jax.eval_shape(logits_fn, logits, state)
-    except Exception as error:  # whatever a user's function raises
-        what = f"{type(error).__name__}: {error}"
-        raise ConfigError("logits_fn", name, f"cannot be traced for {draws} draws: {what}") from error
-    got = (getattr(result, "shape", None), getattr(result, "dtype", None))
-    if got != (logits.shape, logits.dtype):
-        said = f"{got[1]}{list(got[0])}" if got[0] is not None else type(result).__name__
-        raise ConfigError("logits_fn", name, f"must return float32{list(logits.shape)}, not {said}")
+    with fixed_settings():
+        jax.eval_shape(lambda logits, state: call(logits_fn, logits, state), logits, state)

@@ -33,6 +33,7 @@ def measure(arm, *requests, size=2, timeout_s=100.0, budget=2048):
 
     class Stepping:
         samplers, counts_all = built.runner.samplers, built.runner.counts_all
+        tenancy = built.runner.tenancy
 
         def submit(self, step):
             return built.runner.submit(step)

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import random
 import threading
+import time
 
 import pytest
 
@@ -248,6 +249,8 @@ def test_aclose_from_another_task_ends_the_iteration():
 def test_an_event_loop_that_ends_takes_its_calls_along():
     """Also where their streams are kept: nobody will read them."""
     shared, kept = Shared(), []
+    step = shared.engine.step
+    shared.engine.step = lambda: (time.sleep(0.002), step())[1]  # else all may be over before it is blocked
 
     async def main():
         kept.append(shared.stream([[1, 2]], SamplingParams(max_tokens=100)))
@@ -438,8 +441,9 @@ def test_an_error_of_one_call_is_its_own():
 
     async def main():
         good = asyncio.create_task(shared.generate([[1, 2]]))
-        with pytest.raises(ValueError, match="a policy"):
-            await shared.generate([[1], [13]])
+        good_one, bad_one = await shared.generate([[1], [13]], SamplingParams(max_tokens=3))
+        assert good_one.outputs[0].token_ids == expected([1], 3)
+        assert "policy='bad_policy': it fails for this request: ValueError: a policy" in bad_one.error
         with pytest.raises(MemoryError, match="a compiler"):
             await shared.generate([[1]], SamplingParams(max_tokens=13))
         asked = shared.ask([[1]], LONG)
@@ -481,6 +485,51 @@ def test_whoever_else_has_the_engine_is_named_and_goes_on():
     assert shared.is_clean()
 
 
+def test_outputs_that_nobody_took_before_a_call_are_there_after_it():
+    shared = Shared()
+    shared.engine.add_request("aborted", [1, 2], LONG)
+    shared.engine.abort("aborted")
+    shared.engine.add_request("empty", [1, 2], SamplingParams(max_tokens=0))
+    (output,) = run(shared.generate([[1, 2]], SamplingParams(max_tokens=2)))
+    assert output.outputs[0].token_ids == [5, 11]
+    assert list(tiny_engine.drain(shared.engine)) == ["aborted", "empty"] and shared.is_clean()
+
+
+def test_a_second_reader_of_a_stream_is_refused_and_the_first_goes_on():
+    shared = Shared()
+    entered, go = shared.block_steps()
+
+    async def main():
+        deltas = shared.stream([[1, 2]], SamplingParams(max_tokens=3))
+        first = asyncio.create_task(text_of(deltas))
+        await until(entered.is_set)
+        for _ in range(2):
+            with pytest.raises(JBatchError, match="another task awaits this stream's next item"):
+                await text_of(deltas)
+        go.set()
+        return await first
+
+    assert run(main()) == "05.11.23." and shared.is_clean()
+
+
+def test_by_hand_nobody_steps_or_adds_while_a_call_has_the_engine():
+    """The outputs would go to the wrong one. To abort is everybody's right."""
+    shared = Shared()
+    deltas = stream(shared.engine, shared.ask([[1, 2], [3]], SamplingParams(max_tokens=5)))
+    texts = [next(deltas)]
+    for _ in range(2):
+        with pytest.raises(JBatchError, match="stream has the engine, with 2 unfinished"):
+            shared.engine.step()
+        with pytest.raises(JBatchError, match="stream has the engine, with 2 unfinished"):
+            shared.engine.add_request("mine", [1, 2])
+    shared.engine.abort("1")
+    texts += deltas
+    assert "".join(delta.text for delta in texts if delta.prompt_idx == 0) == "05.11.23.47.95."
+    assert [delta.finish_reason for delta in texts if delta.finish_reason] == ["abort", "length"]
+    shared.engine.add_request("mine", [1, 2], SamplingParams(max_tokens=2))
+    assert tiny_engine.drain(shared.engine)["mine"].outputs[0].token_ids == [5, 11] and shared.is_clean()
+
+
 def test_closing_ends_all_calls():
     shared = Shared()
     entered, go = shared.block_steps()
@@ -504,7 +553,7 @@ def test_outputs_that_another_took_are_an_error_and_no_endless_loop():
     driver.begin()
     (asked,) = shared.ask([[1, 2]], SamplingParams(max_tokens=1))
     driver.add(asked)
-    tiny_engine.drain(shared.engine)
+    driver._call(tiny_engine.drain, shared.engine)
     with pytest.raises(JBatchError, match="1 requests of generate ended in another's step"):
         driver.step()
     driver.leave()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jbatch.engine.intake import derive_seed
-from jbatch.errors import RequestError
+from jbatch.errors import RequestError, UserFunctionError
+from jbatch.host.limits import StepLimits
 from jbatch.host.policy import MODES
 from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import FinishReason
@@ -450,6 +451,7 @@ class Failing:
 
     def __init__(self, runner, method, at):
         self._runner, self._method, self._left = runner, method, at
+        self.tenancy = runner.tenancy
 
     def submit(self, step):
         return self._call("submit", step)
@@ -509,6 +511,107 @@ def test_what_a_policy_cannot_sort_by_is_refused(field, value):
         engine.add_request("bad", PROMPT, **{field: value})
     engine.add_request("good", PROMPT, SamplingParams(max_tokens=2))
     assert drain(engine)["good"].outputs[0].token_ids == TOKENS[:2]
+
+
+BAD_KEYS = {2: ("x",), 4: (float("nan"),), 6: 3, 8: None, 10: ZeroDivisionError()}
+
+
+def test_a_policy_that_fails_once_refuses_that_request_and_no_other():
+    """Also where it is incomparable with the keys of those that wait."""
+    engine = make_engine(num_rows=1)
+
+    def policy(request):
+        key = BAD_KEYS.get(request.prompt_token_ids[1], (0.0,))
+        if isinstance(key, Exception):
+            raise key
+        return key
+
+    engine.scheduler.config = engine.scheduler.config._replace(policy=policy)
+    for idx in range(12):
+        with (
+            contextlib.nullcontext()
+            if idx not in BAD_KEYS
+            else pytest.raises(RequestError, match=r"^policy=")
+        ):
+            engine.add_request(str(idx), [1, idx], SamplingParams(max_tokens=3, n=2))
+    outputs = drain(engine)
+    assert outputs.keys() == {str(idx) for idx in range(12) if idx not in BAD_KEYS}
+    for idx, output in outputs.items():
+        assert output.outputs[0].token_ids == continuation([1, int(idx)], 3, VOCAB_SIZE)
+    assert engine.scheduler.pool.num_used == 0 and engine.scheduler.num_waiting == 0
+
+
+def test_a_policy_is_asked_once_for_a_request_however_often_it_waits():
+    asked = []
+
+    def policy(request):
+        asked.append(request.request_id)
+        return (0.0,)
+
+    config = scheduler_config(num_rows=3, num_pages=5, page_size=4, max_model_len=16)._replace(policy=policy)
+    engine = tiny_engine.make_engine(
+        Scheduler(config), FakeRunner(config.shape, VOCAB_SIZE), vocab_size=VOCAB_SIZE
+    )
+    for idx in range(4):
+        engine.add_request(str(idx), [1, idx], SamplingParams(max_tokens=10))
+    drain(engine)
+    assert engine.summary.num_preempted and asked == ["0", "1", "2", "3"]
+
+
+def test_limits_that_fail_end_nothing():
+    """The step is refused by name, and the next one goes on."""
+    engine, calls = make_engine(), []
+
+    def limits(view):
+        calls.append(view)
+        if len(calls) in (2, 4):
+            raise ValueError("a limit")
+        return StepLimits(64, 4)
+
+    engine.scheduler.limits = limits
+    engine.add_request("r", PROMPT, SamplingParams(max_tokens=6))
+    refused, ended = 0, {}
+    while engine.has_unfinished:
+        try:
+            ended |= {output.request_id: output for output in engine.step().outputs}
+        except UserFunctionError as error:
+            assert str(error) == "limits='limits': it fails: ValueError: a limit"
+            refused += 1
+    assert refused == 2 and ended["r"].outputs[0].token_ids == TOKENS[:6]
+
+
+def test_scalars_of_numpy_are_numbers():
+    engine = make_engine(policy="priority")
+    params = SamplingParams(max_tokens=np.int64(3), temperature=np.float32(0), ignore_eos=np.bool_(True))
+    fields = {"arrival": np.float64(1), "priority": np.int32(2), "predicted_len": np.int64(4)}
+    engine.add_request("r", PROMPT, params, index=np.int64(7), request_idx=np.int32(1), **fields)
+    (sequence,) = engine.scheduler.unfinished
+    request = sequence.request
+    assert [type(value) for value in (request.arrival, request.priority, request.predicted_len)] == [
+        float,
+        int,
+        int,
+    ]
+    assert request.seed == derive_seed(0, 7) and drain(engine)["r"].outputs[0].token_ids == TOKENS[:3]
+
+
+def test_a_stop_finder_that_fails_is_that_requests_error_alone():
+    engine = make_engine()
+    real = engine.tokenizer.detokenizer
+
+    def detokenizer(stop, *, after, **options):
+        if after == (1, 13):
+            raise ValueError("no such token")
+        return real(stop, after=after, **options)
+
+    engine.tokenizer.detokenizer = detokenizer
+    params = SamplingParams(max_tokens=2, stop="x", n=2)
+    for idx in (2, 13, 3):
+        engine.add_request(str(idx), [1, idx], params)
+    outputs = drain(engine)
+    assert outputs["13"].error == "no such token" and outputs["13"].outputs[0].finish_reason == "error"
+    assert outputs["2"].outputs[1].token_ids == continuation(PROMPT, 2, VOCAB_SIZE, sample_idx=1)
+    assert outputs["3"].error is None and not engine.num_unfinished
 
 
 def test_a_text_that_cannot_be_decoded_is_that_requests_error_alone():

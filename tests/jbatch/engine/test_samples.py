@@ -169,16 +169,19 @@ def test_no_tokens_and_too_many(params):
     check_clean(engine)
 
 
-def test_a_policy_that_raises_in_the_middle_leaves_nothing():
+def test_a_policy_is_asked_once_for_all_samples_and_leaves_nothing_where_it_raises():
+    asked = []
+
     def policy(request):
-        return (1 / (2 - request.sample_idx),)
+        asked.append(request.sample_idx)
+        return (1 / (len(asked) - 1),)
 
     engine = make_engine(policy=policy)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(RequestError, match="policy='policy': it fails for this request: ZeroDivisionError"):
         engine.add_request("r", PROMPT, SamplingParams(n=4, max_tokens=2))
     check_clean(engine)
     engine.add_request("r", PROMPT, SamplingParams(n=2, max_tokens=2))
-    assert len(drain(engine)["r"].outputs) == 2
+    assert len(drain(engine)["r"].outputs) == 2 and asked == [0, 0]
 
 
 # The tiny model.

@@ -244,14 +244,6 @@ def test_a_text_that_cannot_be_decoded_ends_with_its_error(monkeypatch):
     assert deltas[-1].finish_reason == "error" and "cannot be decoded" in deltas[-1].output.error
 
 
-def test_requests_added_by_hand_are_not_shown():
-    engine = make_engine(wrapped(numbered()))
-    steps = stream(engine, ask([[1, 2]], [SamplingParams(max_tokens=9)]))
-    first = next(steps)
-    engine.add_request("mine", [7], SamplingParams(max_tokens=2))
-    assert {delta.prompt_idx for delta in (first, *steps)} == {0} and is_clean(engine)
-
-
 # Leaving early.
 
 LONG = SamplingParams(max_tokens=100)

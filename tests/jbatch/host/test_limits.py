@@ -2,7 +2,8 @@
 
 import pytest
 
-from jbatch.host.limits import Company, StepLimits, fill
+from jbatch.errors import UserFunctionError
+from jbatch.host.limits import Company, SchedulerView, StepLimits, choose, fill
 from tests.helpers.schedules import Driver, request, scheduler_config
 
 SIZES = (32, 64, 128, 512)
@@ -53,3 +54,16 @@ def prefill_steps(company):
 )
 def test_a_short_prompt_waits_for_company_beside_what_decodes(company, steps):
     assert prefill_steps(company) == steps
+
+
+@pytest.mark.parametrize(
+    "given", [None, (64, 4), StepLimits(64.5, 4), StepLimits(64, None), StepLimits(64, 4, None)]
+)
+def test_limits_that_are_none_are_refused_by_name(given):
+    view = SchedulerView(0.0, 1, 0, 9)
+    with pytest.raises(
+        UserFunctionError, match=r"^limits='<lambda>': it must give StepLimits of integers, and gave"
+    ):
+        choose(lambda view: given, view)
+    with pytest.raises(UserFunctionError, match=r"^limits='<lambda>': it fails: ZeroDivisionError"):
+        choose(lambda view: 1 / 0, view)

@@ -1,8 +1,12 @@
 """Policies are sort keys, modes are admission rules."""
 
+import math
+
+import numpy as np
 import pytest
 
-from jbatch.host.policy import MODES, POLICIES, may_start
+from jbatch.errors import RequestError
+from jbatch.host.policy import MODES, POLICIES, key_of, may_start
 from jbatch.host.request import Sequence
 from tests.helpers.schedules import request
 
@@ -62,3 +66,39 @@ def test_a_batch_waits_until_it_is_full_or_late(arrivals, now, starts):
 def test_what_was_preempted_waits_for_nobody():
     begun = Sequence(0, request([1], 9, arrival=5.0), [1, 2], 2, num_preemptions=1)
     assert may_start([begun], 3, 5.0, timeout_s=3.0)
+
+
+@pytest.mark.parametrize(
+    "key, plain",
+    [
+        ((1, 2.5), (1, 2.5)),
+        ((), ()),
+        ((np.int64(3), np.float32(0.5), True), (3.0, 0.5, 1.0)),
+        ((-math.inf,),) * 2,
+    ],
+)
+def test_a_policy_gives_a_tuple_of_numbers(key, plain):
+    assert key_of(lambda request: key, request([1], 1)) == plain
+
+
+@pytest.mark.parametrize(
+    "key",
+    [("x",), (math.nan,), 3, None, [1], "1", (None,), (1, (2,)), (np.zeros(2),), (1j,), (10**400, 0.5, "")],
+)
+def test_a_key_that_cannot_be_sorted_is_refused_by_name(key):
+    def mine(request):
+        return key
+
+    with pytest.raises(RequestError, match=r"^policy='mine': it must give a tuple of numbers"):
+        key_of(mine, request([1], 1))
+
+
+def test_a_policy_that_fails_refuses_its_request():
+    with pytest.raises(RequestError, match="policy='<lambda>': it fails for this request: ZeroDivisionError"):
+        key_of(lambda request: (1 / 0,), request([1], 1))
+    with pytest.raises(KeyboardInterrupt):
+        key_of(interrupted, request([1], 1))
+
+
+def interrupted(request):
+    raise KeyboardInterrupt

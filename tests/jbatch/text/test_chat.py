@@ -6,7 +6,6 @@ import os
 import pytest
 
 from jbatch.errors import ConfigError, RequestError
-from jbatch.text import template as renderer
 from jbatch.text.chat import ChatEncoder, ChatTemplate
 from jbatch.text.chat_options import ChatOptions
 from jbatch.text.tokenizer import load_tokenizer
@@ -147,8 +146,8 @@ HARMFUL = """\
 
 
 @needs_jinja
-def test_templates_that_do_harm_end_with_an_error_in_bounded_time(monkeypatch):
-    monkeypatch.setattr(renderer, "MAX_KILLED", 2)
+def test_templates_that_do_harm_end_with_an_error_in_bounded_time():
+    """And no other conversation is refused for them, however many there were."""
     template = ChatTemplate(HARMFUL, {}, limit_s=2)
 
     def ask(content):
@@ -164,14 +163,30 @@ def test_templates_that_do_harm_end_with_an_error_in_bounded_time(monkeypatch):
     assert "SecurityError" in refusal("escape")
     assert "TemplateError: no such role" in refusal("refuse")
     assert ask("hi").strip() == "hi"  # one that fails leaves the others alone
-    assert "more than 2 s" in refusal("loop")
+    for what in ("loop", "power", "loop"):
+        assert "more than 2 s" in refusal(what)
     assert ask("\u2028\n😀").strip() == "😀"
-    assert "more than 2 s" in refusal("power")
-    assert ask("hi").strip() == "hi"  # the two were not in a row
-    assert "more than 2 s" in refusal("loop")
-    assert "more than 2 s" in refusal("power")
-    assert "failed 2 times in a row" in refusal("hi")  # each try would cost as much
-    assert template.render(ASK, ChatOptions(chat_template="another")) == "another", "it did no harm"
+    template.close()
+
+
+@needs_jinja
+@pytest.mark.filterwarnings("ignore:.*fork:")
+def test_a_fork_starts_a_process_of_its_own():
+    """Also while the parent's is in use: on one pipe, one would get the other's text."""
+    template = ChatTemplate(PLAIN, {"bos_token": "B"})
+    assert template.render(ASK) == "Buser:hi;"
+    (worker,) = template._renderer._workers.values()
+    with worker.lock:
+        child = os.fork()
+        if not child:
+            try:
+                right = template.render(said(content="child")) == "Buser:child;"
+                template.close()
+                os._exit(7 if right else 1)
+            finally:
+                os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert worker.process.poll() is None and template.render(ASK) == "Buser:hi;"
     template.close()
 
 
@@ -179,11 +194,12 @@ def test_templates_that_do_harm_end_with_an_error_in_bounded_time(monkeypatch):
 def test_a_process_that_dies_is_replaced():
     template = ChatTemplate(PLAIN, {"bos_token": "B"})
     assert template.render(ASK) == "Buser:hi;"
-    process = template._renderer._process
+    (worker,) = template._renderer._workers.values()
+    process = worker.process
     assert os.getpgid(process.pid) != os.getpgid(0), "a Ctrl-C in a terminal would end it"
     process.kill()
     process.wait()
-    assert template.render(ASK) == "Buser:hi;" and template._renderer._process is not process
+    assert template.render(ASK) == "Buser:hi;" and worker.process is not process
     template.close()
     template.close()
 

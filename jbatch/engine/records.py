@@ -1,0 +1,54 @@
+"""What an engine keeps of its requests and steps, and what a step gives."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jbatch.host.metrics import StepRecord
+from jbatch.host.plan import StepPlan
+from jbatch.host.request import Key, Request
+from jbatch.outputs import CompletionOutput, RequestOutput
+
+
+class Progress(NamedTuple):
+    """New tokens of one sample of a request."""
+
+    request_id: str
+    sample_idx: int  # 0 to n - 1
+    token_ids: list[int]
+    completion: CompletionOutput | None = None  # where it has ended with these
+    prompt_token_ids: tuple[int, ...] = ()  # behind which its text stands
+
+
+class EngineStep(NamedTuple):
+    """What one call of `Engine.step` did."""
+
+    plan: StepPlan | None  # of the step that was launched
+    record: StepRecord | None  # of the step whose result came in; with overlap, the one before
+    progress: list[Progress]
+    outputs: list[RequestOutput]  # requests that ended
+
+
+Outputs = dict[int, RequestOutput]  # by serial
+
+
+class Unfinished(NamedTuple):
+    """A request that has not ended."""
+
+    serial: int  # of all that were added: ids may come again
+    samples: dict[int, RequestOutput | None]  # by seq_id; None: it has not ended
+
+
+class New(NamedTuple):
+    """A request that is to be queued."""
+
+    serial: int
+    request: Request
+    key: Key
+
+
+class InFlight(NamedTuple):
+    plan: StepPlan
+    handle: Any
+    submitted: float
+    host_s: float

@@ -1,0 +1,59 @@
+"""Whose requests a device state holds: those of one engine, in the process that made it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Protocol
+
+from jbatch.errors import JBatchError
+
+
+class Tenant(Protocol):
+    """Who adds requests: an engine."""
+
+    @property
+    def num_unfinished(self) -> int:
+        """Its requests that have not ended."""
+
+
+class Tenancy:
+    """Whose a runner's rows and pages are: the engine's whose requests have not ended. Those of a second one
+    would overwrite them, so it is refused.
+
+    Attributes:
+      lock: to be held from a look at who the tenant is, or who drives it, until that has been changed.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._pid = os.getpid()
+        self._tenant: weakref.ref[Tenant] | None = None  # weak: who is gone holds nobody up
+
+    def take(self, tenant: Tenant) -> None:
+        """Become the tenant; `lock` must be held. Raises JBatchError while another one has unfinished
+        requests."""
+        other = None if self._tenant is None else self._tenant()
+        if other is tenant:
+            return
+        if other is not None and other.num_unfinished:
+            raise JBatchError(
+                f"another engine has {other.num_unfinished} unfinished requests on this device state: step "
+                "it until they end, or abort them; one engine of an LLM at a time may have any"
+            )
+        self._tenant = weakref.ref(tenant)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that made the runner."""
+        return os.getpid() != self._pid
+
+    def check_process(self) -> None:
+        """Raise JBatchError in a fork, where every use of the device would wait for ever: its threads are
+        the parent's."""
+        if self.forked:
+            raise JBatchError(
+                f"this LLM belongs to process {self._pid}, and process {os.getpid()} is a fork of it: make "
+                "one in each process (for multiprocessing: the start method 'spawn')"
+            )
