@@ -1,12 +1,18 @@
 """Paged attention in plain JAX: the definition of correct, and the path for machines without a kernel.
 
 Both functions walk the KV cache in blocks with an online softmax (Milakov & Gimelshein 2018), so they
-hold one block of keys at a time whatever the context, and stop at the longest live length. A block that
-lies wholly behind a sequence's end changes none of its bits, so a result does not depend on neighbours.
+hold one block of keys at a time whatever the context. A block that lies wholly behind a sequence's end
+changes none of its bits, so a result does not depend on neighbours.
+
+A GPU asks the host after each turn of a loop whether it goes on, and waits for the answer, unless the number
+of turns is in the program. So it is: there is a loop for each power of two, and the host is asked once which
+of them holds the longest sequence. Up to half of the turns are then behind its end.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,9 +22,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.softmax import NEG_INF
+from pallas_kernels.work_list import make_prefill_work
 
 BLOCK_KV = 128  # tokens of the cache per iteration
 BLOCK_Q = 64  # query tokens per tile in prefill
+TILES = 8  # of prefill, at once
 
 
 class _Softmax(NamedTuple):
@@ -64,7 +72,7 @@ def paged_decode(
         return _accumulate(state, scores, live[:, None, None], v, "bkgn,bnkd->bkgd")
 
     num_blocks = _cdiv(jnp.max(kv_lens, initial=0), block_pages * page_size)
-    state = lax.fori_loop(0, num_blocks, visit, _Softmax.empty(grouped))
+    state = _loop(num_blocks, padded_tables.shape[1] // block_pages, visit, _Softmax.empty(grouped))
     return state.normalised().reshape(q.shape).astype(q.dtype)
 
 
@@ -81,46 +89,57 @@ def paged_prefill(
     """Causal attention of packed queries: slot i's lie at `q_starts[i]`, its last `q_lens[i]` tokens of
     `kv_lens[i]` in the cache. Tokens of no slot come out as zeros.
 
-    Tiles of BLOCK_Q queries are visited one after the other, as many as there really are: gathering
+    Tiles of BLOCK_Q queries of one slot are visited, TILES at once, those with the most keys first: gathering
     every token's own keys would take the square of the context in memory.
     """
     num_tokens, num_heads, head_dim = q.shape
     _, _, kv_heads, page_size, _ = kv_pages.shape
-    group = num_heads // kv_heads
     block_pages, padded_tables = _blocks(block_tables, page_size)
     block_len = block_pages * page_size
-    tiles_before = jnp.cumulative_sum(_cdiv(q_lens, BLOCK_Q), include_initial=True)
-    padded_q = jnp.pad(q, ((0, BLOCK_Q), (0, 0), (0, 0))).reshape(-1, kv_heads, group, head_dim)
+    num_turns = -(-(num_tokens // BLOCK_Q + min(len(q_lens), num_tokens)) // TILES)
+    work = make_prefill_work(q_starts, q_lens, kv_lens, tile_tokens=BLOCK_Q, num_tiles=num_turns * TILES)
+    places = jnp.arange(BLOCK_Q)
 
-    def tile(tile_idx: Int[Array, ""], out: Float[Array, "padded kv_heads group head_dim"]):
-        slot = jnp.searchsorted(tiles_before, tile_idx, side="right", method="compare_all") - 1  # no loop
-        first = (tile_idx - tiles_before[slot]) * BLOCK_Q  # of this tile, within the slot's queries
-        rows = first + jnp.arange(BLOCK_Q)
-        row_live = rows < q_lens[slot]
-        last_key = kv_lens[slot] - q_lens[slot] + jnp.minimum(rows, q_lens[slot] - 1)  # it sees itself
-        start = q_starts[slot] + first
-        queries = lax.dynamic_slice_in_dim(padded_q, start, BLOCK_Q)
+    def tiles(turn: Int[Array, ""], out: Float[Array, "tokens kv_heads group head_dim"]):
+        slots, starts, positions, counts = (
+            lax.dynamic_slice_in_dim(field, turn * TILES, TILES) for field in work
+        )
+        row_live = places < counts[:, None]  # [tiles, BLOCK_Q]
+        rows = jnp.where(row_live, starts[:, None] + places, num_tokens)  # out of range: nowhere
+        queries = grouped.at[rows].get(mode="fill", fill_value=0)
+        last_key = positions[:, None] + jnp.minimum(places, counts[:, None] - 1)  # it sees itself
+        tables, lens = padded_tables[slots], positions + counts  # no tile sees more of its sequence
 
         def visit(block_idx: Int[Array, ""], state: _Softmax) -> _Softmax:
-            pages = lax.dynamic_slice(padded_tables, (slot, block_idx * block_pages), (1, block_pages))
+            pages = lax.dynamic_slice_in_dim(tables, block_idx * block_pages, block_pages, axis=1)
             block = kv_pages[pages]
             tokens = block_idx * block_len + jnp.arange(block_len)
-            live = tokens[None] <= last_key[:, None]
-            k, v = _tokens_of(block[:, :, 0])[0], _tokens_of(block[:, :, 1])[0]
-            v = jnp.where((tokens < kv_lens[slot])[:, None, None], v, 0)
-            scores = jnp.einsum("tkgd,nkd->tkgn", queries, k, preferred_element_type=jnp.float32) * scale
-            return _accumulate(state, scores, live[:, None, None], v, "tkgn,nkd->tkgd")
+            k, v = _tokens_of(block[:, :, 0]), _tokens_of(block[:, :, 1])
+            v = jnp.where((tokens < lens[:, None])[:, :, None, None], v, 0)
+            scores = jnp.einsum("btkgd,bnkd->btkgn", queries, k, preferred_element_type=jnp.float32) * scale
+            live = tokens <= last_key[:, :, None]
+            return _accumulate(state, scores, live[:, :, None, None], v, "btkgn,bnkd->btkgd")
 
-        num_blocks = _cdiv(jnp.max(last_key) + 1, block_len)
-        state = lax.fori_loop(0, num_blocks, visit, _Softmax.empty(queries))
+        num_blocks = _cdiv(jnp.max(lens), block_len)
+        state = _loop(num_blocks, padded_tables.shape[1] // block_pages, visit, _Softmax.empty(queries))
         result = state.normalised().astype(q.dtype)
-        others = lax.dynamic_slice_in_dim(out, start, BLOCK_Q)  # a short tile ends before the next slot
-        return lax.dynamic_update_slice_in_dim(
-            out, jnp.where(row_live[:, None, None, None], result, others), start, axis=0
-        )
+        return out.at[rows].set(result, mode="drop")
 
-    out = lax.fori_loop(0, tiles_before[-1], tile, _zeros_after(padded_q, q.dtype))
-    return out[:num_tokens].reshape(q.shape)
+    grouped = q.reshape(num_tokens, kv_heads, num_heads // kv_heads, head_dim)
+    return lax.fori_loop(0, num_turns, tiles, _zeros_after(grouped, q.dtype)).reshape(q.shape)
+
+
+def _loop(
+    num_turns: Int[Array, ""],
+    most: int,
+    turn: Callable[[Int[Array, ""], _Softmax], _Softmax],
+    state: _Softmax,
+) -> _Softmax:
+    """The next power of two of turns, so that their number is in the program; `most` at most. A turn too many
+    must change nothing."""
+    bounds = [0, *(1 << i for i in range((most - 1).bit_length())), most]
+    loops = [functools.partial(lax.fori_loop, 0, bound, turn) for bound in bounds]
+    return lax.switch(jnp.searchsorted(jnp.asarray(bounds), num_turns, method="compare_all"), loops, state)
 
 
 def _zeros_after(x: Float[Array, "*n"], dtype: DTypeLike) -> Float[Array, "*n"]:

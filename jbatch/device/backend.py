@@ -101,14 +101,14 @@ def attention_bytes(
     """What the attention of a step's slots keeps beside its operands, about.
 
     A kernel's partial sums: one of each chunk of each sequence, in every head. They are those of a pool that
-    holds every sequence in full; a smaller one has fewer chunks. Plain JAX keeps gathered blocks of keys and
-    values, in part twice.
+    holds every sequence in full; a smaller one has fewer chunks. Plain JAX keeps a gathered block of keys and
+    one of values.
     """
     if not bucket.slots:
         return 0
     if attention.decode == "xla":
         itemsize = 4 if model.dtype == "float32" else 2
-        return 3 * bucket.slots * BLOCK_KV * model.num_kv_heads * model.head_dim * itemsize
+        return 2 * bucket.slots * BLOCK_KV * model.num_kv_heads * model.head_dim * itemsize
     large = shape._replace(num_pages=bucket.slots * shape.pages_per_seq)
     problem = problems_of(model, large, bucket)[0]
     chunk = tuning.lookup(attention.decode, problem, device.device_kind).chunk

@@ -54,6 +54,29 @@ def test_a_slots_bits_are_its_own():
         np.testing.assert_array_equal(some[kept], whole[kept])
 
 
+def test_the_reference_knows_how_often_each_of_its_loops_turns():
+    """On a GPU, the host would be asked after each turn of another one."""
+    case = make_case(0, [1, 1], [40, 2000], page_size=16, decode=True, **SIZES)
+    arrays = (case.q, case.kv_pages, case.block_tables)
+    ragged = (case.q_starts, case.q_lens, case.kv_lens)
+    for function, more in ((reference.paged_decode, (case.kv_lens,)), (reference.paged_prefill, ragged)):
+        program = str(jax.make_jaxpr(functools.partial(function, scale=1.0))(*arrays, *more))
+        assert "scan[" in program and "while[" not in program
+    assert "while[" in str(
+        jax.make_jaxpr(functools.partial(cpu.paged_decode, scale=1.0))(*arrays, case.kv_lens)
+    )
+
+
+@pytest.mark.parametrize("longest", [1, 127, 128, 129, 300, 1000])
+def test_turns_behind_the_end_change_no_bit(longest):
+    """Of the reference: a neighbour decides how many there are."""
+    case = make_case(0, [1, 1], [100, 1000], page_size=16, decode=True, **SIZES)
+    lens = np.array([100, longest], np.int32)
+    answer = attend(reference.paged_decode, case, case.block_tables, lens)
+    alone = attend(reference.paged_decode, case, case.block_tables, lens * np.array([1, 0], np.int32))
+    np.testing.assert_array_equal(answer[0], alone[0])
+
+
 def attend(function, case, *arrays):
     q, kv_pages = (jnp.asarray(array, case.dtype) for array in (case.q, case.kv_pages))
     compiled = jax.jit(functools.partial(function, scale=case.scale))

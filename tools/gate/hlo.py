@@ -138,9 +138,11 @@ def large_moves(module: Module, limit: int) -> list[Placed]:
     return [p for p in module.executed() if p.instruction.nbytes > limit and module.moves(p.instruction)]
 
 
-def trip_counts(module: Module) -> list[int | None]:
-    """Turns of each loop, where the compiler knows them: then nobody reads a predicate after each turn."""
-    loops = (placed.instruction for placed in module.executed() if placed.instruction.opcode == "while")
+def trip_counts(module: Module, scope: str = "") -> list[int | None]:
+    """Turns of each loop that comes from a scope of the traced function, where the compiler knows them: then
+    nobody reads a predicate after each turn."""
+    instructions = (placed.instruction for placed in module.executed())
+    loops = (loop for loop in instructions if loop.opcode == "while" and scope in loop.op_name)
     found = (_TRIP_COUNT.search(loop.rest) for loop in loops)
     return [int(match[1]) if match else None for match in found]
 

@@ -107,3 +107,6 @@ def test_the_turns_of_loops_are_known_or_not():
         'body=%body, backend_config={"known_trip_count":{"n":"8"},"dynamic_variable_tuple_indices":[]}',
     )
     assert hlo.trip_counts(hlo.parse(known)) == [8]
+    assert hlo.trip_counts(hlo.parse(known), "attention") == []
+    named = known.replace("body=%body,", 'body=%body, metadata={op_name="jit(step)/attention/while"},')
+    assert hlo.trip_counts(hlo.parse(named), "attention") == [8]

@@ -54,6 +54,7 @@ def program(num_layers, names):
 def row(**changes):
     sizes = {"alias_bytes": 10, "pool_bytes": 10, "temp_bytes": 5, "temp_bytes_thin": 5}
     rest = {"temp_bytes_half_pool": 5, "unwritten_outputs": [], "large_moves": [], "command_buffers": 1}
+    rest |= {"attention_trip_counts": []}
     kernels = {"kernels": {"while": 0, "attention_while": 0}, "kernels_per_layer": None, "host_branches": 0}
     return sizes | rest | kernels | {"cublas_layer_kernels": None} | changes
 
@@ -114,6 +115,7 @@ def test_failures_are_named(changes, says):
     "changes",
     [
         {"temp_bytes": 96 * 2**20},  # blocks of the cache
+        {"attention_trip_counts": [2, 4, 64]},
         {"large_moves": [MOVE | {"attention": True}]},
         {"command_buffers": 5},
     ],
@@ -121,6 +123,8 @@ def test_failures_are_named(changes, says):
 def test_plain_jax_attention_may_gather_in_loops(changes):
     assert not gate_steps.failures(row(**changes), PLAIN)
     assert gate_steps.failures(row(large_moves=[MOVE]), PLAIN), "but the rest of its step may not"
+    (failure,) = gate_steps.failures(row(attention_trip_counts=[2, None, None]), PLAIN)
+    assert failure == "2 loops over blocks of the cache, of a length that only the device knows"
 
 
 def test_extended_decode_steps_do_not_write_what_a_request_brought():
