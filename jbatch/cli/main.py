@@ -290,7 +290,7 @@ def _exit_at_once(*_: object) -> None:
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
     hint = ""
-    if "persistent compilation cache" in str(message):  # JAX never replaces what it cannot read
+    if "reading persistent compilation cache" in str(message):  # JAX never replaces what it cannot read
         hint = f" (to be rid of this, delete {EngineConfig.compilation_cache_dir})"
     _say(f"{message}{hint}")
 
