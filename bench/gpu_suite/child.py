@@ -1,4 +1,4 @@
-"""The process of one part: `python -m bench.gpu_suite.child PART --seconds S --earlier FILE ...`.
+"""The process of one part: `python -m bench.gpu_suite.child PART --deadline T --earlier FILE ...`.
 
 Rows are lines of standard output in JSON, behind a word; all other lines are for people.
 """
@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import sys
-import time
 import traceback
 from pathlib import Path
 
@@ -26,7 +25,11 @@ def run(task: Task) -> int:
     from jbatch.device.platform import prepare_jax
 
     prepare_jax(EngineConfig(compilation_cache_dir=None))
-    print(ABOUT + json.dumps(manifest.collect()), flush=True)
+    about = manifest.collect()
+    print(ABOUT + json.dumps(about), flush=True)
+    if not task.tiny and about["compute_capability"] is None:
+        print(f"JAX finds no NVIDIA GPU, but {about['device']}", flush=True)
+        return NOT_RUN
     failed = []
 
     def emit(row: Row) -> None:
@@ -44,7 +47,7 @@ def run(task: Task) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=BY_NAME)
-    parser.add_argument("--seconds", type=float, required=True, help="begin nothing after that long")
+    parser.add_argument("--deadline", type=float, required=True, help="of time.monotonic: the machine's")
     parser.add_argument("--earlier", type=Path, required=True, help="rows of parts before, by part")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
@@ -53,7 +56,7 @@ def main() -> int:
     task = Task(
         args.part,
         args.tiny,
-        time.monotonic() + args.seconds,
+        args.deadline,
         json.loads(args.earlier.read_text()),
         args.out,
         args.work,

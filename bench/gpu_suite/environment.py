@@ -19,13 +19,14 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 def of_part(part: Part, work: Path, tiny: bool, given: Mapping[str, str]) -> dict[str, str]:
     """The environment of a part's process; `given` is that of this one."""
     env = {"PYTHONUNBUFFERED": "1", **OFFLINE}
+    if not (tiny and "JAX_COMPILATION_CACHE_DIR" in given):
+        env |= {
+            "JAX_COMPILATION_CACHE_DIR": str(work / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        }
     if tiny:
         return {**given, **env, "JAX_PLATFORMS": "cpu", "NPROC": str(max(8, os.cpu_count() or 1))}
-    env |= {
-        "JAX_COMPILATION_CACHE_DIR": str(work / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
     if part.torch:
         env |= {
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",

@@ -41,10 +41,11 @@ class Ears(NamedTuple):
 
 
 def command(part: str, limit_s: float, out: Path, work: Path, tiny: bool) -> list[str]:
-    """The command of a part's process, which is given what lies in `work`/earlier.json."""
-    own_s = str(round(limit_s - GRACE_S, 1))
+    """The command of a part's process, which is given what lies in `work`/earlier.json. Its deadline counts
+    from now: it may be long until its imports are done."""
+    deadline = str(round(time.monotonic() + limit_s - GRACE_S, 1))
     files = ["--earlier", work / "earlier.json", "--out", out, "--work", work]
-    words = ["-m", "bench.gpu_suite.child", part, "--seconds", own_s, *map(str, files)]
+    words = ["-m", "bench.gpu_suite.child", part, "--deadline", deadline, *map(str, files)]
     return [sys.executable, *words, *(["--tiny"] if tiny else [])]
 
 

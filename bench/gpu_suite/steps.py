@@ -215,7 +215,7 @@ def _timed(rows: Sequence[Row]) -> Iterator[Row]:
 
 def _numbers(task: Task) -> tuple[int, ...]:
     """Sequences of decode steps, the most telling first."""
-    return (4, 1, 2) if task.tiny else (64, 1, 256)
+    return (4, 1) if task.tiny else (64, 1, 256)
 
 
 def _size(task: Task, name: str, num_layers: int | None = None) -> Size:

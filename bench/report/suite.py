@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def suite(file: Path, content: dict[str, Any]) -> Section:
     shares = _shares(content["parts"])
     if shares:
         caption = "Attention kernels and whole steps: their floor as a share of their time."
-        shown.append(Picture("shares.png", to_png(_draw_shares(shares)), caption, rank=-1))
+        shown.append(Picture("shares.png", to_png(_draw_shares(shares, _label(content))), caption, rank=-1))
     for part in content["parts"]:
         if part["rows"]:
             shown += [page.heading(part["part"], 3), page.records([_short(row) for row in part["rows"]])]
@@ -55,7 +56,7 @@ def _shares(parts: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
 
 
 @styled
-def _draw_shares(shares: Sequence[tuple[str, float]]) -> Figure:
+def _draw_shares(shares: Sequence[tuple[str, float]], label: str) -> Figure:
     """A bar for each row, from above."""
     figure, (axis,) = new_figure(1.0 + 0.22 * len(shares))
     names, values = zip(*shares, strict=True)
@@ -64,6 +65,7 @@ def _draw_shares(shares: Sequence[tuple[str, float]]) -> Figure:
     axis.invert_yaxis()
     axis.axvline(100, color="black", linewidth=1)
     axis.set_xlabel("share of the floor, %")
+    figure.suptitle(textwrap.fill(f"Kernels and steps beside their floor: {label}", 80), fontsize=10)
     return figure
 
 

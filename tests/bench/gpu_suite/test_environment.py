@@ -32,6 +32,8 @@ def test_only_beside_pytorch_memory_is_taken_as_it_is_needed(tmp_path):
 def test_a_tiny_run_is_on_the_cpu_with_the_users_cache(tmp_path):
     env = environment.of_part(BY_NAME["ceilings"], tmp_path, True, {"JAX_COMPILATION_CACHE_DIR": "mine"})
     assert env["JAX_PLATFORMS"] == "cpu" and env["JAX_COMPILATION_CACHE_DIR"] == "mine"
+    env = environment.of_part(BY_NAME["ceilings"], tmp_path, True, {})
+    assert env["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "cache"), "parts share what they compile"
 
 
 def test_of_an_earlier_call_only_what_was_compiled_stays(tmp_path):

@@ -1,11 +1,16 @@
 """What fits the budget where every program takes 15 seconds to compile."""
 
 import itertools
+import time
 
 import pytest
 
-from bench.gpu_suite import plan
+from bench.gpu_suite import correct, decode_kernel, idle_share, ladder, plan, steps
 from bench.gpu_suite.plan import BY_NAME, PARTS, START_S, TORCH_PARTS, Part, Wave, allowance, choose, pack
+from bench.gpu_suite.task import Task
+from jbatch.config import EngineConfig
+from jbatch.seam.bucket import buckets_of
+from pallas_kernels.names import COMPILERS
 
 MUST_FIT = (
     *("correct-mosaic", "correct-triton", "ceilings", "decode-kernel", "flag-sweep"),
@@ -88,3 +93,38 @@ def test_the_table_has_a_line_for_each_part(budget):
     lines = plan.table(pack(PARTS, budget)).splitlines()
     assert [line.split()[0] for line in lines[1:]] == [part.name for part in PARTS]
     assert ("no time left" in "".join(lines)) == (budget < 700)
+
+
+def programs(name):
+    return [wave.programs for wave in BY_NAME[name].waves]
+
+
+@pytest.mark.parametrize("name", [part.name for part in PARTS if part.module == "steps"])
+def test_as_many_steps_are_compiled_as_are_planned(name, tmp_path, monkeypatch):
+    compiled = []
+
+    def wave(self, number, variants):
+        compiled.append(len(variants))
+        return [{"flags": v.flags, "ms": 1.0, "status": "ok", "number": v.case.number} for v in variants]
+
+    monkeypatch.setattr(steps.Bench, "wave", wave)
+    earlier = {"flag-sweep": [{"flags": "cuBLAS", "ms": 1.0, "status": "ok", "number": 64}]}
+    steps.run(Task(name, False, time.monotonic() + 600, earlier, tmp_path, tmp_path, print))
+    assert compiled == programs(name)
+
+
+def test_as_many_kernels_are_compiled_as_are_planned():
+    assert len(correct.CASES) == programs("correct-mosaic")[0] == programs("correct-triton")[0]
+    pools = itertools.groupby(decode_kernel.CASES, key=lambda case: (case.heads, case.page_size))
+    each = 1 + len(COMPILERS)  # plain JAX, which they are held against
+    assert [each * len(list(cases)) for _, cases in pools] == programs("decode-kernel")
+
+
+def test_engines_compile_as_many_steps_as_are_planned():
+    def buckets(options, mode):
+        return buckets_of(EngineConfig(**options, mode=mode), options["max_model_len"])
+
+    assert [len(buckets(idle_share.OPTIONS, "continuous"))] == programs("idle-share")
+    continuous, static = (set(buckets(ladder.OPTIONS, mode)) for mode in ("continuous", "static"))
+    assert [len(continuous), len(static - continuous)] == programs("ladder-7b")
+    assert {"static-padded", "static", "continuous"} == set(ladder.NAMES)
