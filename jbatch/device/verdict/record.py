@@ -61,18 +61,19 @@ class Verdict(NamedTuple):
 
     def describe(self) -> str:
         """One line: what each op uses, and what is wrong with the kernels that it does not."""
-        where = "this machine's GPU" if self.gpu is None else self.gpu.device_kind
+        if self.gpu is None:
+            reason = next((outcome.reason for outcome in self.outcomes.values()), "nothing to check")
+            return f"attention by xla: no kernel could be checked: {reason}"
         parts = []
         for kind in dict.fromkeys(kernel.kind for kernel in self.outcomes):
-            chosen = self.proven.get(kind)
             others = [
                 f"{kernel.name} {outcome}"
                 for kernel, outcome in self.outcomes.items()
                 if kernel.kind == kind and outcome.status != "passed"
             ]
-            use = f"{kind} by {chosen}" if chosen else f"{kind} by xla (plain JAX)"
+            use = f"{kind} by {self.proven.get(kind, 'xla')}"
             parts.append(f"{use} ({'; '.join(others)})" if others else use)
-        return f"attention on {where}: {', '.join(parts)}"
+        return f"attention on {self.gpu.device_kind}: {', '.join(parts)}"
 
     def as_json(self) -> dict[str, Any]:
         """What `of_json` reads."""

@@ -22,8 +22,14 @@ VERDICT = Verdict(
 def test_one_line_says_what_is_used_and_what_is_wrong_with_the_rest():
     assert VERDICT.describe() == (
         "attention on NVIDIA H200: decode by triton (mosaic FAILED: killed by SIGSEGV (run)), "
-        "prefill by xla (plain JAX) (mosaic declined: group 32; triton not checked: out of memory)"
+        "prefill by xla (mosaic declined: group 32; triton not checked: out of memory)"
     )
+
+
+def test_without_a_gpu_the_reason_is_said_once():
+    reasons = dict.fromkeys((MOSAIC, TRITON), Outcome("unchecked", "exit status 1: no room"))
+    described = Verdict(None, reasons).describe()
+    assert described == "attention by xla: no kernel could be checked: exit status 1: no room"
 
 
 def test_what_passed_is_proven():
