@@ -12,7 +12,7 @@ from pallas_kernels import proof
 from pallas_kernels.problem import Problem
 from tests.helpers.broken_kernels import compile_with
 
-DECODE = Problem("decode", "bfloat16", 2, 2, 4, 2, 64, num_pages=2, page_size=16, pages_per_seq=4)
+DECODE = Problem("decode", "bfloat16", 2, 2, 2, 1, 16, num_pages=2, page_size=16, pages_per_seq=4)
 PREFILL = DECODE._replace(kind="prefill", tokens=32)
 MOSAIC, TRITON, MOSAIC_PREFILL = (
     Kernel("mosaic", "decode"),
