@@ -44,7 +44,7 @@ def test_each_prompt_of_a_line_has_a_seed_of_its_own(monkeypatch):
     engine, seeds = make_engine(), []
     add = engine.scheduler.add
     monkeypatch.setattr(
-        engine.scheduler, "add", lambda request: (seeds.append(request.seed), add(request))[1]
+        engine.scheduler, "add", lambda request, *key: (seeds.append(request.seed), add(request, *key))[1]
     )
     answer(b"\n", completions(prompt=["01.", "01.", "01."]), {"prompt": "01."}, engine=engine)
     assert seeds == [

@@ -34,7 +34,7 @@ def test_a_seed_comes_from_the_line_number(monkeypatch):
     engine, seeds = make_engine(), []
     add = engine.scheduler.add
     monkeypatch.setattr(
-        engine.scheduler, "add", lambda request: (seeds.append(request.seed), add(request))[1]
+        engine.scheduler, "add", lambda request, *key: (seeds.append(request.seed), add(request, *key))[1]
     )
     answer(b"\n", {"prompt": "01."}, b"{}\n", {"prompt": "01."}, {"prompt": "01.", "seed": 7}, engine=engine)
     assert seeds == [derive_seed(5, 1), derive_seed(5, 3), 7]
