@@ -129,7 +129,7 @@ def _wanted(problem: Problem) -> list[tuple[int, int]]:
         lengths = [LONG, page, page + 1, page - 1, 0, 3 * page + 5, 1, 2 * page]
         return [(min(n, 1), min(n, problem.max_len)) for n in lengths]
     pairs = [
-        (9, page + 9), (1, page), (0, 0), (page, 2 * page), (8, 8), (200, LONG), (1, page + 1), (130, 130)
+        (9, page + 9), (1, page), (0, 0), (page, 2 * page), (3, page + 1), (8, 8), (200, LONG), (130, 130)
     ]  # fmt: skip
     return [(min(queries, problem.max_len), min(n, problem.max_len)) for queries, n in pairs]
 
