@@ -9,9 +9,11 @@ from jbatch import LLM
 from jbatch.cli import memory_report
 from jbatch.config import EngineConfig
 from jbatch.device import build
-from jbatch.device.backend import PLAIN
+from jbatch.device.backend import PLAIN, Proven
 from jbatch.device.process import extra_bytes
 from jbatch.device.programs import StepSpec, programs_for
+from jbatch.device.verdict.record import Gpu as CheckedGpu
+from jbatch.device.verdict.record import Kernel, Outcome, Verdict
 from jbatch.model_dir.config_json import parse_config
 from jbatch.sampling_params import Sampler
 from tests.helpers.command import run, write_model
@@ -149,12 +151,16 @@ def test_a_gpu_at_hand_is_asked(tmp_path, monkeypatch):
             return {"bytes_limit": 10**6, "bytes_in_use": 123}
 
     monkeypatch.setattr(memory_report, "find_device", lambda _: Gpu())
-    monkeypatch.setattr(build, "choose_attention", lambda *_: PLAIN)
+    verdict = Verdict(CheckedGpu("NVIDIA Test", ""), {Kernel("triton", "decode"): Outcome("passed")})
+    proven: list[Proven] = []
+    monkeypatch.setattr(memory_report, "kept_verdict", lambda *_: verdict)
+    monkeypatch.setattr(build, "choose_attention", lambda *args: proven.append(args[-1]) or PLAIN)
     monkeypatch.setattr(build, "estimate_step_bytes", lambda *_: 5000)
     model = write_config(tmp_path / "m", tiny())
     report = memory_report.report_memory(model, EngineConfig(max_num_seqs=2))
     assert report.device == "NVIDIA Test" and report.step_source == memory_report.ESTIMATE
     extra = extra_bytes(Sampler.EXTENDED, 2, parse_config(tiny()).vocab_size)
     assert (report.memory.limit_bytes, report.memory.step_bytes) == (10**6, 5000 + extra)
+    assert proven[0] == {"decode": "triton"}, "an engine would find the verdict, too"
     report = memory_report.report_memory(model, EngineConfig(max_num_seqs=2), 2 * 10**6)
     assert report.memory.limit_bytes == 1_800_000 and report.memory.step_bytes == 5000 + extra
