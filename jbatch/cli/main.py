@@ -277,10 +277,10 @@ def _usage_message(error: Any) -> str:
 
 
 def _refusals() -> tuple[type[Exception], ...]:
-    """What the user can put right. Errors of `weights` only once a command has loaded it: a file of the
-    user's may have this name."""
+    """What the user can put right; a warning, too, of which Python was told to make an error. Errors of
+    `weights` only once a command has loaded it: a file of the user's may have this name."""
     module = sys.modules.get("weights.errors")
-    return (JBatchError, *(() if module is None else (module.WeightsError,)))
+    return (JBatchError, Warning, *(() if module is None else (module.WeightsError,)))
 
 
 def _exit_at_once(*_: object) -> None:

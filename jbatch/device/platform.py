@@ -66,8 +66,9 @@ def find_device(name: str) -> jax.Device:
         if name == "cuda":
             reason = str(error).splitlines()[0] if str(error) else "no CUDA plugin"
             raise ConfigError("device", name, f"JAX finds no NVIDIA GPU ({reason}); {INSTALL_HINT}") from None
+        cpu = _cpu()
         warnings.warn(f"{NO_GPU} (device='cpu' says that this is meant)", stacklevel=4)
-        return _cpu()
+        return cpu
 
 
 def _cpu() -> jax.Device:

@@ -18,7 +18,7 @@ from jbatch.seam.shape import StateShape
 from tests.helpers import tiny_engine
 from tests.helpers.tokenizers import numbered, wrapped
 
-NUM_ROWS, NUM_PAGES, MAX_MODEL_LEN = 16, 24, 64
+NUM_ROWS, NUM_PAGES, MAX_MODEL_LEN = 16, 16, 64
 WINDOWS = 20  # into which a run is divided
 WAITING = 4 * NUM_ROWS
 MAX_GROWTH = {"rss_mib": 0.02, "files": 0.0, "pages": 0.15, "host_us": 0.15}  # from second to last quarter
@@ -49,7 +49,7 @@ def make_engine() -> Engine:
 def draw_params(rng: random.Random) -> SamplingParams:
     """Short ones of every kind; one in sixteen is long."""
     kind = rng.randrange(16)
-    stop = [f"{rng.randrange(VOCAB_SIZE):02d}."] * 3 if kind in (1, 2, 3, 4) else None
+    stop = [f"{rng.randrange(VOCAB_SIZE):02d}." for _ in range(8)] if kind in (1, 2, 3, 4) else None
     return SamplingParams(
         n=rng.choice((2, 3)) if kind in (4, 5, 6) else 1,
         temperature=rng.choice((0.0, 1.0)),

@@ -63,6 +63,10 @@ def test_platforms_that_do_not_start(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with pytest.raises(ConfigError, match=r"^JAX_PLATFORMS='cuda': "):
         device.find_device("cpu")
+    with warnings.catch_warnings():  # not that it runs on a CPU
+        warnings.simplefilter("error")
+        with pytest.raises(ConfigError, match=r"^JAX_PLATFORMS='cuda': "):
+            device.find_device("auto")
 
 
 @pytest.fixture
