@@ -79,7 +79,7 @@ MUTANTS = (
     Mutant("a step is planned after the last token", SCHEDULER,
            "ended = left <= 0 or",
            "ended = left < 0 or",
-           ("tests/jbatch/host/test_scheduler.py::test_an_end_by_length_is_known_in_advance",)),
+           ("tests/jbatch/host/test_scheduler.py::test_plans",)),
 
     Mutant("full pages count for one more", PAGES,
            "-(-num_tokens // self.page_size)",
