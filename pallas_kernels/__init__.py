@@ -15,6 +15,8 @@ _EXPORTS = {
     "paged_attention": "pallas_kernels.api",
     "paged_decode": "pallas_kernels.api",
     "paged_prefill": "pallas_kernels.api",
+    "rotate_and_write": "pallas_kernels.api",
+    "rotated": "pallas_kernels.rotary",
     "write_kv": "pallas_kernels.api",
 }
 

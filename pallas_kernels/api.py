@@ -167,6 +167,36 @@ def write_kv(
     return implementations.writer(implementation)(kv_pages, k, v, page_ids, offsets, interpret=interpret)
 
 
+def rotate_and_write(
+    kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
+    qkv: Float[Array, "tokens kv_heads rows head_dim"],
+    cos: Float[Array, "tokens half"],
+    sin: Float[Array, "tokens half"],
+    page_ids: Int[Array, " tokens"],
+    offsets: Int[Array, " tokens"],
+    *,
+    implementation: str = "xla",
+    interpret: bool = False,
+) -> tuple[Float[Array, "num_pages 2 kv_heads page_size head_dim"], Float[Array, "tokens heads head_dim"]]:
+    """Rotate queries and keys, and put each token's key and value at (page, offset) of the cache.
+
+    `qkv` holds for each KV head its queries, then its key, then its value. Tokens whose page id is
+    `num_pages` are not written. In place where `kv_pages` is donated. No two live tokens may share a place.
+
+    Args:
+      implementation: "xla", plain JAX: on a GPU a kernel for the queries and one for the cache; or "triton",
+        which is one for both.
+
+    Returns:
+      The cache, and the rotated queries.
+    """
+    arrays = (kv_pages, qkv, cos, sin, page_ids, offsets)
+    if implementation == "xla":
+        return cache.rotate_and_write(*arrays)
+    kernel = _traced_once(implementations.module(implementation, "rotate").rotate_and_write, ("interpret",))
+    return kernel(*arrays, interpret=interpret)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _in_plain_jax(op: str, scale: float, *arrays: jax.Array) -> jax.Array:
     """The reference's function of that name; on a CPU the form that its compiler does well with. A program of
@@ -176,9 +206,11 @@ def _in_plain_jax(op: str, scale: float, *arrays: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _traced_once(kernel: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def _traced_once(
+    kernel: Callable[..., Any], static: tuple[str, ...] = ("scale", "tiles", "interpret")
+) -> Callable[..., Any]:
     """The kernel behind a jit of its own: a program of many layers traces and lowers it once."""
-    return jax.jit(kernel, static_argnames=("scale", "tiles", "interpret"))
+    return jax.jit(kernel, static_argnames=static)
 
 
 def _decode_work(problem: Problem, kv_lens: jax.Array, tiles: tuning.Tiles) -> work_list.DecodeWork:

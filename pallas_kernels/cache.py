@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.rotary import rotated
+
 
 def write_kv(
     kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
@@ -19,6 +21,19 @@ def write_kv(
     """
     new = jnp.stack([k, v], axis=1).astype(kv_pages.dtype)
     return kv_pages.at[page_ids, :, :, offsets].set(new, mode="drop", unique_indices=True)
+
+
+def rotate_and_write(
+    kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
+    qkv: Float[Array, "tokens kv_heads rows head_dim"],
+    cos: Float[Array, "tokens half"],
+    sin: Float[Array, "tokens half"],
+    page_ids: Int[Array, " tokens"],
+    offsets: Int[Array, " tokens"],
+) -> tuple[Float[Array, "num_pages 2 kv_heads page_size head_dim"], Float[Array, "tokens heads head_dim"]]:
+    """The cache with each token's rotated key and its value at (page, offset), and rotated queries."""
+    q, k, v = rotated(qkv, cos, sin)
+    return write_kv(kv_pages, k, v, page_ids, offsets), q
 
 
 def copy_pages(

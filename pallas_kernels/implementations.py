@@ -7,13 +7,14 @@ files hold
     decode      declines, Tiles, default_tiles, paged_decode
     prefill     declines, Tiles, default_tiles, tile_tokens, paged_prefill
     write       write_kv
+    rotate      declines, rotate_and_write; not in every folder
 
 with the signatures of those that are there.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -63,6 +64,8 @@ def declines(name: str, problem: Problem, device: Any = None) -> str | None:
         return None
     if device is not None and (reason := declines_device(name, device)):
         return reason
+    if importlib.util.find_spec(f"pallas_kernels.{name}.{problem.kind}") is None:
+        return "has no such kernel"
     return module(name, problem.kind).declines(problem)
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Kind = Literal["decode", "prefill"]
+Kind = Literal["decode", "prefill", "rotate"]
 
 PAGE_SIZES = (16, 32, 64, 128)
 TOKEN_ALIGN = 8  # every slot's queries start at a multiple of this in the packed axis
 
 
 class Problem(NamedTuple):
-    """Shapes and dtype of an attention problem; hashable."""
+    """Shapes and dtype of what an op computes; hashable."""
 
     kind: Kind
     dtype: str  # of q and the cache, e.g. "bfloat16"
-    tokens: int  # of the packed axis; in decode, as many as slots
+    tokens: int  # of the packed axis; in decode and rotate, as many as slots
     slots: int
     num_heads: int
     kv_heads: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,11 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from pallas_kernels import api, tuning, work_list
 from pallas_kernels.problem import TOKEN_ALIGN, Problem
+from pallas_kernels.rotary import rotated
 
 LONG = 1100  # tokens of the longest sequence: more than a chunk of any kernel
 MAX_QUERIES = 2048  # of a prefill trial, about: plain JAX computes it on a CPU
+MAX_ROTATED = 256  # tokens of a rotation's trial: the kernel computes one like the other
 LOUDNESS = 2.0  # the standard deviation of scores
 
 Answer = Shaped[np.ndarray, "tokens heads head_dim"]  # in the problem's dtype
@@ -35,9 +37,9 @@ class Trial(NamedTuple):
     """Numbers that are exact in the problem's dtype, and what is right to answer."""
 
     problem: Problem
-    q: Float[np.ndarray, "tokens heads head_dim"]
+    q: Float[np.ndarray, "tokens heads head_dim"]  # of a rotation q, k and v, by KV head
     kv_pages: Float[np.ndarray, "num_pages 2 kv_heads page_size head_dim"]
-    ragged: tuple[Int[np.ndarray, "..."], ...]  # what the op takes beside them: block tables, lengths
+    ragged: tuple[np.ndarray, ...]  # what the op takes beside them: block tables, lengths
     counts: Bool[np.ndarray, " tokens"]  # rows whose answer counts
     expected: Float[np.ndarray, "tokens heads head_dim"]
     max_error: Float[np.ndarray, "tokens heads head_dim"]
@@ -55,6 +57,8 @@ class _Slots(NamedTuple):
 def make_trial(problem: Problem, seed: int = 0) -> Trial:
     """A trial of a problem's sizes, but over a small pool of pages."""
     rng = np.random.default_rng(seed)
+    if problem.kind == "rotate":
+        return _rotation(problem, rng)
     wanted = _wanted(problem)
     slots = _slots_of(problem, wanted)
     kv_pages, tables = _cache(problem, [kv_len for _, kv_len in wanted], rng)
@@ -74,6 +78,17 @@ def make_trial(problem: Problem, seed: int = 0) -> Trial:
 def compile_trial(name: str, trial: Trial, *, interpret: bool = False) -> Callable[[], Answer]:
     """An implementation, compiled for a trial on JAX's default device: each call computes it once more."""
     problem = trial.problem
+    rotate = functools.partial(_rotate, implementation=name, interpret=interpret)
+    function = rotate if problem.kind == "rotate" else _attention(name, trial, interpret)
+    floats = (jnp.asarray(array, problem.dtype) for array in (trial.q, trial.kv_pages))
+    arrays = (*floats, *map(jnp.asarray, trial.ragged))
+    compiled = jax.jit(function).lower(*arrays).compile()
+    return lambda: np.asarray(compiled(*arrays))
+
+
+def _attention(name: str, trial: Trial, interpret: bool) -> Callable[..., jax.Array]:
+    """An op of attention, with the tiles of the device."""
+    problem = trial.problem
     kind = tuning.INTERPRETER if interpret else jax.devices()[0].device_kind
     tiles = tuning.lookup(name, problem, kind)
     options = {
@@ -86,11 +101,46 @@ def compile_trial(name: str, trial: Trial, *, interpret: bool = False) -> Callab
         work = work_list.make_decode_work(kv_lens, chunk=tiles.chunk, max_items=num_items)
         return api.paged_decode(q, kv_pages, tables, kv_lens, work=work, **options)
 
-    prefill = functools.partial(api.paged_prefill, **options)
-    floats = (jnp.asarray(array, problem.dtype) for array in (trial.q, trial.kv_pages))
-    arrays = (*floats, *map(jnp.asarray, trial.ragged))
-    compiled = jax.jit(decode if problem.kind == "decode" else prefill).lower(*arrays).compile()
-    return lambda: np.asarray(compiled(*arrays))
+    return decode if problem.kind == "decode" else functools.partial(api.paged_prefill, **options)
+
+
+def _rotate(
+    qkv: jax.Array,
+    kv_pages: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    page_ids: jax.Array,
+    offsets: jax.Array,
+    **options: Any,
+) -> jax.Array:
+    """Rotated queries, and what is in the cache then, [tokens, heads + 2 kv_heads, head_dim]."""
+    kv_pages, q = api.rotate_and_write(kv_pages, qkv, cos, sin, page_ids, offsets, **options)
+    new = kv_pages[page_ids, :, :, offsets]
+    return jnp.concatenate([q, new.reshape(len(q), -1, q.shape[-1])], axis=1)
+
+
+def _rotation(problem: Problem, rng: np.random.Generator) -> Trial:
+    """Tokens at places of their own, or, every third, nowhere, in a cache of NaN."""
+    problem = problem._replace(tokens=min(problem.tokens, MAX_ROTATED), slots=min(problem.slots, MAX_ROTATED))
+    tokens, kv_heads, page_size = problem.tokens, problem.kv_heads, problem.page_size
+    rows = (tokens, kv_heads, problem.group + 2, problem.head_dim)
+    qkv = _rounded(rng.standard_normal(rows), problem.dtype)
+    num_pages = tokens // page_size + 2
+    kv_pages = np.full((num_pages, 2, kv_heads, page_size, problem.head_dim), np.nan, np.float32)
+    places = rng.permutation(num_pages * page_size)[:tokens]
+    live = np.arange(tokens) % 3 != 1
+    page_ids = np.where(live, places // page_size, num_pages).astype(np.int32)
+    angles = rng.uniform(0, 2 * np.pi, (tokens, problem.head_dim // 2))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    with jax.default_device(jax.devices("cpu")[0]):
+        parts = [np.asarray(part) for part in rotated(*map(jnp.asarray, (qkv, cos, sin)))]
+    expected = np.concatenate(parts, axis=1)
+    both = np.abs(qkv) + np.abs(np.roll(qkv, problem.head_dim // 2, axis=-1))  # of a pair
+    queries = both[:, :, :-2].reshape(tokens, -1, problem.head_dim)
+    magnitude = np.concatenate([queries, both[:, :, -2], both[:, :, -1]], axis=1)
+    max_error = _max_error(expected, magnitude, problem.dtype)
+    ragged = (cos, sin, page_ids, (places % page_size).astype(np.int32))
+    return Trial(problem, qkv, kv_pages, ragged, live, expected, max_error)
 
 
 def check(run: Callable[[], Answer], trial: Trial) -> None:

@@ -30,6 +30,7 @@ import weights
 from jbatch.config import ModelConfig
 from jbatch.device import model as llama
 from jbatch.device import rotary
+from pallas_kernels import rotated
 from weights.demo import tasks
 
 CONFIG = ModelConfig(
@@ -186,7 +187,8 @@ def forward(params: Params, batch: Batch) -> jax.Array:
     segments, length = batch["segments"], batch["segments"].shape[1]
     mask = (segments[:, :, None] == segments[:, None, :]) & jnp.tri(length, dtype=bool)
 
-    def attend(layer_idx: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def attend(layer_idx: int, qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+        q, k, v = rotated(qkv, cos, sin)
         grouped = q.reshape(*q.shape[:2], CONFIG.num_kv_heads, CONFIG.group, CONFIG.head_dim)
         scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k) * CONFIG.head_dim**-0.5
         weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e9), axis=-1)

@@ -104,9 +104,11 @@ def _last_logits(config: ModelConfig) -> Callable[..., Any]:
     import jax.numpy as jnp
 
     from jbatch.device import model
+    from pallas_kernels import rotated
 
-    def attend(layer_idx: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def attend(layer_idx: int, qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
         del layer_idx
+        q, k, v = rotated(qkv, cos, sin)
         return jax.nn.dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
 
     def last_logits(params: tuple[jax.Array, ...], ids: jax.Array, length: int) -> jax.Array:

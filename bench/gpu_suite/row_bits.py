@@ -79,7 +79,7 @@ class Forward:
 
     def __init__(self, model: Model, bucket: Bucket, backend: str):
         self.model, self.bucket, self.tables = model, bucket, own_pages(model.shape)
-        attention, config = Attention(backend, backend), model.config
+        attention, config = Attention.all_by(backend), model.config
         like = self._part([None] * num_members(bucket))
 
         def run(params: Any, kv_pages: Any, arrays: Part, watched: Any) -> Any:

@@ -137,7 +137,7 @@ def why_not(backend: str, model: Model, bucket: Bucket) -> str | None:
 
 def compile_greedy(model: Model, bucket: Bucket, backend: str) -> Any:
     """The engine's own program of a bucket for greedy requests, with an attention backend."""
-    spec = StepSpec(model.config, model.shape, model.device, Attention(backend, backend))
+    spec = StepSpec(model.config, model.shape, model.device, Attention.all_by(backend))
     return spec.compile(program_for(bucket, Sampler.GREEDY))
 
 

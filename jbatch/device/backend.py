@@ -14,7 +14,7 @@ from jbatch.seam.bucket import Bucket, decode_bucket, room_of
 from jbatch.seam.shape import StateShape
 from pallas_kernels import Problem, choose, tuning
 from pallas_kernels.implementations import declines
-from pallas_kernels.names import COMPILERS
+from pallas_kernels.names import COMPILERS, ROTATES
 from pallas_kernels.problem import Kind
 from pallas_kernels.reference import BLOCK_KV
 from pallas_kernels.work_list import max_items
@@ -26,6 +26,12 @@ class Attention(NamedTuple):
     decode: str = "xla"
     prefill: str = "xla"
     interpret: bool = False
+    rotate: str = "xla"  # of queries and keys, beside the writing of the cache
+
+    @classmethod
+    def all_by(cls, name: str, interpret: bool = False) -> Attention:
+        """All that a backend has kernels for, by it."""
+        return cls(name, name, interpret, "xla" if name == "xla" else ROTATES)
 
 
 PLAIN = Attention()
@@ -59,7 +65,10 @@ def choose_attention(
             except ValueError as error:
                 raise ConfigError("attention_backend", backend, str(error)) from None
             names[problem.kind] = choice.name
-    return Attention(names.get("decode", "xla"), names.get("prefill", "xla"), interpret)
+    rotation = rotation_of(model, shape, max(buckets, key=lambda bucket: bucket.num_places))
+    by_itself = {"auto": proven.get("rotate", "xla"), "xla": "xla"}.get(backend, ROTATES)
+    rotate = choose(rotation, (by_itself, "xla"), None if interpret else device).name
+    return Attention(names.get("decode", "xla"), names.get("prefill", "xla"), interpret, rotate)
 
 
 def describe(model: ModelConfig, device: jax.Device | Any) -> str:
@@ -75,24 +84,29 @@ def describe(model: ModelConfig, device: jax.Device | Any) -> str:
 
 def problems_of(model: ModelConfig, shape: StateShape, bucket: Bucket) -> tuple[Problem, ...]:
     """The attention of each layer of a step: of its slots, and of its chunks."""
-
-    def problem(kind: Kind, tokens: int, slots: int) -> Problem:
-        return Problem(
-            kind,
-            model.dtype,
-            tokens=tokens,
-            slots=slots,
-            num_heads=model.num_heads,
-            kv_heads=model.num_kv_heads,
-            head_dim=model.head_dim,
-            num_pages=shape.num_pages,
-            page_size=shape.page_size,
-            pages_per_seq=shape.pages_per_seq,
-        )
-
-    decode = (problem("decode", bucket.slots, bucket.slots),) if bucket.slots else ()
+    decode = (_problem("decode", model, shape, bucket.slots, bucket.slots),) if bucket.slots else ()
     chunks = room_of(bucket, shape).chunks
-    return (*decode, problem("prefill", bucket.tokens, chunks)) if bucket.tokens else decode
+    return (*decode, _problem("prefill", model, shape, bucket.tokens, chunks)) if bucket.tokens else decode
+
+
+def rotation_of(model: ModelConfig, shape: StateShape, bucket: Bucket) -> Problem:
+    """The rotation of a layer's queries and keys, and the writing of its cache, of all a step's tokens."""
+    return _problem("rotate", model, shape, bucket.num_places, bucket.num_places)
+
+
+def _problem(kind: Kind, model: ModelConfig, shape: StateShape, tokens: int, slots: int) -> Problem:
+    return Problem(
+        kind,
+        model.dtype,
+        tokens=tokens,
+        slots=slots,
+        num_heads=model.num_heads,
+        kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        num_pages=shape.num_pages,
+        page_size=shape.page_size,
+        pages_per_seq=shape.pages_per_seq,
+    )
 
 
 def attention_bytes(

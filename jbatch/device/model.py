@@ -1,7 +1,7 @@
 """The Flax LLaMA, top to bottom.
 
 The model knows nothing of pages or batches: it maps tokens and positions to hidden states and calls
-`attend(layer_idx, q, k, v)` for attention, so that a paged step, a training loop and a hook share it.
+`attend(layer_idx, qkv, cos, sin)` for attention, so that a paged step, a training loop and a hook share it.
 Weights keep Hugging Face's [out, in] orientation, with qkv grouped by KV head and gate-up stacked.
 """
 
@@ -22,14 +22,18 @@ from jbatch.device.project import project
 
 @runtime_checkable  # the tests check types, too
 class Attend(Protocol):
-    """Causal attention of one layer: scaled by head_dim ** -0.5, and whatever cache it keeps."""
+    """Causal attention of one layer: scaled by head_dim ** -0.5, and whatever cache it keeps.
+
+    `qkv` holds for each KV head its queries, then its key, then its value. Queries and keys are to be rotated
+    first: `pallas_kernels.rotated` does that, and takes the three apart.
+    """
 
     def __call__(
         self,
         layer_idx: int,
-        q: Float[Array, "*tokens heads head_dim"],
-        k: Float[Array, "*tokens kv_heads head_dim"],
-        v: Float[Array, "*tokens kv_heads head_dim"],
+        qkv: Float[Array, "*tokens kv_heads rows head_dim"],
+        cos: Float[Array, "*tokens half"],
+        sin: Float[Array, "*tokens half"],
     ) -> Float[Array, "*tokens heads head_dim"]: ...
 
 
@@ -75,12 +79,10 @@ class Attention(nnx.Module):
         qkv = project(x, self.qkv[...], num_out=3)
         if self.qkv_bias is not None:
             qkv = qkv + self.qkv_bias[...]
-        q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
-        q = q.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotary.rotate(q, cos, sin), rotary.rotate(k, cos, sin)
-        out = project(attend(layer_idx, q, k, v), self.o[...], num_out=1)
+            q, k, v = jnp.split(qkv, (self.config.group, self.config.group + 1), axis=-2)
+            qkv = jnp.concatenate([self.q_norm(q), self.k_norm(k), v], axis=-2)
+        out = project(attend(layer_idx, qkv, cos, sin), self.o[...], num_out=1)
         return out if self.o_bias is None else out + self.o_bias[...]
 
 

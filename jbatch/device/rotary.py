@@ -1,4 +1,4 @@
-"""Rotary position embedding: the frequencies of each scaling, and their application to q and k."""
+"""Rotary position embedding: the frequencies of each scaling, and the rotation of each position."""
 
 from __future__ import annotations
 
@@ -54,15 +54,3 @@ def cos_sin(
     angles = positions[..., None].astype(jnp.float32) * frequencies(rope, head_dim)
     scale = rope.attention_factor if rope.kind == "yarn" else 1.0
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
-
-
-def rotate(
-    x: Float[Array, "*tokens heads head_dim"],
-    cos: Float[Array, "*tokens half"],
-    sin: Float[Array, "*tokens half"],
-) -> Float[Array, "*tokens heads head_dim"]:
-    """Rotate the pairs (i, i + head_dim / 2), as Hugging Face checkpoints store them; float32 inside."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[..., None, :], sin[..., None, :]
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)

@@ -15,7 +15,7 @@ from jbatch.device.backend import Attention
 from jbatch.device.state import Rows, write_columns
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.step_input import StepFields
-from pallas_kernels import RaggedMetadata, add_work_list, paged_attention, write_kv
+from pallas_kernels import RaggedMetadata, add_work_list, paged_attention, rotate_and_write
 
 
 class Part(NamedTuple):
@@ -91,11 +91,14 @@ def forward(
     # Behind a barrier, or the kernel that writes a layer's cache works them out again, from the packed input.
     places = lax.optimization_barrier((_join(page_ids), _join(offsets)))
     updated = list(kv_pages)
+    writing: dict[str, Any] = {"implementation": attention.rotate, "interpret": attention.interpret}
     works = [_work(llama.config.num_heads, kv_pages[0], part, attention) for part in parts]
     ends = list(itertools.accumulate(len(part.ids) for part in parts))
 
-    def attend(layer_idx: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        cache = updated[layer_idx] = write_kv(updated[layer_idx], k, v, *places)
+    def attend(layer_idx: int, qkv: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+        rotation = (qkv, cos, sin, *places)
+        cache, q = rotate_and_write(updated[layer_idx], *rotation, **writing)
+        updated[layer_idx] = cache
         queries = [q] if len(parts) == 1 else jnp.split(q, ends[:-1])
         with jax.named_scope("paged_attention"):  # the gate tells its instructions by it
             return _join(

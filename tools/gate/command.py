@@ -55,9 +55,8 @@ def run_steps(target: gpu_target.Target, only: str, quick: bool) -> tuple[list[d
     print(gate_table.steps(rows))
     for row in rows:
         print(f"not met: {row['step']}: {'; '.join(row['not_met']) or 'nothing'}")
-        for title, name in (("", "layer_kernels"), (" with cuBLAS", "cublas_layer_kernels")):
-            if launches := row[name]:
-                print(f"a layer of {row['step']} launches{title}:\n  " + "\n  ".join(launches))
+        if launches := row["layer_kernels"]:
+            print(f"a layer of {row['step']} launches:\n  " + "\n  ".join(launches))
     return rows, [f"{row['step']}: {failure}" for row in rows for failure in row["failures"]]
 
 

@@ -156,6 +156,29 @@ def unwritten_outputs(module: Module) -> list[str]:
     return [name for name in operands(root) if name in parameters]
 
 
+def num_readers(module: Module, parameter: str) -> int:
+    """Kernels of the entry that read a parameter, by the beginning of its name."""
+    entry = module.computations[module.entry]
+    names = {i.name for i in entry if i.opcode == "parameter" and i.name.split(".")[0] == parameter}
+    return sum(is_kernel(i) and not names.isdisjoint(operands(i)) for i in entry)
+
+
+def num_rematerialised(module: Module) -> int:
+    """Instructions that XLA computes once more, rather than keep what they gave."""
+    return sum(".remat" in i.name for computation in module.computations.values() for i in computation)
+
+
+def bytes_written(module: Module, *, shape: str, scope: str) -> int:
+    """By kernels, each once; but for arrays of a shape, such as "[800,", and for kernels of a scope."""
+    arrays = [
+        f"{dtype}[{dims}]"
+        for placed in module.executed()
+        if is_kernel(placed.instruction) and scope not in placed.instruction.op_name
+        for dtype, dims in _ARRAY.findall(placed.instruction.shape)
+    ]
+    return sum(shape_bytes(array) for array in arrays if shape not in array)
+
+
 def num_command_buffers(thunks: str) -> int:
     """CUDA graphs in XLA's dump of what it launches, those in loops' bodies included."""
     return len(re.findall(r"^\s*\d+: kCommandBuffer\b", thunks, re.MULTILINE))

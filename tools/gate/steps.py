@@ -11,54 +11,16 @@ from bench.measure.shapes import SHAPES, model_config
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket, room_of
 from jbatch.seam.shape import StateShape
-from tools.gate import hlo
+from tools.gate import hlo, limits
+from tools.gate.case import THIN, Case
 from tools.gate.target import Target, compiling, thunks
 
-MB = 2**20
-MOVE_LIMIT = 8 * MB  # of a copy, transpose, gather, slice or conversion
-TEMP_LIMIT = 64 * MB  # of decode's temporaries at 64 slots; logits and attention's blocks grow with the slots
-KERNELS_PER_LAYER = 10
-THIN = 2  # layers of the programs that others are compared with, also over half the pool
 PAGE_SIZE, MAX_MODEL_LEN = 64, 8192
 NUM_ROWS = 256  # of the engine's state
+# With 8B's weights 88 % of the device's memory, as an engine takes.
+POOLS = {"h200": 108 * 10**9, "a100": 54 * 10**9}
 ATTENTION = "paged_attention"  # the scope of the op in the step
-# Of the state of features, what only row data writes.
-ONLY_READ = ("extra__bias", "extra__bad_words___words", "extra__counts___in_prompt", "extra__logprob_ids")
-NO_PAGES = ("state_rows", "state_block_tables")  # what the program that copies pages returns as it came
 QUICK = ("llama3-8b decode 64 greedy", "llama3.2-1b decode 64 greedy", "llama3-8b prefill 2048 filtered")
-CUBLAS = {"xla_gpu_enable_triton_gemm": False}
-
-
-class Case(NamedTuple):
-    """A step to compile, or the program that copies pages."""
-
-    model: str
-    bucket: Bucket | None  # None: page copies
-    sampler: Sampler
-    attention: str
-    num_layers: int = THIN
-    pool_bytes: int = 34 * 10**9  # of the whole model
-    layer_kernels: bool = False  # also list what a layer launches
-
-    @property
-    def name(self) -> str:
-        if self.bucket is None:
-            return f"{self.model} page copies"
-        slots, tokens, steps = self.bucket
-        if not tokens:
-            size = f"decode {slots}" if steps == 1 else f"decode {slots} x {steps}"
-        else:
-            size = f"mixed {slots}+{tokens}" if slots else f"prefill {tokens}"
-        return f"{self.model} {size} {self.sampler.name.lower()} {self.attention}"
-
-    @property
-    def slots(self) -> int:
-        return self.bucket.slots if self.bucket is not None else 0
-
-    @property
-    def decodes(self) -> bool:
-        """Whether it is a step of decoding sequences alone: it has less to move."""
-        return self.bucket is not None and not self.bucket.tokens
 
 
 class Program(NamedTuple):
@@ -82,7 +44,7 @@ def cases(target: str, jax_version: tuple[int, ...]) -> list[Case]:
         return [Case("llama3-8b", decode, greedy, attention) for attention in ("triton", "xla")]
     others = (filtered, Sampler.LOGPROBS, Sampler.PROCESSED, Sampler.EXTENDED)
     found = [
-        Case("llama3-8b", decode, greedy, best, num_layers=32, layer_kernels=True),
+        Case("llama3-8b", decode, greedy, best, num_layers=32, pool_bytes=POOLS[target], layer_kernels=True),
         *(Case("llama3-8b", decode, sampler, best) for sampler in others),
         Case("llama3-8b", decode_bucket(256), greedy, best),
         Case("llama3-8b", prefill, filtered, best),
@@ -134,20 +96,22 @@ def measure(case: Case, target: Target) -> dict[str, Any]:
         "temp_bytes_thin": thin.memory["temp"],
         "temp_bytes_half_pool": half.memory["temp"],
         "unwritten_outputs": hlo.unwritten_outputs(full.module),
-        "large_moves": [_describe(p) for p in hlo.large_moves(full.module, move_limit(case))],
+        "large_moves": [_describe(p) for p in hlo.large_moves(full.module, limits.move_limit(case))],
         "trip_counts": hlo.trip_counts(full.module),
         "attention_trip_counts": hlo.trip_counts(full.module, ATTENTION),
         "command_buffers": full.num_graphs,
         "host_branches": full.host_branches,
         "kernels": count_kernels(full.module),
+        "readers_of_input": hlo.num_readers(full.module, "packed"),
+        "rematerialised": hlo.num_rematerialised(full.module),
+        "written_per_layer_bytes": written_per_layer(full, thin),
         "kernels_per_layer": kernels_per_layer(full, thin),
         "layer_kernels": layer_kernels(full, thin) if case.layer_kernels else None,
-        "cublas_layer_kernels": cublas_layer_kernels(case, target, num_pages) if case.layer_kernels else None,
     }
     return row | {
         "cpu_s": round(time.process_time() - begin, 1),
-        "failures": failures(row, case),
-        "not_met": not_met(row, case),
+        "failures": limits.failures(row, case),
+        "not_met": limits.not_met(row, case),
     }
 
 
@@ -160,7 +124,7 @@ def compile_case(
     from jbatch.device.compiler_options import options_for
 
     config = model_config(case.model, num_layers, MAX_MODEL_LEN)
-    attention = Attention(case.attention, case.attention)
+    attention = Attention.all_by(case.attention)
     spec = programs.StepSpec(config, state_shape(num_pages), target.device, attention)
     with compiling(target):
         if case.bucket is None:
@@ -223,6 +187,16 @@ def kernels_per_layer(full: Program, thin: Program) -> dict[str, float] | None:
     return {name: round((many[name] - few[name]) / layers, 1) for name in many}
 
 
+def written_per_layer(full: Program, thin: Program) -> float | None:
+    """Bytes that each layer's kernels write; but for the cache, and for attention, which fills a part of its
+    arrays. None where there is only one number of layers."""
+    layers = full.num_layers - thin.num_layers
+    if not layers:
+        return None
+    many, few = (hlo.bytes_written(p.module, shape=f"[{p.num_pages},", scope=ATTENTION) for p in (full, thin))
+    return (many - few) / layers
+
+
 def layer_kernels(full: Program, thin: Program) -> list[str]:
     """The launches that each layer adds to a program, by where they come from in the traced function."""
 
@@ -245,27 +219,6 @@ def _origin(instruction: hlo.Instruction) -> str:
     return f"{name}: {instruction.op_name.removeprefix('jit(step)/')}"
 
 
-def cublas_layer_kernels(case: Case, target: Target, num_pages: int) -> list[str]:
-    """The same with the library's GEMMs. Without autotuning XLA takes its own, split over K, whose sums are
-    more launches; what a device would choose is between the two."""
-    few, many = (compile_case(case, target, layers, num_pages, CUBLAS) for layers in (THIN, 10))
-    return layer_kernels(many, few)
-
-
-def move_limit(case: Case) -> int:
-    """What may move by right: of a step with prompts whole activations, its tokens' embeddings and queries.
-
-    One that reports log-probabilities keeps the model's own logits beside those without stop ids, so it
-    copies them once. (One that processes logits, too, makes the others anyway.)
-    """
-    if case.bucket is None:
-        return MOVE_LIMIT
-    if case.decodes:
-        copies = case.sampler.reports and not case.sampler.processes
-        return max(MOVE_LIMIT, copies * case.bucket.slots * SHAPES[case.model].vocab_size * 4)
-    return max(MOVE_LIMIT, case.bucket.num_places * SHAPES[case.model].embed_dim * 2)
-
-
 def _describe(placed: hlo.Placed) -> dict[str, Any]:
     instruction, in_loop = placed
     return {
@@ -276,67 +229,3 @@ def _describe(placed: hlo.Placed) -> dict[str, Any]:
         "attention": ATTENTION in instruction.op_name,
         "op_name": instruction.op_name,
     }
-
-
-def failures(row: dict[str, Any], case: Case) -> list[str]:
-    """What must hold, and does not; less of plain-JAX attention, which gathers by blocks, in loops."""
-    found = []
-    if unknown := row["attention_trip_counts"].count(None):
-        found.append(f"{unknown} loops over blocks of the cache, of a length that only the device knows")
-    if row["alias_bytes"] < row["pool_bytes"]:
-        found.append(
-            f"the cache is not updated in place: {row['alias_bytes']} of {row['pool_bytes']} bytes alias"
-        )
-    by_right = NO_PAGES if case.bucket is None else ONLY_READ
-    unwritten = [name for name in row["unwritten_outputs"] if not name.startswith(by_right)]
-    if unwritten:
-        found.append(f"returned as they came in: {', '.join(unwritten)}")
-    if row["temp_bytes_thin"] != row["temp_bytes_half_pool"]:
-        sizes = f"{row['temp_bytes_half_pool']} and {row['temp_bytes_thin']}"
-        found.append(f"temporaries depend on the pool: {sizes} bytes for half of it and for all")
-    for move in row["large_moves"]:
-        if case.attention != "xla" or not move["attention"]:
-            found.append(
-                f"{move['name']} moves {move['bytes'] / MB:.0f} MB: {move['shape']} ({move['op_name']})"
-            )
-    if case.decodes and row["temp_bytes"] > temp_limit(case):
-        found.append(f"{row['temp_bytes'] / MB:.1f} MB of temporaries: at most {temp_limit(case) / MB:.0f}")
-    steps = 1 if case.bucket is None else case.bucket.steps
-    if steps > 1 and row["trip_counts"] != [steps]:
-        found.append(f"loops of {row['trip_counts']} turns: one of {steps} is right")
-    straight = case.attention != "xla" and not row["kernels"]["while"]  # a loop in sampling divides the graph
-    if case.decodes and straight and row["command_buffers"] != 1:
-        found.append(f"{row['command_buffers']} command buffers instead of 1")
-    return found
-
-
-def temp_limit(case: Case) -> int:
-    """Of a decode step, in bytes: 64 MB per 64 slots; sampling also keeps scaled logits, keys and weights. On
-    top, what plain-JAX attention gathers: a block of keys and one of values per slot."""
-    from pallas_kernels.reference import BLOCK_KV
-
-    limit = TEMP_LIMIT * max(1, case.slots // 64) * (1 if case.sampler == Sampler.GREEDY else 2)
-    if case.attention != "xla":
-        return limit
-    shape = SHAPES[case.model]
-    return limit + 2 * case.slots * BLOCK_KV * shape.num_kv_heads * shape.head_dim * 2
-
-
-def not_met(row: dict[str, Any], case: Case) -> list[str]:
-    """Goals that are not failures."""
-    found = []
-    if row["host_branches"]:
-        found.append(f"{row['host_branches']} branches that the host takes, waiting for the device first")
-    if case.bucket is not None and row["command_buffers"] != 1:
-        found.append(f"{row['command_buffers']} command buffers instead of 1")
-    per_layer = row["kernels_per_layer"]
-    if case.decodes and per_layer:
-        num_kernels = per_layer["other"] + per_layer["attention"]
-        cublas = row["cublas_layer_kernels"]
-        if num_kernels > KERNELS_PER_LAYER:
-            others = f", {len(cublas)} with cuBLAS" if cublas else ""
-            found.append(f"{num_kernels:g} kernels per layer{others} (goal: {KERNELS_PER_LAYER})")
-    moves = [move["bytes"] for move in row["large_moves"]]
-    if moves:
-        found.append(f"{len(moves)} gathers or transposes of up to {max(moves) / MB:.0f} MB")
-    return found

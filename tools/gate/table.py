@@ -57,7 +57,8 @@ def steps(rows: Iterable[dict[str, Any]]) -> str:
         "2 layers",
         "half pool",
     )
-    head += ("kernels/layer", "attention", "loops", "other loops", "branches", "graphs", "CPU s")
+    head += ("kernels/layer", "attention", "MB/layer", "loops", "other loops", "branches", "graphs")
+    head += ("input read", "remat", "CPU s")
     lines: list[Sequence[Any]] = [head]
     for row in rows:
         per_layer = row["kernels_per_layer"]
@@ -66,8 +67,9 @@ def steps(rows: Iterable[dict[str, Any]]) -> str:
             f"{row[name] / MB:.1f}" for name in ("temp_bytes", "temp_bytes_thin", "temp_bytes_half_pool")
         ]
         kernels = [f"{per_layer[name]:g}" if per_layer else "" for name in ("other", "attention")]
+        kernels += [f"{row['written_per_layer_bytes'] / MB:.1f}" if per_layer else ""]
         tail = [row["kernels"][name] for name in ("attention_while", "while", "conditional")]
-        tail += [row["command_buffers"], row["cpu_s"]]
+        tail += [row[name] for name in ("command_buffers", "readers_of_input", "rematerialised", "cpu_s")]
         lines.append((row["step"], row["layers"], *gigabytes, *temps, *kernels, *tail))
     return text_table(lines)
 

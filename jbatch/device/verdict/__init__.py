@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jbatch.config import EngineConfig, ModelConfig
-from jbatch.device.backend import Proven, problems_of
+from jbatch.device.backend import Proven, problems_of, rotation_of
 from jbatch.device.verdict import gpus, kept
 from jbatch.device.verdict.ask import check_kernels
 from jbatch.device.verdict.record import Kernel, Verdict
@@ -90,7 +90,9 @@ def _request(config: EngineConfig, model: ModelConfig, max_model_len: int) -> Re
 def problems_to_check(config: EngineConfig, model: ModelConfig, max_model_len: int) -> tuple[Problem, ...]:
     """Of each op, those of an engine's smallest and its largest step."""
     shape = StateShape(config.max_num_seqs, 2, config.page_size, -(-max_model_len // config.page_size))
-    found = [p for bucket in buckets_of(config, max_model_len) for p in problems_of(model, shape, bucket)]
+    buckets = buckets_of(config, max_model_len)
+    found = [p for bucket in buckets for p in problems_of(model, shape, bucket)]
+    found += [rotation_of(model, shape, bucket) for bucket in buckets]
     chosen: list[Problem] = []
     for kind in sorted({problem.kind for problem in found}):
         by_size = sorted(

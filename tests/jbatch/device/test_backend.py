@@ -71,7 +71,7 @@ def test_log_probabilities_are_as_good_as_plain_jax(backend):
     """Both run in bfloat16; what is right is float32."""
     right = log_probs("float32", PLAIN)
     plain = log_probs("bfloat16", PLAIN)
-    kernels = log_probs("bfloat16", Attention(backend, backend, interpret=True))
+    kernels = log_probs("bfloat16", Attention.all_by(backend, interpret=True))
     for wanted, usual, ours in zip(right, plain, kernels, strict=True):
         assert np.isfinite(ours).all()
         usual_error, error = np.abs(usual - wanted), np.abs(ours - wanted)
@@ -84,7 +84,7 @@ def test_log_probabilities_are_as_good_as_plain_jax(backend):
 def test_an_engine_generates_the_same(backend):
     """Through the compiled steps, with preemption: the tokens of plain JAX, or a near-tie."""
     outputs = {}
-    for attention in (PLAIN, Attention(backend, backend, interpret=True)):
+    for attention in (PLAIN, Attention.all_by(backend, interpret=True)):
         runner = make_runner(attention)
         engine = make_engine(make_scheduler(num_pages=NUM_PAGES), runner)
         for index, prompt in enumerate(PROMPTS):
@@ -110,6 +110,7 @@ def test_auto_is_plain_jax_unless_a_kernel_is_proven():
     gpu = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA Test", compute_capability="8.0")
     assert choose_attention(*arguments, gpu) == PLAIN
     assert choose_attention(*arguments, gpu, {"decode": "triton"}) == Attention("triton", "xla")
+    assert choose_attention(*arguments, gpu, {"rotate": "triton"}) == Attention(rotate="triton")
     float32 = ("auto", config("float32"), *arguments[2:])
     assert choose_attention(*float32, gpu, {"decode": "triton"}) == PLAIN
 
@@ -125,7 +126,7 @@ def test_what_auto_means_is_described():
 def test_a_kernel_is_interpreted_on_a_cpu():
     shape = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, 6)
     chosen = choose_attention("triton", config(), shape, (PREFILL, DECODE), find_device("cpu"))
-    assert chosen == Attention("triton", "triton", interpret=True)
+    assert chosen == Attention.all_by("triton", interpret=True)
 
 
 def test_a_backend_that_cannot_run_the_model_says_why():

@@ -57,7 +57,7 @@ SMALL = {
 )
 def test_the_estimate_is_what_xla_takes(model, bucket, backend, mib, most):
     shape = StateShape(max(64, bucket.slots), 2, 64, model.max_position_embeddings // 64)
-    spec = StepSpec(model, shape, H200, Attention(backend, backend))
+    spec = StepSpec(model, shape, H200, Attention.all_by(backend))
     extra = extra_bytes(Sampler.EXTENDED, shape.num_rows, model.vocab_size)
     assert (step_bytes_of(spec, (bucket,)) - extra) / 2**20 == pytest.approx(mib, rel=most)
 

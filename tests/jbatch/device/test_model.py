@@ -9,6 +9,7 @@ import weights
 from jbatch.device import model
 from jbatch.device.rotary import frequencies
 from jbatch.model_dir.config_json import parse_config
+from pallas_kernels import rotated
 from tests.helpers.hf_checkpoint import random_params, tiny
 from tests.helpers.paged import PagedModel
 
@@ -98,7 +99,8 @@ def test_dtypes(dtype):
     def forward(params, tokens):
         llama = model.build(config, params)
 
-        def attend(layer_idx, q, k, v):
+        def attend(layer_idx, qkv, cos, sin):
+            q, k, v = rotated(qkv, cos, sin)
             seen.append((layer_idx, q.dtype, k.dtype, v.dtype))
             return q
 

@@ -4,9 +4,10 @@ import pytest
 
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
-from tools.gate import hlo
+from tools.gate import hlo, limits
 from tools.gate import steps as gate_steps
 from tools.gate import table as gate_table
+from tools.gate.case import THIN, Case
 
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true
@@ -34,7 +35,7 @@ ENTRY %main (state: f32[8,4]) -> f32[8,4] {
 }
 """
 
-DECODE = gate_steps.Case("llama3-8b", decode_bucket(64), Sampler.GREEDY, "mosaic")
+DECODE = Case("llama3-8b", decode_bucket(64), Sampler.GREEDY, "mosaic")
 PLAIN = DECODE._replace(attention="xla")
 PREFILL = DECODE._replace(bucket=prefill_bucket(2048))
 MIXED = DECODE._replace(bucket=Bucket(64, 2048), sampler=Sampler.FILTERED)
@@ -56,7 +57,8 @@ def row(**changes):
     rest = {"temp_bytes_half_pool": 5, "unwritten_outputs": [], "large_moves": [], "command_buffers": 1}
     rest |= {"attention_trip_counts": []}
     kernels = {"kernels": {"while": 0, "attention_while": 0}, "kernels_per_layer": None, "host_branches": 0}
-    return sizes | rest | kernels | {"cublas_layer_kernels": None} | changes
+    more = {"readers_of_input": 8, "rematerialised": 0, "written_per_layer_bytes": None}
+    return sizes | rest | kernels | more | changes
 
 
 def test_kernels_are_counted_by_where_they_come_from():
@@ -98,7 +100,11 @@ def test_a_fusion_that_is_named_after_another_of_its_results_is_no_launch_of_a_l
             "returned as they came in: extra__counts___in_output.1",
         ),
         ({"temp_bytes_half_pool": 3}, "depend on the pool"),
-        ({"temp_bytes": 65 * 2**20}, "65.0 MB of temporaries: at most 64"),
+        ({"temp_bytes": 41 * 2**20}, "41.0 MB of temporaries: at most 40"),
+        ({"readers_of_input": 9}, "9 kernels read the packed input: at most 8"),
+        ({"rematerialised": 1}, "1 values computed twice"),
+        ({"written_per_layer_bytes": 11 * 2**20}, "a layer writes 11.0 MB: at most 10"),
+        ({"kernels_per_layer": {"other": 9, "attention": 2}}, "11 kernels per layer: at most 10.5"),
         ({"large_moves": [MOVE]}, "copy.1 moves 16 MB"),
         ({"large_moves": [MOVE | {"attention": True}]}, "copy.1 moves 16 MB"),
         ({"command_buffers": 2}, "2 command buffers"),
@@ -106,67 +112,68 @@ def test_a_fusion_that_is_named_after_another_of_its_results_is_no_launch_of_a_l
     ],
 )
 def test_failures_are_named(changes, says):
-    assert not gate_steps.failures(row(), DECODE)
-    (failure,) = gate_steps.failures(row(**changes), DECODE)
+    assert not limits.failures(row(), DECODE)
+    (failure,) = limits.failures(row(**changes), DECODE)
     assert says in failure
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"temp_bytes": 96 * 2**20},  # blocks of the cache
+        {"temp_bytes": 72 * 2**20},  # blocks of the cache
         {"attention_trip_counts": [2, 4, 64]},
         {"large_moves": [MOVE | {"attention": True}]},
         {"command_buffers": 5},
     ],
 )
 def test_plain_jax_attention_may_gather_in_loops(changes):
-    assert not gate_steps.failures(row(**changes), PLAIN)
-    assert gate_steps.failures(row(large_moves=[MOVE]), PLAIN), "but the rest of its step may not"
-    (failure,) = gate_steps.failures(row(attention_trip_counts=[2, None, None]), PLAIN)
+    assert not limits.failures(row(**changes), PLAIN)
+    assert limits.failures(row(large_moves=[MOVE]), PLAIN), "but the rest of its step may not"
+    (failure,) = limits.failures(row(attention_trip_counts=[2, None, None]), PLAIN)
     assert failure == "2 loops over blocks of the cache, of a length that only the device knows"
 
 
 def test_extended_decode_steps_do_not_write_what_a_request_brought():
     case = DECODE._replace(sampler=Sampler.EXTENDED)
     read = ["extra__bad_words___words.1", "extra__bias__.1", "extra__counts___in_prompt.1"]
-    assert not gate_steps.failures(row(unwritten_outputs=[*read, "extra__logprob_ids__.1"]), case)
-    (failure,) = gate_steps.failures(row(unwritten_outputs=["extra__bad_words___history.1"]), case)
+    assert not limits.failures(row(unwritten_outputs=[*read, "extra__logprob_ids__.1"]), case)
+    (failure,) = limits.failures(row(unwritten_outputs=["extra__bad_words___history.1"]), case)
     assert failure.endswith("history.1")
 
 
 def test_page_copies_write_pages_alone():
     unwritten = ["state_rows.1", "state_block_tables.1"]
-    assert not gate_steps.failures(row(unwritten_outputs=unwritten), COPIES)
-    assert gate_steps.failures(row(unwritten_outputs=unwritten), DECODE)
-    (failure,) = gate_steps.failures(row(unwritten_outputs=["state_kv_pages_0_.1"]), COPIES)
+    assert not limits.failures(row(unwritten_outputs=unwritten), COPIES)
+    assert limits.failures(row(unwritten_outputs=unwritten), DECODE)
+    (failure,) = limits.failures(row(unwritten_outputs=["state_kv_pages_0_.1"]), COPIES)
     assert failure == "returned as they came in: state_kv_pages_0_.1"
-    assert gate_steps.failures(row(temp_bytes_half_pool=3), COPIES)
+    assert limits.failures(row(temp_bytes_half_pool=3), COPIES)
 
 
 def test_a_loop_in_sampling_divides_the_graph():
     looping = row(command_buffers=4, kernels={"while": 2, "attention_while": 0})
-    assert not gate_steps.failures(looping, DECODE)
-    assert gate_steps.not_met(looping, DECODE) == ["4 command buffers instead of 1"]
+    assert not limits.failures(looping, DECODE)
+    assert limits.failures(looping | {"command_buffers": 5}, DECODE) == ["5 command buffers instead of 4"]
+    assert limits.not_met(looping, DECODE) == ["4 command buffers instead of 1"]
 
 
 @pytest.mark.parametrize("turns, right", [([8], True), ([None], False), ([], False), ([8, 3], False)])
 def test_several_steps_are_one_loop_whose_turns_are_known(turns, right):
     several = DECODE._replace(bucket=Bucket(64, 0, 8))
     looping = row(command_buffers=2, kernels={"while": 1, "attention_while": 0}, trip_counts=turns)
-    assert (not gate_steps.failures(looping, several)) == right
+    assert (not limits.failures(looping, several)) == right
     assert several.name == "llama3-8b decode 64 x 8 greedy mosaic"
 
 
 def test_a_branch_that_the_host_takes_is_told():
-    (found,) = gate_steps.not_met(row(host_branches=1), DECODE)
+    (found,) = limits.not_met(row(host_branches=1), DECODE)
     assert found == "1 branches that the host takes, waiting for the device first"
 
 
 def test_a_step_with_prompts_moves_activations_by_right():
-    assert gate_steps.move_limit(PREFILL) == 2048 * 4096 * 2
-    assert gate_steps.move_limit(MIXED) == (64 + 2048) * 4096 * 2
-    assert gate_steps.move_limit(DECODE) == gate_steps.move_limit(COPIES) == gate_steps.MOVE_LIMIT
+    assert limits.move_limit(PREFILL) == 2048 * 4096 * 2
+    assert limits.move_limit(MIXED) == (64 + 2048) * 4096 * 2
+    assert limits.move_limit(DECODE) == limits.move_limit(COPIES) == limits.MOVE_LIMIT
 
 
 def test_names_say_what_is_compiled():
@@ -185,10 +192,19 @@ def test_pages_are_more_than_any_step_can_read():
 
 
 def test_the_goal_for_a_layer():
-    per_layer = {"other": 11, "attention": 2}
-    (found,) = gate_steps.not_met(row(kernels_per_layer=per_layer, cublas_layer_kernels=["x"] * 11), DECODE)
-    assert found == "13 kernels per layer, 11 with cuBLAS (goal: 10)"
-    assert not gate_steps.not_met(row(kernels_per_layer={"other": 8, "attention": 2}), DECODE)
+    (found,) = limits.not_met(row(written_per_layer_bytes=9 * 2**20), DECODE)
+    assert found == "a layer writes 9.0 MB (goal: 8)"
+    assert not limits.not_met(row(written_per_layer_bytes=8 * 2**20), DECODE)
+
+
+def test_what_kernels_read_and_write():
+    module = hlo.parse(PROGRAM)
+    assert hlo.num_readers(module, "state") == 1 and hlo.num_readers(module, "packed") == 0
+    assert hlo.bytes_written(module, shape="[9,", scope="other") == 2 * 8 * 4 * 4, "the loop's copy, too"
+    assert hlo.bytes_written(module, shape="[9,", scope="paged_attention") == 8 * 4 * 4
+    assert hlo.bytes_written(module, shape="[8,", scope="other") == 0
+    again = hlo.parse(PROGRAM.replace("add_fusion", "add_fusion.remat2"))
+    assert (hlo.num_rematerialised(module), hlo.num_rematerialised(again)) == (0, 1)
 
 
 @pytest.mark.parametrize(("target", "attention"), [("h200", "mosaic"), ("a100", "triton")])
@@ -230,4 +246,4 @@ def test_the_quick_gate_has_whole_decode_steps(target, attention):
 
 def test_the_quick_gate_of_an_older_jax():
     (case,) = gate_steps.covering(gate_steps.cases("h200", (0, 10, 2)))
-    assert (case.name, case.num_layers) == ("llama3-8b decode 64 greedy triton", gate_steps.THIN)
+    assert (case.name, case.num_layers) == ("llama3-8b decode 64 greedy triton", THIN)

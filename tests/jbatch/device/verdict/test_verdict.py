@@ -23,6 +23,7 @@ CHECKED = Verdict(
         Kernel("mosaic", "decode"): Outcome("failed", "no answer within 30 s (run)"),
         Kernel("triton", "decode"): Outcome("passed"),
         Kernel("triton", "prefill"): Outcome("passed"),
+        Kernel("triton", "rotate"): Outcome("passed"),
     },
 )
 
@@ -53,6 +54,7 @@ def test_every_kernel_that_claims_the_problem_is_checked_the_fastest_first(asked
     names = ["mosaic", "triton"] if HAS_MOSAIC else ["triton"]
     for kind in ("decode", "prefill"):
         assert [kernel.name for kernel in request.kernels if kernel.kind == kind] == names
+    assert Kernel("triton", "rotate") in request.kernels and Kernel("mosaic", "rotate") not in request.kernels
     assert request.platform == "cuda" and request.limit_s == 30
 
 
@@ -60,8 +62,8 @@ def test_the_problems_are_the_engines_own(asked, tmp_path):
     """Of its smallest and its largest step."""
     auto.prove_kernels(config_in(tmp_path, page_size=32, max_num_seqs=8), LLAMA_3_8B, 1024)
     problems = asked[0].problems
-    sizes = {kind: [p.tokens for p in problems if p.kind == kind] for kind in ("decode", "prefill")}
-    assert sizes == {"decode": [1, 8], "prefill": [32, 2048]}
+    sizes = {kind: [p.tokens for p in problems if p.kind == kind] for kind in ("decode", "prefill", "rotate")}
+    assert sizes == {"decode": [1, 8], "prefill": [32, 2048], "rotate": [1, 8 + 2048]}
     for problem in problems:
         assert problem.dtype == "bfloat16" and (problem.num_heads, problem.kv_heads) == (32, 8)
         assert (problem.head_dim, problem.page_size, problem.pages_per_seq) == (128, 32, 32)
@@ -70,7 +72,7 @@ def test_the_problems_are_the_engines_own(asked, tmp_path):
 def test_what_passes_is_used_and_the_next_where_one_fails(asked, tmp_path):
     config = config_in(tmp_path)
     verdict = auto.prove_kernels(config, LLAMA_3_8B, 8192)
-    assert attention_on(H200, config, verdict) == Attention("triton", "triton")
+    assert attention_on(H200, config, verdict) == Attention.all_by("triton")
 
 
 def test_a_verdict_on_another_device_counts_for_nothing(asked, tmp_path):
@@ -86,7 +88,7 @@ def test_it_is_printed_once_and_kept(asked, tmp_path, capsys):
     assert len(asked) == 1
     assert capsys.readouterr().err == (
         "jbatch: attention on NVIDIA H200: decode by triton (mosaic FAILED: no answer within 30 s (run)), "
-        "prefill by triton\n"
+        "prefill by triton, rotate by triton\n"
     )
     assert auto.kept_verdict(config, LLAMA_3_8B, 8192) == CHECKED
     assert [verdict for _, verdict in kept.read_all(tmp_path / "kernels")] == [CHECKED]
@@ -128,4 +130,5 @@ def test_a_kernel_must_claim_every_problem_of_its_op(asked, monkeypatch, tmp_pat
         "mosaic decode",
         "triton decode",
         "mosaic prefill",
+        "mosaic rotate",
     ]

@@ -1,0 +1,42 @@
+"""A step that the gate compiles."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jbatch.sampling_params import Sampler
+from jbatch.seam.bucket import Bucket
+
+THIN = 2  # layers of the programs that others are compared with, also over half the pool
+
+
+class Case(NamedTuple):
+    """A step to compile, or the program that copies pages."""
+
+    model: str
+    bucket: Bucket | None  # None: page copies
+    sampler: Sampler
+    attention: str
+    num_layers: int = THIN
+    pool_bytes: int = 34 * 10**9  # of the whole model
+    layer_kernels: bool = False  # also list what a layer launches
+
+    @property
+    def name(self) -> str:
+        if self.bucket is None:
+            return f"{self.model} page copies"
+        slots, tokens, steps = self.bucket
+        if not tokens:
+            size = f"decode {slots}" if steps == 1 else f"decode {slots} x {steps}"
+        else:
+            size = f"mixed {slots}+{tokens}" if slots else f"prefill {tokens}"
+        return f"{self.model} {size} {self.sampler.name.lower()} {self.attention}"
+
+    @property
+    def slots(self) -> int:
+        return self.bucket.slots if self.bucket is not None else 0
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is a step of decoding sequences alone: it has less to move."""
+        return self.bucket is not None and not self.bucket.tokens

@@ -1,0 +1,121 @@
+"""What a compiled step must keep to: faults of the programs, and goals that they do not reach."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.measure.shapes import SHAPES
+from jbatch.sampling_params import Sampler
+from tools.gate.case import Case
+
+MB = 2**20
+MOVE_LIMIT = 8 * MB  # of a copy, transpose, gather, slice or conversion
+TEMP_LIMIT = 40 * MB  # of decode's temporaries at 64 slots; logits and attention's blocks grow with the slots
+KERNELS_PER_LAYER = 10.5  # of a decode step: XLA sums the residual in every second layer only
+KERNELS_GOAL = 10
+WRITTEN_LIMIT = 10 * MB  # by a layer of a decode step of 64 slots, beside the cache and attention
+WRITTEN_GOAL = 8 * MB
+READERS_LIMIT = 8  # of the packed input, which has another address in each step: a graph's nodes are patched
+FILTERED_GRAPHS = 4  # two loops of known turns, and what is around them
+# Of the state of features, what only row data writes.
+ONLY_READ = ("extra__bias", "extra__bad_words___words", "extra__counts___in_prompt", "extra__logprob_ids")
+NO_PAGES = ("state_rows", "state_block_tables")  # what the program that copies pages returns as it came
+
+
+def move_limit(case: Case) -> int:
+    """What may move by right: of a step with prompts whole activations, its tokens' embeddings and queries.
+
+    One that reports log-probabilities keeps the model's own logits beside those without stop ids, so it
+    copies them once. (One that processes logits, too, makes the others anyway.)
+    """
+    if case.bucket is None:
+        return MOVE_LIMIT
+    if case.decodes:
+        copies = case.sampler.reports and not case.sampler.processes
+        return max(MOVE_LIMIT, copies * case.bucket.slots * SHAPES[case.model].vocab_size * 4)
+    return max(MOVE_LIMIT, case.bucket.num_places * SHAPES[case.model].embed_dim * 2)
+
+
+def failures(row: dict[str, Any], case: Case) -> list[str]:
+    """What must hold, and does not; less of plain-JAX attention, which gathers by blocks, in loops."""
+    found = _memory_failures(row, case)
+    if unknown := row["attention_trip_counts"].count(None):
+        found.append(f"{unknown} loops over blocks of the cache, of a length that only the device knows")
+    steps = 1 if case.bucket is None else case.bucket.steps
+    if steps > 1 and row["trip_counts"] != [steps]:
+        found.append(f"loops of {row['trip_counts']} turns: one of {steps} is right")
+    if row["rematerialised"]:
+        found.append(f"{row['rematerialised']} values computed twice, to save memory that is there")
+    if case.decodes and case.attention != "xla":
+        found += _launch_failures(row, case)
+    return found
+
+
+def _memory_failures(row: dict[str, Any], case: Case) -> list[str]:
+    found = []
+    if row["alias_bytes"] < row["pool_bytes"]:
+        found.append(
+            f"the cache is not updated in place: {row['alias_bytes']} of {row['pool_bytes']} bytes alias"
+        )
+    by_right = NO_PAGES if case.bucket is None else ONLY_READ
+    unwritten = [name for name in row["unwritten_outputs"] if not name.startswith(by_right)]
+    if unwritten:
+        found.append(f"returned as they came in: {', '.join(unwritten)}")
+    if row["temp_bytes_thin"] != row["temp_bytes_half_pool"]:
+        sizes = f"{row['temp_bytes_half_pool']} and {row['temp_bytes_thin']}"
+        found.append(f"temporaries depend on the pool: {sizes} bytes for half of it and for all")
+    for move in row["large_moves"]:
+        if case.attention != "xla" or not move["attention"]:
+            found.append(
+                f"{move['name']} moves {move['bytes'] / MB:.0f} MB: {move['shape']} ({move['op_name']})"
+            )
+    if case.decodes and row["temp_bytes"] > temp_limit(case):
+        found.append(f"{row['temp_bytes'] / MB:.1f} MB of temporaries: at most {temp_limit(case) / MB:.0f}")
+    return found
+
+
+def _launch_failures(row: dict[str, Any], case: Case) -> list[str]:
+    """Of a decode step with kernels: a loop in sampling divides the graph."""
+    found = []
+    graphs = FILTERED_GRAPHS if row["kernels"]["while"] else 1
+    if row["command_buffers"] < 1 or row["command_buffers"] > graphs:
+        found.append(f"{row['command_buffers']} command buffers instead of {graphs}")
+    if row["readers_of_input"] > READERS_LIMIT:
+        found.append(f"{row['readers_of_input']} kernels read the packed input: at most {READERS_LIMIT}")
+    per_layer, written = row["kernels_per_layer"], row["written_per_layer_bytes"]
+    if per_layer and (number := per_layer["other"] + per_layer["attention"]) > KERNELS_PER_LAYER:
+        found.append(f"{number:g} kernels per layer: at most {KERNELS_PER_LAYER}")
+    limit = WRITTEN_LIMIT * case.slots / 64
+    if written and written > limit:
+        found.append(f"a layer writes {written / MB:.1f} MB: at most {limit / MB:.0f}")
+    return found
+
+
+def temp_limit(case: Case) -> int:
+    """Of a decode step, in bytes: 40 MB per 64 slots; sampling also keeps scaled logits, keys and weights. On
+    top, what plain-JAX attention gathers: a block of keys and one of values per slot."""
+    from pallas_kernels.reference import BLOCK_KV
+
+    limit = TEMP_LIMIT * max(1, case.slots // 64) * (1 if case.sampler == Sampler.GREEDY else 2)
+    if case.attention != "xla":
+        return limit
+    shape = SHAPES[case.model]
+    return limit + 2 * case.slots * BLOCK_KV * shape.num_kv_heads * shape.head_dim * 2
+
+
+def not_met(row: dict[str, Any], case: Case) -> list[str]:
+    """Goals that are not failures."""
+    found = []
+    if row["host_branches"]:
+        found.append(f"{row['host_branches']} branches that the host takes, waiting for the device first")
+    if case.bucket is not None and row["command_buffers"] != 1:
+        found.append(f"{row['command_buffers']} command buffers instead of 1")
+    per_layer, written = row["kernels_per_layer"], row["written_per_layer_bytes"]
+    if case.decodes and per_layer and (number := per_layer["other"] + per_layer["attention"]) > KERNELS_GOAL:
+        found.append(f"{number:g} kernels per layer (goal: {KERNELS_GOAL})")
+    if case.decodes and written and written > WRITTEN_GOAL:
+        found.append(f"a layer writes {written / MB:.1f} MB (goal: {WRITTEN_GOAL / MB:.0f})")
+    moves = [move["bytes"] for move in row["large_moves"]]
+    if moves:
+        found.append(f"{len(moves)} gathers or transposes of up to {max(moves) / MB:.0f} MB")
+    return found
