@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.measure.shapes import SHAPES
-from pallas_kernels.names import COMPILERS, NAMES
+from pallas_kernels.names import COMPILERS, NAMES, ROTATES
 from tools.gate import ptxas
 from tools.gate.target import Target, compiling, find_ptxas, thunks
 
 if TYPE_CHECKING:
-    from pallas_kernels.problem import Problem
+    from pallas_kernels.problem import Kind, Problem
     from pallas_kernels.tuning import Tiles
 
 PAGE_SIZES = (16, 64)
@@ -27,18 +27,26 @@ LARGE_SHAPE, LARGE_PAGE_SIZE = "llama3.2-1b", 64
 KERNELS = {
     "decode": ("paged_decode", "paged_decode_combine"),
     "prefill": ("paged_prefill",),
+    "rotate": ("rotate_and_write",),
     "write": ("write_kv",),
     "copy": ("copy_pages",),
 }
 IMPLEMENTATIONS = {
     "decode": COMPILERS,
     "prefill": COMPILERS,
+    "rotate": (ROTATES,),
     "write": NAMES,
     "copy": ("xla",),
 }
 # One shape of each head_dim per op, the larger one's with a group of its own. A step brings the other groups.
-QUICK_SHAPES = {"decode": "llama3-70b", "prefill": "llama3.2-3b", "write": "llama2-7b", "copy": "llama3-8b"}
-IN_PLACE = ("write_kv", "copy_pages")
+QUICK_SHAPES = {
+    "decode": "llama3-70b",
+    "prefill": "llama3.2-3b",
+    "rotate": "llama3-8b",
+    "write": "llama2-7b",
+    "copy": "llama3-8b",
+}
+IN_PLACE = ("rotate_and_write", "write_kv", "copy_pages")
 PERSISTENT = ("paged_decode",)
 SUFFIXES = {"mosaic": "_mosaic_gpu_kernel", "triton": "_triton"}  # of the compiled kernels' names
 
@@ -187,8 +195,9 @@ def problem_of(case: Case) -> Problem:
 
     shape = SHAPES[case.shape]
     slots = case.batch if case.op == "decode" else SLOTS
+    kinds: dict[str, Kind] = {"decode": "decode", "rotate": "rotate"}
     return Problem(
-        "decode" if case.op == "decode" else "prefill",
+        kinds.get(case.op, "prefill"),
         "bfloat16",
         tokens=case.batch,
         slots=slots,
@@ -227,7 +236,7 @@ def compile_case(case: Case, target: Target) -> Compiled:
     import jax
 
     function, arguments = call(case, target)
-    donated = 0 if case.op in ("write", "copy") else ()
+    donated = 0 if case.op in ("rotate", "write", "copy") else ()
     with compiling(target, mosaic_dump=case.implementation == "mosaic"):
         compiled = jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
     memory: Any = compiled.memory_analysis()
@@ -246,7 +255,7 @@ def call(case: Case, target: Target) -> tuple[Callable[..., Any], list[Any]]:
     import jax
     import jax.numpy as jnp
 
-    from pallas_kernels import copy_pages, paged_decode, paged_prefill, write_kv
+    from pallas_kernels import copy_pages, paged_decode, paged_prefill, rotate_and_write, write_kv
 
     problem = problem_of(case)
     sharding = jax.sharding.SingleDeviceSharding(target.device)
@@ -268,6 +277,11 @@ def call(case: Case, target: Target) -> tuple[Callable[..., Any], list[Any]]:
             return lambda *args: paged_decode(*args, **options), [q, kv_pages, tables, lens]
         case "prefill":
             return lambda *args: paged_prefill(*args, **options), [q, kv_pages, tables, lens, lens, lens]
+        case "rotate":
+            qkv = array(problem.tokens, problem.kv_heads, problem.group + 2, problem.head_dim)
+            turn = array(problem.tokens, problem.head_dim // 2, dtype=jnp.float32)
+            rotate = lambda *args: rotate_and_write(*args, implementation=case.implementation)  # noqa: E731
+            return rotate, [kv_pages, qkv, turn, turn, ints(problem.tokens), ints(problem.tokens)]
         case "write":
             write = lambda *args: write_kv(*args, implementation=case.implementation)  # noqa: E731
             return write, [kv_pages, new, new, ints(problem.tokens), ints(problem.tokens)]

@@ -24,6 +24,7 @@ FLOORS = {
     "paged_decode": "Σ kv_len x 2 x kv_heads x head_dim x 2 bytes",
     "paged_decode_combine": "Σ ⌈kv_len / chunk⌉ x heads x (head_dim + 2) x 4 bytes",
     "paged_prefill": "4 x heads x head_dim x Σ keys that each query sees FLOPs",
+    "rotate_and_write": "tokens x 2 x (heads + 2 x kv_heads) x head_dim x 2 bytes: read, written",
     "write_kv": "tokens x 2 x 2 x kv_heads x head_dim x 2 bytes: read, written",
     "copy_pages": "pages x 2 x 2 x kv_heads x page_size x head_dim x 2 bytes: read, written",
 }
