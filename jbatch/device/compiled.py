@@ -33,6 +33,8 @@ def compile_anew_if_foreign(
         names = _names(compiled)
         if not names or name in names:
             return compiled
+        if attempt and not any(map(NAMED.search, names)):
+            return compiled  # it cannot be told: this compiler keeps no names
     raise RuntimeError(f"the compilation cache has {MAX_TRIES} wrong programs for one: empty it")
 
 

@@ -41,8 +41,8 @@ class UncheckedRequest(NamedTuple):
         except JBatchError:
             raise
         except Exception as error:  # a tokenizer's, or of a prompt of some odd type: of this request alone
-            reason = f"{type(error).__name__}: {error}"
-            return _refused(self.request_id, self.prompt, RequestError("prompt", self.prompt, reason))
+            refusal = RequestError("prompt", self.prompt, f"{type(error).__name__}: {error}")
+            return _refused(self.request_id, refusal, refusal)
         return None
 
 

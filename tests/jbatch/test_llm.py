@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import signal
+import threading
 import time
 
 import jax
@@ -401,6 +402,31 @@ def test_modes_and_overlap_give_the_same_tokens(llm):
         assert ids_of(llm.generate(prompts, GREEDY)) == expected
     finally:
         llm.engine = default
+
+
+def test_another_thread_may_prepare_but_not_generate_while_one_generates(model_dir):
+    with LLM(model_dir, **SMALL) as llm:
+        prompts, params = [[idx, 6] for idx in range(12)], dataclasses.replace(GREEDY, max_tokens=20)
+        expected, found = ids_of(llm.generate(prompts, params)), []
+        step, entered, go = llm.engine.step, threading.Event(), threading.Event()
+
+        def slow():
+            entered.set()
+            assert go.wait(60)
+            return step()
+
+        llm.engine.step = slow
+        thread = threading.Thread(target=lambda: found.extend(ids_of(llm.generate(prompts, params))))
+        thread.start()
+        assert entered.wait(60)
+        with pytest.raises(JBatchError, match="generate has the engine, with 12 unfinished"):
+            llm.generate([5, 6], GREEDY)
+        with pytest.raises(JBatchError, match="another engine has 12 unfinished"):
+            llm.new_engine().add_request("mine", [5, 6], GREEDY)
+        go.set()
+        llm.prepare([dataclasses.replace(GREEDY, logprobs=1)])
+        thread.join(60)
+        assert found == expected
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 5])

@@ -485,6 +485,16 @@ def test_whoever_else_has_the_engine_is_named_and_goes_on():
     assert shared.is_clean()
 
 
+def test_a_prompt_that_fails_in_its_own_way_is_refused_by_name():
+    class Odd(list):
+        def __iter__(self):
+            raise ValueError("no such list")
+
+    odd, even = run(Shared().generate([Odd([1, 2]), [1, 2]], SamplingParams(max_tokens=2)))
+    assert "prompt=" in odd.error and odd.error.endswith("ValueError: no such list")
+    assert even.outputs[0].token_ids == [5, 11]
+
+
 def test_outputs_that_nobody_took_before_a_call_are_there_after_it():
     shared = Shared()
     shared.engine.add_request("aborted", [1, 2], LONG)
