@@ -13,20 +13,17 @@ from typing import TYPE_CHECKING, Any, Unpack
 from jbatch.config import plain
 from jbatch.engine.intake import Intake, Schedule, ScheduleFields
 from jbatch.engine.logprobs import LogprobList, take_in, token_decoder
-from jbatch.engine.records import EngineStep, InFlight, New, Outputs, Progress, Unfinished
+from jbatch.engine.packing import note_scheduled, pack_step
+from jbatch.engine.records import EngineStep, InFlight, New, Outputs, Progress, Unfinished, is_queued
 from jbatch.engine.sample import Sample, empty_output, refused_output
 from jbatch.engine.turn import STEP, Turn
 from jbatch.errors import JBatchError, RequestError, UserFunctionError
 from jbatch.host.metrics import StepRecord, Summary
-from jbatch.host.pack import pack
-from jbatch.host.plan import StepPlan
 from jbatch.host.request import Sequence as RunningSequence
-from jbatch.host.row_data import row_data
 from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import CompletionOutput, FinishReason, merge_samples
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam.runner import Runner
-from jbatch.seam.step_input import StepInput
 from jbatch.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # it needs this module
@@ -121,7 +118,8 @@ class Engine:
         with self.tenancy.lock:
             self._check_caller()  # again: someone may have come
             self.tenancy.take(self)
-            if self._knows(request_id):
+            # It may go from the one to the other meanwhile, so they are looked at in this order.
+            if is_queued(request_id, tuple(self._later)) or request_id in self._requests:
                 raise RequestError("request_id", request_id, "a request of this id has not ended yet")
             self._later.append(new)
         self.tidy()
@@ -159,13 +157,6 @@ class Engine:
         self.tenancy.check_process()
         if self.driver is not None:
             self.driver.check_caller()
-
-    def _knows(self, request_id: str) -> bool:
-        """Whether there is a request of this id that has not ended. It may go from `_later` to `_requests`
-        meanwhile, so they are looked at in this order."""
-        later = tuple(self._later)
-        queued = any(isinstance(note, New) and note.request.request_id == request_id for note in later)
-        return queued or request_id in self._requests
 
     def _catch_up(self) -> None:
         """Do what was left to do. An interrupt may come with any line: so a note is dropped once it has been
@@ -256,8 +247,9 @@ class Engine:
         try:
             plan = self.scheduler.schedule(begin)
             if plan is not None:
-                handle = self.runner.submit(self._pack(plan))
-                self._note_scheduled(plan, begin)
+                shape, vocab_size = self.scheduler.config.shape, self.intake.vocab_size
+                handle = self.runner.submit(pack_step(plan, shape, vocab_size, self._samples, self.runner))
+                note_scheduled(plan, self._samples, begin)
                 submitted = self._clock()
                 self._in_flight.append(InFlight(plan, handle, submitted, submitted - begin))
             if self._in_flight and (plan is None or len(self._in_flight) > self._depth):
@@ -291,32 +283,6 @@ class Engine:
         for sample in list(self._samples.values()):
             self._finish(sample)
         self._whole = True
-
-    def _note_scheduled(self, plan: StepPlan, now: float) -> None:
-        for chunk in plan.chunks:
-            for seq_id in (chunk.seq_id, *(draw.seq_id for draw in chunk.draws)):
-                sample = self._samples[seq_id]
-                if sample.scheduled_ts is None:
-                    sample.scheduled_ts = now
-
-    def _pack(self, plan: StepPlan) -> StepInput:
-        """For the least program that is compiled and can do it."""
-        sampler, counts = plan.sampler.choose(self.runner.samplers), self.runner.counts_all
-        assert sampler is not None, "add_request refuses what no program can do"
-        data = tuple(
-            part
-            for chunk in plan.chunks
-            for draw in chunk.draws
-            if draw.setup is not None
-            for part in row_data(
-                self._samples[draw.seq_id].sequence,
-                draw.row,
-                self.intake.vocab_size,
-                sampler,
-                counts=counts,
-            )
-        )
-        return pack(plan, self.scheduler.config.shape, sampler, data)
 
     def _logprobs(self, seq_id: int) -> LogprobList | None:
         sample = self._samples.get(seq_id)

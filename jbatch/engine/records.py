@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from jbatch.host.metrics import StepRecord
@@ -45,6 +46,11 @@ class New(NamedTuple):
     serial: int
     request: Request
     key: Key
+
+
+def is_queued(request_id: str, notes: Iterable[New | str]) -> bool:
+    """Whether a request of this id is among the notes."""
+    return any(isinstance(note, New) and note.request.request_id == request_id for note in notes)
 
 
 class InFlight(NamedTuple):
