@@ -28,7 +28,9 @@ TOKENS = [5, 11, 23, 47, 95, 94, 92, 88, 80, 64]  # what follows: sum plus lengt
 
 
 def make_engine(mode="continuous", policy="fcfs", tokenizer=True, **options):
-    config = scheduler_config(mode, policy, num_rows=options.pop("num_rows", 4))
+    config = scheduler_config(mode, policy, num_rows=options.pop("num_rows", 4))._replace(
+        batch_wait_timeout_s=0.02
+    )
     runner = FakeRunner(config.shape, VOCAB_SIZE)
     if tokenizer is True:
         tokenizer = wrapped(numbered())
