@@ -30,6 +30,7 @@ from tests.helpers.hf_checkpoint import tiny
 NUM_ROWS, PAGE_SIZE, MAX_MODEL_LEN, NUM_PAGES = 4, 16, 96, 64
 SHAPE = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
 PREFILL, DECODE, MIXED, SEVERAL = prefill_bucket(64), decode_bucket(4), Bucket(4, 64), Bucket(4, 0, 4)
+EIGHT = Bucket(4, 0, 8)
 
 
 @functools.cache
@@ -62,7 +63,7 @@ def make_runner(
 @functools.cache
 def shared_runner() -> Runner:
     """Do not close it, and leave no request unfinished."""
-    return make_runner(buckets=(DECODE, PREFILL, MIXED, SEVERAL))
+    return make_runner(buckets=(DECODE, PREFILL, MIXED, SEVERAL, EIGHT))
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from tests.helpers.invariants import check_invariants
 from tests.helpers.paged import PagedModel
 from tests.helpers.sizes import sized
 from tests.helpers.tiny_engine import (
+    EIGHT,
     MAX_MODEL_LEN,
     MIXED,
     NUM_PAGES,
@@ -89,10 +90,11 @@ def random_engine(rng):
     mode = rng.choice(("continuous", "continuous", *RULES))
     buckets = {
         "usual": buckets_for(mode),
-        "several steps": (*buckets_for(mode), SEVERAL),
+        "4 steps": (*buckets_for(mode), SEVERAL),
+        "8 steps": (*buckets_for(mode), EIGHT),
         "one shape": (MIXED,),
     }
-    shapes = rng.choice(list(buckets)[: 2 + MODES[mode].refill])
+    shapes = rng.choice(list(buckets)[: 3 + MODES[mode].refill])
     num_pages = rng.choice((rng.randint(2, 8), rng.randint(2, NUM_PAGES)))
     chunk = rng.choice(CHUNKS)
     limits = StepLimits(chunk, rng.randint(1, NUM_ROWS))
@@ -186,6 +188,7 @@ def test_random_schedules():
     assert totals["requests"] >= 8 * NUM_SCHEDULES
     assert totals["near-ties"] <= sized(1, 5)
     assert min(totals[mode] for mode in RULES) >= NUM_SCHEDULES / 10
+    assert min(totals[f"{steps} steps"] for steps in (4, 8)) >= NUM_SCHEDULES / 10
     assert min(totals[f"chunk {chunk}"] for chunk in CHUNKS) >= NUM_SCHEDULES / 10
     assert min(totals[reason] for reason in ("length", "stop", "abort")) >= NUM_SCHEDULES / 6
     assert totals["preempted"] >= 4 * NUM_SCHEDULES / 3 and totals["recomputed"] >= 10 * NUM_SCHEDULES

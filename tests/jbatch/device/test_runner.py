@@ -35,7 +35,7 @@ def test_programs_are_buckets_and_variants():
         Program(DECODE, Sampler.PLAIN),
         Program(DECODE, Sampler.FILTERED),
     ]
-    assert shared_runner().num_programs == 4 + 1 + 3  # of MIXED, and of several steps
+    assert shared_runner().num_programs == 4 + 1 + 2 * 3  # of MIXED, and of several steps
     assert programs_for([PREFILL, DECODE], [Sampler.EXTENDED, Sampler.GREEDY, Sampler.GREEDY]) == [
         Program(PREFILL, Sampler.FILTERED),
         Program(PREFILL, Sampler.EXTENDED),
