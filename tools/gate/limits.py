@@ -15,8 +15,10 @@ KERNELS_PER_LAYER = 10.5  # of a decode step: XLA sums the residual in every sec
 KERNELS_GOAL = 10
 WRITTEN_LIMIT = 10 * MB  # by a layer of a decode step of 64 slots, beside the cache and attention
 WRITTEN_GOAL = 8 * MB
+SAMPLING_TEMP_LIMIT = 128 * MB  # of those that draw: scaled logits, keys and weights
 READERS_LIMIT = 8  # of the packed input, which has another address in each step: a graph's nodes are patched
-FILTERED_GRAPHS = 4  # two loops of known turns, and what is around them
+PROCESSING_READERS_LIMIT = 16  # where rows' masks, biases and counts are looked up by it
+LOOP_GRAPHS = 5  # two loops of known turns, and what is around them
 # Of the state of features, what only row data writes.
 ONLY_READ = ("extra__bias", "extra__bad_words___words", "extra__counts___in_prompt", "extra__logprob_ids")
 NO_PAGES = ("state_rows", "state_block_tables")  # what the program that copies pages returns as it came
@@ -77,11 +79,12 @@ def _memory_failures(row: dict[str, Any], case: Case) -> list[str]:
 def _launch_failures(row: dict[str, Any], case: Case) -> list[str]:
     """Of a decode step with kernels: a loop in sampling divides the graph."""
     found = []
-    graphs = FILTERED_GRAPHS if row["kernels"]["while"] else 1
+    graphs = LOOP_GRAPHS if row["kernels"]["while"] else 1
     if row["command_buffers"] < 1 or row["command_buffers"] > graphs:
         found.append(f"{row['command_buffers']} command buffers instead of {graphs}")
-    if row["readers_of_input"] > READERS_LIMIT:
-        found.append(f"{row['readers_of_input']} kernels read the packed input: at most {READERS_LIMIT}")
+    readers = PROCESSING_READERS_LIMIT if case.sampler.processes else READERS_LIMIT
+    if row["readers_of_input"] > readers:
+        found.append(f"{row['readers_of_input']} kernels read the packed input: at most {readers}")
     per_layer, written = row["kernels_per_layer"], row["written_per_layer_bytes"]
     if per_layer and (number := per_layer["other"] + per_layer["attention"]) > KERNELS_PER_LAYER:
         found.append(f"{number:g} kernels per layer: at most {KERNELS_PER_LAYER}")
@@ -92,11 +95,12 @@ def _launch_failures(row: dict[str, Any], case: Case) -> list[str]:
 
 
 def temp_limit(case: Case) -> int:
-    """Of a decode step, in bytes: 40 MB per 64 slots; sampling also keeps scaled logits, keys and weights. On
-    top, what plain-JAX attention gathers: a block of keys and one of values per slot."""
+    """Of a decode step, in bytes, by its slots. On top, what plain-JAX attention gathers: a block of keys and
+    one of values per slot."""
     from pallas_kernels.reference import BLOCK_KV
 
-    limit = TEMP_LIMIT * max(1, case.slots // 64) * (1 if case.sampler == Sampler.GREEDY else 2)
+    limit = TEMP_LIMIT if case.sampler == Sampler.GREEDY else SAMPLING_TEMP_LIMIT
+    limit *= max(1, case.slots // 64)
     if case.attention != "xla":
         return limit
     shape = SHAPES[case.model]
