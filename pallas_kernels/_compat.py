@@ -21,3 +21,14 @@ def mosaic_interpret(interpret: Any) -> Any:
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     return plgpu.InterpretGPUParams()  # type: ignore[attr-defined]  # not in 0.10
+
+
+def store_to_global(ref: Any, x: Any) -> None:
+    """Store an array as its threads hold it. From jax 0.12 on, a plain store to global memory is refused where
+    it does not fill whole cache lines; before, there was no other."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, x, optimized=False)
+    else:
+        ref[...] = x

@@ -210,10 +210,9 @@ def partials(
         def _compute():
             def compute(step, num_used):
                 item = item_at(step)
-                at = item.pack, item.index
-                out_gmem[at], peak_gmem[at], total_gmem[at] = _attend(
-                    step, num_used, item, scratch, sizes, scale
-                )
+                sums = _attend(step, num_used, item, scratch, sizes, scale)
+                for gmem, x in zip((out_gmem, peak_gmem, total_gmem), sums, strict=True):
+                    _compat.store_to_global(gmem.at[item.pack, item.index], x)
                 return num_used + item.num_blocks
 
             lax.fori_loop(0, num_steps, compute, jnp.int32(0))
