@@ -17,7 +17,7 @@ _EXPORTS = {
     "paged_prefill": "pallas_kernels.api",
     "rotate_and_write": "pallas_kernels.api",
     "rotated": "pallas_kernels.rotary",
-    "write_kv": "pallas_kernels.api",
+    "write_kv": "pallas_kernels.cache",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -24,8 +24,8 @@ def mosaic_interpret(interpret: Any) -> Any:
 
 
 def store_to_global(ref: Any, x: Any) -> None:
-    """Store an array as its threads hold it. From jax 0.12 on, a plain store to global memory is refused where
-    it does not fill whole cache lines; before, there was no other."""
+    """Store an array as its threads hold it. From jax 0.12 on, a plain store to global memory is refused
+    where it does not fill whole cache lines; before, there was no other."""
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     if hasattr(plgpu, "store"):

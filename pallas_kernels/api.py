@@ -147,26 +147,6 @@ def add_work_list(
     return metadata._replace(work=_prefill_work(name, problem, *metadata[:3], tiles))
 
 
-def write_kv(
-    kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
-    k: Float[Array, "tokens kv_heads head_dim"],
-    v: Float[Array, "tokens kv_heads head_dim"],
-    page_ids: Int[Array, " tokens"],
-    offsets: Int[Array, " tokens"],
-    *,
-    implementation: str | None = None,
-    interpret: Any = False,
-) -> Float[Array, "num_pages 2 kv_heads page_size head_dim"]:
-    """Put each token's key and value at (page, offset); tokens whose page id is `num_pages` are dropped.
-
-    In place where `kv_pages` is donated. No two live tokens may share a place. The default is XLA's scatter,
-    which is one kernel already.
-    """
-    if implementation in (None, "xla"):
-        return cache.write_kv(kv_pages, k, v, page_ids, offsets)
-    return implementations.writer(implementation)(kv_pages, k, v, page_ids, offsets, interpret=interpret)
-
-
 def rotate_and_write(
     kv_pages: Float[Array, "num_pages 2 kv_heads page_size head_dim"],
     qkv: Float[Array, "tokens kv_heads rows head_dim"],

@@ -6,7 +6,6 @@ files hold
     __init__    declines_device
     decode      declines, Tiles, default_tiles, paged_decode
     prefill     declines, Tiles, default_tiles, tile_tokens, paged_prefill
-    write       write_kv
     rotate      declines, rotate_and_write; not in every folder
 
 with the signatures of those that are there.
@@ -15,13 +14,11 @@ with the signatures of those that are there.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import jax
-
-from pallas_kernels.names import COMPILERS, NAMES
+from pallas_kernels.names import NAMES
 from pallas_kernels.problem import Kind, Problem
 
 
@@ -73,17 +70,6 @@ def module(name: str, kind: Kind) -> ModuleType:
     """The file of a kernel, in its compiler's folder; imported when it is needed, since not every jax has
     every backend."""
     return importlib.import_module(f"pallas_kernels.{name}.{kind}")
-
-
-def writer(name: str) -> Callable[..., jax.Array]:
-    """The kernel that writes the cache.
-
-    Raises:
-      ValueError: for a name without one.
-    """
-    if name not in COMPILERS:
-        raise ValueError(f"implementation={name!r} of write_kv: choose from {', '.join(NAMES)}")
-    return importlib.import_module(f"pallas_kernels.{name}.write").write_kv
 
 
 def _names(implementation: str | Sequence[str] | None) -> tuple[str, ...]:

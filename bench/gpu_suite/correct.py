@@ -1,8 +1,8 @@
 """Whether the kernels of one compiler are right on this device: no time is worth anything before that.
 
 A row for each case: decode and prefill attention beside plain JAX in float32, with NaN wherever nothing may
-be read, and the same bits twice; writes of the cache, bit for bit. With the heads of Llama-3 8B, Llama-2 7B
-and Llama-3.2 1B, and pages of 16 tokens.
+be read, and the same bits twice; rotation and the write of the cache in one. With the heads of Llama-3 8B,
+Llama-2 7B and Llama-3.2 1B, and pages of 16 tokens.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import jax
 
 from bench.gpu_suite.plan import BY_NAME
 from bench.gpu_suite.task import Compiled, NotHere, Row, Task, compile_all, reason_of
-from bench.kernels import cache_ops
-from bench.kernels.cache_ops import CacheCase
 from bench.kernels.problems import DTYPE, GQA, GQA_64, MHA, TINY, Heads
 from pallas_kernels import _compat, proof
 from pallas_kernels.implementations import declines
@@ -30,10 +28,6 @@ class Declined(Exception):
     """A compiler's kernels do not take a problem; the message says why."""
 
 
-class Wrong(Exception):
-    """A write left another cache than it should."""
-
-
 def run(task: Task) -> None:
     """A row for each case, none of which runs before all are compiled."""
     name, interpret = task.part.removeprefix("correct-"), jax.devices()[0].platform == "cpu"
@@ -43,8 +37,7 @@ def run(task: Task) -> None:
     jobs = {case: functools.partial(_compile, name, case, interpret) for case in cases}
     at_once = BY_NAME[task.part].waves[0].at_once
     for case, outcome in compile_all(jobs, at_once, task.left_s - RUN_S).items():
-        op = case.op if isinstance(case, CacheCase) else case.kind
-        task.emit({"case": _name(case), "op": op, "implementation": name, **_run(outcome)})
+        task.emit({"case": _name(case), "op": case.kind, "implementation": name, **_run(outcome)})
 
 
 def _run(outcome: Compiled[Check] | str) -> Row:
@@ -53,49 +46,39 @@ def _run(outcome: Compiled[Check] | str) -> Row:
         return {"status": status, "reason": outcome}
     try:
         outcome.program()
-    except (proof.WrongAnswer, Wrong) as error:
+    except proof.WrongAnswer as error:
         return {"status": "WRONG", "reason": str(error)}
     except Exception as error:  # whatever a device says; the next cases show whether it lives
         return {"status": "failed", "reason": reason_of(error)}
     return {"status": "ok", "compile_s": outcome.seconds}
 
 
-def _compile(name: str, case: Problem | CacheCase, interpret: bool) -> Check:
-    if isinstance(case, CacheCase):
-        is_right = cache_ops.compile_check(case, cache_ops.calls_for(name, interpret)[case.op])
-        return functools.partial(_check_write, is_right)
+def _compile(name: str, case: Problem, interpret: bool) -> Check:
     if reason := declines(name, case, None if interpret else jax.devices()[0]):
         raise Declined(reason)
     trial = proof.make_trial(case)
     return functools.partial(proof.check, proof.compile_trial(name, trial, interpret=interpret), trial)
 
 
-def _check_write(is_right: Callable[[], bool]) -> None:
-    if not is_right():
-        raise Wrong("another cache than it should be")
-
-
-def _name(case: Problem | CacheCase) -> str:
-    if isinstance(case, CacheCase):
-        return case.name
+def _name(case: Problem) -> str:
     size = f"{case.slots} slots" if case.kind == "decode" else f"{case.tokens} tokens"
     heads = f"{case.num_heads} / {case.kv_heads} heads of {case.head_dim}"
     return f"{case.kind} {heads}, page {case.page_size}, {size}"
 
 
-def _cases(heads: Heads, page_size: int) -> tuple[Problem | CacheCase, ...]:
+def _cases(heads: Heads, page_size: int) -> tuple[Problem, ...]:
     sizes, pages_per_seq = heads[1:], 2048 // page_size
     return (
         Problem("decode", DTYPE, 64, 64, *sizes, 64 * pages_per_seq, page_size, pages_per_seq),
         Problem("prefill", DTYPE, 512, 32, *sizes, 32 * pages_per_seq, page_size, pages_per_seq),
-        CacheCase("write_kv", heads, page_size, 64, "rows"),
+        Problem("rotate", DTYPE, 64, 64, *sizes, 64 * pages_per_seq, page_size, pages_per_seq),
     )
 
 
-CASES: list[Problem | CacheCase] = [
+CASES = [
     case for heads, page in ((GQA, 64), (MHA, 64), (GQA_64, 64), (GQA, 16)) for case in _cases(heads, page)
 ]
-TINY_CASES: list[Problem | CacheCase] = [
+TINY_CASES = [
     Problem("decode", DTYPE, 2, 2, *TINY[1:], 4, 16, 2),
-    CacheCase("write_kv", TINY, 16, 8, "rows"),
+    Problem("rotate", DTYPE, 8, 8, *TINY[1:], 8, 16, 2),
 ]

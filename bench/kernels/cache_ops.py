@@ -94,13 +94,11 @@ def expected(case: CacheCase, pool: np.ndarray, k: np.ndarray, v: np.ndarray, at
     return result
 
 
-def calls_for(implementation: str, interpret: bool) -> dict[str, Callable[..., jax.Array]]:
-    """What applies each op to (pool, k, v, places)."""
-    write = functools.partial(write_kv, implementation=implementation, interpret=interpret)
-    return {
-        "write_kv": write,
-        "copy_pages": lambda pool, k, v, source, target: copy_pages(pool, source, target),
-    }
+def call_for(op: str) -> Callable[..., jax.Array]:
+    """What applies an op to (pool, k, v, places)."""
+    if op == "write_kv":
+        return write_kv
+    return lambda pool, k, v, source, target: copy_pages(pool, source, target)
 
 
 def check(case: CacheCase, call: Callable[..., jax.Array]) -> bool:

@@ -16,7 +16,6 @@ from bench.kernels import report as kernel_report
 from bench.kernels.arms import VALUE_SCALE, Builder, Declined, Setup, build_kernel, make_setup
 from bench.kernels.cache_ops import CacheCase
 from bench.kernels.check import TOLERANCE, is_right, relative_error
-from bench.kernels.names import KERNELS
 from bench.kernels.problems import DTYPE, MIN_CALLS, Case
 from bench.measure import random_data
 from bench.measure.ceilings import Ceilings
@@ -180,23 +179,21 @@ def _report_failure(row: Row, error: Exception, run: Run) -> Row:
 def measure_cache_ops(cases: Sequence[CacheCase], run: Run) -> None:
     """Check and time writes and copies; bytes read and bytes written count alike."""
     for case in cases:
-        right = []
-        for name in KERNELS if case.op == "write_kv" else ("xla",):
-            if not _is_to_do(case.op, case.name, name, run.journal):
+        if not _is_to_do(case.op, case.name, "xla", run.journal):
+            continue
+        row = run.journal.add(_named(case.op, case.name, "xla", "started"))
+        call = cache_ops.call_for(case.op)
+        try:
+            if not cache_ops.check(case, call):
+                run.report(row | {"status": "WRONG", "error": 1.0})
                 continue
-            row = run.journal.add(_named(case.op, case.name, name, "started"))
-            call = cache_ops.calls_for(name, run.interpret)[case.op]
-            try:
-                if not cache_ops.check(case, call):
-                    run.report(row | {"status": "WRONG", "error": 1.0})
-                    continue
-                right.append(cache_ops.build(name, case, call, 0 if run.smoke else cache_ops.POOL_BYTES))
-                run.journal.add(row | {"status": "checked"})
-            except Exception as error:
-                _report_failure(row, error, run)
-        for name, times in time_in_turns(right, run.rounds).items():
-            row = _named(case.op, case.name, name, "ok")
-            run.report(row | timing_fields(times, case.bytes, 0, run.ceilings))
+            arm = cache_ops.build("xla", case, call, 0 if run.smoke else cache_ops.POOL_BYTES)
+            run.journal.add(row | {"status": "checked"})
+        except Exception as error:
+            _report_failure(row, error, run)
+            continue
+        for times in time_in_turns([arm], run.rounds).values():
+            run.report(row | {"status": "ok"} | timing_fields(times, case.bytes, 0, run.ceilings))
 
 
 def measure_work_lists(cases: Sequence[Case], names: Sequence[str], run: Run) -> None:

@@ -3,9 +3,9 @@
 import jax
 import pytest
 
-from tests.helpers.kernel_checks import check_point, check_write
+from tests.helpers.kernel_checks import check_point
 from tests.helpers.kernel_fuzz import check_fuzz
-from tests.helpers.kernel_points import cover, write_cover
+from tests.helpers.kernel_points import cover
 from tests.helpers.kernel_properties import PROPERTIES
 from tests.helpers.kernels import Kernel, on_device
 
@@ -32,12 +32,6 @@ def test_it_is_right_to_the_dtypes_precision(kernel, point):
 @pytest.mark.parametrize("kernel", KERNELS, ids=name)
 def test_property(kernel, holds_for):
     holds_for(kernel)
-
-
-@pytest.mark.parametrize("point", write_cover(), ids=name)
-@pytest.mark.parametrize("kernel", KERNELS, ids=name)
-def test_live_tokens_are_written_and_nothing_else_changes(kernel, point):
-    check_write(kernel, point)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -129,10 +129,6 @@ WRITE_AXES: dict[str, Sequence[Hashable]] = {
 }
 
 
-def write_points() -> list[WritePoint]:
-    return [WritePoint(**row) for row in pairwise.product(WRITE_AXES, lambda row: True)]
-
-
 @functools.cache
 def write_cover() -> list[WritePoint]:
     return [WritePoint(**row) for row in pairwise.cover(WRITE_AXES)]

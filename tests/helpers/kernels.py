@@ -81,10 +81,6 @@ class Kernel(NamedTuple):
         ragged = (case.block_tables, case.q_starts, case.q_lens, case.kv_lens)
         return self._run(_prefill(self, tiles, case.scale), *_cache(case), *map(jnp.asarray, ragged))
 
-    def write_kv(self, *arrays: jax.Array) -> np.ndarray:
-        """The cache, as float64."""
-        return self._run(_write(self), *arrays)
-
     def declines(self, problem: Problem) -> str | None:
         """Why it does not take a problem, or None."""
         return implementations.declines(self.name, problem)
@@ -153,13 +149,6 @@ def _prefill(kernel: Kernel, tiles: Any, scale: float) -> Any:
     options = {"implementation": kernel.name, "interpret": kernel.interpret, "tiles": tiles}
     prefill = functools.partial(pallas_kernels.paged_prefill, scale=scale, **options)
     return jax.jit(prefill, compiler_options=_compiler_options())
-
-
-@functools.cache
-def _write(kernel: Kernel) -> Any:
-    options = {"implementation": kernel.name, "interpret": kernel.interpret}
-    write = functools.partial(pallas_kernels.write_kv, **options)
-    return jax.jit(write, compiler_options=_compiler_options())
 
 
 def _compiler_options() -> dict[str, int]:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from pallas_kernels.names import NAMES
 
-OPS = ("decode", "prefill", "write_kv")
+OPS = ("decode", "prefill")
 NOTHING_RUNS = 4  # exit status
 
 
@@ -37,24 +37,18 @@ def checks(kernel: Any, op: Any, num_cases: int | None, num_fuzz: int, seed: int
     from tests.helpers import kernel_checks, kernel_fuzz, kernel_points
     from tests.helpers.kernel_properties import PROPERTIES
 
-    points: list[Any]
-    if op == "write_kv":
-        points = kernel_points.write_points()
-        check: Any = kernel_checks.check_write
-        fuzz = lambda index: check(kernel, points[index % len(points)], (seed, index))  # noqa: E731
-    else:
-        points = kernel_points.points(kernel, op)
-        check = kernel_checks.check_point
-        fuzz = lambda index: kernel_fuzz.check_fuzz(kernel, op, seed, index)  # noqa: E731
+    points = kernel_points.points(kernel, op)
     random.Random(seed).shuffle(points)
 
     for holds_for in PROPERTIES.get(op, ()):
         yield Check(f"{kernel.name} {op} {holds_for.__name__}", functools.partial(holds_for, kernel))
     for point in points[:num_cases]:
-        yield Check(f"{kernel.name} {op} {point}", functools.partial(check, kernel, point, seed))
+        yield Check(
+            f"{kernel.name} {op} {point}", functools.partial(kernel_checks.check_point, kernel, point, seed)
+        )
     for index in range(num_fuzz):
         name = f"{kernel.name} {op} fuzz seed {seed} index {index}"
-        yield Check(name, functools.partial(fuzz, index))
+        yield Check(name, functools.partial(kernel_fuzz.check_fuzz, kernel, op, seed, index))
 
 
 def kernels(names: list[str], device: bool) -> tuple[list[Any], dict[str, str]]:

@@ -172,12 +172,6 @@ def test_a_work_list_is_shared_by_layers_and_changes_nothing():
     assert add_work_list(*arrays, metadata, max_q_len=1, implementation="xla") == metadata
 
 
-def test_write_kv_names_an_unknown_implementation():
-    with pytest.raises(ValueError, match="'magic' of write_kv: choose from mosaic, triton, xla"):
-        write_kv(jnp.zeros((3, 2, 1, 16, 64)), *(jnp.zeros((1, 1, 64)),) * 2, *(jnp.zeros(1, int),) * 2,
-                 implementation="magic")  # fmt: skip
-
-
 def test_decode_checks_its_own_arguments(unchecked):
     with pytest.raises(ValueError, match=r"kv_lens.shape=\(3,\): must be \[slots\] = \(2,\)"):
         paged_decode(jnp.zeros((2, 4, 32)), jnp.zeros((3, 2, 2, 16, 32)), jnp.zeros((2, 2), jnp.int32),

@@ -21,4 +21,3 @@ def test_a_folder_holds_what_is_looked_for(name):
     for kind, own in (("decode", ("paged_decode",)), ("prefill", ("paged_prefill", "tile_tokens"))):
         kernel = implementations.module(name, kind)
         assert all(callable(getattr(kernel, function)) for function in (*shared, *own))
-    assert callable(implementations.writer(name))

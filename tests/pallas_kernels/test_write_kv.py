@@ -1,4 +1,4 @@
-"""Writing the cache: every implementation, bit for bit."""
+"""Writing the cache, and copying its pages, bit for bit."""
 
 import jax
 import jax.numpy as jnp
@@ -7,31 +7,28 @@ import pytest
 
 from pallas_kernels import copy_pages, write_kv
 from tests.helpers.kernel_checks import check_write
-from tests.helpers.kernel_params import NUM_POINTS, kernels
+from tests.helpers.kernel_params import NUM_POINTS
 from tests.helpers.kernel_points import write_cover
 
 
 @pytest.mark.parametrize("point", write_cover()[:NUM_POINTS], ids=str)
-@pytest.mark.parametrize("kernel", kernels())
-def test_live_tokens_are_written_and_nothing_else_changes(kernel, point):
-    check_write(kernel, point)
+def test_live_tokens_are_written_and_nothing_else_changes(point):
+    check_write(point)
 
 
-@pytest.mark.parametrize("kernel", kernels())
-def test_new_tokens_are_rounded_to_the_caches_dtype(kernel):
+def test_new_tokens_are_rounded_to_the_caches_dtype():
     kv_pages = jnp.zeros((2, 2, 1, 16, 64), jnp.bfloat16)
     k = 1 + jnp.arange(64, dtype=jnp.float32).reshape(1, 1, 64) / 1000
-    out = kernel.write_kv(kv_pages, k, -k, jnp.asarray([1]), jnp.asarray([3]))
+    out = write_kv(kv_pages, k, -k, jnp.asarray([1]), jnp.asarray([3]))
     np.testing.assert_array_equal(out[1, 0, 0, 3], k[0, 0].astype(jnp.bfloat16))
     np.testing.assert_array_equal(out[1, 1, 0, 3], -k[0, 0].astype(jnp.bfloat16))
 
 
-@pytest.mark.parametrize("kernel", kernels())
-def test_a_step_whose_tokens_are_all_dropped_changes_nothing(kernel):
+def test_a_step_whose_tokens_are_all_dropped_changes_nothing():
     kv_pages = jax.random.normal(jax.random.key(0), (3, 2, 2, 16, 64), jnp.bfloat16)
     k = jnp.ones((5, 2, 64), jnp.bfloat16)
     dropped, offsets = jnp.full(5, len(kv_pages)), jnp.asarray([0, 0, 15, 3, 3])
-    np.testing.assert_array_equal(kernel.write_kv(kv_pages, k, k, dropped, offsets), kv_pages)
+    np.testing.assert_array_equal(write_kv(kv_pages, k, k, dropped, offsets), kv_pages)
 
 
 def test_the_cache_is_written_in_place():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.measure.shapes import SHAPES
-from pallas_kernels.names import COMPILERS, NAMES, ROTATES
+from pallas_kernels.names import COMPILERS, ROTATES
 from tools.gate import ptxas
 from tools.gate.target import Target, compiling, find_ptxas, thunks
 
@@ -35,7 +35,7 @@ IMPLEMENTATIONS = {
     "decode": COMPILERS,
     "prefill": COMPILERS,
     "rotate": (ROTATES,),
-    "write": NAMES,
+    "write": ("xla",),
     "copy": ("xla",),
 }
 # One shape of each head_dim per op, the larger one's with a group of its own. A step brings the other groups.
@@ -283,8 +283,8 @@ def call(case: Case, target: Target) -> tuple[Callable[..., Any], list[Any]]:
             rotate = lambda *args: rotate_and_write(*args, implementation=case.implementation)  # noqa: E731
             return rotate, [kv_pages, qkv, turn, turn, ints(problem.tokens), ints(problem.tokens)]
         case "write":
-            write = lambda *args: write_kv(*args, implementation=case.implementation)  # noqa: E731
-            return write, [kv_pages, new, new, ints(problem.tokens), ints(problem.tokens)]
+            places = [ints(problem.tokens), ints(problem.tokens)]
+            return lambda *args: write_kv(*args), [kv_pages, new, new, *places]
         case _:
             return lambda *args: copy_pages(*args), [kv_pages, ints(COPIES), ints(COPIES)]
 

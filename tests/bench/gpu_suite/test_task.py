@@ -34,7 +34,7 @@ def test_what_is_late_or_fails_is_a_reason_and_the_others_are_there():
 
 
 def test_attention_is_the_first_compiler_that_was_right():
-    right = correct(decode="ok", prefill="ok", write_kv="WRONG")  # which no step uses
+    right = correct(decode="ok", prefill="ok", rotate="WRONG")  # which attention does without
     both = {"correct-mosaic": right, "correct-triton": right}
     assert task(both).attention()[:2] == ("mosaic", "mosaic")
     assert task(both, tiny=True).backend() == "xla"

@@ -218,14 +218,14 @@ def test_cache_ops_are_checked(run, monkeypatch):
     assert writes.bytes == 2 * 24 * 2 * 2 * 64 * 2 and writes.pages == 2
     copies = CacheCase("copy_pages", TINY, 16, 3)
     assert copies.bytes == 2 * 3 * (2 * 2 * 16 * 64) * 2 and copies.pages == 3
-    calls = cache_ops.calls_for("xla", interpret=True)
-    assert cache_ops.check(writes, calls["write_kv"]) and cache_ops.check(copies, calls["copy_pages"])
+    write, copy = map(cache_ops.call_for, ("write_kv", "copy_pages"))
+    assert cache_ops.check(writes, write) and cache_ops.check(copies, copy)
 
     def off_by_one(pool, k, v, pages, offsets):
-        return calls["write_kv"](pool, k, v, pages, (offsets + 1) % 16)
+        return write(pool, k, v, pages, (offsets + 1) % 16)
 
     assert not cache_ops.check(writes, off_by_one)
-    monkeypatch.setattr(cache_ops, "calls_for", lambda *_: {"write_kv": off_by_one})
+    monkeypatch.setattr(cache_ops, "call_for", lambda op: off_by_one)
     measure_cache_ops([writes], run)
     assert {row["status"] for row in run.journal.rows} == {"WRONG"}
 

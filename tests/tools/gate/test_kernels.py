@@ -7,7 +7,7 @@ from tools.gate import table as gate_table
 
 
 def row(**changes):
-    names = {"kernel": "write_kv", "implementation": "triton", "shape": "llama3-8b", "page_size": 64}
+    names = {"kernel": "write_kv", "implementation": "xla", "shape": "llama3-8b", "page_size": 64}
     sizes = {"registers": 40, "spill_bytes": 0, "smem_bytes": 2048, "threads": 128, "ctas_per_core": 12}
     sizes |= {"num_ctas": 528, "resident_ctas": 528}
     memory = {"pool_bytes": 2**30, "alias_bytes": 2**30, "temp_bytes": 0, "temp_bytes_half_pool": None}
