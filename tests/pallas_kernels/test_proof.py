@@ -42,8 +42,8 @@ def test_a_trial_has_what_kernels_go_wrong_in(attention):
     tables, kv_lens = attention.ragged[0], attention.ragged[-1]
     assert {page - 1, page, page + 1} & set(kv_lens) and {page} <= set(kv_lens)
     assert 0 in kv_lens and proof.LONG in kv_lens
-    if trial.problem.kind == "prefill":  # a mask that begins a key too late shows nowhere else
-        positions = kv_lens - trial.ragged[2]
+    if attention.problem.kind == "prefill":  # a mask that begins a key too late shows nowhere else
+        positions = kv_lens - attention.ragged[2]
         assert (positions % page == page - 2).any(), "a chunk that begins just before a border"
     used = tables[np.argmax(kv_lens)][: -(-proof.LONG // page)]
     assert len(set(used)) == len(used) and (np.diff(used) < 0).any() and 0 not in used, "permuted"
