@@ -30,7 +30,7 @@ test-long: $(VENV)/.test
 test-core: $(VENV)/.test-core
 	$(PYTEST) tests/pallas_kernels tests/jbatch/device tests/property/test_real_model.py
 
-# The same on a second Python, which gets a newer jax, where one is found.
+# The same on a second Python, which gets the newest jax, where one is found.
 test-312:
 	$(if $(PYTHON312),$(MAKE) test-core PYTHON=$(PYTHON312) VENV=.venv-312,@echo "no Python 3.12 found")
 

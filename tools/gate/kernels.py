@@ -48,7 +48,7 @@ QUICK_SHAPES = {
 }
 IN_PLACE = ("rotate_and_write", "write_kv", "copy_pages")
 PERSISTENT = ("paged_decode",)
-SUFFIXES = {"mosaic": "_mosaic_gpu_kernel", "triton": "_triton"}  # of the compiled kernels' names
+SUFFIXES = {"mosaic": ptxas.MOSAIC_SUFFIX, "triton": "_triton"}  # of the compiled kernels' names
 
 
 class Case(NamedTuple):
@@ -292,10 +292,8 @@ def call(case: Case, target: Target) -> tuple[Callable[..., Any], list[Any]]:
 def _kernels(case: Case, target: Target) -> Iterator[ptxas.Resources]:
     """What the compilers left: Mosaic its own files, XLA the PTX of its fusions and of Triton's kernels."""
     if case.implementation == "mosaic":
-        for file in sorted(target.dump.glob("*.ptxas")):
-            mlir = file.with_suffix(".before_layout_inference.txt").read_text()
-            for report in ptxas.parse(file.read_text()):
-                yield ptxas.Resources.of(_named(report, case), ptxas.mosaic_launch(mlir))
+        for report, launch in ptxas.mosaic_kernels(target.dump, target.mosaic_reports):
+            yield ptxas.Resources.of(_named(report, case), launch)
         return
     launches = ptxas.xla_launches(thunks(target))
     for file in sorted(target.dump.glob("module_*.ptx")):

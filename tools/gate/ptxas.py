@@ -9,6 +9,7 @@ import itertools
 import math
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ _MOSAIC_LAUNCH = re.compile(
 _XLA_LAUNCH = re.compile(
     r"kCustomKernel .*\] (\S+) grid: \[([\d, ]+)\] threads: \[([\d, ]+)\]\s+shared_memory: (\d+) bytes"
 )
+_MOSAIC_NAME = re.compile(r"^module @(\w+)", re.MULTILINE)
+_MOSAIC_FILE = re.compile(r'mosaic_gpu\.dump_basename = "[^"]*"')
+MOSAIC_SUFFIX = "_mosaic_gpu_kernel"  # of a compiled kernel's name
 _PTX_ENTRY = re.compile(r"\.entry (\w+)")
 _PTX_ARCH = re.compile(r"^\.target (\w+)", re.MULTILINE)
 
@@ -109,6 +113,24 @@ def mosaic_launch(mlir: str) -> Launch:
     constants = {name: int(value) for name, value in _CONSTANT.findall(mlir)}
     grid, block = ([constants[name] for name in re.findall(r"= (%\w+)", part)] for part in match.groups()[:2])
     return Launch(math.prod(grid), math.prod(block), constants[match[3]])
+
+
+def mosaic_kernels(dump: Path, compiled: dict[str, Report]) -> Iterator[tuple[Report, Launch]]:
+    """The Mosaic GPU kernels of a program, of which each name is one.
+
+    Args:
+      compiled: reports of this process by MLIR; those of this program are added. From jax 0.12 on, a kernel
+        that was compiled before is not compiled again.
+    """
+    files = dump.glob("*.ptxas")
+    reports = {report.kernel: report for file in files for report in parse(file.read_text())}
+    for file in sorted(dump.glob("*.before_layout_inference.txt")):
+        mlir = file.read_text()
+        name, text = _MOSAIC_NAME.search(mlir), _MOSAIC_FILE.sub("", mlir)
+        report = reports.get(f"{name[1]}{MOSAIC_SUFFIX}" if name else "") or compiled.get(text)
+        if report is not None:
+            compiled[text] = report
+            yield report, mosaic_launch(mlir)
 
 
 def xla_launches(thunks: str) -> dict[str, Launch]:

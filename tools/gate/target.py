@@ -28,6 +28,7 @@ class Target(NamedTuple):
     mesh: Any  # abstract: Pallas Triton asks it for the device's compute capability
     limits: ptxas.Limits  # of a core
     dump: Path  # empty between compilations
+    mosaic_reports: dict[str, ptxas.Report]  # of the kernels compiled so far, by MLIR
 
 
 def set_up(name: str, dump: Path, tuned: Path | None = None) -> Target:
@@ -51,7 +52,7 @@ def set_up(name: str, dump: Path, tuned: Path | None = None) -> Target:
 
         compile_alike()
         mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("gpu",))
-    return Target(name, topology.devices[0], mesh.abstract_mesh, ptxas.limits(description), dump)
+    return Target(name, topology.devices[0], mesh.abstract_mesh, ptxas.limits(description), dump, {})
 
 
 def xla_flags(dump: Path, tuned: Path | None = None) -> list[str]:

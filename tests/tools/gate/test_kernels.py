@@ -97,7 +97,7 @@ def test_kernels_are_known_by_the_names_that_the_library_gives_them():
 
 
 def test_a_case_that_does_not_compile_is_a_row(monkeypatch):
-    target = gate_kernels.Target("h200", None, None, ptxas.Limits(1, 1, 1, 1), None)
+    target = gate_kernels.Target("h200", None, None, ptxas.Limits(1, 1, 1, 1), None, {})
 
     def compile_case(case, target):
         raise ValueError("head_dim=64: too small\nsecond line")
@@ -112,7 +112,7 @@ def test_a_case_that_does_not_compile_is_a_row(monkeypatch):
 def test_several_launches_of_a_kernel_are_one_row():
     gather = ptxas.Resources("copy_pages", 30, 0, 4, 128, 10, ())
     scatter = ptxas.Resources("copy_pages", 20, 16, 8, 128, 10, ("remark",))
-    target = gate_kernels.Target("h200", None, None, ptxas.Limits(65536, 2048, 233472, 132), None)
+    target = gate_kernels.Target("h200", None, None, ptxas.Limits(65536, 2048, 233472, 132), None, {})
     found = gate_kernels._resources([gather, scatter], target)
     assert (found["registers"], found["spill_bytes"], found["launches"]) == (30, 12, 2)
     assert found["remarks"] == ["remark"]

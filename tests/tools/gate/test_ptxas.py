@@ -71,6 +71,26 @@ def test_mosaics_launch():
         ptxas.mosaic_launch("module {}")
 
 
+def test_a_mosaic_kernel_that_was_compiled_before_has_the_report_of_then(tmp_path):
+    """jax 0.12 numbers the two files of a kernel apart, and compiles no kernel twice."""
+    compiled = {}
+
+    def dumped(number, text):
+        name = f'module @paged_decode attributes {{mosaic_gpu.dump_basename = "paged_decode_{number}"}} {{\n'
+        (tmp_path / f"paged_decode_{number}.before_layout_inference.txt").write_text(name + text)
+        found = ptxas.mosaic_kernels(tmp_path, compiled)
+        return [(report.registers, launch.threads) for report, launch in found]
+
+    assert not dumped(0, MLIR), "ptxas has not said anything"
+    (tmp_path / "paged_decode_7.ptxas").write_text(REPORT)
+    assert dumped(0, MLIR) == [(96, 256)]
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert dumped(1, MLIR) == [(96, 256)]
+    (tmp_path / "paged_decode_1.before_layout_inference.txt").unlink()
+    assert not dumped(2, MLIR.replace("c264 =", "c132 =")), "another kernel"
+
+
 def test_xlas_launches():
     assert ptxas.xla_launches(THUNKS) == {
         "loop_gather_fusion_1": ptxas.Launch(26, 128, 0),
