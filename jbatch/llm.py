@@ -317,10 +317,11 @@ class LLM:
         limits: Limits | None = None,
         runner: Runner[Any] | None = None,
     ) -> Engine:
-        config = dataclasses.replace(self.config, mode=mode or self.config.mode)
+        key = self.config.policy if policy is None else policy
+        name = self.config.policy if callable(key) else key  # which is checked
+        config = dataclasses.replace(self.config, mode=mode or self.config.mode, policy=name)
         buckets = buckets_of(config, self.max_model_len)
         self.runner.declare(buckets=buckets)  # another mode has other steps
-        key = policy or config.policy
         scheduler = Scheduler(
             SchedulerConfig(
                 shape=self.runner.shape,

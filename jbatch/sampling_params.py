@@ -171,11 +171,12 @@ class SamplingParams:
             "logit_bias": _logit_bias(self.logit_bias),
         }
         if self.allowed_token_ids is not None:  # None stays: an empty list would allow nothing
-            if not self.allowed_token_ids:
+            allowed = _token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ID)
+            if not allowed:
                 raise RequestError(
                     "allowed_token_ids", self.allowed_token_ids, "must name at least one token id"
                 )
-            checked["allowed_token_ids"] = _token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ID)
+            checked["allowed_token_ids"] = allowed
         if checked["stop"] and not self.detokenize:
             raise RequestError(
                 "stop", self.stop, "takes detokenize=True: a stop string is looked for in a text"

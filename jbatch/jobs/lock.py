@@ -22,7 +22,7 @@ def locked(path: str) -> Iterator[None]:
 
     Raises:
       ConfigError: where another process holds it, naming its id; and where a file of that name is not
-        jbatch's, which stays as it is.
+        jbatch's, which stays as it is; and where its folder is not there.
       OSError: where it cannot be written; then none is left behind.
     """
     lock_path = f"{path}.lock"
@@ -70,6 +70,8 @@ def _open(path: str, lock_path: str) -> int:
     flags = os.O_RDWR | os.O_CREAT | NEVER_FOLLOW
     try:
         fd = os.open(lock_path, flags, 0o644)
+    except FileNotFoundError:
+        raise ConfigError("output", path, f"there is no folder {os.path.dirname(path) or '.'}") from None
     except OSError:
         if not os.path.islink(lock_path):
             raise

@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from typing import NamedTuple
 
+from jbatch.errors import ConfigError
 from jbatch.jobs.files import remove_leftovers
 from jbatch.jobs.input import Scan
 from jbatch.jobs.options import JobOptions
@@ -31,6 +32,8 @@ def open_output(options: JobOptions, state: JobState, scan: Scan, say: Say, stac
       OSError: where it cannot be read or written.
       OutputChanged: where somebody else writes to it at this moment.
     """
+    if os.path.isdir(str(options.output_file)):
+        raise ConfigError("output", str(options.output_file), "is a folder")
     if options.streams:
         say("the output cannot be read back: if this run is ended, the next one begins anew")
         return Opened(open_stream(str(options.output_file)), None, Done(scan.last_line_no))

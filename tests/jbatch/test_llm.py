@@ -569,6 +569,12 @@ def test_a_policy_and_limits_of_the_users_own(llm):
     assert ended == ["9", "6", "3"]
 
 
+@pytest.mark.parametrize("policy", ["shortest", 3, ""])
+def test_a_policy_that_is_none_is_named(llm, policy):
+    with pytest.raises(ConfigError, match=f"^policy={policy!r}: must be one of fcfs, "):
+        llm.new_engine(policy=policy)
+
+
 def test_a_runner_of_the_users_own_sees_every_step(llm):
     class Watching:
         """Passes everything on, and keeps what it saw."""

@@ -310,3 +310,9 @@ def test_scalars_of_numpy_are_numbers():
         SamplingParams(n=np.float32(2))
     with pytest.raises(RequestError, match=r"^temperature="):
         SamplingParams(temperature=np.float32("nan"))
+
+
+@pytest.mark.parametrize("field", ["allowed_token_ids", "stop_token_ids", "bad_words", "logprob_token_ids"])
+def test_an_array_of_numpy_is_no_list(field):
+    with pytest.raises(RequestError, match=rf"^{field}=array\(\[1, 2\]\): must be a list of at most "):
+        SamplingParams(**{field: np.array([1, 2])})

@@ -56,7 +56,7 @@ def call(
     try:
         result = logits_fn(logits, state)
     except Exception as error:  # whatever a user's function raises
-        what = f"{type(error).__name__}: {error}"
+        what = f"{type(error).__name__}: {error}".split("\n", 1)[0]  # JAX goes on for a page
         raise ConfigError("logits_fn", name, f"cannot be traced for {draws} draws: {what}") from error
     got = (getattr(result, "shape", None), getattr(result, "dtype", None))
     if got != (logits.shape, logits.dtype):

@@ -121,3 +121,9 @@ def test_a_full_disk_leaves_no_lock(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=rf"No space left on device: '{path}\.lock'"), locked(path):
         pass
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    path = str(tmp_path / "none" / "out")
+    with pytest.raises(ConfigError, match=f"^output='{path}': there is no folder {tmp_path / 'none'}$"):
+        locked(path).__enter__()

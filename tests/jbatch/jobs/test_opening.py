@@ -85,3 +85,9 @@ def test_another_job_s_output_is_neither_changed_nor_locked(output, opened):
     assert opened(other, force=True)[0] == [1]
     with open(state_path(str(output)), "rb") as file:
         assert json.load(file)["input"] == "f" * 64
+
+
+def test_a_folder_is_no_output(output, opened):
+    output.mkdir()
+    with pytest.raises(ConfigError, match=rf"^output='{output}': is a folder$"):
+        opened()
