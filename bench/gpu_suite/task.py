@@ -54,8 +54,9 @@ class Task(NamedTuple):
         return Rates(done[0]["read_bytes_per_s"], done[0]["gemm_flop_per_s"]) if done else None
 
     def attention(self) -> Attention:
-        """For decoding and for prompts, the first compiler whose kernels were right; else plain JAX."""
-        return Attention(self._compiler("decode"), self._compiler("prefill"))
+        """For each op the first compiler whose kernels were right; else plain JAX."""
+        decode, prefill, rotate = (self._compiler(op) for op in ("decode", "prefill", "rotate"))
+        return Attention(decode, prefill, rotate=rotate)
 
     def backend(self) -> str:
         """What an engine takes: one name for all ops."""
@@ -65,7 +66,7 @@ class Task(NamedTuple):
     def _compiler(self, op: str) -> str:
         if self.tiny:
             return "xla"
-        for compiler in COMPILERS:  # steps write the cache by XLA's scatter
+        for compiler in COMPILERS:
             rows = [row for row in self.earlier.get(f"correct-{compiler}", ()) if row["op"] == op]
             if rows and all(row["status"] == "ok" for row in rows):
                 return compiler

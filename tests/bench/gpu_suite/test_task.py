@@ -4,6 +4,7 @@ import threading
 import time
 
 from bench.gpu_suite.task import Task, compile_all
+from jbatch.device.backend import Attention
 
 
 def task(earlier=(), tiny=False):
@@ -42,6 +43,8 @@ def test_attention_is_the_first_compiler_that_was_right():
     mixed = task(both | {"correct-mosaic": wrong})
     assert mixed.attention()[:2] == ("mosaic", "triton") and mixed.backend() == "xla"
     assert task({"correct-mosaic": correct(decode="ok")}).attention().prefill == "xla", "it was stopped"
+    rotates = {"correct-mosaic": correct(decode="ok"), "correct-triton": correct(rotate="ok")}
+    assert task(rotates).attention() == Attention("mosaic", "xla", rotate="triton")
     assert task().backend() == "xla"
 
 
