@@ -264,6 +264,9 @@ def _run(args: list[str]) -> int:
         if isinstance(error, _refusals()):
             _say(str(error))
             return FAILED if isinstance(error, JobError) else REFUSED
+        if _jax_refused(error):
+            _say(f"JAX: {error}")
+            return REFUSED
         _say(describe_unforeseen(error))
         return FAILED
 
@@ -281,6 +284,11 @@ def _refusals() -> tuple[type[Exception], ...]:
     `weights` only once a command has loaded it: a file of the user's may have this name."""
     module = sys.modules.get("weights.errors")
     return (JBatchError, Warning, *(() if module is None else (module.WeightsError,)))
+
+
+def _jax_refused(error: Exception) -> bool:
+    """Whether JAX could not be imported for a variable of the environment, which its error names."""
+    return isinstance(error, ValueError) and "jax" not in sys.modules and "jax._src" in sys.modules
 
 
 def _exit_at_once(*_: object) -> None:

@@ -42,3 +42,11 @@ def test_a_warning_that_is_an_error_is_one_line(capsys, tmp_path, monkeypatch):
         warnings.simplefilter("error")
         ended = run(capsys, "generate", command.DEMO, "-p", "x", *SMALL)
     assert ended.code == 2 and ended.err == "jbatch: something is odd\n"
+
+
+def test_a_setting_that_jax_refuses_is_one_line(tmp_path):
+    options = ["-m", "jbatch", "generate", str(write_model(tmp_path)), "-p", "x"]
+    odd = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "banana"}
+    done = subprocess.run([sys.executable, *options], env=odd, capture_output=True, text=True)
+    refusal = 'jbatch: JAX: Invalid value "banana" for JAX flag jax_default_matmul_precision\n'
+    assert (done.returncode, done.stderr) == (2, refusal)
