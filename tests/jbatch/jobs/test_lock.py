@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_no_lock(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    path = str(tmp_path / "none" / "out")
-    with pytest.raises(ConfigError, match=f"^output='{path}': there is no folder {tmp_path / 'none'}$"):
-        locked(path).__enter__()
+def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a long path is cut short
+    with pytest.raises(ConfigError, match=r"^output='none/out': there is no folder none$"):
+        locked("none/out").__enter__()
