@@ -8,22 +8,21 @@ device at once and known here one step late.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from jbatch.config import EngineConfig
 from jbatch.errors import RequestError
+from jbatch.host.holdings import Holdings
 from jbatch.host.landing import Landing, Progress
 from jbatch.host.limits import Limits, SchedulerView, StepLimits, choose, fill
 from jbatch.host.metrics import StepRecord
-from jbatch.host.pages import PagePool
 from jbatch.host.plan import Chunk, StepPlan, TableUpdate, chunk_of
 from jbatch.host.policy import Admission, Policy, key_of, may_start
 from jbatch.host.request import Key, Request, Sequence
+from jbatch.host.waiting import Waiting
 from jbatch.outputs import FinishReason
-from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket, align, room_of, smallest_bucket
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_output import StepOutput
@@ -52,11 +51,12 @@ class _Slots(NamedTuple):
 
 
 class Scheduler:
-    """Waiting and running sequences, and the pages they own."""
+    """Waiting and running sequences, and what they hold."""
 
     def __init__(self, config: SchedulerConfig, limits: Limits | None = None):
         self.config = config
-        self.pool = PagePool(config.shape.num_pages, config.shape.page_size)
+        self.holdings = Holdings(config.shape)
+        self.pool = self.holdings.pool
         self._buckets = sorted(config.buckets, key=lambda bucket: bucket.num_places)
         largest = max(config.buckets, key=lambda bucket: bucket.tokens)
         self._room = room_of(largest, config.shape)
@@ -64,13 +64,9 @@ class Scheduler:
         default = StepLimits(largest.tokens, config.shape.num_rows)
         self.limits = limits or (lambda view: default)
         self._sequences: dict[int, Sequence] = {}  # all that have not ended, and held ones
-        self._waiting: list[tuple[Key, int]] = []  # a heap; ended ones leave when they surface
-        self._num_waiting = 0
+        self._waiting = Waiting(self._sequences.get)
         self._running: list[Sequence] = []  # in order of admission; held ones too
-        self._free_rows = list(range(config.shape.num_rows - 1, -1, -1))
         self._max_steps = max(bucket.steps for bucket in config.buckets)
-        self._num_watched = 0  # running sequences each of whose tokens is looked at
-        self._num_sampler = dict.fromkeys(Sampler, 0)  # running sequences by what their tokens take to draw
         self._preempted: list[int] = []  # since the last plan
         self._num_alone = 0  # steps that a few prompt tokens have waited for company
         self._seq_ids = itertools.count()
@@ -126,7 +122,7 @@ class Scheduler:
             num_planned=len(request.prompt_token_ids),
             key=self.key_of(request) if key is None else key,
         )
-        self._enqueue(sequence)
+        self._waiting.push(sequence)
         self._sequences[sequence.seq_id] = sequence
         return sequence
 
@@ -144,15 +140,15 @@ class Scheduler:
         if sequence.leaving:
             del self._sequences[sequence.seq_id]
         elif not sequence.running:
-            self._num_waiting -= 1
+            self._waiting.forget_one()
             del self._sequences[sequence.seq_id]
         elif not self.config.admission.hold_finished:
-            self._release(sequence)
+            self.holdings.release(sequence)
             self._running.remove(sequence)
             del self._sequences[sequence.seq_id]
         elif all(held.finished for held in self._running):
             for held in self._running:
-                self._release(held)
+                self.holdings.release(held)
                 del self._sequences[held.seq_id]
             self._running.clear()
 
@@ -167,7 +163,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return self._num_waiting
+        return len(self._waiting)
 
     @property
     def running(self) -> tuple[Sequence, ...]:
@@ -181,9 +177,9 @@ class Scheduler:
 
         Raises UserFunctionError where the limits' function fails; nothing has been changed then.
         """
-        if not self._running and not self._num_waiting:
+        if not self._running and not self._waiting:
             return None
-        view = SchedulerView(now, self._num_waiting, len(self._running), self.pool.num_free)
+        view = SchedulerView(now, len(self._waiting), len(self._running), self.pool.num_free)
         limits = choose(self.limits, view)
         if not self._running and self._waits_for_company(limits, now):
             return None
@@ -209,7 +205,7 @@ class Scheduler:
         for sequence in landing.left_early:
             sequence.leaving = False
             sequence.num_computed = sequence.num_planned - 1
-            self._enqueue(sequence)
+            self._waiting.push(sequence)
         record = StepRecord(
             step_idx=plan.step_idx,
             slots=plan.bucket.slots * steps,
@@ -224,7 +220,7 @@ class Scheduler:
             output_tokens=landing.output_tokens,
             pages_used=self.pool.num_used,
             num_running=len(self._running),
-            num_waiting=self._num_waiting,
+            num_waiting=len(self._waiting),
             num_preempted=len(plan.preempted),
             num_decode_steps=steps,
         )
@@ -250,11 +246,10 @@ class Scheduler:
             if sequence.decoding:
                 break  # so are all older ones
             wanted += align(len(sequence.token_ids) - sequence.num_cached_planned)
-        for _, seq_id in self._waiting[: max(0, free)]:  # not quite the first ones: the heap's order
+        for waiting in self._waiting.some(free):
             if wanted >= most:
                 break
-            if (waiting := self._sequences.get(seq_id)) is not None:
-                wanted += align(len(waiting.token_ids))
+            wanted += align(len(waiting.token_ids))
         return wanted
 
     def _prefill(self, budget: int, limits: StepLimits, updates: list[TableUpdate]) -> tuple[Chunk, ...]:
@@ -266,7 +261,7 @@ class Scheduler:
         for sequence in self._prefilling(limits):
             length = min(sequence.num_known - sequence.num_cached_planned, budget)
             end = sequence.num_cached_planned + length
-            if len(updates) + self._num_missing(sequence, end) > self._room.table_updates:
+            if len(updates) + self.holdings.num_missing(sequence, end) > self._room.table_updates:
                 break  # the step is full of them: it waits for the next one
             if not self._grow(sequence, end, updates):
                 break  # the youngest: it waits for the others' pages
@@ -302,7 +297,7 @@ class Scheduler:
         """How often to decode in the next dispatch: several times where nobody waits, where there are pages
         for all, and where at most a quarter of the slots would be idle behind an end that is known."""
         most = self._max_steps
-        if most == 1 or self._num_waiting or self._num_watched:
+        if most == 1 or self._waiting or self.holdings.num_watched:
             return 1
         useful = missing = 0
         for sequence in self._running:
@@ -310,7 +305,7 @@ class Scheduler:
                 return 1
             steps = min(most, sequence.max_len - sequence.num_planned)
             useful += steps
-            missing += max(0, self._num_missing(sequence, sequence.num_cached_planned + steps))
+            missing += max(0, self.holdings.num_missing(sequence, sequence.num_cached_planned + steps))
         enough = useful >= MIN_STEP_USE * most * len(self._running)
         return most if enough and self.pool.can_allocate(missing) else 1
 
@@ -365,24 +360,15 @@ class Scheduler:
             frozen=slots.frozen,
             chunks=chunks,
             table_updates=tuple(updates),
-            sampler=self._sampler(),
+            sampler=self.holdings.sampler,
             preempted=preempted,
         )
-
-    def _sampler(self) -> Sampler:
-        """What drawing for all running sequences takes."""
-        bits = 0
-        for sampler, count in self._num_sampler.items():
-            if count:
-                bits |= sampler
-        return Sampler(bits)
 
     # Pages and rows.
 
     def _grow(self, sequence: Sequence, num_tokens: int, updates: list[TableUpdate]) -> bool:
         """Give a sequence pages for `num_tokens`, taking them from younger ones where none are free."""
-        num_owned = len(sequence.pages)
-        need = self._num_missing(sequence, num_tokens)
+        need = self.holdings.num_missing(sequence, num_tokens)
         if need <= 0:
             return True
         while not self.pool.can_allocate(need):
@@ -390,14 +376,8 @@ class Scheduler:
             if youngest is sequence:
                 return False
             self._preempt(youngest)
-        for page_idx, page_id in enumerate(self.pool.allocate(need), start=num_owned):
-            sequence.pages.append(page_id)
-            updates.append(TableUpdate(sequence.row, page_idx, page_id))
+        self.holdings.take_pages(sequence, need, updates)
         return True
-
-    def _num_missing(self, sequence: Sequence, num_tokens: int) -> int:
-        """Pages that a sequence lacks for `num_tokens`."""
-        return self.pool.pages_for(num_tokens) - len(sequence.pages)
 
     def _let_leave(self, plan: StepPlan, slots: _Slots) -> None:
         """Those whose last token is planned give up their pages and rows: steps run in order, so the next one
@@ -406,7 +386,7 @@ class Scheduler:
         for sequence in (*slots.last, *(s for s in begun if s.num_planned >= s.max_len and not s.prefilling)):
             sequence.leaving = True
             self._running.remove(sequence)
-            self._release(sequence)
+            self.holdings.release(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take a sequence's pages; its tokens will be prefilled again."""
@@ -414,17 +394,8 @@ class Scheduler:
         sequence.num_preemptions += 1
         self._preempted.append(sequence.seq_id)
         self._running.remove(sequence)
-        self._release(sequence)
-        self._enqueue(sequence)
-
-    def _enqueue(self, sequence: Sequence) -> None:
-        heapq.heappush(self._waiting, (sequence.key, sequence.seq_id))
-        self._num_waiting += 1
-
-    def _next_waiting(self) -> Sequence | None:
-        while self._waiting and self._waiting[0][1] not in self._sequences:
-            heapq.heappop(self._waiting)  # ended while it waited
-        return self._sequences[self._waiting[0][1]] if self._waiting else None
+        self.holdings.release(sequence)
+        self._waiting.push(sequence)
 
     def _admit_waiting(self, limits: StepLimits) -> Iterator[Sequence]:
         """Admit one after the other, while rows and pages last.
@@ -434,16 +405,13 @@ class Scheduler:
         """
         most = self._most(limits)
         spare = self.pool.num_free - len(self._running)
-        while len(self._running) < most and (sequence := self._next_waiting()) is not None:
+        while len(self._running) < most and (sequence := self._waiting.first()) is not None:
             claim = self._claim(sequence)
             if claim > spare or sequence.num_planned > sequence.num_known:  # its tokens are in flight
                 return
             spare -= claim
-            heapq.heappop(self._waiting)
-            self._num_waiting -= 1
-            sequence.row = self._free_rows.pop()
-            self._num_sampler[sequence.request.params.sampler] += 1
-            self._num_watched += sequence.watched
+            self._waiting.pop()
+            self.holdings.take_row(sequence)
             self._running.append(sequence)
             yield sequence
 
@@ -462,13 +430,3 @@ class Scheduler:
         """Pages that a waiting sequence must find free."""
         hold = self.config.admission.hold_finished  # then nothing may be preempted: the worst case
         return self.pool.pages_for(sequence.max_len if hold else sequence.next_len)
-
-    def _release(self, sequence: Sequence) -> None:
-        self.pool.free(sequence.pages)
-        sequence.pages = []
-        self._free_rows.append(sequence.row)
-        self._num_sampler[sequence.request.params.sampler] -= 1
-        self._num_watched -= sequence.watched
-        sequence.row = -1
-        sequence.num_cached = sequence.num_cached_planned = 0
-        sequence.decoding = False

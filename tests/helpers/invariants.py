@@ -24,14 +24,14 @@ def check_invariants(scheduler: Scheduler) -> None:
     check_pages(scheduler)
     config, running = scheduler.config, scheduler.running
     rows = [sequence.row for sequence in running]
-    places = rows + scheduler._free_rows
+    places = rows + scheduler.holdings._free_rows
     assert len(places) == config.shape.num_rows, "a row is lost or held twice"
     assert set(places) == _numbers(0, config.shape.num_rows), "a row is lost or held twice"
     assert len(running) <= 1 or not config.admission.one_by_one
     samplers = [sequence.request.params.sampler for sequence in running]
-    assert scheduler._num_sampler == {sampler: samplers.count(sampler) for sampler in Sampler}
+    assert scheduler.holdings._num_sampler == {sampler: samplers.count(sampler) for sampler in Sampler}
 
-    queued = {seq_id for _, seq_id in scheduler._waiting}
+    queued = {seq_id for _, seq_id in scheduler._waiting.heap}
     running_ids = {sequence.seq_id for sequence in running}
     leaving_ids = {sequence.seq_id for sequence in scheduler._sequences.values() if sequence.leaving}
     assert not leaving_ids & (running_ids | queued), "it gave up its row, and waits or runs"

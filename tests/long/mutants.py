@@ -33,7 +33,8 @@ class Mutant(NamedTuple):
     tests: tuple[str, ...]  # what pytest takes: files, or single tests of them
 
 
-SCHEDULER, PAGES = "jbatch/host/scheduler.py", "jbatch/host/pages.py"
+SCHEDULER, HOLDINGS = "jbatch/host/scheduler.py", "jbatch/host/holdings.py"
+PAGES = "jbatch/host/pages.py"
 SAMPLING, DRAWS = "jbatch/device/sampling.py", "jbatch/device/draws.py"
 SPANS, STEP = "jbatch/device/spans.py", "jbatch/device/step.py"
 
@@ -63,7 +64,7 @@ MUTANTS = (
            "youngest = self._running[-1]",
            "youngest = self._running[0]",
            ("tests/jbatch/host/test_scheduler.py::test_the_youngest_is_preempted_and_computed_again",)),
-    Mutant("pages are not given back", SCHEDULER,
+    Mutant("pages are not given back", HOLDINGS,
            "        self.pool.free(sequence.pages)\n",
            "",
            ("tests/jbatch/host/test_scheduler.py::test_abort_gives_all_back_at_once_in_any_state",)),
