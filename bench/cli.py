@@ -116,6 +116,24 @@ def latency(
     run_latency(Experiment(model, ("random",), output_json=output_json), setting, engine_options)
 
 
+@app.command(short_help="What each step costs on this machine, for jbatch simulate.")
+@with_options(LADDER_ENGINE)
+def calibrate(
+    engine_options: dict[str, Any],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Must not exist.")],
+    model: Model = "demo",
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each size.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of lengths and token ids.")] = 0,
+) -> None:
+    """Run an engine on workloads of many sizes, and fit what its steps cost.
+
+    Leave the machine alone meanwhile.
+    """
+    from bench.simulate.calibrate import run_calibrate
+
+    run_calibrate(model, engine_options, repeats, seed, output)
+
+
 PASSED_ON: Any = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 

@@ -1,7 +1,7 @@
 """What a measurement leaves: one JSON file, schema 1, written by every `jbatch bench` command.
 
     {"schema": 1,
-     "kind": "batching" | "throughput" | "latency" | "compare",
+     "kind": "batching" | "throughput" | "latency" | "compare" | "simulated",
      "manifest": {...},              commit, versions, device, driver, clocks, flags (measure/manifest), and
                                      model, engine, max_num_seqs, compile_s, warm_up_s, ceilings
      "workload": {name, hash, num_prompts, num_prompt_tokens, num_output_tokens, seed, scales},
@@ -41,7 +41,7 @@ from jbatch.jobs.files import replacing
 
 SCHEMA = 1
 DIGITS = 9
-Kind = Literal["batching", "throughput", "latency", "compare"]
+Kind = Literal["batching", "throughput", "latency", "compare", "simulated"]
 
 
 class StepRow(NamedTuple):

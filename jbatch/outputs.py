@@ -7,6 +7,8 @@ import enum
 from collections.abc import Sequence
 from typing import NamedTuple
 
+Label = str | int  # of a version of the weights
+
 
 class FinishReason(enum.StrEnum):
     """Why a request ended."""
@@ -66,6 +68,8 @@ class CompletionOutput:
     cumulative_logprob: float | None = None  # of all tokens, where log-probabilities were asked for
     error: str | None = None  # why, where finish_reason is "error"
     text_offset: list[int] | None = None  # with log-probabilities: where each token begins in `text`
+    # The weights that drew its tokens: the first token of each version, and the version's label.
+    weight_versions: tuple[tuple[int, Label], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

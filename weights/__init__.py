@@ -17,6 +17,9 @@ _HOME = {
     "save": "weights.checkpoint",
     "random": "weights.random_init",
     "to_hugging_face": "weights.names",
+    "match": "weights.in_memory",
+    "make": "weights.in_memory",
+    "Source": "weights.in_memory",
     "WeightsError": "weights.errors",
 }
 __all__ = sorted(_HOME)

@@ -71,7 +71,7 @@ def check_hugging_face(model_dir: str | Path, like: Mapping[str, jax.ShapeDtypeS
     """Every tensor of the directory by name, from its headers alone. Raises WeightsError as loading would."""
     tensors = locate(Path(model_dir))
     table = {name: names.parts(name, leaf.shape) for name, leaf in like.items()}
-    raise_if_any(model_dir, _other_names(tensors, table) or _problems(tensors, table))
+    raise_if_any(model_dir, other_names(tensors, table) or _problems(tensors, table))
     return tensors
 
 
@@ -163,7 +163,7 @@ def _problems(tensors: Mapping[str, Tensor], table: Mapping[str, list[names.Part
     return problems
 
 
-def _other_names(tensors: Mapping[str, Tensor], table: Mapping[str, list[names.Part]]) -> list[str]:
+def other_names(tensors: Mapping[str, Any], table: Mapping[str, list[names.Part]]) -> list[str]:
     """One problem in place of hundreds, where the tensors of a whole model go by other names."""
     wanted = {part.name for parts in table.values() for part in parts}
     quantised = next((name for name in sorted(tensors) if _QUANTISED.search(name)), None)

@@ -51,6 +51,15 @@ def print_ladder(out: Console, results: Results) -> None:
         print_sweep(out, results.sweep)
 
 
+def print_rates(out: Console, arms: Mapping[str, ArmResult]) -> None:
+    """Print what arms did per second, what they counted, and how long requests took."""
+    for table in (_per_second(arms), _counted(arms), _waited(arms)):
+        out.print(table)
+    for name, arm in arms.items():
+        if arm.not_run is not None:
+            out.print(f"{name}: not run: {arm.not_run}")
+
+
 def describe_workload(workload: Mapping[str, Any]) -> str:
     """A workload in one line, its scales included."""
     scales = ", ".join(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -62,7 +61,8 @@ def drive(
     predicted: Sequence[int] | None = None,
     max_concurrency: int | None = None,
     temperature: float = 0.0,
-    clock: Callable[[], float] = time.monotonic,
+    budget: int | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> Run:
     """Add requests as their arrival comes on the clock, and step until all have ended.
 
@@ -73,12 +73,15 @@ def drive(
       predicted: output lengths, for policy "sjf".
       max_concurrency: requests in the engine at once; others are sent when one ends, and their latencies
         count from then, as in `vllm bench`.
+      budget: tokens that every request may generate, on a runner that knows where it ends by itself; by
+        default those that it wants.
+      clock: the engine's own, by default.
 
     Raises:
       RunError: where a request did not get exactly the tokens it wants.
     """
-    items = workload.items
-    params = [_params(item.output_len, temperature) for item in items]
+    items, clock = workload.items, clock or engine.clock
+    params = [_params(budget or item.output_len, temperature) for item in items]
     most = math.inf if max_concurrency is None else max_concurrency
     arrivals: list[float] = []  # of those that were sent
     run = Run(workload, [], arrivals, [[] for _ in items], [[] for _ in items], 0.0, 0.0, engine.summary)
@@ -125,7 +128,8 @@ def _note(step: EngineStep, began: float, now: float, run: Run) -> None:
 
 def _check(output: RequestOutput, output_len: int) -> None:
     (completion,) = output.outputs
-    if completion.finish_reason != FinishReason.LENGTH or len(completion.token_ids) != output_len:
+    ended = completion.finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
+    if not ended or len(completion.token_ids) != output_len:
         raise RunError(
             f"request {output.request_id} ended with {len(completion.token_ids)} of {output_len} tokens, "
             f"finish_reason={str(completion.finish_reason)!r}: {output.error or 'no error'}"

@@ -33,13 +33,14 @@ class Floor(NamedTuple):
         """Seconds of a step: `tokens` new ones of sequences that then have `keys`, each new one attending to
         those before it (`pairs` in all), and `draws` of them projected to the vocabulary."""
         flop = 2 * (self.layer_params * tokens + self.head_params * draws)
-        return self._gemm_s(flop) + self._attention_s(keys, pairs)
+        return self._gemm_s(flop) + self.attention_s(keys, pairs)
 
     def _gemm_s(self, flop: int) -> float:
         num_bytes = (self.layer_params + self.head_params) * self.itemsize
         return max(num_bytes / self.read_bytes_per_s, flop / self.gemm_flop_per_s)
 
-    def _attention_s(self, keys: int, pairs: int) -> float:
+    def attention_s(self, keys: int, pairs: int) -> float:
+        """Seconds of reading keys and values, or of multiplying them, whichever takes longer."""
         read_s = keys * self.kv_bytes_per_token / self.read_bytes_per_s
         return max(read_s, pairs * self.flop_per_pair / self.gemm_flop_per_s)
 

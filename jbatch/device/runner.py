@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import traceback
@@ -11,21 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import weights
 from jbatch.device.compile_counter import compile_counter
 from jbatch.device.model import abstract_params
 from jbatch.device.process import ExtraState, features_of, mask
-from jbatch.device.programs import (
-    COPIES,
-    DEFAULT_SAMPLERS,
-    TABLES,
-    Program,
-    StepSpec,
-    program_for,
-    programs_for,
-)
-from jbatch.device.settings import call
+from jbatch.device.programs import COPIES, DEFAULT_SAMPLERS, Program, StepSpec, program_for, programs_for
+from jbatch.device.settings import call, fixed_settings
 from jbatch.device.state import EngineState, abstract_state, zeros
 from jbatch.errors import JBatchError
+from jbatch.outputs import Label
 from jbatch.progress import progress_bar
 from jbatch.sampling_params import Sampler, with_unions
 from jbatch.seam.bucket import Bucket
@@ -35,6 +30,14 @@ from jbatch.seam.step_output import StepOutput, num_draws, unpack_output
 from jbatch.seam.tenancy import Tenancy
 
 CLOSED = "it was closed, and its memory is free: make a new one"
+HALF_REPLACED = (
+    "its weights are half old and half new: an update ended at parameter {name}; call update_weights with a "
+    "whole tree once more, or make a new LLM"
+)
+DELETED = (
+    "parameter {name} was deleted, or donated to a function: what weights() gives is the engine's own; call "
+    "update_weights with a whole tree, or make a new LLM"
+)
 ALL_BITS = -1  # of a mask of tokens
 
 
@@ -76,11 +79,11 @@ class Runner:
         self._programs: dict[Program, jax.stages.Compiled] = dict(programs or {})
         # None until programs are compiled: on a GPU that takes memory, too.
         self._state: EngineState | None = None
+        self._half_replaced: str | None = None  # the parameter at which an update was cut off
         self._extra: ExtraState = {}  # of features whose programs are compiled
         self._failed = False  # a step on the device, whose state is not to be trusted
         self._set_row: dict[str, jax.stages.Compiled] = {}
-        self._copy: jax.stages.Compiled | None = None  # these two: until `prepare_sharing`
-        self._put_tables: jax.stages.Compiled | None = None
+        self._copy: jax.stages.Compiled | None = None  # until page copies are prepared
         self._no_masks: dict[int, jax.Array] = {}  # by the number of draws: all tokens may be drawn
         self.samplers = with_unions(samplers)
         self._show_progress = show_progress
@@ -103,8 +106,7 @@ class Runner:
         missing = [program for program in dict.fromkeys(wanted) if program not in self._programs]
         if not missing and self._state is not None:
             return
-        if not self._params:
-            raise JBatchError(CLOSED)
+        self.check_open()
         before = compile_counter().count
         with progress_bar("compiling", len(missing), enabled=self._show_progress) as update:
             compiled = self.spec.compile_all(missing, update)
@@ -130,20 +132,54 @@ class Runner:
             no_mask = np.full((draws, mask.num_words(vocab_size)), ALL_BITS, np.int32)
             self._no_masks[draws] = jax.device_put(no_mask, self.spec.device)
 
-    def prepare_sharing(self, *, in_run: bool = False) -> None:
-        """Compile what sequences that share pages take: to copy pages, and to put whole block tables in
-        place. What comes before it was prepared has it compiled, too."""
-        with self._lock:
-            before = compile_counter().count
-            self._copy = self._copy or self.spec.compile_copy()
-            self._put_tables = self._put_tables or self.spec.compile_tables()
-            if not in_run:
-                self._compiled_before += compile_counter().count - before
+    def prepare_page_copies(self) -> None:
+        """Compile what steps with page copies take; without it they are refused."""
+        if self._copy is None:
+            self._copy = self.spec.compile_copy()
 
     @property
     def params(self) -> dict[str, jax.Array]:
         """The parameters by name, on the device; empty after `close`."""
         return dict(zip(abstract_params(self.spec.config), self._params, strict=False))
+
+    def replace_params(self, sources: Mapping[str, weights.Source], label: Label | None = None) -> None:
+        """Compute with other weights from the next step on, by the same programs.
+
+        Steps that were submitted end with the old ones first. One parameter is replaced after the other, and
+        memory is taken for one at a time. Where that is cut off, what is left is neither of the two: `submit`
+        refuses it until all have been replaced by another call.
+
+        Args:
+          sources: what each parameter is made of, see `weights.match`.
+          label: what the weights are called; without one, by the number of the update.
+        """
+        loaded = self.tenancy.weights
+        with loaded.lock, self._lock:
+            self.check_open()
+            self._wait_for_steps()
+            for idx, (name, leaf) in enumerate(abstract_params(self.spec.config).items()):
+                with fixed_settings():
+                    new = weights.make(sources[name], leaf, self.spec.device)
+                self._half_replaced = name
+                self._params = (*self._params[:idx], new, *self._params[idx + 1 :])
+            loaded.count(label)
+            self._half_replaced = None
+
+    def check_open(self) -> None:
+        """Raise JBatchError after `close`."""
+        if not self._params:
+            raise JBatchError(CLOSED)
+
+    def check_params(self) -> None:
+        """Raise JBatchError where no step can compute with the weights that are there."""
+        self.check_open()
+        if self._half_replaced is not None:
+            raise JBatchError(HALF_REPLACED.format(name=self._half_replaced))
+
+    def _wait_for_steps(self) -> None:
+        """Until all steps have ended; how is for `collect` to say."""
+        with contextlib.suppress(Exception):
+            jax.block_until_ready([leaf for leaf in jax.tree.leaves(self._state) if not leaf.is_deleted()])
 
     @property
     def num_programs(self) -> int:
@@ -170,24 +206,28 @@ class Runner:
         an interrupt or a failing device may keep it from being given back. The next one begins with a new
         state then, so whatever ran must begin anew, too.
 
-        Raises JBatchError after `close`, and for pages that do not exist.
+        Raises JBatchError after `close`, for weights that are half replaced or were deleted, for pages that
+        do not exist, and for page copies that were not prepared.
         """
         with self._lock:
-            if not self._params:
-                raise JBatchError(CLOSED)
+            self.check_params()
             check_pages(step, self.shape)
             try:
                 return self._dispatch(step)
             except BaseException as error:
                 if self._is_lost():  # it may hang on in the frames that were left: there is no room for two
                     traceback.clear_frames(error.__traceback__)
+                deleted = [name for name, leaf in self.params.items() if leaf.is_deleted()]
+                if deleted:
+                    raise JBatchError(DELETED.format(name=deleted[0])) from error
                 raise
 
     def _dispatch(self, step: StepInput) -> Handle:
         program = program_for(step.bucket, step.sampler)
         compiled = self._programs.get(program) or self._compile_late(program)
         state = self._whole_state()
-        state = self._share_pages(state, step)
+        if step.page_copies is not None:
+            state = self._copy_pages(state, step.page_copies)
         for row_data in step.row_data:
             self._set_row_data(row_data)
         extra = {name: self._extra[name] for name in features_of(program.sampler)}
@@ -267,27 +307,11 @@ class Runner:
         abstract = module.abstract(self.shape.num_rows, self.spec.config.vocab_size)
         return zeros(abstract, self.spec.device)
 
-    def _share_pages(self, state: EngineState, step: StepInput) -> EngineState:
-        """Put the step's block tables in place, and copy its pages."""
-        if step.tables is None and step.page_copies is None:
-            return state
-        if self._copy is None or self._put_tables is None:
-            self.prepare_sharing(in_run=True)
-        num_rows, num_pages, _, pages_per_seq = self.shape
-        if step.tables is not None:
-            nowhere = np.array([(num_rows, *(0,) * pages_per_seq)] * TABLES, np.int32)  # dropped
-            state = self._dispatch_parts(state, self._put_tables, step.tables, nowhere)
-        if step.page_copies is not None:
-            nowhere = np.array([(0, num_pages)] * COPIES, np.int32)
-            state = self._dispatch_parts(state, self._copy, step.page_copies, nowhere)
-        return state
-
-    def _dispatch_parts(
-        self, state: EngineState, compiled: Any, entries: np.ndarray, nowhere: np.ndarray
-    ) -> EngineState:
-        """Change the state by all entries, as many at a time as `nowhere` has."""
-        for begin in range(0, len(entries), len(nowhere)):
-            given, part = entries[begin : begin + len(nowhere)], nowhere.copy()
-            part[: len(given)] = given
-            state = self._state = call(compiled, state, part)
+    def _copy_pages(self, state: EngineState, copies: np.ndarray) -> EngineState:
+        if self._copy is None:
+            raise JBatchError("page copies were not prepared: call prepare_page_copies first")
+        for begin in range(0, len(copies), COPIES):
+            pairs = np.full((COPIES, 2), (0, self.shape.num_pages), np.int32)  # to nowhere: dropped
+            pairs[: len(copies[begin : begin + COPIES])] = copies[begin : begin + COPIES]
+            state = self._state = call(self._copy, state, pairs)
         return state

@@ -76,6 +76,11 @@ class Engine:
         self._later: deque[New | str] = deque()  # requests to queue, and ids of those to abort
 
     @property
+    def clock(self) -> Callable[[], float]:
+        """What it tells the time by, in seconds."""
+        return self._clock
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         """What makes texts of tokens, and tokens of texts."""
         return self.intake.tokenizer

@@ -8,6 +8,7 @@ import weakref
 from typing import Protocol
 
 from jbatch.errors import JBatchError
+from jbatch.seam.loaded import LoadedWeights
 
 
 class Tenant(Protocol):
@@ -24,10 +25,12 @@ class Tenancy:
 
     Attributes:
       lock: to be held from a look at who the tenant is, or who drives it, until that has been changed.
+      weights: those that steps for the tenant compute with.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self.weights = LoadedWeights()
         self._pid = os.getpid()
         self._tenant: weakref.ref[Tenant] | None = None  # weak: who is gone holds nobody up
 

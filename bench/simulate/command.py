@@ -1,0 +1,159 @@
+"""`jbatch simulate`: a workload through the engine's own scheduler, on costs instead of a device."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from bench.ladder import tables
+from bench.ladder.arms import Arm
+from bench.ladder.ladder import climb
+from bench.ladder.subject import DEMO_SCALE
+from bench.measure.shapes import DEMO, RUNNABLE, model_config
+from bench.options import ENGINE_OPTIONS, SETTING_HELP, WORKLOAD, Setting, parse_goodput
+from bench.results import ArmResult, Results, claimed, describe, write
+from bench.simulate.hardware import HARDWARE, derive, num_pages
+from bench.simulate.subject import Simulated, SimulatedSubject
+from bench.workloads.lengths import NAMES, SCENARIOS
+from bench.workloads.workload import Workload, make_workload
+from jbatch.cli.options import ENGINE_HELP, with_options
+from jbatch.config import EngineConfig
+from jbatch.errors import ConfigError
+from jbatch.host.policy import POLICIES
+from jbatch.sim.cost import CostError, CostTable, read_costs
+
+SIZES = ("max_num_seqs", "max_model_len", "max_num_batched_tokens", "page_size", "num_pages")
+SIMULATED = (
+    EngineConfig,
+    {name: ENGINE_HELP[name] for name in SIZES} | {"max_num_seqs": "Sequences that run at once."},
+)
+RUN = (Setting, {name: SETTING_HELP[name] for name in ("num_prompts", "seed", "max_concurrency")})
+MEMORY_SHARE = 0.9
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command(short_help="A workload on costs instead of a device, with the engine's own scheduler.")
+@with_options(SIMULATED, WORKLOAD, RUN)
+def simulate(
+    engine_options: dict[str, Any],
+    workload_options: dict[str, Any],
+    setting_options: dict[str, Any],
+    costs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Costs that `jbatch bench calibrate` measured.")
+    ] = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"Or costs derived from a data sheet: {', '.join(HARDWARE)}."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help=f"With --hardware: {', '.join(RUNNABLE)}.")
+    ] = "llama3-8b",
+    dataset_name: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(NAMES)}.")] = "mixed_length",
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"May be repeated: {', '.join(POLICIES)}. [default: fcfs]"),
+    ] = None,
+    goodput: Annotated[
+        list[str] | None, typer.Option(metavar="ttft:MS", help="Limits: ttft, tpot, e2el. May be repeated.")
+    ] = None,
+    output_json: Annotated[
+        Path | None,
+        typer.Option("--output-json", metavar="FILE", help="Write results there; must not exist."),
+    ] = None,
+) -> None:
+    """Run a workload through the engine and its scheduler as they are, on a clock of their own. Nothing is
+    computed: each step takes what steps of its size and load cost.
+    """
+    setting = Setting(**setting_options, repeats=1, goodput=parse_goodput(goodput or ()))
+    arms = [_arm(name) for name in dict.fromkeys(policy or ("fcfs",))]
+    simulated = _simulated(costs, hardware, model, engine_options)
+    workload = _workload(dataset_name, setting, simulated, workload_options)
+    with claimed(output_json):
+        begin = time.monotonic()
+        done = climb(SimulatedSubject(simulated, seed=setting.seed), arms, workload, setting)
+        wall_s = time.monotonic() - begin
+        about = dict(simulated.about) | {"setting": dataclasses.asdict(setting), "wall_s": wall_s}
+        if output_json is not None:
+            write(output_json, Results("simulated", about, describe(workload), done))
+    _print(tables.console(), simulated, workload, done, wall_s)
+
+
+def _arm(name: str) -> Arm:
+    if name not in POLICIES:
+        raise ConfigError("policy", name, f"must be one of {', '.join(POLICIES)}")
+    return Arm(name, "continuous", f"continuous batching, {name}", name)  # type: ignore[arg-type]
+
+
+def _simulated(costs: Path | None, hardware: str | None, model: str, options: Mapping[str, Any]) -> Simulated:
+    """What is simulated. Raises ConfigError where it is not said, or said twice, and CostError for a file
+    that holds none."""
+    if (costs is None) == (hardware is None):
+        raise ConfigError("costs", costs and str(costs), "give either --costs FILE or --hardware NAME")
+    return _measured(read_costs(costs), options) if costs else _derived(str(hardware), model, options)
+
+
+def _measured(table: CostTable, options: Mapping[str, Any]) -> Simulated:
+    """The engine that the costs were measured with, but for `options`."""
+    about = table.about
+    try:
+        measured = {name: about["engine"][name] for name in about["engine"] if name in ENGINE_OPTIONS}
+        known = {name: about[name] for name in ("max_num_seqs", "num_pages", "max_model_len")}
+        vocab_size = about["model_config"]["vocab_size"]
+    except (KeyError, TypeError) as error:
+        raise CostError(f"the costs do not say what they were measured with: {error} is missing") from None
+    sizes = measured | known | dict(options)
+    sizes.pop("kv_cache_memory_bytes", None)
+    config = EngineConfig(**sizes)
+    return Simulated(config, sizes["max_model_len"], sizes["num_pages"], vocab_size, table, about)
+
+
+def _derived(hardware: str, model: str, options: Mapping[str, Any]) -> Simulated:
+    if hardware not in HARDWARE:
+        raise ConfigError("hardware", hardware, f"must be one of {', '.join(HARDWARE)}")
+    if model not in RUNNABLE:
+        raise ConfigError("model", model, f"must be one of {', '.join(RUNNABLE)}")
+    shape, described = RUNNABLE[model], HARDWARE[hardware]
+    max_model_len = options.get("max_model_len") or shape.context_len
+    of_model = model_config(model, shape.num_layers, max_model_len)
+    config = EngineConfig(**options)
+    pages = config.num_pages or num_pages(described, of_model, config.page_size, MEMORY_SHARE)
+    about = {
+        "model": model,
+        "device": f"{described.name}, derived from its data sheet and not measured",
+        "max_num_seqs": config.max_num_seqs,
+        "hardware": described._asdict(),
+    }
+    return Simulated(config, max_model_len, pages, of_model.vocab_size, derive(described, of_model), about)
+
+
+def _workload(name: str, setting: Setting, sim: Simulated, options: Mapping[str, Any]) -> Workload:
+    defaults: dict[str, Any] = {}
+    if sim.about.get("model") == DEMO and name in SCENARIOS:
+        defaults["length_scale"] = DEMO_SCALE
+    return make_workload(
+        name,
+        num_prompts=setting.num_prompts,
+        seed=setting.seed,
+        vocab_size=sim.vocab_size,
+        max_model_len=sim.max_model_len,
+        **defaults | dict(options),
+    )
+
+
+def _print(
+    out: Console, sim: Simulated, workload: Workload, done: Mapping[str, ArmResult], wall_s: float
+) -> None:
+    out.print(tables.describe_workload(describe(workload)))
+    measured = isinstance(sim.costs, CostTable)
+    source = "costs measured on " if measured else ""
+    out.print(f"simulated: {sim.about.get('model')} on {source}{sim.about.get('device')}")
+    out.print(f"{sim.config.max_num_seqs} sequences at once, {sim.num_pages - 1} pages\n")
+    tables.print_rates(out, done)
+    out.print(f"simulated in {wall_s:.1f} s")

@@ -1,0 +1,97 @@
+"""From steps whose times were measured to the costs of a table."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import nnls
+
+from jbatch.seam.bucket import Bucket
+from jbatch.sim.cost import BucketCost, HostCost, quantiles
+from jbatch.sim.load import Load
+
+ENOUGH = 24  # steps of a bucket, for a model of its own
+NUM_FACTORS = 41
+PASSES = 3
+
+
+class TimedStep(NamedTuple):
+    """A step that was measured."""
+
+    load: Load
+    device_s: float
+    host_s: float  # between the results of the two steps before and after it; NaN where that is not known
+
+
+def fit(steps: Iterable[TimedStep], buckets: Iterable[Bucket]) -> dict[Bucket, BucketCost]:
+    """A model of each bucket: of its own steps where there are enough, else of the nearest bucket that has
+    them, with its times in proportion.
+
+    Raises ValueError where no bucket has enough.
+    """
+    measured: dict[Bucket, list[TimedStep]] = defaultdict(list)
+    for step in steps:
+        measured[step.load.bucket].append(step)
+    models = {bucket: _fit(own) for bucket, own in measured.items() if len(own) >= ENOUGH}
+    if not models:
+        most = max((len(own) for own in measured.values()), default=0)
+        raise ValueError(f"no bucket has {ENOUGH} measured steps; most have {most}")
+    return {bucket: models.get(bucket) or _like(bucket, measured[bucket], models) for bucket in buckets}
+
+
+def _fit(steps: Sequence[TimedStep]) -> BucketCost:
+    """Least squares, with errors as large as the steps; no coefficient below 0: steps cannot be made cheaper
+    by more work."""
+    times = np.array([step.device_s for step in steps])
+    features = np.array([_features(step.load) for step in steps], float)
+    scale = np.maximum(features.max(axis=0), 1e-9)
+    weights = np.full(len(steps), 1 / np.median(times))
+    for _ in range(
+        PASSES
+    ):  # the weights are the model's own: those of measured times would favour short ones
+        coefficients, _ = nnls(features / scale * weights[:, None], times * weights)
+        weights = 1 / (features / scale @ coefficients)
+    base_s, key_s, longest_s, token_s, pair_s = (coefficients / scale).tolist()
+    model = BucketCost(base_s, key_s, longest_s, token_s, pair_s, len(steps))
+    return _with_chance(model, steps)
+
+
+def _features(load: Load) -> tuple[float, ...]:
+    return 1.0, load.keys, load.longest, load.tokens, load.pairs
+
+
+def _with_chance(model: BucketCost, steps: Sequence[TimedStep]) -> BucketCost:
+    """The model with how its steps differ from it; its total is that of the steps."""
+    modelled = np.array([model.step_s(step.load) for step in steps])
+    times = np.array([step.device_s for step in steps])
+    factors = np.array(quantiles(times / modelled, NUM_FACTORS))
+    mean = float(np.trapezoid(factors) / (len(factors) - 1))  # of draws between neighbouring quantiles
+    factors *= times.sum() / modelled.sum() / mean
+    return model._replace(factors=tuple(factors.tolist()))
+
+
+def _like(bucket: Bucket, steps: Sequence[TimedStep], models: Mapping[Bucket, BucketCost]) -> BucketCost:
+    """The model of the nearest bucket, a larger one if there is any, scaled to what was measured."""
+    order = sorted(models, key=lambda other: _distance(bucket, other))
+    model = models[order[0]]
+    ratio = 1.0
+    if steps:
+        ratio = sum(step.device_s for step in steps) / sum(model.step_s(step.load) for step in steps)
+    base_s, key_s, longest_s, token_s, pair_s = (ratio * coefficient for coefficient in model[:5])
+    return BucketCost(base_s, key_s, longest_s, token_s, pair_s, len(steps), model.factors)
+
+
+def _distance(bucket: Bucket, other: Bucket) -> tuple[bool, bool, float]:
+    smaller = other.num_places < bucket.num_places
+    return bool(other.tokens) != bool(bucket.tokens), smaller, abs(other.num_places - bucket.num_places)
+
+
+def fit_host(steps: Iterable[TimedStep], request_s: float) -> HostCost:
+    """The host's work, by the sequences that decode."""
+    known = [step for step in steps if step.host_s == step.host_s]
+    features = np.array([(1.0, step.load.slots) for step in known])
+    (step_s, slot_s), _ = nnls(features, np.array([step.host_s for step in known]))
+    return HostCost(request_s, float(step_s), float(slot_s))

@@ -1,0 +1,158 @@
+"""What steps cost: seconds, from what they compute. Measured on a machine, and kept in a JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from jbatch.errors import JBatchError
+from jbatch.seam.bucket import Bucket
+from jbatch.sim.load import Load
+
+SCHEMA = 1
+
+
+class CostError(JBatchError, ValueError):
+    """Costs that cannot be read, or that lack what is asked of them: names file, entry and value."""
+
+
+class Cost(Protocol):
+    """Seconds of device and host."""
+
+    def step_s(self, load: Load) -> float:
+        """The device's, for a step."""
+
+    @property
+    def host(self) -> HostCost:
+        """The host's."""
+
+
+class HostCost(NamedTuple):
+    """Seconds that the host works: to take a request in, and for each step."""
+
+    request_s: float = 0.0
+    step_s: float = 0.0
+    slot_s: float = 0.0  # more, for each sequence that decodes
+
+
+class BucketCost(NamedTuple):
+    """A linear model of one bucket's steps.
+
+    `factors` are quantiles, evenly spaced, of measured over modelled time: how steps of equal load differ.
+    """
+
+    base_s: float
+    key_s: float  # for each token that decoding sequences attend to
+    longest_s: float  # for each token of the longest of them
+    token_s: float  # for each token of a prompt
+    pair_s: float  # for each pair of a prompt's token and one that it attends to
+    num_steps: int = 0  # that it was fitted to
+    factors: tuple[float, ...] = (1.0,)
+
+    def step_s(self, load: Load) -> float:
+        """Seconds, before chance."""
+        return (
+            self.base_s
+            + self.key_s * load.keys
+            + self.longest_s * load.longest
+            + self.token_s * load.tokens
+            + self.pair_s * load.pairs
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CostTable:
+    """Costs of the buckets that were measured, and what they were measured with.
+
+    Attributes:
+      about: machine, model and the engine's options.
+    """
+
+    buckets: dict[Bucket, BucketCost]
+    host: HostCost
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def step_s(self, load: Load) -> float:
+        """Raises CostError for a bucket without costs."""
+        cost = self.buckets.get(load.bucket)
+        if cost is None:
+            known = ", ".join(map(_name, sorted(self.buckets)))
+            raise CostError(f"no costs of a step of {_name(load.bucket)}; there are those of {known}")
+        return cost.step_s(load)
+
+    def write(self, path: str | Path) -> None:
+        """As JSON, for `read_costs`."""
+        buckets = [bucket._asdict() | cost._asdict() for bucket, cost in sorted(self.buckets.items())]
+        document = {"schema": SCHEMA, "kind": "costs", "host": self.host._asdict(), "buckets": buckets}
+        Path(path).write_text(json.dumps(document | {"about": self.about}, indent=1, allow_nan=False) + "\n")
+
+
+def read_costs(path: str | Path) -> CostTable:
+    """What `CostTable.write` wrote. Raises CostError, naming the file and the entry."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CostError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(document, dict) or document.get("kind") != "costs":
+        raise CostError(f"{path}: is no table of costs: `jbatch bench calibrate` writes one")
+    if document.get("schema") != SCHEMA:
+        raise CostError(f"{path}: schema={document.get('schema')!r}: must be {SCHEMA}")
+    try:
+        host = HostCost(**{name: _seconds(f"host.{name}", v) for name, v in document["host"].items()})
+        buckets = dict(_bucket(idx, entry) for idx, entry in enumerate(document["buckets"]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CostError(f"{path}: {error}") from None
+    return CostTable(buckets, host, document.get("about", {}))
+
+
+def _bucket(idx: int, entry: dict[str, Any]) -> tuple[Bucket, BucketCost]:
+    where = f"buckets[{idx}]"
+    bucket = Bucket(*(int(entry[name]) for name in Bucket._fields))
+    seconds = {name: _seconds(f"{where}.{name}", entry[name]) for name in BucketCost._fields[:5]}
+    factors = tuple(_seconds(f"{where}.factors", factor) for factor in entry["factors"])
+    if not factors:
+        raise ValueError(f"{where}.factors=[]: must hold at least one number")
+    return bucket, BucketCost(**seconds, num_steps=int(entry["num_steps"]), factors=factors)
+
+
+def _seconds(where: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"{where}={value!r}: must be a number of at least 0")
+    return float(value)
+
+
+def _name(bucket: Bucket) -> str:
+    several = f" {bucket.steps} times" if bucket.steps > 1 else ""
+    return f"{bucket.slots} slots and {bucket.tokens} tokens{several}"
+
+
+class Chance:
+    """How much longer or shorter than modelled each step takes, as measured steps did; by a seed."""
+
+    def __init__(self, costs: CostTable, seed: int):
+        self._costs, self._random = costs, random.Random(seed)  # noqa: S311
+
+    @property
+    def host(self) -> HostCost:
+        return self._costs.host
+
+    def step_s(self, load: Load) -> float:
+        """A draw from the distribution of such steps."""
+        seconds = self._costs.step_s(load)
+        factors = self._costs.buckets[load.bucket].factors
+        place = self._random.random() * (len(factors) - 1)
+        low = int(place)
+        high = min(low + 1, len(factors) - 1)
+        return seconds * (factors[low] + (place - low) * (factors[high] - factors[low]))
+
+
+def quantiles(values: Iterable[float], num: int) -> tuple[float, ...]:
+    """`num` evenly spaced quantiles, least and most included."""
+    import numpy as np
+
+    return tuple(np.quantile(np.array(list(values)), np.linspace(0, 1, num)).tolist())

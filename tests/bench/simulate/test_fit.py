@@ -1,0 +1,64 @@
+"""Costs from made-up steps whose costs are known."""
+
+import random
+
+import pytest
+
+from bench.simulate.fit import ENOUGH, TimedStep, fit, fit_host
+from jbatch.seam.bucket import Bucket, decode_bucket
+from jbatch.sim.load import Load
+
+SMALL, LARGE, MIXED = decode_bucket(2), decode_bucket(8), Bucket(8, 64)
+
+
+def steps_of(bucket, num=200, noise=0.0, scale=1.0, seed=0):
+    rng = random.Random(seed)
+    steps = []
+    for _ in range(num):
+        slots = rng.randint(1, bucket.slots)
+        longest = rng.randint(1, 500)
+        tokens = rng.randint(1, bucket.tokens) if bucket.tokens else 0
+        load = Load(bucket, slots, slots * longest // 2, longest, tokens, tokens * rng.randint(1, 300))
+        device_s = 1e-3 + 2e-6 * load.keys + 1e-5 * load.tokens + 3e-8 * load.pairs
+        factor = scale * rng.choice([1 - noise, 1 + noise])
+        steps.append(TimedStep(load, factor * device_s, 1e-4 + 5e-6 * slots))
+    return steps
+
+
+def test_costs_are_found_again():
+    cost = fit(steps_of(MIXED), [MIXED])[MIXED]
+    assert cost.num_steps == 200 and cost.longest_s == pytest.approx(0, abs=1e-8)
+    assert cost[:2] == pytest.approx((1e-3, 2e-6), rel=0.01)
+    assert (cost.token_s, cost.pair_s) == pytest.approx((1e-5, 3e-8), rel=0.01)
+    assert cost.factors == pytest.approx([1.0] * len(cost.factors), rel=0.01)
+
+
+def test_chance_keeps_the_total():
+    steps = steps_of(LARGE, num=2000, noise=0.3)
+    cost = fit(steps, [LARGE])[LARGE]
+    assert min(cost.factors) == pytest.approx(0.7, rel=0.1) and max(cost.factors) == pytest.approx(
+        1.3, rel=0.1
+    )
+    mean = (
+        sum(a + b for a, b in zip(cost.factors, cost.factors[1:], strict=False)) / 2 / (len(cost.factors) - 1)
+    )
+    modelled = sum(cost.step_s(step.load) for step in steps) * mean
+    assert modelled == pytest.approx(sum(step.device_s for step in steps), rel=0.01)
+
+
+def test_a_bucket_with_few_steps_is_like_the_next_larger_one_in_proportion():
+    few = steps_of(SMALL, num=3, scale=0.5)
+    costs = fit([*few, *steps_of(LARGE), *steps_of(MIXED)], [SMALL, LARGE, MIXED, Bucket(8, 128)])
+    assert costs[SMALL].num_steps == 3 and costs[SMALL].base_s == pytest.approx(0.5e-3, rel=0.05)
+    assert costs[Bucket(8, 128)].num_steps == 0
+    assert costs[Bucket(8, 128)][:5] == costs[MIXED][:5]
+
+
+def test_too_few_steps_are_refused():
+    with pytest.raises(ValueError, match=f"no bucket has {ENOUGH} measured steps; most have 3"):
+        fit(steps_of(SMALL, num=3), [SMALL])
+
+
+def test_the_host_by_the_sequences_that_decode():
+    steps = [*steps_of(LARGE), steps_of(SMALL, num=1)[0]._replace(host_s=float("nan"))]
+    assert fit_host(steps, 7e-5) == pytest.approx((7e-5, 1e-4, 5e-6))

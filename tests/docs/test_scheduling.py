@@ -1,0 +1,42 @@
+"""docs/scheduling.md: its commands run, on a table of costs that is made up."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from bench.simulate.fit import ENOUGH
+from jbatch.config import EngineConfig
+from jbatch.seam.bucket import buckets_of
+from jbatch.sim.cost import BucketCost, CostTable, HostCost
+from tests.helpers.command import run
+
+TEXT = (Path(__file__).parents[2] / "docs/scheduling.md").read_text(encoding="utf-8")
+COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"^    (jbatch .*)$", TEXT, re.MULTILINE)]
+SIMULATIONS = [command for command in COMMANDS if command[0] == "simulate"]
+OPTIONS = {"max_num_seqs": 16, "page_size": 16, "max_model_len": 1024}
+
+
+def made_up_costs(path):
+    buckets = dict.fromkeys(buckets_of(EngineConfig(**OPTIONS), 1024), BucketCost(1e-3, 0, 0, 0, 0))
+    about = {"model": "demo", "engine": OPTIONS, "num_pages": 999, "model_config": {"vocab_size": 264}}
+    CostTable(buckets, HostCost(), about | OPTIONS).write(path)
+
+
+@pytest.mark.parametrize("command", SIMULATIONS, ids=" ".join)
+def test_simulations_run(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made_up_costs("costs.json")
+    ended = run(capsys, *command, "--num-prompts", "20")
+    assert (ended.code, ended.err) == (0, "") and "simulated: " in ended.out
+
+
+def test_calibrate_takes_its_flags(capsys):
+    (command,) = (command for command in COMMANDS if command[:2] == ["bench", "calibrate"])
+    shown = run(capsys, "bench", "calibrate", "--help").out
+    assert all(flag in shown for flag in command if flag.startswith("-"))
+
+
+def test_how_many_steps_are_enough():
+    assert f"fewer than {ENOUGH} times" in TEXT
