@@ -30,6 +30,7 @@ from pallas_kernels import copy_pages
 
 COMPILE_THREADS = 4  # XLA compiles outside Python's lock
 COPIES = 64  # pages that one dispatch copies
+TABLES = 16  # block tables that one dispatch puts in place
 DEFAULT_SAMPLERS = (Sampler.GREEDY, Sampler.PLAIN, Sampler.FILTERED)  # the others are compiled on demand
 
 
@@ -127,12 +128,27 @@ class StepSpec(NamedTuple):
             copied = tuple(copy_pages(pages, pairs[:, 0], pairs[:, 1]) for pages in state.kv_pages)
             return state._replace(kv_pages=copied)
 
-        pairs = jax.ShapeDtypeStruct((COPIES, 2), jnp.int32)
-        arguments = self._placed((abstract_state(self.config, self.shape), pairs))
+        return self._compile_on_state(copy, (COPIES, 2))
+
+    def compile_tables(self) -> jax.stages.Compiled:
+        """The program that puts up to TABLES block tables in place, each a row and its pages."""
+
+        def put(state: EngineState, tables: jax.Array) -> EngineState:
+            written = state.block_tables.at[tables[:, 0]].set(tables[:, 1:], mode="drop")
+            return state._replace(block_tables=written)
+
+        return self._compile_on_state(put, (TABLES, 1 + self.shape.pages_per_seq))
+
+    def _compile_on_state(
+        self, function: Callable[[EngineState, jax.Array], EngineState], shape: tuple[int, int]
+    ) -> jax.stages.Compiled:
+        """A function of the state, which it changes in place, and an integer array."""
+        array = jax.ShapeDtypeStruct(shape, jnp.int32)
+        arguments = self._placed((abstract_state(self.config, self.shape), array))
 
         def lower() -> jax.stages.Lowered:
             with fixed_settings():
-                return jax.jit(copy, donate_argnums=0).lower(*arguments)
+                return jax.jit(function, donate_argnums=0).lower(*arguments)
 
         return compile_anew_if_foreign(lower)
 

@@ -16,7 +16,15 @@ import weights
 from jbatch.device.compile_counter import compile_counter
 from jbatch.device.model import abstract_params
 from jbatch.device.process import ExtraState, features_of, mask
-from jbatch.device.programs import COPIES, DEFAULT_SAMPLERS, Program, StepSpec, program_for, programs_for
+from jbatch.device.programs import (
+    COPIES,
+    DEFAULT_SAMPLERS,
+    TABLES,
+    Program,
+    StepSpec,
+    program_for,
+    programs_for,
+)
 from jbatch.device.settings import call, fixed_settings
 from jbatch.device.state import EngineState, abstract_state, zeros
 from jbatch.errors import JBatchError
@@ -83,7 +91,8 @@ class Runner:
         self._extra: ExtraState = {}  # of features whose programs are compiled
         self._failed = False  # a step on the device, whose state is not to be trusted
         self._set_row: dict[str, jax.stages.Compiled] = {}
-        self._copy: jax.stages.Compiled | None = None  # until page copies are prepared
+        self._copy: jax.stages.Compiled | None = None  # these two: until `prepare_sharing`
+        self._put_tables: jax.stages.Compiled | None = None
         self._no_masks: dict[int, jax.Array] = {}  # by the number of draws: all tokens may be drawn
         self.samplers = with_unions(samplers)
         self._show_progress = show_progress
@@ -132,10 +141,15 @@ class Runner:
             no_mask = np.full((draws, mask.num_words(vocab_size)), ALL_BITS, np.int32)
             self._no_masks[draws] = jax.device_put(no_mask, self.spec.device)
 
-    def prepare_page_copies(self) -> None:
-        """Compile what steps with page copies take; without it they are refused."""
-        if self._copy is None:
-            self._copy = self.spec.compile_copy()
+    def prepare_sharing(self, *, in_run: bool = False) -> None:
+        """Compile what sequences that share pages take: to copy pages, and to put whole block tables in
+        place. What comes before it was prepared has it compiled, too."""
+        with self._lock:
+            before = compile_counter().count
+            self._copy = self._copy or self.spec.compile_copy()
+            self._put_tables = self._put_tables or self.spec.compile_tables()
+            if not in_run:
+                self._compiled_before += compile_counter().count - before
 
     @property
     def params(self) -> dict[str, jax.Array]:
@@ -206,8 +220,8 @@ class Runner:
         an interrupt or a failing device may keep it from being given back. The next one begins with a new
         state then, so whatever ran must begin anew, too.
 
-        Raises JBatchError after `close`, for weights that are half replaced or were deleted, for pages that
-        do not exist, and for page copies that were not prepared.
+        Raises JBatchError after `close`, for weights that are half replaced or were deleted, and for pages
+        that do not exist.
         """
         with self._lock:
             self.check_params()
@@ -226,8 +240,7 @@ class Runner:
         program = program_for(step.bucket, step.sampler)
         compiled = self._programs.get(program) or self._compile_late(program)
         state = self._whole_state()
-        if step.page_copies is not None:
-            state = self._copy_pages(state, step.page_copies)
+        state = self._share_pages(state, step)
         for row_data in step.row_data:
             self._set_row_data(row_data)
         extra = {name: self._extra[name] for name in features_of(program.sampler)}
@@ -307,11 +320,27 @@ class Runner:
         abstract = module.abstract(self.shape.num_rows, self.spec.config.vocab_size)
         return zeros(abstract, self.spec.device)
 
-    def _copy_pages(self, state: EngineState, copies: np.ndarray) -> EngineState:
-        if self._copy is None:
-            raise JBatchError("page copies were not prepared: call prepare_page_copies first")
-        for begin in range(0, len(copies), COPIES):
-            pairs = np.full((COPIES, 2), (0, self.shape.num_pages), np.int32)  # to nowhere: dropped
-            pairs[: len(copies[begin : begin + COPIES])] = copies[begin : begin + COPIES]
-            state = self._state = call(self._copy, state, pairs)
+    def _share_pages(self, state: EngineState, step: StepInput) -> EngineState:
+        """Put the step's block tables in place, and copy its pages."""
+        if step.tables is None and step.page_copies is None:
+            return state
+        if self._copy is None or self._put_tables is None:
+            self.prepare_sharing(in_run=True)
+        num_rows, num_pages, _, pages_per_seq = self.shape
+        if step.tables is not None:
+            nowhere = np.array([(num_rows, *(0,) * pages_per_seq)] * TABLES, np.int32)  # dropped
+            state = self._dispatch_parts(state, self._put_tables, step.tables, nowhere)
+        if step.page_copies is not None:
+            nowhere = np.array([(0, num_pages)] * COPIES, np.int32)
+            state = self._dispatch_parts(state, self._copy, step.page_copies, nowhere)
+        return state
+
+    def _dispatch_parts(
+        self, state: EngineState, compiled: Any, entries: np.ndarray, nowhere: np.ndarray
+    ) -> EngineState:
+        """Change the state by all entries, as many at a time as `nowhere` has."""
+        for begin in range(0, len(entries), len(nowhere)):
+            given, part = entries[begin : begin + len(nowhere)], nowhere.copy()
+            part[: len(given)] = given
+            state = self._state = call(compiled, state, part)
         return state

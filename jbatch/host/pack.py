@@ -11,7 +11,7 @@ from jbatch.seam.bucket import align
 from jbatch.seam.row_data import RowData
 from jbatch.seam.rows import row_columns
 from jbatch.seam.shape import StateShape
-from jbatch.seam.step_input import StepFields, StepInput, padding, unpack
+from jbatch.seam.step_input import StepFields, StepInput, pack_tables, padding, unpack
 
 
 def pack(
@@ -33,7 +33,8 @@ def pack(
     if plan.chunks:
         _pack_chunks(plan.chunks, fields)
     copies = np.array(plan.page_copies, np.int32) if plan.page_copies else None
-    return StepInput(plan.bucket, sampler, packed, row_data, copies, token_mask)
+    tables = pack_tables(plan.tables, shape) if plan.tables else None
+    return StepInput(plan.bucket, sampler, packed, row_data, copies, tables, token_mask)
 
 
 def _pack_chunks(chunks: tuple[Chunk, ...], fields: StepFields[np.ndarray]) -> None:

@@ -53,6 +53,13 @@ class PageCopy(NamedTuple):
     dst: int
 
 
+class Table(NamedTuple):
+    """A row's block table, whole: it begins with these pages, before the step and its table updates."""
+
+    row: int
+    page_ids: tuple[int, ...]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step. Slot i decodes sequence `seq_ids[i]`, whose device state is row `rows[i]`.
@@ -70,6 +77,7 @@ class StepPlan:
     page_copies: tuple[PageCopy, ...] = ()
     sampler: Sampler = Sampler.GREEDY
     preempted: tuple[int, ...] = ()  # sequences whose pages this step took
+    tables: tuple[Table, ...] = ()
 
 
 def row_setup(sequence: Sequence) -> RowSetup:

@@ -4,6 +4,7 @@ and a bubble. Its layout is written here and nowhere else."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -28,6 +29,7 @@ class StepInput(NamedTuple):
     packed: Int[Ints, " size"]
     row_data: tuple[RowData, ...] = ()  # to put in place before the step
     page_copies: Int[Ints, "num_copies 2"] | None = None  # (from, to), done before the step
+    tables: Int[Ints, "num_tables row_and_pages"] | None = None  # see pack_tables; in place before the step
     token_mask: Int[Ints, "draws words"] | None = None  # bits of tokens that may be drawn; None: all
 
 
@@ -96,6 +98,18 @@ def _padding(bucket: Bucket, shape: StateShape, reports: bool) -> Int[Ints, " si
     return packed
 
 
+def pack_tables(
+    tables: Iterable[tuple[int, tuple[int, ...]]], shape: StateShape
+) -> Int[Ints, "num_tables row_and_pages"]:
+    """Whole block tables: each a row and its pages, from the first on; the null page behind them."""
+    tables = tuple(tables)
+    packed = np.zeros((len(tables), 1 + shape.pages_per_seq), np.int32)
+    for idx, (row, page_ids) in enumerate(tables):
+        packed[idx, 0] = row
+        packed[idx, 1 : 1 + len(page_ids)] = page_ids
+    return packed
+
+
 def check_pages(step: StepInput, shape: StateShape) -> None:
     """Raise JBatchError for a page, or a place in a block table, that does not exist.
 
@@ -107,12 +121,23 @@ def check_pages(step: StepInput, shape: StateShape) -> None:
     updates = updates[updates[:, 0] != shape.num_rows]
     ends = shape.num_rows, shape.pages_per_seq, shape.num_pages
     _check_below("table update", ("row", "index", "page"), updates, (0, 0, 1), ends)
+    if step.tables is not None:
+        _check_tables(step.tables, shape)
     if step.page_copies is not None:
         _check_below("page copy", ("from", "to"), step.page_copies, (1, 1), (shape.num_pages,) * 2)
         pages, counts = np.unique(step.page_copies[:, 1], return_counts=True)
         twice = np.union1d(pages[counts > 1], np.intersect1d(pages, step.page_copies[:, 0]))
         if twice.size:  # they would depend on how many copies one dispatch does
             raise JBatchError(f"page copy with to={twice[0]}: it is copied, or written, by another one")
+
+
+def _check_tables(tables: Int[Ints, "num_tables row_and_pages"], shape: StateShape) -> None:
+    _check_below("block table", ("row",), tables[:, :1], (0,), (shape.num_rows,))
+    pages = tables[:, 1:].reshape(-1, 1)
+    _check_below("block table", ("page",), pages, (0,), (shape.num_pages,))
+    rows, counts = np.unique(tables[:, 0], return_counts=True)
+    if (counts > 1).any():  # they are put in place all at once
+        raise JBatchError(f"block table with row={rows[counts > 1][0]}: it has two in one step")
 
 
 def _check_below(

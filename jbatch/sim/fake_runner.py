@@ -65,6 +65,8 @@ class FakeRunner:
     def submit(self, step: StepInput) -> StepOutput:
         """Compute a step at once; the handle is its output."""
         self.num_steps += 1
+        if step.tables is not None:
+            self._tables[step.tables[:, 0]] = step.tables[:, 1:]
         if step.page_copies is not None:
             sources, targets = step.page_copies.T
             self.cache[targets] = self.cache[sources]

@@ -25,7 +25,7 @@ from jbatch.seam.bucket import align, room_of
 from jbatch.seam.rows import row_columns
 from jbatch.seam.shape import StateShape
 
-FORMAT, VERSION = "jbatch-plans", 2
+FORMAT, VERSION = "jbatch-plans", 3
 VOCAB_SIZE = "vocab_size"
 MAX_SIZE = 2**20  # slots or tokens of a bucket, as EngineConfig has it
 MAX_STEPS = 64  # of a bucket, as EngineConfig has it
@@ -189,6 +189,15 @@ def _check_pages(plan: StepPlan, shape: StateShape) -> None:
     for update in plan.table_updates:
         if not all(low <= value < end for low, value, end in zip(lows, update, ends, strict=True)):
             raise ValueError(f"{update}: must be from {lows} to below {ends}")
+    for table in plan.tables:
+        if not 0 <= table.row < shape.num_rows:
+            raise ValueError(f"{table}: row must be from 0 to {shape.num_rows - 1}")
+        if len(table.page_ids) > shape.pages_per_seq:
+            raise ValueError(f"{table}: at most {shape.pages_per_seq} pages")
+        if not all(0 < page < shape.num_pages for page in table.page_ids):
+            raise ValueError(f"{table}: pages must be from 1 to {shape.num_pages - 1}")
+    if len({table.row for table in plan.tables}) < len(plan.tables):
+        raise ValueError(f"{plan.tables}: a row has two of them")
     for copy in plan.page_copies:
         if not all(0 < page < shape.num_pages for page in copy):
             raise ValueError(f"{copy}: must be from 1 to {shape.num_pages - 1}")

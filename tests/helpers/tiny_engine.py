@@ -68,9 +68,9 @@ def shared_runner() -> Runner:
 
 @functools.cache
 def runner_of_all() -> Runner:
-    """The same with every way of drawing, and with page copies."""
+    """The same with every way of drawing, and with what sharing pages takes."""
     runner = make_runner(*Sampler)
-    runner.prepare_page_copies()
+    runner.prepare_sharing()
     return runner
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bench.compare.torch_engine import attention, functions, kernels, model
-from bench.compare.torch_engine.state import State, copy_pages, zeros
+from bench.compare.torch_engine.state import State, copy_pages, put_tables, zeros
 from bench.compare.torch_engine.step import step as compute_step
 from jbatch.config import ModelConfig
 from jbatch.errors import JBatchError
@@ -126,6 +126,8 @@ class TorchRunner:
         if step.bucket not in self._buckets:
             raise KeyError(step.bucket)
         check_pages(step, self.shape)
+        if step.tables is not None:
+            put_tables(self.memory.state, self._to_device(step.tables))
         if step.page_copies is not None:
             copy_pages(self.memory.state, self._to_device(step.page_copies))
         output, event = self._to_host(self._run(self.memory, step))

@@ -54,3 +54,8 @@ def copy_pages(state: State, copies: Int[Tensor, "num_copies 2"]) -> None:
     sources, targets = copies.long().T
     for kv_pages in state.kv_pages:
         kv_pages[targets] = kv_pages[sources]
+
+
+def put_tables(state: State, tables: Int[Tensor, "num_tables row_and_pages"]) -> None:
+    """Put whole block tables in place, each a row and its pages."""
+    state.block_tables[tables[:, 0].long()] = tables[:, 1:]

@@ -169,7 +169,7 @@ def mixed_plans(rng):
 
 def test_mixed_steps_draw_the_tokens_of_jbatch(torch_runner):
     ours = make_runner(Sampler.GREEDY, buckets=(PREFILL, DECODE, MIXED))
-    ours.prepare_page_copies()
+    ours.prepare_sharing()
     plans = tuple(mixed_plans(np.random.default_rng(8)))
     recording = Recording(SHAPE, tiny_config().vocab_size, plans)
     outputs, theirs = (replay(runner, recording).outputs for runner in (ours, torch_runner))

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jbatch.device.programs import TABLES
 from jbatch.device.state import abstract_state, zeros
 from jbatch.errors import JBatchError
 from jbatch.host.pack import pack
-from jbatch.host.plan import Chunk, Draw, PageCopy, StepPlan, TableUpdate
+from jbatch.host.plan import Chunk, Draw, PageCopy, StepPlan, Table, TableUpdate
 from jbatch.host.request import Request, Sequence
 from jbatch.host.row_data import row_data
 from jbatch.sampling_params import Sampler, SamplingParams
@@ -248,7 +249,7 @@ def test_many_pages_are_copied_in_several_dispatches():
     """One dispatch copies 64 pages."""
     shape = SHAPE._replace(num_pages=200)
     runner = make_runner(Sampler.GREEDY, shape=shape, buckets=(DECODE,))
-    runner.prepare_page_copies()
+    runner.prepare_sharing()
     marked = tuple(leaf.at[1].set(1.5) for leaf in runner._state.kv_pages)
     runner._state = runner._state._replace(kv_pages=marked)
     copies = tuple(PageCopy(1, page) for page in range(2, 100))
@@ -259,11 +260,38 @@ def test_many_pages_are_copied_in_several_dispatches():
     runner.close()
 
 
-def test_copies_that_were_not_prepared_are_refused():
-    with pytest.raises(JBatchError, match="prepare_page_copies"):
-        mixed_runner().submit(
-            pack(StepPlan(0, DECODE, page_copies=(PageCopy(1, 2),)), SHAPE, Sampler.FILTERED)
-        )
+def test_what_was_not_prepared_is_compiled_with_its_step():
+    """And counted, as steps that nobody prepared are."""
+    runner = make_runner(Sampler.GREEDY, buckets=(DECODE,))
+    assert runner.compilations_after_warmup == 0
+    run(runner, StepPlan(0, DECODE, page_copies=(PageCopy(1, 2),)))
+    assert runner.compilations_after_warmup == 2
+    runner.close()
+
+
+def test_whole_block_tables_are_put_in_place_before_the_step():
+    """More than one dispatch takes. What a row had is gone, and a table update of the step comes behind."""
+    num_rows = 2 * TABLES + 3
+    runner = make_runner(
+        Sampler.GREEDY, shape=SHAPE._replace(num_rows=num_rows), buckets=(DECODE, prefill_bucket(16))
+    )
+    runner.prepare_sharing()
+    before = runner.compilations_after_warmup
+    old = tuple(TableUpdate(row, 5, 63) for row in (0, num_rows - 1))
+    run(runner, StepPlan(0, prefill_bucket(16), table_updates=old))
+    tables = tuple(Table(row, (row + 1, 40)) for row in range(1, num_rows))
+    run(runner, StepPlan(1, DECODE, tables=tables, table_updates=(TableUpdate(2, 1, 50),)))
+    found = np.asarray(runner._state.block_tables).tolist()
+    assert found[0] == [0, 0, 0, 0, 0, 63] and found[2] == [3, 50, 0, 0, 0, 0]
+    for row in (1, *range(3, num_rows)):
+        assert found[row] == [row + 1, 40, 0, 0, 0, 0]
+    assert runner.compilations_after_warmup == before
+    runner.close()
+
+
+def test_a_block_table_that_cannot_be_never_reaches_the_device():
+    with pytest.raises(JBatchError, match="block table with page=64: must be from 0 to 63"):
+        run(runner_of_all(), StepPlan(0, DECODE, tables=(Table(0, (64,)),)))
 
 
 @pytest.mark.parametrize("copy, message", [((0, 2), "from=0"), ((64, 2), "from=64"), ((1, 64), "to=64")])

@@ -91,7 +91,7 @@ def test_what_goes_up_beside_the_packed_array():
     assert step.page_copies.dtype == np.int32 and step.page_copies.tolist() == [[3, 5], [4, 6]]
     assert step.row_data is data and step.token_mask is mask
     bare = pack(StepPlan(0, DECODE_BUCKETS[0], (0,), (0,)), SHAPE)
-    assert (bare.row_data, bare.page_copies, bare.token_mask) == ((), None, None)
+    assert (bare.row_data, bare.page_copies, bare.tables, bare.token_mask) == ((), None, None, None)
 
 
 @pytest.mark.parametrize("bucket", [DECODE_BUCKETS[1], MIXED_BUCKETS[1]], ids=str)

@@ -8,7 +8,15 @@ from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.rows import ROW_WIDTH
 from jbatch.seam.shape import StateShape
-from jbatch.seam.step_input import StepFields, StepInput, check_pages, input_size, padding, unpack
+from jbatch.seam.step_input import (
+    StepFields,
+    StepInput,
+    check_pages,
+    input_size,
+    pack_tables,
+    padding,
+    unpack,
+)
 
 SHAPE = StateShape(num_rows=6, num_pages=20, page_size=16, pages_per_seq=5)
 BUCKETS = [decode_bucket(4), prefill_bucket(32), Bucket(4, 32)]
@@ -112,6 +120,30 @@ def test_a_place_in_a_block_table_that_does_not_exist(update, message, bucket):
 def test_a_copy_of_a_page_that_does_not_exist(copy, message):
     with pytest.raises(JBatchError, match=f"^{message}$"):
         check_pages(step_with(copies=np.array([[1, 2], copy])), SHAPE)
+
+
+def test_whole_block_tables():
+    """The null page stands behind a table's own."""
+    tables = pack_tables([(5, (19, 1)), (0, ())], SHAPE)
+    assert tables.tolist() == [[5, 19, 1, 0, 0, 0], [0] * 6]
+    check_pages(step_with()._replace(tables=tables), SHAPE)
+    check_pages(step_with()._replace(tables=pack_tables([], SHAPE)), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ((6, (1,)), "block table with row=6: must be from 0 to 5"),
+        ((-1, (1,)), "block table with row=-1: must be from 0 to 5"),
+        ((1, (3, 20)), "block table with page=20: must be from 0 to 19"),
+        ((1, (-1,)), "block table with page=-1: must be from 0 to 19"),
+        ((2, (5,)), "block table with row=2: it has two in one step"),
+    ],
+)
+def test_a_block_table_that_cannot_be(table, message):
+    step = step_with()._replace(tables=pack_tables([(2, (4,)), table], SHAPE))
+    with pytest.raises(JBatchError, match=f"^{message}$"):
+        check_pages(step, SHAPE)
 
 
 def test_an_array_of_another_size_is_left_to_the_program_to_refuse():

@@ -1,7 +1,7 @@
 """The fake runner against a pencil."""
 
 from jbatch.host.pack import pack
-from jbatch.host.plan import Chunk, Draw, PageCopy, StepPlan, TableUpdate
+from jbatch.host.plan import Chunk, Draw, PageCopy, StepPlan, Table, TableUpdate
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.rows import RowSetup
 from jbatch.seam.shape import StateShape
@@ -154,6 +154,12 @@ def test_a_draw_without_setup_of_a_row_that_ended_gives_no_token():
     runner, _ = runner_after_prefill(stop_ids=(9,))
     plan = StepPlan(1, PREFILL, chunks=(Chunk(0, 1, (9,), 3, draws=(Draw(0, 1, 0, None),)),))
     assert run(runner, plan) == [IDLE]
+
+
+def test_whole_block_tables_are_put_in_place_before_the_step():
+    """The sequence now sees its first page twice, and writes to it: 1, 9, 1, 9."""
+    runner, _ = runner_after_prefill()
+    assert run(runner, decode(tables=(Table(1, (4, 4)),))) == [(24, 1, Status.RUNNING), IDLE]
 
 
 def test_pages_are_copied_before_the_step():

@@ -8,7 +8,7 @@ import pytest
 
 from jbatch.errors import JBatchError
 from jbatch.host.pack import pack
-from jbatch.host.plan import Chunk, Draw, PageCopy, StepPlan, TableUpdate, chunk_of
+from jbatch.host.plan import Chunk, Draw, PageCopy, StepPlan, Table, TableUpdate, chunk_of
 from jbatch.host.request import Request, Sequence
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import Sampler, SamplingParams
@@ -30,18 +30,24 @@ V1 = """\
 {"num_plans":2}
 """
 
-# Two samples of one prompt; then one decodes, and the other goes on with a chunk, in a copy of the page.
 V2 = """\
 {"format":"jbatch-plans","version":2,"num_rows":2,"num_pages":5,"page_size":16,"pages_per_seq":2,"vocab_size":97}
-{"step_idx":0,"bucket":[0,64],"chunks":[[0,1,[5,6,7],0,0,0,[[0,1,2,{"length":3,"budget":2,"seed":9,"stop_ids":[2]}],[1,0,2,{"length":3,"budget":2,"sample_idx":1,"temperature":0.5,"has_bias":true}]],[6,7]]],"table_updates":[[1,0,4]]}
+{"step_idx":0,"bucket":[0,64],"chunks":[[0,1,[5,6,7],0,0,0,[[0,1,2,{"length":3,"budget":2,"seed":9}]]]],"table_updates":[[1,0,4]]}
+{"num_plans":1}
+"""
+
+# Two samples of one prompt; then one decodes, and the other goes on with a chunk, in a copy of the page.
+V3 = """\
+{"format":"jbatch-plans","version":3,"num_rows":2,"num_pages":5,"page_size":16,"pages_per_seq":2,"vocab_size":97}
+{"step_idx":0,"bucket":[0,64],"chunks":[[0,1,[5,6,7],0,0,0,[[0,1,2,{"length":3,"budget":2,"seed":9,"stop_ids":[2]}],[1,0,2,{"length":3,"budget":2,"sample_idx":1,"temperature":0.5,"has_bias":true}]],[6,7]]],"table_updates":[[1,0,4]],"tables":[[0,[4]]]}
 {"step_idx":1,"bucket":[2,16],"seq_ids":[0],"rows":[1],"frozen":[false],"chunks":[[1,0,[8],3,1,2,[[1,0,0,null]]]],"table_updates":[[0,0,3]],"page_copies":[[4,3]],"sampler":1,"preempted":[3]}
 {"num_plans":2}
 """
-V2_SETUPS = (
+V3_SETUPS = (
     RowSetup(length=3, budget=2, seed=9, stop_ids=(2,)),
     RowSetup(length=3, budget=2, sample_idx=1, temperature=0.5, has_bias=True),
 )
-V2_PLANS = (
+V3_PLANS = (
     StepPlan(
         step_idx=0,
         bucket=Bucket(0, 64),
@@ -51,11 +57,12 @@ V2_PLANS = (
                 row=1,
                 token_ids=(5, 6, 7),
                 start=0,
-                draws=(Draw(0, 1, 2, V2_SETUPS[0]), Draw(1, 0, 2, V2_SETUPS[1])),
+                draws=(Draw(0, 1, 2, V3_SETUPS[0]), Draw(1, 0, 2, V3_SETUPS[1])),
                 targets=(6, 7),
             ),
         ),
         table_updates=(TableUpdate(1, 0, 4),),
+        tables=(Table(0, (4,)),),
     ),
     StepPlan(
         step_idx=1,
@@ -70,7 +77,7 @@ V2_PLANS = (
         preempted=(3,),
     ),
 )
-V2_RECORDING = Recording(StateShape(2, 5, 16, 2), 97, V2_PLANS)
+V3_RECORDING = Recording(StateShape(2, 5, 16, 2), 97, V3_PLANS)
 
 
 def record_schedule(path, seed):
@@ -135,29 +142,30 @@ def test_schedules_hold_what_is_hard(tmp_path):
     assert any(p.sampler for p in plans)
 
 
-def test_version_2_is_read(tmp_path):
+def test_version_3_is_read(tmp_path):
     """What was written once must be readable by later versions: do not change this file, add another."""
     path = tmp_path / "plans.jsonl"
-    path.write_text(V2)
+    path.write_text(V3)
     recording = read_plans(path)
-    assert recording == V2_RECORDING
+    assert recording == V3_RECORDING
     outputs = replay(FakeRunner(recording.shape), recording).outputs
     assert tokens_by_sequence(recording, outputs) == {0: [21, 43], 1: [22, 31]}
 
 
-def test_version_2_is_written(tmp_path):
+def test_version_3_is_written(tmp_path):
     path = tmp_path / "plans.jsonl"
-    with PlanWriter(path, V2_RECORDING.shape, V2_RECORDING.vocab_size) as writer:
-        for plan in V2_PLANS:
+    with PlanWriter(path, V3_RECORDING.shape, V3_RECORDING.vocab_size) as writer:
+        for plan in V3_PLANS:
             writer.write(plan)
-    assert path.read_text() == V2
+    assert path.read_text() == V3
 
 
-def test_version_1_is_refused_by_name(tmp_path):
-    """Its plans had a slot for each sequence, and no draws."""
+@pytest.mark.parametrize(("version", "text"), [(1, V1), (2, V2)])
+def test_an_older_version_is_refused_by_name(tmp_path, version, text):
+    """Plans of 1 had a slot for each sequence, and no draws; those of 2 no whole block tables."""
     path = tmp_path / "plans.jsonl"
-    path.write_text(V1)
-    with pytest.raises(PlanFileError, match=r"plans\.jsonl: version 1: this jbatch reads 2$"):
+    path.write_text(text)
+    with pytest.raises(PlanFileError, match=rf"plans\.jsonl: version {version}: this jbatch reads 3$"):
         read_plans(path)
 
 
@@ -168,13 +176,13 @@ def test_what_a_request_may_ask_for_comes_back(tmp_path, params):
     path = tmp_path / "plans.jsonl"
     asked = Request("r", (5, 6), SamplingParams(**params), 3, (2,), 2**32 - 1, bad_word_ids=((4,),))
     plan = StepPlan(0, prefill_bucket(64), chunks=(chunk_of(Sequence(0, asked, [5, 6], 2, row=1), 0, 2),))
-    with PlanWriter(path, V2_RECORDING.shape, 97) as writer:
+    with PlanWriter(path, V3_RECORDING.shape, 97) as writer:
         writer.write(plan)
     assert read_plans(path).plans == (plan,)
 
 
 def edited(line, **changes):
-    lines = V2.splitlines()
+    lines = V3.splitlines()
     lines[line] = json.dumps({**json.loads(lines[line]), **changes})
     return "\n".join(lines)
 
@@ -194,18 +202,18 @@ def draw(offset=0, setup=None, row=0):
         ("[1]\n", "no plan file"),
         ("not json\n", "line 1: no JSON"),
         (edited(0, format="other"), "no plan file"),
-        (edited(0, version=3), "version 3: this jbatch reads 2"),
-        (edited(0, version=None), "version None: this jbatch reads 2"),
+        (edited(0, version=4), "version 4: this jbatch reads 3"),
+        (edited(0, version=None), "version None: this jbatch reads 3"),
         (edited(0, num_rows=0), "num_rows=0"),
         (edited(0, page_size=True), "page_size=True"),
         (edited(0, vocab_size=None), "vocab_size=None: must be an integer"),
-        (V2[: V2.index('{"num_plans"')], "cut off after 2 plans"),
-        (V2[:-40], "line 3: no JSON, or cut off"),
-        (V2 + V2.splitlines()[1], "line 4: it must be the last"),
+        (V3[: V3.index('{"num_plans"')], "cut off after 2 plans"),
+        (V3[:-40], "line 3: no JSON, or cut off"),
+        (V3 + V3.splitlines()[1], "line 4: it must be the last"),
         (edited(3, num_plans=3), "line 4: it must be the last"),
-        ("\n".join([*V2.splitlines()[:1], "5", *V2.splitlines()[3:]]), "line 2: plan=5: must be an object"),
+        ("\n".join([*V3.splitlines()[:1], "5", *V3.splitlines()[3:]]), "line 2: plan=5: must be an object"),
         (edited(1, colour=1), "line 2: plan has no 'colour'"),
-        ("\n".join([V2.splitlines()[0], '{"bucket":[0,64]}']), "line 2: plan lacks 'step_idx'"),
+        ("\n".join([V3.splitlines()[0], '{"bucket":[0,64]}']), "line 2: plan lacks 'step_idx'"),
         # Buckets.
         (edited(1, bucket=[64]), "plan.bucket=.*must be an array of slots, tokens, steps"),
         (edited(1, bucket=[0, 64, 1, 1]), "plan.bucket=.*must be an array of slots, tokens, steps"),
@@ -239,6 +247,10 @@ def draw(offset=0, setup=None, row=0):
         (edited(2, page_copies=[[0, 3]]), r"PageCopy\(src=0, dst=3\): must be from 1 to 4"),
         (edited(2, page_copies=[[4, 3], [1, 5]]), r"PageCopy\(src=1, dst=5\): must be from 1 to 4"),
         (edited(2, page_copies=[[4]]), r"page_copies\[0\]=\[4\]: must be an array of src, dst"),
+        (edited(1, tables=[[2, [4]]]), r"Table\(row=2, page_ids=\(4,\)\): row must be from 0 to 1"),
+        (edited(1, tables=[[0, [4, 0]]]), r"Table\(row=0, .*: pages must be from 1 to 4"),
+        (edited(1, tables=[[0, [1, 2, 3]]]), r"Table\(row=0, .*: at most 2 pages"),
+        (edited(1, tables=[[0, [1]], [0, [2]]]), "a row has two of them"),
         # Chunks.
         (edited(1, chunks=chunk([97])), "token id 97"),
         (edited(1, chunks=chunk([-1])), "token id -1"),
