@@ -22,7 +22,8 @@ import numpy as np
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.host.pack import pack
 from jbatch.host.plan import StepPlan
-from jbatch.host.policy import MODES, POLICIES
+from jbatch.host.policies import POLICIES
+from jbatch.host.policy import MODES
 from jbatch.host.request import Request
 from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.sampling_params import Sampler, SamplingParams

@@ -14,7 +14,7 @@ MAX_BATCH_WAIT_S = 3600
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 ModeName = Literal["continuous", "static", "static-full", "static-padded", "unbatched"]
-PolicyName = Literal["fcfs", "sjf", "ljf", "priority"]
+PolicyName = Literal["fcfs", "sjf", "ljf", "priority", "deadline", "fair", "adaptive"]
 BackendName = Literal["auto", "xla", "triton", "mosaic"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
 GenerationConfigName = Literal["auto", "jbatch"]

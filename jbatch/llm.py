@@ -24,7 +24,8 @@ from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.engine.stream import Deltas, TextDelta, stream
 from jbatch.errors import RequestError, check_option_names
 from jbatch.host.limits import Limits, StepLimits
-from jbatch.host.policy import MODES, POLICIES, Policy
+from jbatch.host.policies import POLICIES
+from jbatch.host.policy import MODES, KeyFunction, Policy, policy_of
 from jbatch.host.reach import reach
 from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.model_dir.config_json import load_eos_token_ids, load_token_id
@@ -293,7 +294,7 @@ class LLM:
         self,
         *,
         mode: ModeName | None = None,
-        policy: PolicyName | Policy | None = None,
+        policy: PolicyName | Policy | KeyFunction | None = None,
         limits: Limits | None = None,
         runner: Runner[Any] | None = None,
     ) -> Engine:
@@ -313,12 +314,12 @@ class LLM:
     def _new_engine(
         self,
         mode: ModeName | None = None,
-        policy: PolicyName | Policy | None = None,
+        policy: PolicyName | Policy | KeyFunction | None = None,
         limits: Limits | None = None,
         runner: Runner[Any] | None = None,
     ) -> Engine:
         key = self.config.policy if policy is None else policy
-        name = self.config.policy if callable(key) else key  # which is checked
+        name = key if isinstance(key, str) else self.config.policy  # which is checked
         config = dataclasses.replace(self.config, mode=mode or self.config.mode, policy=name)
         buckets = buckets_of(config, self.max_model_len)
         self.runner.declare(buckets=buckets)  # another mode has other steps
@@ -327,7 +328,7 @@ class LLM:
                 shape=self.runner.shape,
                 max_model_len=self.max_model_len,
                 buckets=buckets,
-                policy=key if callable(key) else POLICIES[key],
+                policy=POLICIES[key] if isinstance(key, str) else policy_of(key),
                 admission=MODES[config.mode],
                 batch_wait_timeout_s=config.batch_wait_timeout_s,
             ),

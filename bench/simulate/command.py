@@ -25,7 +25,7 @@ from bench.workloads.workload import Workload, make_workload
 from jbatch.cli.options import ENGINE_HELP, with_options
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError
-from jbatch.host.policy import POLICIES
+from jbatch.host.policies import POLICIES
 from jbatch.sim.cost import CostError, CostTable, read_costs
 
 SIZES = ("max_num_seqs", "max_model_len", "max_num_batched_tokens", "page_size", "num_pages")

@@ -11,7 +11,8 @@ from bench.measure.floor import Floor
 from jbatch.config import EngineConfig
 from jbatch.engine.engine import Engine
 from jbatch.host.limits import StepLimits
-from jbatch.host.policy import MODES, POLICIES
+from jbatch.host.policies import POLICIES
+from jbatch.host.policy import MODES
 from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.seam.bucket import buckets_of
 from jbatch.seam.shape import StateShape

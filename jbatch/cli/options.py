@@ -28,7 +28,7 @@ ENGINE_HELP = {
     "gpu_memory_utilization": "Share of the GPU's memory to use.",
     "mode": "continuous, static, static-full, static-padded, unbatched.",
     "batch_wait_timeout_s": "static-full: seconds that the oldest request waits for a full batch.",
-    "policy": "Who is admitted first: fcfs, sjf, ljf, priority.",
+    "policy": "Who is admitted first: fcfs, sjf, ljf, priority, deadline, fair, adaptive.",
     "device": "auto, cpu, cuda.",
     "attention_backend": "auto (on a GPU, what passes a check there), xla (plain JAX), triton, mosaic.",
     "logprobs_mode": "Of output tokens: raw_logprobs (the model's own), processed_logprobs (as drawn).",

@@ -103,7 +103,7 @@ class Engine:
             has none. By default requests are counted as they are added.
           request_idx: what a logits_fn knows the request by, from 0 to 2^31 - 1; by default `index`
             (modulo 2^31).
-          schedule: the fields of Schedule, by name: arrival, priority, deadline, predicted_len.
+          schedule: the fields of Schedule, by name.
 
         Raises:
           RequestError: for a request that cannot be served, naming field, value and limit; also where the

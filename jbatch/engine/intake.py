@@ -10,7 +10,7 @@ import numpy as np
 
 from jbatch.config import plain
 from jbatch.errors import RequestError
-from jbatch.host.request import Request
+from jbatch.host.request import LatencyLimits, Request
 from jbatch.sampling_params import MAX_BAD_WORD_LEN, MAX_STOP_IDS, Sampler, SamplingParams, seed_bits
 from jbatch.text.tokenizer import Tokenizer
 
@@ -24,6 +24,10 @@ class ScheduleFields(TypedDict, total=False):
     priority: int
     deadline: float | None
     predicted_len: int | None
+    user: str | None
+    ttft_ms: float | None
+    tpot_ms: float | None
+    e2el_ms: float | None
     streamed: bool
 
 
@@ -33,7 +37,11 @@ class Schedule(NamedTuple):
     arrival: float | None = None  # seconds on the engine's clock; None: now
     priority: int = 0  # for policy "priority"; lower runs first
     deadline: float | None = None  # seconds on the engine's clock
-    predicted_len: int | None = None  # output tokens, for policies "sjf" and "ljf"
+    predicted_len: int | None = None  # output tokens, for policies that sort by length
+    user: str | None = None  # for policy "fair"
+    ttft_ms: float | None = None  # latencies to keep, for policies "deadline" and "adaptive"
+    tpot_ms: float | None = None
+    e2el_ms: float | None = None
     streamed: bool = False  # its tokens are shown one by one: no step draws several
 
 
@@ -89,6 +97,8 @@ class Intake:
             priority=schedule.priority,
             deadline=schedule.deadline,
             predicted_len=schedule.predicted_len,
+            user=schedule.user,
+            limits=LatencyLimits(schedule.ttft_ms, schedule.tpot_ms, schedule.e2el_ms),
             streamed=schedule.streamed,
             prompt=prompt if isinstance(prompt, str) else None,
             bad_word_ids=bad_word_ids(params, self.tokenizer, self.vocab_size),

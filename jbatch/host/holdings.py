@@ -19,6 +19,7 @@ class Holdings:
     def __init__(self, shape: StateShape):
         self.pool = PagePool(shape.num_pages, shape.page_size)
         self.num_watched = 0
+        self._num_expected = 0
         self._free_rows = list(range(shape.num_rows - 1, -1, -1))
         self._num_sampler = dict.fromkeys(Sampler, 0)  # sequences with a row, by what their draws take
 
@@ -27,6 +28,7 @@ class Holdings:
         sequence.row = self._free_rows.pop()
         self._num_sampler[sequence.request.params.sampler] += 1
         self.num_watched += sequence.watched
+        self._num_expected += sequence.request.expected_len
 
     def num_missing(self, sequence: Sequence, num_tokens: int) -> int:
         """Pages that a sequence lacks for `num_tokens`."""
@@ -45,9 +47,15 @@ class Holdings:
         self._free_rows.append(sequence.row)
         self._num_sampler[sequence.request.params.sampler] -= 1
         self.num_watched -= sequence.watched
+        self._num_expected -= sequence.request.expected_len
         sequence.row = -1
         sequence.num_cached = sequence.num_cached_planned = 0
         sequence.decoding = False
+
+    @property
+    def mean_expected_len(self) -> float:
+        """Output tokens that sequences with a row are expected to get, each."""
+        return self._num_expected / max(1, sum(self._num_sampler.values()))
 
     @property
     def sampler(self) -> Sampler:

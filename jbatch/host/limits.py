@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from jbatch.errors import UserFunctionError
@@ -11,12 +12,14 @@ MAX_PADDING = 0.2  # of the prompt tokens of a step that decodes, too
 
 
 class SchedulerView(NamedTuple):
-    """What a limits function may look at."""
+    """What a policy and a limits function may look at."""
 
-    now: float
+    now: float  # seconds, on the engine's clock
     num_waiting: int
     num_running: int
     num_free_pages: int
+    mean_expected_len: float = 0.0  # output tokens that running requests are expected to get, each
+    served: Mapping[str | None, float] = MappingProxyType({})  # tokens by user, once any request names one
 
 
 class Company(NamedTuple):

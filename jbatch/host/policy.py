@@ -2,52 +2,79 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jbatch.config import ModeName, PolicyName
-from jbatch.errors import RequestError
+from jbatch.config import ModeName
+from jbatch.errors import ConfigError, RequestError, UserFunctionError
+from jbatch.host.limits import SchedulerView
 from jbatch.host.request import Key, Request, Sequence
 
+RERANK_STEPS = 16  # of a function whose keys may change: it is asked again after as many steps
+
 # The smallest key is admitted first; ties by order of arrival.
-Policy = Callable[[Request], Key]
+KeyFunction = Callable[[Request, float, SchedulerView], Key]
 
 
-def _expected_len(request: Request) -> int:
-    return request.max_tokens if request.predicted_len is None else request.predicted_len
+class Policy(NamedTuple):
+    """Who is admitted first, and who gives up its pages where they run out.
+
+    Attributes:
+      key: of (request, now, view): what waiting requests are sorted by, the smallest first. `now` is in
+        seconds, on the engine's clock.
+      rerank_steps: steps after which keys are asked for again; 0 where they never change.
+      ageing: let the one that came first go before its turn, as often as it takes to have no one wait much
+        more than twice as long as in order of arrival (see `waiting.Ageing`).
+      by_key: the running one of the largest key gives up its pages first, else the youngest. Never the
+        oldest.
+    """
+
+    key: KeyFunction
+    rerank_steps: int = RERANK_STEPS
+    ageing: bool = False
+    by_key: bool = False
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return getattr(self.key, "__name__", type(self.key).__name__)
 
 
-def fcfs(request: Request) -> tuple[float, ...]:
-    """First come, first served."""
-    return (request.arrival,)
+def policy_of(policy: Policy | KeyFunction) -> Policy:
+    """A policy, or a function that is made one, whose keys are taken to change.
 
-
-def sjf(request: Request) -> tuple[float, ...]:
-    """Shortest job first, by predicted output length (max_tokens where none is given): low mean latency."""
-    return (_expected_len(request), request.arrival)
-
-
-def ljf(request: Request) -> tuple[float, ...]:
-    """Longest job first: a short tail at the end of a batch job."""
-    return (-_expected_len(request), request.arrival)
-
-
-def priority(request: Request) -> tuple[float, ...]:
-    """Lower `priority` first, as in vLLM; then first come, first served."""
-    return (request.priority, request.arrival)
-
-
-def key_of(policy: Policy, request: Request) -> Key:
-    """A request's key. Raises RequestError where a policy fails, or gives what cannot be sorted: of this
-    request alone, for it is asked before the request is queued, and never again."""
-    name = getattr(policy, "__name__", type(policy).__name__)
+    Raises:
+      ConfigError: for a function that does not take (request, now, view).
+    """
+    if isinstance(policy, Policy):
+        return policy
+    made = Policy(policy)
     try:
-        key = policy(request)
-        numeric = isinstance(key, tuple) and all(isinstance(part, numbers.Real) for part in key)
-        if numeric and not any(math.isnan(part) for part in key):
-            return tuple(part if type(part) is int else float(part) for part in key)
+        signature = inspect.signature(policy)
+    except (TypeError, ValueError):  # a built-in tells nothing of its arguments
+        return made
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        raise ConfigError(
+            "policy",
+            made.name,
+            f"it is called as {made.name}(request, now, view), and takes {signature}",
+        ) from None
+    return made
+
+
+def key_of(policy: Policy, request: Request, view: SchedulerView) -> Key:
+    """A request's key. Raises RequestError where a policy fails, or gives what cannot be sorted: of this
+    request alone, for it is asked before the request is queued."""
+    name = policy.name
+    try:
+        key = policy.key(request, view.now, view)
+        if (sortable := _sortable(key)) is not None:
+            return sortable
     except RequestError:
         raise
     except Exception as error:  # whatever a user's function raises
@@ -57,7 +84,30 @@ def key_of(policy: Policy, request: Request) -> Key:
     raise RequestError("policy", name, reason, code="policy_failed")
 
 
-POLICIES: dict[PolicyName, Policy] = {"fcfs": fcfs, "sjf": sjf, "ljf": ljf, "priority": priority}
+def new_key_of(policy: Policy, request: Request, view: SchedulerView) -> Key:
+    """The key of a request that waits or runs. Raises UserFunctionError where it can no longer be told."""
+    try:
+        key = policy.key(request, view.now, view)
+        if (sortable := _sortable(key)) is not None:
+            return sortable
+    except Exception as error:  # whatever a user's function raises
+        raise UserFunctionError(
+            "policy", policy.key, f"it fails for {request.request_id!r}: {type(error).__name__}: {error}"
+        ) from error
+    raise UserFunctionError(
+        "policy",
+        policy.key,
+        f"it must give a tuple of numbers, none of them NaN, and gave {key!r:.80} for {request.request_id!r}",
+    )
+
+
+def _sortable(key: Any) -> Key | None:
+    """A key as Python's numbers; None for what is none."""
+    if not isinstance(key, tuple) or not all(isinstance(part, numbers.Real) for part in key):
+        return None
+    if any(math.isnan(part) for part in key):
+        return None
+    return tuple(part if type(part) is int else float(part) for part in key)
 
 
 class Admission(NamedTuple):

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
+from jbatch.errors import RequestError
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams, check_integer, check_number
 
 Key = tuple[float, ...]  # what a policy gives a request to be sorted by
+MAX_LIMIT_MS = 1e12
+
+
+class LatencyLimits(NamedTuple):
+    """Latencies that a request should keep, in milliseconds, as `jbatch bench --goodput` has them."""
+
+    ttft_ms: float | None = None  # from its arrival to its first token
+    tpot_ms: float | None = None  # per token after that
+    e2el_ms: float | None = None  # from its arrival to its last token
+
+
+NO_LIMITS = LatencyLimits()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,6 +38,8 @@ class Request:
     priority: int = 0  # lower runs first
     deadline: float | None = None  # seconds, on the engine's clock
     predicted_len: int | None = None  # output tokens: an input, or a replay would depend on a predictor
+    user: str | None = None  # whose it is, for a fair policy
+    limits: LatencyLimits = NO_LIMITS
     prompt: str | None = None
     bad_word_ids: tuple[tuple[int, ...], ...] = ()  # bad_words as token ids
     sample_idx: int = 0  # which of its n samples this is: a sequence each
@@ -39,6 +55,16 @@ class Request:
             check_number("deadline", self.deadline, -1e18, 1e18)
         if self.predicted_len is not None:
             check_integer("predicted_len", self.predicted_len, 0, 2**31 - 1)
+        if self.user is not None and not isinstance(self.user, str):
+            raise RequestError("user", self.user, "must be text")
+        for name, limit in zip(self.limits._fields, self.limits, strict=True):
+            if limit is not None:
+                check_number(name, limit, 0.0, MAX_LIMIT_MS)
+
+    @property
+    def expected_len(self) -> int:
+        """Output tokens: predicted ones, or else the most that it may have."""
+        return self.max_tokens if self.predicted_len is None else self.predicted_len
 
 
 @dataclasses.dataclass(slots=True, eq=False)

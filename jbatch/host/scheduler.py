@@ -21,6 +21,7 @@ from jbatch.host.metrics import StepRecord
 from jbatch.host.plan import Chunk, StepPlan, TableUpdate, chunk_of
 from jbatch.host.policy import Admission, Policy, key_of, may_start
 from jbatch.host.request import Key, Request, Sequence
+from jbatch.host.served import Served
 from jbatch.host.waiting import Waiting
 from jbatch.outputs import FinishReason
 from jbatch.seam.bucket import Bucket, align, room_of, smallest_bucket
@@ -64,7 +65,8 @@ class Scheduler:
         default = StepLimits(largest.tokens, config.shape.num_rows)
         self.limits = limits or (lambda view: default)
         self._sequences: dict[int, Sequence] = {}  # all that have not ended, and held ones
-        self._waiting = Waiting(self._sequences.get)
+        self._waiting = Waiting(config.policy)
+        self._served = Served()
         self._running: list[Sequence] = []  # in order of admission; held ones too
         self._max_steps = max(bucket.steps for bucket in config.buckets)
         self._preempted: list[int] = []  # since the last plan
@@ -106,8 +108,18 @@ class Scheduler:
         return min(self.config.max_model_len, self.pool.num_usable * self.pool.page_size)
 
     def key_of(self, request: Request) -> Key:
-        """What the policy sorts a request by. Raises RequestError where it fails."""
-        return key_of(self.config.policy, request)
+        """What the policy sorts a request by when it comes. Raises RequestError where it fails."""
+        return key_of(self.config.policy, request, self._view(request.arrival))
+
+    def _view(self, now: float) -> SchedulerView:
+        return SchedulerView(
+            now,
+            len(self._waiting),
+            len(self._running),
+            self.pool.num_free,
+            self.holdings.mean_expected_len,
+            self._served.tokens,
+        )
 
     def add(self, request: Request, key: Key | None = None) -> Sequence:
         """Queue a request, by a key that the policy gave, or by the one that it gives now. Raises
@@ -122,6 +134,7 @@ class Scheduler:
             num_planned=len(request.prompt_token_ids),
             key=self.key_of(request) if key is None else key,
         )
+        self._served.come(request.user)
         self._waiting.push(sequence)
         self._sequences[sequence.seq_id] = sequence
         return sequence
@@ -137,10 +150,11 @@ class Scheduler:
         if sequence.finished:
             return
         sequence.finish_reason, sequence.stop_reason, sequence.error = reason, stop_reason, error
+        self._served.go(sequence.request.user)
         if sequence.leaving:
             del self._sequences[sequence.seq_id]
         elif not sequence.running:
-            self._waiting.forget_one()
+            self._waiting.forget(sequence)
             del self._sequences[sequence.seq_id]
         elif not self.config.admission.hold_finished:
             self.holdings.release(sequence)
@@ -175,12 +189,14 @@ class Scheduler:
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None where nothing can be computed until a result comes back.
 
-        Raises UserFunctionError where the limits' function fails; nothing has been changed then.
+        Raises UserFunctionError where the limits' function or the policy fails; nothing has been changed
+        then.
         """
         if not self._running and not self._waiting:
             return None
-        view = SchedulerView(now, len(self._waiting), len(self._running), self.pool.num_free)
+        view = self._view(now)
         limits = choose(self.limits, view)
+        self._waiting.rerank(view)
         if not self._running and self._waits_for_company(limits, now):
             return None
         updates: list[TableUpdate] = []
@@ -201,6 +217,9 @@ class Scheduler:
         """Take in the result of a step: what it gave each sequence, and the step's account."""
         landing = Landing(self._sequences.get, self.finish)
         landing.take_in(plan, output)
+        if self._served.named:
+            for sequence, new in landing.progress:
+                self._served.charge(sequence.request.user, len(new))
         steps = plan.bucket.steps
         for sequence in landing.left_early:
             sequence.leaving = False
@@ -410,7 +429,9 @@ class Scheduler:
             if claim > spare or sequence.num_planned > sequence.num_known:  # its tokens are in flight
                 return
             spare -= claim
-            self._waiting.pop()
+            self._waiting.pop(sequence)
+            if self._served.named:
+                self._served.charge(sequence.request.user, sequence.num_known)
             self.holdings.take_row(sequence)
             self._running.append(sequence)
             yield sequence

@@ -12,8 +12,9 @@ from jbatch.host.limits import Company, SchedulerView, StepLimits
 from jbatch.host.metrics import StepRecord
 from jbatch.host.pack import pack
 from jbatch.host.plan import StepPlan
-from jbatch.host.policy import MODES, POLICIES
-from jbatch.host.request import Request
+from jbatch.host.policies import POLICIES
+from jbatch.host.policy import MODES
+from jbatch.host.request import LatencyLimits, Request
 from jbatch.host.request import Sequence as Running
 from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.outputs import FinishReason
@@ -261,6 +262,9 @@ def random_request(rng: random.Random, room: int) -> Request:
         arrival=float(rng.randrange(4)),
         priority=rng.randrange(3),
         predicted_len=rng.choice((None, rng.randrange(32))),
+        deadline=rng.choice((None, None, float(rng.randrange(9)))),
+        user=rng.choice((None, "a", "b")),
+        limits=rng.choice((LatencyLimits(), LatencyLimits(e2el_ms=rng.randrange(9000)))),
     )
 
 
@@ -321,7 +325,7 @@ def count(driver: Driver) -> Counter:
         "several steps": sum(record.num_decode_steps > 1 for record in driver.records),
         "mixed": sum(record.kind == "mixed" for record in driver.records),
         mode: 1,
-        policy.__name__: 1,
+        policy.name: 1,
         f"depth {driver.depth}": 1,
     }
     return ends + Counter({"steps": len(driver.records), **sums, **kinds})

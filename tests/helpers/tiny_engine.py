@@ -18,7 +18,8 @@ from jbatch.device.runner import Runner
 from jbatch.engine.engine import Engine
 from jbatch.engine.intake import Intake
 from jbatch.host.limits import SchedulerView, StepLimits
-from jbatch.host.policy import MODES, POLICIES
+from jbatch.host.policies import POLICIES
+from jbatch.host.policy import MODES
 from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.model_dir.config_json import parse_config
 from jbatch.outputs import RequestOutput

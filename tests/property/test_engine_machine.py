@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from jbatch.engine.driver import Driver
 from jbatch.errors import JBatchError, RequestError, UserFunctionError
 from jbatch.host.limits import StepLimits
+from jbatch.host.policy import Policy
 from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
@@ -30,7 +31,7 @@ PROMPTS = st.lists(st.integers(0, 96), min_size=1, max_size=8)
 BESIDE = st.lists(st.sampled_from(["add", "abort", "step", "other", "generate", "read"]), max_size=4)
 
 
-def policy(request):
+def policy(request, now, view):
     key = BAD_KEYS.get(request.prompt_token_ids[0], (request.priority,))
     if isinstance(key, Exception):
         raise key
@@ -82,7 +83,7 @@ class EngineMachine(RuleBasedStateMachine):
     @initialize(num_rows=st.integers(1, 3), num_pages=st.sampled_from([6, 9, 30]), overlap=st.booleans())
     def build(self, num_rows, num_pages, overlap):
         config = scheduler_config(num_rows=num_rows, num_pages=num_pages, page_size=4, max_model_len=16)
-        config = config._replace(policy=policy)
+        config = config._replace(policy=Policy(policy))
         self.runner, self.limits_fail = Gate(config.shape), False
         self.engines = [
             tiny_engine.make_engine(

@@ -4,7 +4,8 @@ import multiprocessing
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
-from jbatch.host.policy import MODES, POLICIES
+from jbatch.host.policies import POLICIES
+from jbatch.host.policy import MODES
 from tests.helpers.schedules import HOST_STOP, run_seeds
 from tests.helpers.sizes import sized
 

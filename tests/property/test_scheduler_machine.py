@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from jbatch.host.limits import StepLimits
-from jbatch.host.policy import MODES, POLICIES
+from jbatch.host.policies import POLICIES
+from jbatch.host.policy import MODES
 from jbatch.outputs import FinishReason
 from tests.helpers.schedules import HOST_STOP, Driver, buckets, request, scheduler_config
 from tests.helpers.sizes import sized

@@ -14,6 +14,7 @@ from jbatch.engine.driver import Driver
 from jbatch.engine.prompts import UncheckedRequest
 from jbatch.engine.stream import Deltas, stream
 from jbatch.errors import JBatchError, RequestError
+from jbatch.host.policy import Policy
 from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import SamplingParams
 from jbatch.sim.fake_runner import FakeRunner, continuation
@@ -426,7 +427,7 @@ def test_an_error_of_a_step_ends_all_calls_and_the_next_ones_work():
 def test_an_error_of_one_call_is_its_own():
     """Of what it needs compiled, of a user's policy, of the texts that are made for it."""
 
-    def bad_policy(request):
+    def bad_policy(request, now, view):
         if request.prompt_token_ids[0] == 13:
             raise ValueError("a policy")
         return (0.0,)
@@ -436,7 +437,7 @@ def test_an_error_of_one_call_is_its_own():
             raise MemoryError("a compiler")
 
     shared = Shared()
-    shared.engine.scheduler.config = shared.engine.scheduler.config._replace(policy=bad_policy)
+    shared.engine.scheduler.config = shared.engine.scheduler.config._replace(policy=Policy(bad_policy))
     shared.callers._prepare = prepare
 
     async def main():
@@ -590,9 +591,9 @@ def test_a_driver_that_an_interrupt_kept_from_leaving_is_cleared_away():
 def test_a_request_error_in_a_policy_refuses_its_prompt():
     shared = Shared()
 
-    def policy(request):
+    def policy(request, now, view):
         raise RequestError("priority", 1, "is none")
 
-    shared.engine.scheduler.config = shared.engine.scheduler.config._replace(policy=policy)
+    shared.engine.scheduler.config = shared.engine.scheduler.config._replace(policy=Policy(policy))
     (output,) = run(shared.generate([[1, 2]]))
     assert "priority" in output.error and shared.is_clean()

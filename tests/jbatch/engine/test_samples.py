@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from jbatch.errors import RequestError
-from jbatch.host.policy import MODES
+from jbatch.host.policy import MODES, Policy
 from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import SamplingParams
 from jbatch.sim.fake_runner import FakeRunner, continuation
@@ -172,11 +172,11 @@ def test_no_tokens_and_too_many(params):
 def test_a_policy_is_asked_once_for_all_samples_and_leaves_nothing_where_it_raises():
     asked = []
 
-    def policy(request):
+    def policy(request, now, view):
         asked.append(request.sample_idx)
         return (1 / (len(asked) - 1),)
 
-    engine = make_engine(policy=policy)
+    engine = make_engine(policy=Policy(policy, rerank_steps=0))
     with pytest.raises(RequestError, match="policy='policy': it fails for this request: ZeroDivisionError"):
         engine.add_request("r", PROMPT, SamplingParams(n=4, max_tokens=2))
     check_clean(engine)

@@ -5,35 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from jbatch.errors import RequestError
-from jbatch.host.policy import MODES, POLICIES, key_of, may_start
+from jbatch.errors import ConfigError, RequestError, UserFunctionError
+from jbatch.host.limits import SchedulerView
+from jbatch.host.policies import POLICIES
+from jbatch.host.policy import MODES, Policy, key_of, may_start, new_key_of, policy_of
 from jbatch.host.request import Sequence
 from tests.helpers.schedules import request
-
-#          name: max_tokens, predicted_len, arrival, priority
-REQUESTS = {"a": (5, None, 2.0, 1), "b": (9, 3, 1.0, 1), "c": (4, 8, 3.0, 0), "d": (5, None, 1.5, -2)}
-
-
-ORDERS = {"fcfs": "bdac", "sjf": "bdac", "ljf": "cdab", "priority": "dcba"}
-
-
-@pytest.mark.parametrize("policy, order", ORDERS.items())
-def test_order(policy, order):
-    requests = [
-        request([1], max_tokens, request_id=name, predicted_len=predicted, arrival=arrival, priority=priority)
-        for name, (max_tokens, predicted, arrival, priority) in REQUESTS.items()
-    ]
-    assert "".join(r.request_id for r in sorted(requests, key=POLICIES[policy])) == order
-
-
-def test_a_prediction_counts_before_max_tokens():
-    short, long = request([1], 100, predicted_len=2), request([1], 10)
-    assert POLICIES["sjf"](short) < POLICIES["sjf"](long)
-    assert POLICIES["ljf"](long) < POLICIES["ljf"](short)
-
-
-def test_a_prediction_of_zero_is_one():
-    assert POLICIES["sjf"](request([1], 100, predicted_len=0)) == (0, 0.0)
 
 
 def test_modes():
@@ -68,6 +45,10 @@ def test_what_was_preempted_waits_for_nobody():
     assert may_start([begun], 3, 5.0, timeout_s=3.0)
 
 
+VIEW = SchedulerView(5.0, 1, 2, 3)
+NO_KEYS = [("x",), (math.nan,), 3, None, [1], "1", (None,), (1, (2,)), (np.zeros(2),), (1j,)]
+
+
 @pytest.mark.parametrize(
     "key, plain",
     [
@@ -78,27 +59,58 @@ def test_what_was_preempted_waits_for_nobody():
     ],
 )
 def test_a_policy_gives_a_tuple_of_numbers(key, plain):
-    assert key_of(lambda request: key, request([1], 1)) == plain
+    assert key_of(Policy(lambda request, now, view: key), request([1], 1), VIEW) == plain
 
 
-@pytest.mark.parametrize(
-    "key",
-    [("x",), (math.nan,), 3, None, [1], "1", (None,), (1, (2,)), (np.zeros(2),), (1j,), (10**400, 0.5, "")],
-)
+def test_a_policy_sees_the_time_and_what_there_is():
+    policy = Policy(lambda request, now, view: (now, view.num_waiting, view.num_running, view.num_free_pages))
+    assert key_of(policy, request([1], 1), VIEW) == new_key_of(policy, request([1], 1), VIEW) == (5, 1, 2, 3)
+
+
+@pytest.mark.parametrize("key", [*NO_KEYS, (10**400, 0.5, "")])
 def test_a_key_that_cannot_be_sorted_is_refused_by_name(key):
-    def mine(request):
+    def mine(request, now, view):
         return key
 
     with pytest.raises(RequestError, match=r"^policy='mine': it must give a tuple of numbers"):
-        key_of(mine, request([1], 1))
+        key_of(Policy(mine), request([1], 1), VIEW)
+    with pytest.raises(UserFunctionError, match=r"policy.*mine.*: it must give a tuple of numbers.*'r'"):
+        new_key_of(Policy(mine), request([1], 1), VIEW)
+
+
+def failing(request, now, view):
+    return (1 / 0,)
 
 
 def test_a_policy_that_fails_refuses_its_request():
-    with pytest.raises(RequestError, match="policy='<lambda>': it fails for this request: ZeroDivisionError"):
-        key_of(lambda request: (1 / 0,), request([1], 1))
+    with pytest.raises(RequestError, match="policy='failing': it fails for this request: ZeroDivisionError"):
+        key_of(Policy(failing), request([1], 1), VIEW)
+    with pytest.raises(UserFunctionError, match=r"policy.*failing.*: it fails for 'r': ZeroDivisionError"):
+        new_key_of(Policy(failing), request([1], 1), VIEW)
     with pytest.raises(KeyboardInterrupt):
-        key_of(interrupted, request([1], 1))
+        key_of(Policy(interrupted), request([1], 1), VIEW)
 
 
-def interrupted(request):
+def test_a_policy_cannot_change_a_request():
+    def mine(request, now, view):
+        request.priority = -9
+        return (0,)
+
+    with pytest.raises(RequestError, match="policy='mine': it fails for this request: FrozenInstanceError"):
+        key_of(Policy(mine), request([1], 1), VIEW)
+
+
+def interrupted(request, now, view):
     raise KeyboardInterrupt
+
+
+def test_a_function_becomes_a_policy_whose_keys_may_change():
+    assert policy_of(failing) == Policy(failing) and Policy(failing).rerank_steps > 0
+    assert policy_of(POLICIES["sjf"]) is POLICIES["sjf"]
+    assert policy_of(lambda *arguments: (0,)).name == "<lambda>"
+
+
+@pytest.mark.parametrize("function", [lambda request: (0,), lambda: (0,), lambda a, b, c, d: (0,)])
+def test_a_function_of_other_arguments_is_refused_by_name(function):
+    with pytest.raises(ConfigError, match=r"policy='<lambda>': it is called as <lambda>\(req"):
+        policy_of(function)
