@@ -7,6 +7,7 @@ import random
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jbatch.host.limits import Company, SchedulerView, StepLimits
 from jbatch.host.metrics import StepRecord
@@ -240,7 +241,7 @@ def random_config(rng: random.Random, mode: str, policy: str) -> SchedulerConfig
         mode,
         policy,
         num_rows=num_rows,
-        num_pages=rng.randint(fewest, 2 + 3 * max_model_len // (2 * page_size)),
+        num_pages=rng.randint(fewest, 2 + 5 * max_model_len // (4 * page_size)),
         page_size=page_size,
         max_model_len=max_model_len,
         buckets=(*buckets(sorted({8, tokens}), slots, mode), *several),
@@ -262,10 +263,17 @@ def random_request(rng: random.Random, room: int) -> Request:
         arrival=float(rng.randrange(4)),
         priority=rng.randrange(3),
         predicted_len=rng.choice((None, rng.randrange(32))),
-        deadline=rng.choice((None, None, float(rng.randrange(9)))),
-        user=rng.choice((None, "a", "b")),
-        limits=rng.choice((LatencyLimits(), LatencyLimits(e2el_ms=rng.randrange(9000)))),
+        **random_wishes(random.Random(max_tokens + prompt_len)),
     )
+
+
+def random_wishes(rng: random.Random) -> dict[str, Any]:
+    """What some policies go by."""
+    return {
+        "deadline": rng.choice((None, None, float(rng.randrange(9)))),
+        "user": rng.choice((None, "a", "b")),
+        "limits": rng.choice((LatencyLimits(), LatencyLimits(e2el_ms=rng.randrange(9000)))),
+    }
 
 
 def random_limits(rng: random.Random, num_rows: int) -> Callable[[SchedulerView], StepLimits] | None:
@@ -282,7 +290,7 @@ def run_random_schedule(seed: int) -> Driver:
     """Arrivals, aborts and stop strings at random; every sequence ends once, with exactly its tokens."""
     rng = random.Random(seed)
     mode = rng.choice(("continuous", "continuous", "continuous", *MODES))
-    config = random_config(rng, mode, rng.choice(list(POLICIES)))
+    config = random_config(rng, mode, list(POLICIES)[seed % len(POLICIES)])
     abort_share, stop_share = rng.choice(((0, 0), (0, 0), (0.02, 0), (0.05, 0.02), (0.2, 0.1)))
     driver = Driver(
         config,

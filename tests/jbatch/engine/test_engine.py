@@ -10,7 +10,7 @@ import pytest
 from jbatch.engine.intake import derive_seed
 from jbatch.errors import RequestError, UserFunctionError
 from jbatch.host.limits import StepLimits
-from jbatch.host.policy import MODES
+from jbatch.host.policy import MODES, Policy
 from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
@@ -522,13 +522,13 @@ def test_a_policy_that_fails_once_refuses_that_request_and_no_other():
     """Also where it is incomparable with the keys of those that wait."""
     engine = make_engine(num_rows=1)
 
-    def policy(request):
+    def policy(request, now, view):
         key = BAD_KEYS.get(request.prompt_token_ids[1], (0.0,))
         if isinstance(key, Exception):
             raise key
         return key
 
-    engine.scheduler.config = engine.scheduler.config._replace(policy=policy)
+    engine.scheduler.config = engine.scheduler.config._replace(policy=Policy(policy))
     for idx in range(12):
         with (
             contextlib.nullcontext()
@@ -543,14 +543,15 @@ def test_a_policy_that_fails_once_refuses_that_request_and_no_other():
     assert engine.scheduler.pool.num_used == 0 and engine.scheduler.num_waiting == 0
 
 
-def test_a_policy_is_asked_once_for_a_request_however_often_it_waits():
+def test_a_policy_whose_keys_stay_is_asked_once_however_often_a_request_waits():
     asked = []
 
-    def policy(request):
+    def policy(request, now, view):
         asked.append(request.request_id)
         return (0.0,)
 
-    config = scheduler_config(num_rows=3, num_pages=5, page_size=4, max_model_len=16)._replace(policy=policy)
+    config = scheduler_config(num_rows=3, num_pages=5, page_size=4, max_model_len=16)
+    config = config._replace(policy=Policy(policy, rerank_steps=0))
     engine = tiny_engine.make_engine(
         Scheduler(config), FakeRunner(config.shape, VOCAB_SIZE), vocab_size=VOCAB_SIZE
     )

@@ -79,7 +79,8 @@ def request_of(prompt=(5, 6), params=None, index=4, schedule=None, **options):
 
 
 def schedule_of(request):
-    return Schedule(*(getattr(request, name) for name in Schedule._fields))
+    wishes = {name: getattr(request, name, None) for name in Schedule._fields} | request.limits._asdict()
+    return Schedule(**wishes)
 
 
 def test_what_is_not_asked_for_follows_from_the_engine():
@@ -92,7 +93,7 @@ def test_what_is_not_asked_for_follows_from_the_engine():
 
 def test_what_is_asked_for_is_kept():
     params = {"max_tokens": 7, "seed": 11, "stop_token_ids": [9, 2], "bad_words": ["a"]}
-    schedule = Schedule(1.5, -2, 9.0, 3)
+    schedule = Schedule(1.5, -2, 9.0, 3, "me", 100.0, 20.0, 900.0)
     request = request_of(
         "01.02.", params, schedule=schedule, eos_token_ids=(2,), tokenizer=wrapped(numbered())
     )
