@@ -289,7 +289,7 @@ def random_limits(rng: random.Random, num_rows: int) -> Callable[[SchedulerView]
 def run_random_schedule(seed: int) -> Driver:
     """Arrivals, aborts and stop strings at random; every sequence ends once, with exactly its tokens."""
     rng = random.Random(seed)
-    mode = rng.choice(("continuous", "continuous", "continuous", *MODES))
+    mode = rng.choice(("continuous",) * 4 + tuple(MODES))
     config = random_config(rng, mode, list(POLICIES)[seed % len(POLICIES)])
     abort_share, stop_share = rng.choice(((0, 0), (0, 0), (0.02, 0), (0.05, 0.02), (0.2, 0.1)))
     driver = Driver(
