@@ -92,15 +92,15 @@ def adaptive(weights: Weights = DEFAULT_WEIGHTS) -> Policy:
     def adaptive(request: Request, now: float, view: SchedulerView) -> Key:
         return (-score(request, now, view, weights), request.arrival)
 
-    return Policy(adaptive, ageing=True, by_key=True)
+    return Policy(adaptive, ageing=True)
 
 
 POLICIES: dict[PolicyName, Policy] = {
     "fcfs": Policy(fcfs, rerank_steps=0),
     "sjf": Policy(sjf, rerank_steps=0),
     "ljf": Policy(ljf, rerank_steps=0),
-    "priority": Policy(priority, rerank_steps=0, ageing=True, by_key=True),
-    "deadline": Policy(deadline, rerank_steps=0, by_key=True),
+    "priority": Policy(priority, rerank_steps=0, ageing=True),
+    "deadline": Policy(deadline, rerank_steps=0),
     "fair": Policy(fair),
     "adaptive": adaptive(),
 }

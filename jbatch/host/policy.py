@@ -20,7 +20,7 @@ KeyFunction = Callable[[Request, float, SchedulerView], Key]
 
 
 class Policy(NamedTuple):
-    """Who is admitted first, and who gives up its pages where they run out.
+    """Who is admitted first.
 
     Attributes:
       key: of (request, now, view): what waiting requests are sorted by, the smallest first. `now` is in
@@ -28,14 +28,11 @@ class Policy(NamedTuple):
       rerank_steps: steps after which keys are asked for again; 0 where they never change.
       ageing: let the one that came first go before its turn, as often as it takes to have no one wait much
         more than twice as long as in order of arrival (see `waiting.Ageing`).
-      by_key: the running one of the largest key gives up its pages first, else the youngest. Never the
-        oldest.
     """
 
     key: KeyFunction
     rerank_steps: int = RERANK_STEPS
     ageing: bool = False
-    by_key: bool = False
 
     @property
     def name(self) -> str:
