@@ -17,6 +17,7 @@ ModeName = Literal["continuous", "static", "static-full", "static-padded", "unba
 PolicyName = Literal["fcfs", "sjf", "ljf", "priority", "deadline", "fair", "adaptive"]
 BackendName = Literal["auto", "xla", "triton", "mosaic"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
+UpdateMode = Literal["retract", "wait", "abort"]  # what becomes of requests when weights change
 GenerationConfigName = Literal["auto", "jbatch"]
 SamplerName = Literal["greedy", "plain", "filtered", "logprobs", "processed", "extended"]
 

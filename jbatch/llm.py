@@ -8,13 +8,14 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
-from jbatch.config import EngineConfig, ModeName, PolicyName
+from jbatch.config import EngineConfig, ModeName, PolicyName, UpdateMode, check_choice
 from jbatch.device.build import build_runner
 from jbatch.device.platform import prepare_jax
 from jbatch.device.process.user_fn import LogitsFn
 from jbatch.device.programs import programs_for
+from jbatch.device.tree import sources_of
 from jbatch.engine.callers import AsyncStream, Callers
 from jbatch.engine.driver import Driver
 from jbatch.engine.engine import Engine
@@ -22,7 +23,7 @@ from jbatch.engine.intake import Intake
 from jbatch.engine.prompts import Prompt, UncheckedRequest, list_requests
 from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.engine.stream import Deltas, TextDelta, stream
-from jbatch.errors import RequestError, check_option_names
+from jbatch.errors import ConfigError, RequestError, check_option_names
 from jbatch.host.limits import Limits, StepLimits
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES, KeyFunction, Policy, policy_of
@@ -32,7 +33,7 @@ from jbatch.model_dir.config_json import load_eos_token_ids, load_token_id
 from jbatch.model_dir.generation_json import load_sampling_defaults
 from jbatch.model_dir.paths import check_tokenizer_dir, unread_tokenizer
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
-from jbatch.outputs import RequestOutput
+from jbatch.outputs import Label, RequestOutput
 from jbatch.progress import progress_bar
 from jbatch.sampling_params import Sampler, SamplingParams, to_compile, with_unions
 from jbatch.seam.bucket import Bucket, buckets_of
@@ -342,6 +343,52 @@ class LLM:
             seed=config.seed,
         )
         return Engine(scheduler, self.runner if runner is None else runner, intake, overlap=config.overlap)
+
+    def update_weights(
+        self, tree: Any, *, weight_version: Label | None = None, mode: UpdateMode = "retract"
+    ) -> None:
+        """Go on with other weights of the same model, by the same compiled programs.
+
+        From any thread, also while others generate: the weights change between two steps. From then on every
+        token is what a fresh LLM with these weights draws behind the same tokens. It is all or nothing, but
+        for a device that fails and for an interrupt: then every call is a JBatchError until another update
+        has gone through.
+
+        Args:
+          tree: all parameters, as arrays of NumPy or JAX: an nnx module or state of `jbatch.device.model`, or
+            a dictionary by the names of `weights()` or by Hugging Face's. They are rounded to the model's
+            dtype and copied, one at a time: who gave them may change or donate them.
+          weight_version: what outputs call these weights in `weight_versions`: text or a number; by default
+            the number of the update. The first weights are 0.
+          mode: what becomes of requests that have not ended. "retract": those that run are prefilled again,
+            with the tokens that they have. "wait": all end first, by the old weights; what others add
+            meanwhile begins with the new ones. "abort": all end, with what they have. Outputs come as ever,
+            from the call that asked for them.
+
+        Raises:
+          ConfigError: for a tree, a version or a mode that is none.
+          weights.WeightsError: naming the arrays that are missing or unexpected, or do not fit. Nothing has
+            changed then.
+          JBatchError: within a step, as from a `logits_fn`, a policy or a signal's handler.
+        """
+        self.runner.tenancy.check_process()
+        check_choice("mode", mode, get_args(UpdateMode))
+        if weight_version is not None and type(weight_version) not in (int, str):
+            raise ConfigError("weight_version", weight_version, "must be text or an integer")
+        self.runner.check_open()
+        sources = sources_of(tree, self.model_config)
+        tenant = self.runner.tenancy.tenant
+        engine = tenant if isinstance(tenant, Engine) else self.engine
+        engine.update(lambda: self.runner.replace_params(sources, weight_version), mode)
+
+    def weights(self) -> dict[str, Any]:
+        """The model's parameters by name, as arrays on the device.
+
+        They are the engine's own: do not donate them, and do not keep them over an update, or their memory is
+        held, too. Raises JBatchError where an update was cut off.
+        """
+        self.runner.check_params()
+        return self.runner.params
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What `generate` takes where it is given no parameters: jbatch's own defaults, and before them the

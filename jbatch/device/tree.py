@@ -7,9 +7,22 @@ from typing import Any
 
 from flax import nnx
 
+import weights
+from jbatch.config import ModelConfig
+from jbatch.device.model import abstract_params
 from jbatch.errors import ConfigError
 
 FORMS = "an nnx module or state, or a dictionary of arrays by these or by Hugging Face's names"
+
+
+def sources_of(tree: Any, config: ModelConfig) -> dict[str, weights.Source]:
+    """What each parameter of a model is made of.
+
+    Raises:
+      ConfigError: for what is no tree.
+      weights.WeightsError: naming what is missing, unexpected, or does not fit.
+    """
+    return weights.match(named_arrays(tree), abstract_params(config))
 
 
 def named_arrays(tree: Any) -> dict[str, Any]:

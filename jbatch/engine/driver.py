@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 
 from jbatch.engine.engine import Engine
 from jbatch.engine.prompts import UncheckedRequest
-from jbatch.engine.records import EngineStep, Outputs
+from jbatch.engine.records import Aside, EngineStep
 from jbatch.errors import JBatchError
 from jbatch.outputs import RequestOutput
 
@@ -42,7 +42,7 @@ class Driver:
         self.engine, self.name, self._settle = engine, name, settle
         self.unfinished: set[str] = set()
         self.left = False
-        self._aside: Outputs = {}  # of requests by hand that ended before, for whoever steps by hand
+        self._aside = Aside({}, [])  # of requests by hand that ended before
         self._calling: int | None = None  # the thread in which it calls the engine, while it does
 
     def begin(self) -> None:

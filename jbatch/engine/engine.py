@@ -5,24 +5,37 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Unpack
 
-from jbatch.config import plain
+from jbatch.config import UpdateMode, plain
 from jbatch.engine.intake import Intake, Schedule, ScheduleFields
 from jbatch.engine.logprobs import LogprobList, take_in, token_decoder
 from jbatch.engine.packing import note_scheduled, pack_step
-from jbatch.engine.records import EngineStep, InFlight, New, Outputs, Progress, Unfinished, is_queued
+from jbatch.engine.records import (
+    Aside,
+    EngineStep,
+    InFlight,
+    New,
+    Outputs,
+    Progress,
+    Unfinished,
+    is_queued,
+)
 from jbatch.engine.sample import Sample, empty_output, refused_output
-from jbatch.engine.turn import STEP, Turn
+from jbatch.engine.turn import DRAIN, STEP, Turn, is_running
 from jbatch.errors import JBatchError, RequestError, UserFunctionError
 from jbatch.host.metrics import StepRecord, Summary
+from jbatch.host.plan import StepPlan
 from jbatch.host.request import Sequence as RunningSequence
 from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import CompletionOutput, FinishReason, merge_samples
 from jbatch.sampling_params import SamplingParams
+from jbatch.seam.loaded import Version
 from jbatch.seam.runner import Runner
 from jbatch.text.tokenizer import Tokenizer
 
@@ -66,11 +79,15 @@ class Engine:
         self._samples: dict[int, Sample] = {}  # by seq_id
         self._requests: dict[str, Unfinished] = {}  # by request_id
         self._ended: Outputs = {}  # not handed out yet
+        self._done: list[EngineStep] = []  # steps that were not handed out yet
         self._whole = True  # but while something changes, and from where that was cut off
         self._request_idx, self._serials = itertools.count(), itertools.count()
         self._last_ready = 0.0
         self._decode = token_decoder(intake.tokenizer)
         self.tenancy = runner.tenancy
+        self._version = self.tenancy.weights.version  # that all rows and pages are of
+        self._updates = threading.RLock()  # of weights: one at a time
+        self._draining: FrameType | None = None  # of an update that waits for requests to end
         self.driver: Driver | None = None
         self._turn = Turn()
         self._later: deque[New | str] = deque()  # requests to queue, and ids of those to abort
@@ -148,14 +165,67 @@ class Engine:
             self._turn.leave()
         return True
 
-    def set_aside(self) -> Outputs:
-        """Take the outputs that no step has handed out yet; to be given back."""
-        aside, self._ended = self._ended, {}
+    def set_aside(self) -> Aside:
+        """Take what no step has handed out yet; to be given back."""
+        aside = Aside(self._ended, self._done)
+        self._ended, self._done = {}, []
         return aside
 
-    def give_back(self, outputs: Outputs) -> None:
-        """Hand out these with the next step, too."""
-        self._ended = outputs | self._ended
+    def give_back(self, aside: Aside) -> None:
+        """Hand out these with the next steps, too."""
+        self._ended, self._done = aside.outputs | self._ended, [*aside.steps, *self._done]
+
+    def update(self, replace: Callable[[], None], mode: UpdateMode) -> None:
+        """Have the weights replaced under the requests that there are.
+
+        It may be called from any thread, also while another one steps: the weights change between two steps.
+
+        Args:
+          replace: does it, for the runner: see `LoadedWeights`.
+          mode: what becomes of requests that have not ended. "retract": what runs is prefilled again by the
+            new weights, and keeps its tokens. "wait": they end first, by steps that are done here unless
+            another thread does them; who steps next is handed what these gave. What is added meanwhile begins
+            afterwards. "abort": they end.
+
+        Raises:
+          JBatchError: within a step of this engine, as of a function of the user's that it calls.
+        """
+        self.tenancy.check_process()
+        if self._turn.is_mine:
+            raise JBatchError("weights cannot change within a step of the engine: do it between two steps")
+        with self._updates:
+            try:
+                if mode == "wait":
+                    self.tidy()  # what was added before is not held back
+                    self._draining = sys._getframe()
+                    self._drain(self._draining)
+                elif mode == "abort":
+                    for request_id in self._unfinished_ids():
+                        self.abort(request_id)
+                replace()
+            finally:
+                self._draining = None
+
+    def _drain(self, frame: FrameType) -> None:
+        """Step until all requests have ended, but those that are held back; `frame` takes the turns."""
+        while self._requests:
+            if not self._turn.take(DRAIN, frame):
+                self._sleep(NAP_S)  # the thread that steps does it
+                continue
+            try:
+                self._catch_up()
+                self._step()
+            finally:
+                self._turn.leave()
+
+    @property
+    def _holds_back(self) -> bool:
+        """Whether new requests wait for other weights."""
+        return self._draining is not None and is_running(self._draining)
+
+    def _unfinished_ids(self) -> list[str]:
+        queued = [note.request.request_id for note in tuple(self._later) if isinstance(note, New)]
+        return [*tuple(self._requests), *queued]
 
     def _check_caller(self) -> None:
         """Raise JBatchError in a forked process, and while someone else drives."""
@@ -167,13 +237,16 @@ class Engine:
         """Do what was left to do. An interrupt may come with any line: so a note is dropped once it has been
         followed, and following it again does nothing."""
         self.mend()
-        for _ in range(len(self._later)):
-            note = self._later[0]
+        held_back: list[New | str] = []
+        for note in tuple(self._later):
+            if self._holds_back and (isinstance(note, New) or is_queued(note, held_back)):
+                held_back.append(note)
+                continue
             if isinstance(note, New):
                 self._add(note)
             else:
                 self._abort(note)
-            self._later.popleft()
+            self._later.remove(note)
 
     def _add(self, new: New) -> None:
         request = new.request
@@ -213,8 +286,9 @@ class Engine:
     def has_unfinished(self) -> bool:
         """Whether `step` still has something to do."""
         return (
-            bool(self._samples or self._in_flight or self._ended or self._later)
+            bool(self._samples or self._in_flight or self._ended or self._later or self._done)
             or self.scheduler.has_unfinished
+            or self._holds_back  # its steps have not been laid ready
         )
 
     @property
@@ -240,23 +314,22 @@ class Engine:
             )
         try:
             self._catch_up()
-            return self._step()
+            if not self._done:
+                self._step()
+            step, self._done = self._done[0], self._done[1:]
+            return step
         finally:
             self._turn.leave()
 
-    def _step(self) -> EngineStep:
+    def _step(self) -> None:
+        """The next step, to be handed out."""
         begin = self._clock()
         self._whole = False
         record: StepRecord | None = None
         progress: list[Progress] = []
         try:
-            plan = self.scheduler.schedule(begin)
-            if plan is not None:
-                shape, vocab_size = self.scheduler.config.shape, self.intake.vocab_size
-                handle = self.runner.submit(pack_step(plan, shape, vocab_size, self._samples, self.runner))
-                note_scheduled(plan, self._samples, begin)
-                submitted = self._clock()
-                self._in_flight.append(InFlight(plan, handle, submitted, submitted - begin))
+            with self.tenancy.weights.lock:
+                plan = self._launch(begin)
             if self._in_flight and (plan is None or len(self._in_flight) > self._depth):
                 record, progress = self._collect(self._in_flight.popleft())
                 self.summary = self.summary.with_step(record)
@@ -267,11 +340,29 @@ class Engine:
             self.mend(f"a step failed: {type(error).__name__}: {error}")
             raise
         self._whole = True
-        if plan is None and record is None and not self._ended and self._samples:
+        if plan is None and record is None and not self._ended and (self._samples or self._holds_back):
             self._sleep(NAP_S)
-        step = EngineStep(plan, record, progress, list(self._ended.values()))
-        self._ended = {}  # last: an interrupt may come with any call, and nothing that ended is to be lost
-        return step
+        done = [*self._done, EngineStep(plan, record, progress, list(self._ended.values()))]
+        # At once: an interrupt may come with any call, and nothing that ended is to be lost.
+        self._ended, self._done = {}, done
+
+    def _launch(self, begin: float) -> StepPlan | None:
+        """Plan the next step and submit it. Where the weights have changed, what is in flight comes first,
+        and then all that runs begins anew."""
+        version = self.tenancy.weights.version
+        if version is not self._version:
+            if self._in_flight:
+                return None
+            self.scheduler.retract()
+            self._version = version
+        plan = self.scheduler.schedule(begin)
+        if plan is not None:
+            shape, vocab_size = self.scheduler.config.shape, self.intake.vocab_size
+            handle = self.runner.submit(pack_step(plan, shape, vocab_size, self._samples, self.runner))
+            note_scheduled(plan, self._samples, begin)
+            submitted = self._clock()
+            self._in_flight.append(InFlight(plan, handle, submitted, submitted - begin, version))
+        return plan
 
     def mend(self, reason: str = "it was interrupted") -> None:
         """Where a change was cut off, end every request with `reason` as its error, and begin anew: what the
@@ -300,14 +391,16 @@ class Engine:
         self._last_ready = ready
         take_in(step.plan, output, self._logprobs)  # first: `apply` may end a sequence
         sequences, record = self.scheduler.apply(step.plan, output)
-        progress = [self._follow(sequence, token_ids, begin) for sequence, token_ids in sequences]
+        progress = [self._follow(*new, begin, step.version) for new in sequences]
         host_s = step.host_s + self._clock() - begin
         return dataclasses.replace(record, host_s=host_s, device_s=device_s), progress
 
-    def _follow(self, sequence: RunningSequence, token_ids: list[int], now: float) -> Progress:
+    def _follow(
+        self, sequence: RunningSequence, token_ids: list[int], now: float, version: Version
+    ) -> Progress:
         """Take in a sequence's new tokens, which may end it."""
         sample = self._samples[sequence.seq_id]
-        end = sample.take_in(token_ids, now)
+        end = sample.take_in(token_ids, now, version)
         if end is not None:
             self.scheduler.finish(sequence, *end)
         completion = self._finish(sample) if sequence.finished else None

@@ -9,6 +9,7 @@ from jbatch.host.metrics import StepRecord
 from jbatch.host.plan import StepPlan
 from jbatch.host.request import Key, Request
 from jbatch.outputs import CompletionOutput, RequestOutput
+from jbatch.seam.loaded import Version
 
 
 class Progress(NamedTuple):
@@ -31,6 +32,13 @@ class EngineStep(NamedTuple):
 
 
 Outputs = dict[int, RequestOutput]  # by serial
+
+
+class Aside(NamedTuple):
+    """What was not handed out yet, for whoever steps by hand."""
+
+    outputs: Outputs
+    steps: list[EngineStep]
 
 
 class Unfinished(NamedTuple):
@@ -58,3 +66,4 @@ class InFlight(NamedTuple):
     handle: Any
     submitted: float
     host_s: float
+    version: Version  # of the weights that it computes with

@@ -6,6 +6,7 @@ from jbatch.engine.logprobs import Decode, LogprobList, less_special, logprob_li
 from jbatch.errors import RequestError
 from jbatch.host.request import Request, Sequence
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
+from jbatch.seam.loaded import Version
 from jbatch.text.detokenizer import Detokenizer
 from jbatch.text.tokenizer import Tokenizer
 
@@ -20,6 +21,7 @@ class Sample:
         self.scheduled_ts: float | None = None
         self._first_token_ts: float | None = None
         self._last_token_ts: float | None = None
+        self._versions: list[tuple[int, Version]] = []  # of the weights, each with its first token
         self._error: str | None = None  # its text cannot be made
         self._stop_finder: Detokenizer | None = None
         if params.stop and tokenizer is not None:
@@ -29,11 +31,19 @@ class Sample:
                 skip_special_tokens=params.skip_special_tokens,
             )
 
-    def take_in(self, token_ids: list[int], now: float) -> tuple[FinishReason, str | None] | None:
+    def take_in(
+        self, token_ids: list[int], now: float, version: Version
+    ) -> tuple[FinishReason, str | None] | None:
         """Follow new tokens; why they end the sequence, and the stop string, or None.
 
         A stop string ends a sequence that has just ended by its length, too.
+
+        Args:
+          version: of the weights that drew them.
         """
+        if not self._versions or self._versions[-1][1] is not version:
+            first = self.sequence.num_known - self.sequence.num_prompt - len(token_ids)
+            self._versions.append((first, version))
         if token_ids:
             self._last_token_ts = now
             if self._first_token_ts is None:
@@ -80,6 +90,7 @@ class Sample:
             cumulative_logprob=cumulative,
             error=error or sequence.error,
             text_offset=text_offset,
+            weight_versions=tuple([(first, version.label) for first, version in self._versions]),
         )
         return RequestOutput(
             request_id=request.request_id,

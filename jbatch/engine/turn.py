@@ -8,6 +8,8 @@ from types import FrameType
 from typing import NamedTuple
 
 STEP = "step"  # the one that takes long: nobody waits for it
+DRAIN = "update"  # a step, too, of one that waits for requests to end: others wait for it
+NAP_S = 0.0002  # of those
 
 
 class _Call(NamedTuple):
@@ -28,21 +30,27 @@ class Turn:
         self._lock = threading.RLock()
 
     def take(self, name: str, frame: FrameType) -> bool:
-        """Go in; False during a step, and where this thread is inside already. Others are so for a moment,
-        and are waited for. Who goes in must `leave`.
+        """Go in; False during a step, and where this thread is inside already. Others are so for a moment, or
+        for a step of an update, and are waited for. Who goes in must `leave`.
 
         Args:
           frame: of the function that goes in and leaves.
         """
         call = _Call(name, frame, threading.get_ident())
         while (inside := self._inside.setdefault("call", call)) is not call:
-            if not _runs(inside.frame):
+            if not is_running(inside.frame):
                 self._put_out(inside)
             elif inside.name == STEP or inside.thread == call.thread:
                 return False
             else:
-                time.sleep(0)
+                time.sleep(NAP_S if inside.name == DRAIN else 0)
         return True
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread is inside."""
+        inside = self._inside.get("call")
+        return inside is not None and inside.thread == threading.get_ident() and is_running(inside.frame)
 
     def leave(self) -> None:
         """Let the next one in."""
@@ -55,7 +63,7 @@ class Turn:
                 del self._inside["call"]
 
 
-def _runs(frame: FrameType) -> bool:
+def is_running(frame: FrameType) -> bool:
     """Whether a function has not returned yet: Python clears no frame of one that runs."""
     try:
         frame.clear()

@@ -84,6 +84,7 @@ class Sequence:
     num_cached: int = 0
     num_cached_planned: int = 0
     num_computed: int = 0  # positions cached before the last preemption: prefilling them is recomputation
+    num_scored: int = 0  # of these, those whose next prompt token need not be scored again
     decoding: bool = False  # every known token is prefilled, and its row on the device is set up
     pages: list[int] = dataclasses.field(default_factory=list)
     row: int = -1  # index into device state while running

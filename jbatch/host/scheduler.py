@@ -223,7 +223,7 @@ class Scheduler:
         steps = plan.bucket.steps
         for sequence in landing.left_early:
             sequence.leaving = False
-            sequence.num_computed = sequence.num_planned - 1
+            sequence.num_computed = sequence.num_scored = sequence.num_planned - 1
             self._waiting.push(sequence)
         record = StepRecord(
             step_idx=plan.step_idx,
@@ -410,11 +410,26 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Take a sequence's pages; its tokens will be prefilled again."""
         sequence.num_computed = max(sequence.num_computed, sequence.num_cached_planned)
+        sequence.num_scored = sequence.num_computed
         sequence.num_preemptions += 1
         self._preempted.append(sequence.seq_id)
         self._running.remove(sequence)
         self.holdings.release(sequence)
         self._waiting.push(sequence)
+
+    def retract(self) -> None:
+        """Take the pages of all that run: their keys and values are of weights that are gone. The known
+        tokens, kept, are prefilled again. No step may be in flight."""
+        for sequence in reversed(self.running):
+            if sequence.finished:  # but held
+                self._running.remove(sequence)
+                self.holdings.release(sequence)
+                del self._sequences[sequence.seq_id]
+                continue
+            self._preempt(sequence)
+        for sequence in self._sequences.values():
+            if sequence.num_known == sequence.num_prompt:
+                sequence.num_scored = 0  # all of its prompt by the same weights
 
     def _admit_waiting(self, limits: StepLimits) -> Iterator[Sequence]:
         """Admit one after the other, while rows and pages last.

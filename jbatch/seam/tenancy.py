@@ -37,7 +37,7 @@ class Tenancy:
     def take(self, tenant: Tenant) -> None:
         """Become the tenant; `lock` must be held. Raises JBatchError while another one has unfinished
         requests."""
-        other = None if self._tenant is None else self._tenant()
+        other = self.tenant
         if other is tenant:
             return
         if other is not None and other.num_unfinished:
@@ -46,6 +46,11 @@ class Tenancy:
                 "it until they end, or abort them; one engine of an LLM at a time may have any"
             )
         self._tenant = weakref.ref(tenant)
+
+    @property
+    def tenant(self) -> Tenant | None:
+        """Whose requests it holds, or held."""
+        return None if self._tenant is None else self._tenant()
 
     @property
     def forked(self) -> bool:

@@ -9,6 +9,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from jbatch.host.limits import Company, SchedulerView, StepLimits
 from jbatch.host.metrics import StepRecord
 from jbatch.host.pack import pack
@@ -22,6 +24,8 @@ from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.shape import StateShape
+from jbatch.seam.step_input import StepInput
+from jbatch.seam.step_output import StepOutput
 from jbatch.sim.fake_runner import FakeRunner, continuation
 from tests.helpers.invariants import check_invariants, check_plan, check_record, check_running
 
@@ -85,6 +89,32 @@ def request(
     )
 
 
+class AgeingRunner(FakeRunner):
+    """One that knows of what weights each position of its cache is, and never reads one of others."""
+
+    num_updates = 0
+
+    def __init__(self, shape: StateShape, vocab_size: int):
+        super().__init__(shape, vocab_size)
+        self._written = np.full_like(self.cache, -1)  # the number of updates before
+
+    def submit(self, step: StepInput) -> StepOutput:
+        if step.page_copies is not None:
+            sources, targets = step.page_copies.T
+            self._written[targets] = self._written[sources]
+        return super().submit(step)
+
+    def _write(self, row: int, position: int, token_id: int) -> None:
+        super()._write(row, position, token_id)
+        page_size = self.shape.page_size
+        self._written[self._tables[row, position // page_size], position % page_size] = self.num_updates
+
+    def _context(self, row: int, length: int) -> list[int]:
+        pages = self._tables[row, : -(-length // self.shape.page_size)]
+        assert (self._written[pages].reshape(-1)[:length] == self.num_updates).all(), "of older weights"
+        return super()._context(row, length)
+
+
 class Driver:
     """A scheduler, a fake device and what is in flight between them, `depth` steps ahead.
 
@@ -103,7 +133,7 @@ class Driver:
         self.limits = StepLimits(largest, config.shape.num_rows)
         self._choose_limits = limits
         self.scheduler = Scheduler(config, self._next_limits if limits else None)
-        self.runner = FakeRunner(config.shape, VOCAB_SIZE)
+        self.runner = AgeingRunner(config.shape, VOCAB_SIZE)
         self.in_flight: deque = deque()
         self.sequences: list[Running] = []
         self.ends: dict[int, tuple[FinishReason, str | int | None, int]] = {}  # reason, stop_reason, length
@@ -131,6 +161,16 @@ class Driver:
         self.scheduler.finish(sequence, reason, stop_reason)
         self._note_end(sequence)
         check_invariants(self.scheduler)
+
+    def update(self) -> None:
+        """Other weights, once what is in flight has ended."""
+        while self.in_flight:
+            self._apply(*self.in_flight.popleft())
+        self.scheduler.retract()
+        self.runner.num_updates += 1
+        self._padded_batch = ()
+        check_invariants(self.scheduler)
+        assert not self.scheduler.running and self.scheduler.pool.num_used == 0
 
     def _note_end(self, sequence: Running) -> None:
         end = (sequence.finish_reason, sequence.stop_reason, sequence.num_known)
@@ -299,12 +339,15 @@ def run_random_schedule(seed: int) -> Driver:
         stops=lambda sequence: rng.random() < stop_share,
     )
     room = driver.scheduler.max_seq_len
+    update_share = rng.choice((0, 0, 0, 0.05))
     num_requests, arrival_share = rng.randint(1, 14), rng.choice((0.1, 0.5, 0.9))
     while len(driver.sequences) < num_requests or driver.scheduler.has_unfinished or driver.in_flight:
         if len(driver.sequences) < num_requests and rng.random() < arrival_share:
             driver.submit(random_request(rng, room))
         elif driver.sequences and rng.random() < abort_share:
             driver.end(rng.choice(driver.sequences), FinishReason.ABORT)
+        if rng.random() < update_share:
+            driver.update()
         driver.step()
     driver.check_end()
     return driver
@@ -335,5 +378,6 @@ def count(driver: Driver) -> Counter:
         mode: 1,
         policy.name: 1,
         f"depth {driver.depth}": 1,
+        "updates": driver.runner.num_updates,
     }
     return ends + Counter({"steps": len(driver.records), **sums, **kinds})

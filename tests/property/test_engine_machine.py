@@ -19,10 +19,10 @@ from jbatch.host.policy import Policy
 from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
-from jbatch.sim.fake_runner import FakeRunner, continuation
+from jbatch.sim.fake_runner import continuation
 from tests.helpers import tiny_engine
 from tests.helpers.invariants import check_invariants
-from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
+from tests.helpers.schedules import VOCAB_SIZE, AgeingRunner, scheduler_config
 from tests.helpers.sizes import sized
 
 BAD_KEYS = {90: ("x",), 91: (float("nan"),), 92: 3, 93: ZeroDivisionError()}  # by a prompt's first token
@@ -38,7 +38,7 @@ def policy(request, now, view):
     return key
 
 
-class Gate(FakeRunner):
+class Gate(AgeingRunner):
     """Something may happen during a step, and a step may fail."""
 
     def __init__(self, shape):
@@ -222,6 +222,22 @@ class EngineMachine(RuleBasedStateMachine):
         if how != "limits" and self.runner.failing is None:
             self.failed |= before
         self.runner.failing, self.limits_fail = None, False
+
+    @rule(which=ENGINES, mode=st.sampled_from(["retract", "wait", "abort"]), thread=st.booleans())
+    def update(self, which, mode, thread):
+        """Weights change, by way of either engine; in the fake device nothing of older ones is read."""
+
+        def replace():
+            self.runner.tenancy.weights.count(None)
+            self.runner.num_updates += 1
+
+        if mode == "abort":
+            self.aborted |= self.open[which].keys()
+        if thread:
+            in_a_thread(lambda: self.engines[which].update(replace, mode))
+        else:
+            self.engines[which].update(replace, mode)
+        assert mode != "wait" or not self.engines[which].num_unfinished
 
     @rule(which=ENGINES, prompts=st.lists(PROMPTS, max_size=3))
     def call(self, which, prompts):

@@ -71,6 +71,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         running = self.driver.scheduler.running
         self.driver.end(running[which % len(running)], FinishReason.STOP, HOST_STOP)
 
+    @rule()
+    def update(self):
+        """Weights change under whatever runs."""
+        self.driver.update()
+
     @precondition(lambda self: not self.driver.scheduler.num_waiting)
     @rule()
     def drain(self):

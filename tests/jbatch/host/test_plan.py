@@ -62,7 +62,7 @@ def test_a_sequence_that_only_scores_its_prompt_has_no_draw():
 def test_a_preempted_sequence_is_computed_again_and_draws_from_its_output():
     """It had seven tokens, six of them cached; its prompt was scored."""
     asked = request(PROMPT, 9, prompt_logprobs=0)
-    sequence = sequence_of(asked, 21, 22, num_computed=6, num_preemptions=3)
+    sequence = sequence_of(asked, 21, 22, num_computed=6, num_scored=6, num_preemptions=3)
     first, last = chunk_of(sequence, 0, 4), chunk_of(sequence, 4, 7)
     assert (first.token_ids, first.num_recomputed, first.draws) == ((11, 12, 13, 14), 4, ())
     assert (last.token_ids, last.num_recomputed) == ((15, 21, 22), 2)
@@ -71,7 +71,7 @@ def test_a_preempted_sequence_is_computed_again_and_draws_from_its_output():
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "num_computed", "targets"),
+    ("start", "end", "num_scored", "targets"),
     [
         (0, 5, 0, (12, 13, 14, 15)),  # nothing follows the last one in the prompt
         (0, 4, 0, (12, 13, 14, 15)),
@@ -86,9 +86,9 @@ def test_a_preempted_sequence_is_computed_again_and_draws_from_its_output():
         (0, 5, 4, ()),
     ],
 )
-def test_targets_are_the_next_tokens_of_the_prompt(start, end, num_computed, targets):
+def test_targets_are_the_next_tokens_of_the_prompt(start, end, num_scored, targets):
     asked = request(PROMPT, 9, prompt_logprobs=3)
-    sequence = sequence_of(asked, 21, 22, num_computed=num_computed)
+    sequence = sequence_of(asked, 21, 22, num_computed=4, num_scored=num_scored)
     assert chunk_of(sequence, start, end).targets == targets
 
 
