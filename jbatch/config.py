@@ -11,6 +11,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 PAGE_SIZES = (16, 32, 64, 128)
 TOKEN_ALIGN = 8  # every chunk starts at a multiple of it in the packed token axis
 MAX_BATCH_WAIT_S = 3600
+WHOLE_PAGE = ": a page, or the longest sequence, must fit into a step"
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 ModeName = Literal["continuous", "static", "static-full", "static-padded", "unbatched"]
@@ -126,6 +127,7 @@ class EngineConfig:
     generation_config: GenerationConfigName = "auto"  # whose sampling defaults: the model's, or jbatch's own
     device: Literal["auto", "cpu", "cuda"] = "auto"
     attention_backend: BackendName = "auto"  # "auto": kernels that pass a check on this GPU, else plain JAX
+    enable_prefix_caching: bool = True  # full pages of the same first tokens are computed once
     num_decode_steps: int = 1  # per dispatch, where nothing waits and nobody must see each token at once
     overlap: bool = True  # plan step n+1 while the device computes step n
     decode_buckets: tuple[int, ...] | None = None  # slots; the largest must hold max_num_seqs
@@ -148,7 +150,8 @@ class EngineConfig:
         check_choice("logprobs_mode", self.logprobs_mode, get_args(LogprobsMode))
         check_choice("attention_backend", self.attention_backend, get_args(BackendName))
         check_range("max_num_seqs", self.max_num_seqs, 1, 4096)
-        check_range("max_num_batched_tokens", self.max_num_batched_tokens, TOKEN_ALIGN, 2**20)
+        least = self._least_budget()
+        check_range("max_num_batched_tokens", self.max_num_batched_tokens, least, 2**20, WHOLE_PAGE)
         check_range("seed", self.seed, 0, 2**32 - 1, "; only a request's own seed may be another one")
         check_range("num_decode_steps", self.num_decode_steps, 1, 64)
         for name, low in (("max_model_len", 2), ("num_pages", 2), ("kv_cache_memory_bytes", 1)):
@@ -163,7 +166,7 @@ class EngineConfig:
         if not isinstance(wait, (int, float)) or isinstance(wait, bool) or not 0 <= wait <= MAX_BATCH_WAIT_S:
             limit = f"must be a number of seconds from 0 to {MAX_BATCH_WAIT_S}"
             raise ConfigError("batch_wait_timeout_s", wait, limit)
-        for name in ("overlap", "show_progress"):
+        for name in ("overlap", "enable_prefix_caching", "show_progress"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(name, getattr(self, name), "must be true or false")
         if self.compilation_cache_dir is not None and not isinstance(self.compilation_cache_dir, str):
@@ -175,7 +178,14 @@ class EngineConfig:
                 check_choice("samplers", sampler, get_args(SamplerName))
             object.__setattr__(self, "samplers", tuple(self.samplers))
         self._check_buckets("decode_buckets", self.decode_buckets, multiple=1, need=self.max_num_seqs)
-        self._check_buckets("token_buckets", self.token_buckets, multiple=TOKEN_ALIGN, need=TOKEN_ALIGN)
+        self._check_buckets(
+            "token_buckets", self.token_buckets, multiple=TOKEN_ALIGN, need=self._least_budget()
+        )
+
+    def _least_budget(self) -> int:
+        """Prompt tokens that a step must be able to take, so that a long prompt's chunks end with pages."""
+        longest = self.max_model_len if isinstance(self.max_model_len, int) else self.page_size
+        return max(TOKEN_ALIGN, min(self.page_size, -(-longest // TOKEN_ALIGN) * TOKEN_ALIGN))
 
     def _check_buckets(self, field: str, sizes: tuple[int, ...] | None, *, multiple: int, need: int) -> None:
         if sizes is None:
@@ -188,7 +198,7 @@ class EngineConfig:
             if size % multiple:
                 raise ConfigError(field, sizes, f"{size} is no multiple of {multiple}")
         if max(sizes, default=0) < need:
-            what = f"max_num_seqs={need}" if field == "decode_buckets" else str(need)
+            what = f"max_num_seqs={need}" if field == "decode_buckets" else f"{need}{WHOLE_PAGE}"
             raise ConfigError(field, sizes, f"the largest must be at least {what}")
         object.__setattr__(self, field, tuple(sorted(set(sizes))))
 

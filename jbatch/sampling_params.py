@@ -129,6 +129,7 @@ class SamplingParams:
     allowed_token_ids: list[int] | tuple[int, ...] | None = None  # all others are ruled out
     bad_words: list[str] | tuple[str, ...] | None = None  # texts that may not be completed
     truncate_prompt_tokens: int | None = None  # keep the last ones; -1: as many as there is room for
+    skip_reading_prefix_cache: bool | None = None  # compute the whole prompt; None: for prompt_logprobs
 
     def __new__(cls, *args: Any, **options: Any) -> SamplingParams:
         check_option_names(options, cls.__dataclass_fields__, "SamplingParams")
@@ -158,6 +159,12 @@ class SamplingParams:
         for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(name, getattr(self, name), "must be true or false")
+        skip = self.skip_reading_prefix_cache
+        if skip is not None and not isinstance(skip, bool):
+            raise RequestError("skip_reading_prefix_cache", skip, "must be true, false, or not given")
+        if skip is False and self.prompt_logprobs is not None:
+            reason = "prompt_logprobs need the whole prompt computed: leave it out"
+            raise RequestError("skip_reading_prefix_cache", skip, reason)
         checked = {
             "seed": _seed(self.seed),
             "stop": _texts(
@@ -204,6 +211,11 @@ class SamplingParams:
             return Sampler.GREEDY
         filtered = self.top_k > 0 or self.top_p < 1 or self.min_p > 0
         return Sampler.FILTERED if filtered else Sampler.PLAIN
+
+    @property
+    def skips_prefix_cache(self) -> bool:
+        """Whether all of its prompt is computed, whatever is in the cache."""
+        return bool(self.skip_reading_prefix_cache) or self.prompt_logprobs is not None
 
     @property
     def penalised(self) -> bool:

@@ -176,6 +176,7 @@ class Runner:
                     new = weights.make(sources[name], leaf, self.spec.device)
                 self._half_replaced = name
                 self._params = (*self._params[:idx], new, *self._params[idx + 1 :])
+                self.tenancy.pages_lost()
             loaded.count(label)
             self._half_replaced = None
 
@@ -230,6 +231,7 @@ class Runner:
                 return self._dispatch(step)
             except BaseException as error:
                 if self._is_lost():  # it may hang on in the frames that were left: there is no room for two
+                    self.tenancy.pages_lost()
                     traceback.clear_frames(error.__traceback__)
                 deleted = [name for name, leaf in self.params.items() if leaf.is_deleted()]
                 if deleted:
@@ -267,6 +269,7 @@ class Runner:
             packed = np.asarray(handle.output)
         except Exception:  # an interrupt is none: the step goes on
             self._failed = True
+            self.tenancy.pages_lost()
             raise
         bucket, sampler = handle.program
         return unpack_output(packed, bucket, self.shape, sampler), time.monotonic()

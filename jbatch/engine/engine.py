@@ -88,6 +88,7 @@ class Engine:
         self._version = self.tenancy.weights.version  # that all rows and pages are of
         self._updates = threading.RLock()  # of weights: one at a time
         self._draining: FrameType | None = None  # of an update that waits for requests to end
+        self._times_lost = self.tenancy.times_lost
         self.driver: Driver | None = None
         self._turn = Turn()
         self._later: deque[New | str] = deque()  # requests to queue, and ids of those to abort
@@ -355,6 +356,7 @@ class Engine:
                 return None
             self.scheduler.retract()
             self._version = version
+        self._follow_losses()
         plan = self.scheduler.schedule(begin)
         if plan is not None:
             shape, vocab_size = self.scheduler.config.shape, self.intake.vocab_size
@@ -363,6 +365,29 @@ class Engine:
             submitted = self._clock()
             self._in_flight.append(InFlight(plan, handle, submitted, submitted - begin, version))
         return plan
+
+    def _follow_losses(self) -> None:
+        """Find no page again that is not what it was: a step of another engine may have written to it."""
+        times_lost = self.tenancy.times_lost
+        if self._times_lost != times_lost:
+            self.scheduler.weights_changed()
+            self._times_lost = times_lost
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget what is in the cache. False, and nothing is forgotten, while requests have pages there.
+
+        Raises JBatchError while a step is under way, in another thread or around this call."""
+        self._check_caller()
+        if not self._turn.take("reset_prefix_cache", sys._getframe()):
+            raise JBatchError("a step of this engine is under way, in another thread or around this call")
+        try:
+            self._catch_up()
+            self._whole = False
+            done = self.scheduler.reset_prefix_cache()
+            self._whole = True
+        finally:
+            self._turn.leave()
+        return done
 
     def mend(self, reason: str = "it was interrupted") -> None:
         """Where a change was cut off, end every request with `reason` as its error, and begin anew: what the

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 from jbatch.host.pages import PagePool
 from jbatch.host.plan import TableUpdate
-from jbatch.host.request import Sequence
+from jbatch.host.prefix import PrefixIndex, extend_digests
+from jbatch.host.request import NEVER, LeftPage, Sequence
 from jbatch.sampling_params import Sampler
+from jbatch.seam.bucket import PREFIX_PAGES
 from jbatch.seam.shape import StateShape
 
 
 class Holdings:
-    """Rows and pages, free or some sequence's.
+    """Rows and pages, free or some sequence's, and full pages that are found by their tokens.
 
     Attributes:
       num_watched: sequences with a row each of whose tokens is looked at.
     """
 
-    def __init__(self, shape: StateShape):
-        self.pool = PagePool(shape.num_pages, shape.page_size)
+    def __init__(self, shape: StateShape, *, prefix_caching: bool = True):
+        self.prefixes = PrefixIndex(shape.num_pages)
+        self.pool = PagePool(shape.num_pages, shape.page_size, self.prefixes)
         self.num_watched = 0
         self._num_expected = 0
+        self._prefix_caching = prefix_caching
         self._free_rows = list(range(shape.num_rows - 1, -1, -1))
         self._num_sampler = dict.fromkeys(Sampler, 0)  # sequences with a row, by what their draws take
+
+    # Rows and pages.
 
     def take_row(self, sequence: Sequence) -> None:
         """Give a sequence a row; there must be a free one."""
         sequence.row = self._free_rows.pop()
+        sequence.left_pages = ()
+        sequence.publish_at = self.pool.page_size if self._prefix_caching else NEVER
         self._num_sampler[sequence.request.params.sampler] += 1
         self.num_watched += sequence.watched
         self._num_expected += sequence.request.expected_len
@@ -41,8 +49,9 @@ class Holdings:
             updates.append(TableUpdate(sequence.row, page_idx, page_id))
 
     def release(self, sequence: Sequence) -> None:
-        """Take all that a sequence holds."""
-        self.pool.free(sequence.pages)
+        """Take all that a sequence holds. Its last page is the first to be handed out: what is found of a
+        beginning must be whole."""
+        self.pool.free(reversed(sequence.pages))
         sequence.pages = []
         self._free_rows.append(sequence.row)
         self._num_sampler[sequence.request.params.sampler] -= 1
@@ -50,7 +59,16 @@ class Holdings:
         self._num_expected -= sequence.request.expected_len
         sequence.row = -1
         sequence.num_cached = sequence.num_cached_planned = 0
+        sequence.publish_at = NEVER
         sequence.decoding = False
+
+    def release_early(self, sequence: Sequence) -> None:
+        """The same for one whose last steps are under way. What they fill is published once they have landed,
+        in those pages that nobody has taken until then."""
+        left = tuple([LeftPage(page, self.pool.times_taken(page)) for page in sequence.pages])
+        publish_at = sequence.publish_at
+        self.release(sequence)
+        sequence.left_pages, sequence.publish_at = left, publish_at
 
     @property
     def mean_expected_len(self) -> float:
@@ -65,3 +83,67 @@ class Holdings:
             if count:
                 bits |= sampler
         return Sampler(bits)
+
+    # Pages that are found again.
+
+    def find(self, sequence: Sequence) -> list[int]:
+        """Full pages that hold a waiting sequence's first tokens, but for the last token at least: it is
+        computed, for its logits. At most as many as a step has room for."""
+        most = min((sequence.num_known - 1) // self.pool.page_size, PREFIX_PAGES)
+        if most <= 0 or not self.reads(sequence):
+            return []
+        return self.prefixes.find(self._digests(sequence)[:most])
+
+    def reads(self, sequence: Sequence) -> bool:
+        """Whether pages are looked up for a sequence."""
+        return self._prefix_caching and not sequence.request.params.skips_prefix_cache
+
+    def first_digest(self, sequence: Sequence) -> bytes | None:
+        """By which the first page of a waiting sequence is found: None where it is not looked up."""
+        reads = sequence.num_known > self.pool.page_size and self.reads(sequence)
+        return self._digests(sequence)[0] if reads else None
+
+    def num_unused(self, page_ids: list[int]) -> int:
+        """How many of these pages are free."""
+        return sum([not self.pool.ref_count(page_id) for page_id in page_ids])
+
+    def take_found(self, sequence: Sequence, page_ids: list[int], updates: list[TableUpdate]) -> None:
+        """Give a sequence that has just got its row the pages that `find` gave, with what they hold."""
+        self.pool.share(page_ids)
+        sequence.pages = page_ids
+        updates += [TableUpdate(sequence.row, idx, page_id) for idx, page_id in enumerate(page_ids)]
+        sequence.num_cached = sequence.num_cached_planned = len(page_ids) * self.pool.page_size
+        sequence.publish_at += sequence.num_cached
+
+    def publish(self, sequence: Sequence, num_cached: int) -> None:
+        """Let the full pages of a sequence's first `num_cached` tokens be found. All steps that wrote to them
+        must have landed."""
+        page_size = self.pool.page_size
+        begin, end = sequence.publish_at // page_size - 1, num_cached // page_size
+        digests = self._digests(sequence)
+        for idx in range(begin, end):
+            if sequence.row >= 0:
+                self.prefixes.publish(digests[idx], sequence.pages[idx])
+            elif self._is_as_left(left := sequence.left_pages[idx]):
+                self.prefixes.publish(digests[idx], left.page_id)
+        sequence.publish_at = (end + 1) * page_size
+
+    def distrust(self, sequence: Sequence) -> None:
+        """Let no page be found that holds a sequence's tokens: they gave logits that are not finite."""
+        self.prefixes.drop_digests(sequence.digests)
+        sequence.publish_at = NEVER
+
+    def forget(self, sequence: Sequence) -> None:
+        """Publish nothing of what a sequence holds, and let it find nothing by the digests that it has."""
+        sequence.digests, sequence.publish_at = [], NEVER
+
+    def _is_as_left(self, left: LeftPage) -> bool:
+        return self.pool.times_taken(left.page_id) == left.times_taken
+
+    def _digests(self, sequence: Sequence) -> list[bytes]:
+        """Of all full pages of a sequence's known tokens."""
+        digests = sequence.digests
+        if not digests:
+            sequence.root = self.prefixes.root(sequence.request.cache_salt)
+        extend_digests(digests, sequence.root, sequence.token_ids, self.pool.page_size)
+        return digests

@@ -23,13 +23,15 @@ DEVICE_ERRORS = {
 Progress = tuple[Sequence, list[int]]  # the tokens that one applied step gave one sequence
 Find = Callable[[int], Sequence | None]  # the sequence of a seq_id; one that has ended takes nothing
 Finish = Callable[..., None]  # (sequence, reason, stop_reason=, error=)
+Publish = Callable[[Sequence, int], None]  # so many of its tokens are in the cache
+Distrust = Callable[[Sequence], None]  # what is in the cache of it is not to be used
 
 
 class Landing:
     """Takes in one step's result, and adds up what came of it."""
 
-    def __init__(self, find: Find, finish: Finish):
-        self._find, self._finish = find, finish
+    def __init__(self, find: Find, finish: Finish, publish: Publish, distrust: Distrust):
+        self._find, self._finish, self._publish, self._distrust = find, finish, publish, distrust
         self.progress: list[Progress] = []
         self.left_early: list[Sequence] = []  # without a row, and short of the tokens that were planned
         self.useful_slots = self.useful_tokens = self.wasted = self.recomputed = 0
@@ -66,7 +68,8 @@ class Landing:
                 for draw, to in zip(draws, chunk.draws, strict=True)
                 if (sequence := self._unfinished(to.seq_id)) is not None
             ]
-            self._take_in_chunk(chunk, bool(drawing))
+            sound = all([statuses[draw] != Status.NON_FINITE for draw in draws])
+            self._take_in_chunk(chunk, bool(drawing), sound)
             for sequence, draw in drawing:
                 drawn = tokens[draw]
                 self._take_in_draw(sequence, drawn[: counts[draw]], len(drawn), statuses[draw])
@@ -76,8 +79,11 @@ class Landing:
         token_ids = sequence.token_ids
         token_ids += new
         self.progress.append((sequence, new))
+        num_cached = len(token_ids) - 1  # the last one is fed to the next step
         if sequence.row >= 0:  # else it was preempted meanwhile
-            sequence.num_cached = len(token_ids) - 1  # the last one is fed to the next step
+            sequence.num_cached = num_cached
+        if num_cached >= sequence.publish_at and status not in DEVICE_ERRORS:
+            self._publish(sequence, num_cached)
         if status:
             self._end(sequence, status)
         elif len(new) < num_planned:
@@ -92,8 +98,13 @@ class Landing:
         sequence = self._find(seq_id)
         return None if sequence is None or sequence.finish_reason is not None else sequence
 
-    def _take_in_chunk(self, chunk: Chunk, draws: bool) -> None:
-        """A chunk's tokens are in the cache: of its own sequence, and of others that draw from it."""
+    def _take_in_chunk(self, chunk: Chunk, draws: bool, sound: bool) -> None:
+        """A chunk's tokens are in the cache: of its own sequence, and of others that draw from it.
+
+        Args:
+          draws: whether someone draws from it who has not ended.
+          sound: whether all logits that were drawn from are finite.
+        """
         sequence = self._unfinished(chunk.seq_id)
         if sequence is None and not draws:
             self.wasted += len(chunk.token_ids)
@@ -102,8 +113,13 @@ class Landing:
         self.useful_tokens += len(chunk.token_ids) - chunk.num_recomputed
         if sequence is None:
             return
-        if sequence.row >= 0 and sequence.num_preemptions == chunk.attempt:
-            sequence.num_cached = chunk.end
+        if sequence.num_preemptions == chunk.attempt:
+            if sequence.row >= 0:
+                sequence.num_cached = chunk.end
+            if not sound:
+                self._distrust(sequence)
+            elif chunk.end >= sequence.publish_at:
+                self._publish(sequence, chunk.end)
         if chunk.end == sequence.max_len:  # it only scored its prompt
             self.progress.append((sequence, []))
             self._finish(sequence, FinishReason.LENGTH)
@@ -116,5 +132,7 @@ class Landing:
         elif status == Status.OUT_OF_BUDGET:
             self._finish(sequence, FinishReason.LENGTH)
         else:
+            if status == Status.NON_FINITE:
+                self._distrust(sequence)
             error = DEVICE_ERRORS[status].format(position=len(sequence.token_ids))
             self._finish(sequence, FinishReason.ERROR, error=error)

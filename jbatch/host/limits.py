@@ -41,7 +41,7 @@ class StepLimits(NamedTuple):
     company: Company = Company()
 
 
-def fill(num_tokens: int, sizes: Sequence[int], most: int) -> int:
+def fill(num_tokens: int, sizes: Sequence[int], most: int, least: int = 1) -> int:
     """Prompt tokens to compute beside decoding sequences, of `num_tokens` that wait.
 
     All, unless much of the step would be padding. Then as many as fill a smaller one: the next step comes
@@ -50,18 +50,20 @@ def fill(num_tokens: int, sizes: Sequence[int], most: int) -> int:
     Args:
       sizes: tokens of the steps that are compiled, ascending.
       most: the budget.
+      least: with less, the first in line might get nothing.
     """
     wanted = min(num_tokens, most)
     size = next((size for size in sizes if size >= wanted), sizes[-1])
-    full = max((size for size in sizes if size <= wanted), default=0)
+    full = max((size for size in sizes if least <= size <= wanted), default=0)
     return full if full and size - wanted > MAX_PADDING * size else most
 
 
 Limits = Callable[[SchedulerView], StepLimits]
 
 
-def choose(limits: Limits, view: SchedulerView) -> StepLimits:
-    """A step's budgets. Raises UserFunctionError for a function that fails, or gives none."""
+def choose(limits: Limits, view: SchedulerView, least: int = 1) -> StepLimits:
+    """A step's budgets. Raises UserFunctionError for a function that fails, gives none, or gives fewer tokens
+    than `least` but more than 0, with which no long prompt would ever begin."""
     try:
         chosen = limits(view)
     except Exception as error:  # whatever a user's function raises
@@ -69,6 +71,13 @@ def choose(limits: Limits, view: SchedulerView) -> StepLimits:
     if not isinstance(chosen, StepLimits) or not _are_integers(chosen):
         raise UserFunctionError(
             "limits", limits, f"it must give StepLimits of integers, and gave {chosen!r:.80}"
+        )
+    if 0 < chosen.max_num_batched_tokens < least:
+        raise UserFunctionError(
+            "limits",
+            limits,
+            f"it gave max_num_batched_tokens={chosen.max_num_batched_tokens}: "
+            f"must be 0, or at least {least} (a page)",
         )
     return chosen
 

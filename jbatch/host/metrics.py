@@ -31,6 +31,8 @@ class StepRecord:
     num_running: int
     num_waiting: int
     num_preempted: int
+    looked_up: int = 0  # tokens of admitted sequences whose pages were looked up
+    found: int = 0  # of these, tokens that were in the cache
     num_decode_steps: int = 1
     host_s: float = 0.0  # schedule, pack, dispatch, apply
     device_s: float = 0.0  # from when the device could start the step until the host had its result
@@ -69,6 +71,8 @@ class Summary:
     recomputed: int = 0
     output_tokens: int = 0
     num_preempted: int = 0
+    looked_up: int = 0
+    found: int = 0
     peak_pages_used: int = 0
     host_s: float = 0.0
     device_s: float = 0.0
@@ -88,13 +92,19 @@ class Summary:
         """Share of the computed prefill tokens that were new."""
         return self.useful_prefill_tokens / self.prefill_tokens if self.prefill_tokens else 0.0
 
+    @property
+    def hit_rate(self) -> float:
+        """Share of the tokens that were looked up whose keys and values were in the cache."""
+        return self.found / self.looked_up if self.looked_up else 0.0
+
     def describe(self) -> str:
         """In one line."""
+        hits = f"{self.hit_rate:.0%} of prompts' tokens from the cache; " if self.found else ""
         return (
             f"{self.output_tokens} tokens in {self.num_steps} steps: {self.decode_steps} decoded, "
             f"{self.prefill_steps} had prompts; "
             f"{self.slot_use:.0%} of decode slots and {self.prefill_use:.0%} of prefill tokens useful; "
-            f"{self.num_preempted} preemptions"
+            f"{hits}{self.num_preempted} preemptions"
         )
 
     def with_step(self, record: StepRecord) -> Summary:
@@ -113,6 +123,8 @@ class Summary:
             recomputed=self.recomputed + record.recomputed,
             output_tokens=self.output_tokens + record.output_tokens,
             num_preempted=self.num_preempted + record.num_preempted,
+            looked_up=self.looked_up + record.looked_up,
+            found=self.found + record.found,
             peak_pages_used=max(self.peak_pages_used, record.pages_used),
             host_s=self.host_s + record.host_s,
             device_s=self.device_s + record.device_s,

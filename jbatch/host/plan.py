@@ -60,6 +60,16 @@ class Table(NamedTuple):
     page_ids: tuple[int, ...]
 
 
+class Lookup(NamedTuple):
+    """Tokens of sequences that a step admitted."""
+
+    wanted: int = 0  # of those for which pages were looked up
+    found: int = 0  # of these, in the cache
+
+
+NO_LOOKUP = Lookup()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step. Slot i decodes sequence `seq_ids[i]`, whose device state is row `rows[i]`.
@@ -78,6 +88,7 @@ class StepPlan:
     sampler: Sampler = Sampler.GREEDY
     preempted: tuple[int, ...] = ()  # sequences whose pages this step took
     tables: tuple[Table, ...] = ()
+    lookup: Lookup = NO_LOOKUP
 
 
 def row_setup(sequence: Sequence) -> RowSetup:

@@ -10,6 +10,8 @@ from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import Sampler, with_unions
 from jbatch.seam.bucket import Bucket, align, room_of, smallest_bucket
 
+MANY = 64  # sequences
+
 
 class Reach(NamedTuple):
     """Buckets of steps, and ways of drawing in them."""
@@ -35,7 +37,8 @@ class _Batch:
     """Sequences that begin together."""
 
     def __init__(self, scheduler: Scheduler, sequences: list[Sequence]):
-        self._sequences, self._pool, self._config = sequences, scheduler.pool, scheduler.config
+        self._sequences, self._config = sequences, scheduler.config
+        self._holdings, self._pool = scheduler.holdings, scheduler.pool
         self._buckets = sorted(self._config.buckets, key=lambda bucket: bucket.num_places)
         self._room = room_of(max(self._buckets, key=lambda bucket: bucket.tokens), self._config.shape)
         self._num_steps = {bucket.steps for bucket in self._buckets}
@@ -55,16 +58,30 @@ class _Batch:
     def _with_prompts(self) -> set[Bucket]:
         """The steps that take all prompts of a batch at once; else what is not larger than they can fill."""
         known = [sequence.num_known for sequence in self._sequences]
-        if self._num_at_once == 1 and max(map(align, known)) <= self._budget:
-            return {self._pick(0, [length], self._pool.pages_for(length)) for length in known}
+        if self._num_at_once == 1 and max(map(align, known)) <= self._budget and not self._share_pages():
+            alone = known + self._not_found()
+            return {self._pick(0, [length], self._pool.pages_for(length)) for length in alone}
         one_step = sum(map(align, known)) <= self._budget and len(known) <= self._room.chunks
-        if one_step and self._fit_together():
-            return {self._pick(0, known, sum(map(self._pool.pages_for, known)))}
+        if one_step and self._fit_together():  # what is found now may be gone when it is looked up
+            updates = sum(map(self._pool.pages_for, known))
+            return {self._pick(0, left, updates) for left in (known, self._not_found())}
         # What lost its pages is prefilled again, with its output.
         lengths = sorted([sequence.max_len for sequence in self._sequences])[-self._num_at_once :]
         updates = self._num_at_once + sum(map(self._pool.pages_for, lengths))
         last = self._pick(self._num_at_once, lengths, updates)
         return {b for b in self._buckets if b.tokens and b.num_places <= last.num_places}
+
+    def _not_found(self) -> list[int]:
+        """Of each sequence, the tokens that are not in the cache."""
+        page_size = self._pool.page_size
+        return [each.num_known - len(self._holdings.find(each)) * page_size for each in self._sequences]
+
+    def _share_pages(self) -> bool:
+        """Whether one may find what another one has computed. Of many, some may: they are not looked at."""
+        if len(self._sequences) > MANY:
+            return True
+        first = [digest for each in self._sequences if (digest := self._holdings.first_digest(each))]
+        return len(set(first)) < len(first)
 
     def _fit_together(self) -> bool:
         """Whether all are admitted at once, and none is preempted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import NamedTuple
 
 from jbatch.errors import RequestError
@@ -11,6 +12,7 @@ from jbatch.sampling_params import SamplingParams, check_integer, check_number
 
 Key = tuple[float, ...]  # what a policy gives a request to be sorted by
 MAX_LIMIT_MS = 1e12
+NEVER = sys.maxsize
 
 
 class LatencyLimits(NamedTuple):
@@ -45,6 +47,7 @@ class Request:
     sample_idx: int = 0  # which of its n samples this is: a sequence each
     request_idx: int = 0  # what a user's function of the logits knows it by
     streamed: bool = False  # its tokens are shown one by one
+    cache_salt: str | None = None  # its pages are found by requests of the same one alone
 
     def __post_init__(self) -> None:
         """Raise RequestError for what a policy could not sort by."""
@@ -65,6 +68,13 @@ class Request:
     def expected_len(self) -> int:
         """Output tokens: predicted ones, or else the most that it may have."""
         return self.max_tokens if self.predicted_len is None else self.predicted_len
+
+
+class LeftPage(NamedTuple):
+    """A page that a sequence gave up before its last steps had landed."""
+
+    page_id: int
+    times_taken: int  # until then: it is as it was left while nobody takes it again
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -89,6 +99,11 @@ class Sequence:
     pages: list[int] = dataclasses.field(default_factory=list)
     row: int = -1  # index into device state while running
     leaving: bool = False  # its last token is planned, and its row and pages are others'
+    left_pages: tuple[LeftPage, ...] = ()  # those, while it leaves
+    digests: list[bytes] = dataclasses.field(default_factory=list)  # of its full pages, as far as asked for
+    root: bytes = b""  # what they begin from
+    publish_at: int = NEVER  # tokens cached, at which its next page may be found by others
+    num_found: int | None = None  # tokens of the prompt that were in the cache when it first ran
     num_preemptions: int = 0
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None

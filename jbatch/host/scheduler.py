@@ -9,22 +9,23 @@ device at once and known here one step late.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from jbatch.config import EngineConfig
+from jbatch.config import WHOLE_PAGE, EngineConfig, check_range
 from jbatch.errors import RequestError
 from jbatch.host.holdings import Holdings
 from jbatch.host.landing import Landing, Progress
 from jbatch.host.limits import Limits, SchedulerView, StepLimits, choose, fill
 from jbatch.host.metrics import StepRecord
-from jbatch.host.plan import Chunk, StepPlan, TableUpdate, chunk_of
+from jbatch.host.plan import NO_LOOKUP, Chunk, Lookup, StepPlan, TableUpdate, chunk_of
 from jbatch.host.policy import Admission, Policy, key_of, may_start
-from jbatch.host.request import Key, Request, Sequence
+from jbatch.host.request import NEVER, Key, Request, Sequence
 from jbatch.host.served import Served
 from jbatch.host.waiting import Waiting
 from jbatch.outputs import FinishReason
-from jbatch.seam.bucket import Bucket, align, room_of, smallest_bucket
+from jbatch.seam.bucket import PREFIX_PAGES, Bucket, align, room_of, smallest_bucket
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_output import StepOutput
 
@@ -40,6 +41,7 @@ class SchedulerConfig(NamedTuple):
     policy: Policy
     admission: Admission
     batch_wait_timeout_s: float = EngineConfig.batch_wait_timeout_s  # where admission waits for full batches
+    enable_prefix_caching: bool = EngineConfig.enable_prefix_caching
 
 
 class _Slots(NamedTuple):
@@ -56,12 +58,14 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig, limits: Limits | None = None):
         self.config = config
-        self.holdings = Holdings(config.shape)
+        self.holdings = Holdings(config.shape, prefix_caching=config.enable_prefix_caching)
         self.pool = self.holdings.pool
         self._buckets = sorted(config.buckets, key=lambda bucket: bucket.num_places)
         largest = max(config.buckets, key=lambda bucket: bucket.tokens)
         self._room = room_of(largest, config.shape)
         self._token_sizes = sorted({bucket.tokens for bucket in config.buckets if bucket.tokens})
+        self._least_budget = min(config.shape.page_size, self.max_seq_len)
+        check_range("token_buckets", largest.tokens, self._least_budget, sys.maxsize, WHOLE_PAGE)
         default = StepLimits(largest.tokens, config.shape.num_rows)
         self.limits = limits or (lambda view: default)
         self._sequences: dict[int, Sequence] = {}  # all that have not ended, and held ones
@@ -70,6 +74,7 @@ class Scheduler:
         self._running: list[Sequence] = []  # in order of admission; held ones too
         self._max_steps = max(bucket.steps for bucket in config.buckets)
         self._preempted: list[int] = []  # since the last plan
+        self._lookup = NO_LOOKUP  # since the last plan
         self._num_alone = 0  # steps that a few prompt tokens have waited for company
         self._seq_ids = itertools.count()
         self._step_ids = itertools.count()
@@ -83,6 +88,20 @@ class Scheduler:
         renewed = Scheduler(self.config, self.limits)
         renewed._seq_ids, renewed._step_ids = self._seq_ids, self._step_ids
         return renewed
+
+    def weights_changed(self) -> None:
+        """What pages hold is of no use from now on, as with new weights: none is found again. Running
+        sequences go on, and what they compute is for themselves alone."""
+        self.holdings.prefixes.forget_all()
+        for sequence in self._sequences.values():
+            self.holdings.forget(sequence)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget which pages hold what. False, and nothing is forgotten, while sequences hold pages."""
+        if self.pool.num_used:
+            return False
+        self.weights_changed()
+        return True
 
     # Requests come and go.
 
@@ -195,7 +214,7 @@ class Scheduler:
         if not self._running and not self._waiting:
             return None
         view = self._view(now)
-        limits = choose(self.limits, view)
+        limits = choose(self.limits, view, self._least_budget)
         self._waiting.rerank(view)
         if not self._running and self._waits_for_company(limits, now):
             return None
@@ -215,14 +234,15 @@ class Scheduler:
 
     def apply(self, plan: StepPlan, output: StepOutput) -> tuple[list[Progress], StepRecord]:
         """Take in the result of a step: what it gave each sequence, and the step's account."""
-        landing = Landing(self._sequences.get, self.finish)
+        holdings = self.holdings
+        landing = Landing(self._sequences.get, self.finish, holdings.publish, holdings.distrust)
         landing.take_in(plan, output)
         if self._served.named:
             for sequence, new in landing.progress:
                 self._served.charge(sequence.request.user, len(new))
         steps = plan.bucket.steps
         for sequence in landing.left_early:
-            sequence.leaving = False
+            sequence.leaving, sequence.publish_at = False, NEVER
             sequence.num_computed = sequence.num_scored = sequence.num_planned - 1
             self._waiting.push(sequence)
         record = StepRecord(
@@ -241,6 +261,8 @@ class Scheduler:
             num_running=len(self._running),
             num_waiting=len(self._waiting),
             num_preempted=len(plan.preempted),
+            looked_up=plan.lookup.wanted,
+            found=plan.lookup.found,
             num_decode_steps=steps,
         )
         return landing.progress, record
@@ -256,7 +278,7 @@ class Scheduler:
         if wanted < limits.company.tokens and self._num_alone < limits.company.steps:
             self._num_alone += wanted > 0
             return 0
-        return fill(wanted, self._token_sizes, most)
+        return fill(wanted, self._token_sizes, most, self._least_budget)
 
     def _num_wanted(self, limits: StepLimits, most: int) -> int:
         """Prompt tokens that running and waiting sequences could compute now, up to about `most`."""
@@ -268,40 +290,49 @@ class Scheduler:
         for waiting in self._waiting.some(free):
             if wanted >= most:
                 break
-            wanted += align(len(waiting.token_ids))
+            found = len(self.holdings.find(waiting)) * self.pool.page_size
+            wanted += align(len(waiting.token_ids) - found)
         return wanted
 
     def _prefill(self, budget: int, limits: StepLimits, updates: list[TableUpdate]) -> tuple[Chunk, ...]:
-        """Chunks of prompts, as many as a step takes."""
+        """Chunks of prompts, as many as a step takes.
+
+        One that is not its sequence's last ends with a page. So a chunk begins where pages that are found may
+        end, and the rest is computed by a chunk that there might have been without them.
+        """
         budget = min(budget, self._token_sizes[-1])
         if budget <= 0:
             return ()
         chunks: list[Chunk] = []
-        for sequence in self._prefilling(limits):
-            length = min(sequence.num_known - sequence.num_cached_planned, budget)
-            end = sequence.num_cached_planned + length
+        for sequence in self._prefilling(limits, updates):
+            start, end = sequence.num_cached_planned, sequence.num_known
+            if end - start > budget:
+                end = start + budget
+                end -= end % self.pool.page_size
+            if end <= start:
+                break  # there is no page left in the budget
             if len(updates) + self.holdings.num_missing(sequence, end) > self._room.table_updates:
                 break  # the step is full of them: it waits for the next one
             if not self._grow(sequence, end, updates):
                 break  # the youngest: it waits for the others' pages
             chunks.append(self._chunk(sequence, end))
-            budget -= align(length)
-            if budget <= 0 or len(chunks) == self._room.chunks:
+            budget -= align(end - start)
+            if budget <= 0 or len(chunks) == self._room.chunks or end < sequence.num_known:
                 break
         if chunks:
             self._num_alone = 0
         return tuple(chunks)
 
-    def _prefilling(self, limits: StepLimits) -> Iterator[Sequence]:
+    def _prefilling(self, limits: StepLimits, updates: list[TableUpdate]) -> Iterator[Sequence]:
         """Running sequences with tokens to prefill, oldest first, then those that may join."""
         if not self.config.admission.refill and not self._running:
-            for _ in self._admit_waiting(limits):  # the whole batch at once
+            for _ in self._admit_waiting(limits, updates):  # the whole batch at once
                 pass
         for sequence in tuple(self._running):
             if sequence.prefilling and not sequence.finished:
                 yield sequence
         if self.config.admission.refill:
-            yield from self._admit_waiting(limits)
+            yield from self._admit_waiting(limits, updates)
 
     def _chunk(self, sequence: Sequence, end: int) -> Chunk:
         chunk = chunk_of(sequence, sequence.num_cached_planned, end)
@@ -371,6 +402,7 @@ class Scheduler:
             steps=slots.num_steps,
         )
         preempted, self._preempted = tuple(self._preempted), []
+        lookup, self._lookup = self._lookup, Lookup()
         return StepPlan(
             step_idx=next(self._step_ids),
             bucket=bucket,
@@ -381,6 +413,7 @@ class Scheduler:
             table_updates=tuple(updates),
             sampler=self.holdings.sampler,
             preempted=preempted,
+            lookup=lookup,
         )
 
     # Pages and rows.
@@ -405,7 +438,7 @@ class Scheduler:
         for sequence in (*slots.last, *(s for s in begun if s.num_planned >= s.max_len and not s.prefilling)):
             sequence.leaving = True
             self._running.remove(sequence)
-            self.holdings.release(sequence)
+            self.holdings.release_early(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take a sequence's pages; its tokens will be prefilled again."""
@@ -427,29 +460,47 @@ class Scheduler:
                 del self._sequences[sequence.seq_id]
                 continue
             self._preempt(sequence)
+        self.weights_changed()
         for sequence in self._sequences.values():
             if sequence.num_known == sequence.num_prompt:
                 sequence.num_scored = 0  # all of its prompt by the same weights
 
-    def _admit_waiting(self, limits: StepLimits) -> Iterator[Sequence]:
+    def _admit_waiting(self, limits: StepLimits, updates: list[TableUpdate]) -> Iterator[Sequence]:
         """Admit one after the other, while rows and pages last.
 
         Running ones have their chunks by now: one that is not through would have taken the whole budget. A
         page is left for each of them to grow into, or who is admitted now would soon be preempted.
+
+        Pages that hold the beginning of a sequence are looked up now, and are its own at once: while it
+        waited they could have gone.
         """
         most = self._most(limits)
-        spare = self.pool.num_free - len(self._running)
+        spare, room = self.pool.num_free - len(self._running), PREFIX_PAGES
         while len(self._running) < most and (sequence := self._waiting.first()) is not None:
-            claim = self._claim(sequence)
-            if claim > spare or sequence.num_planned > sequence.num_known:  # its tokens are in flight
+            if sequence.num_planned > sequence.num_known:  # its tokens are in flight
+                return
+            found = self.holdings.find(sequence)
+            claim = self._claim(sequence) - len(found) + self.holdings.num_unused(found)
+            if claim > spare or len(found) > room:
                 return
             spare -= claim
             self._waiting.pop(sequence)
             if self._served.named:
                 self._served.charge(sequence.request.user, sequence.num_known)
+            room -= len(found)
             self.holdings.take_row(sequence)
+            self.holdings.take_found(sequence, found, updates)
+            self._note_lookup(sequence)
             self._running.append(sequence)
             yield sequence
+
+    def _note_lookup(self, sequence: Sequence) -> None:
+        """What was found of a sequence that has just been admitted."""
+        found = sequence.num_cached
+        if sequence.num_found is None:
+            sequence.num_found = found
+        if self.holdings.reads(sequence):
+            self._lookup = Lookup(self._lookup.wanted + sequence.num_known, self._lookup.found + found)
 
     def _most(self, limits: StepLimits) -> int:
         """Sequences that may run at once."""

@@ -26,11 +26,14 @@ class Tenancy:
     Attributes:
       lock: to be held from a look at who the tenant is, or who drives it, until that has been changed.
       weights: those that steps for the tenant compute with.
+      times_lost: how often what pages held became of no use: another tenant came, the weights changed, or the
+        device lost its state.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.weights = LoadedWeights()
+        self.times_lost = 0
         self._pid = os.getpid()
         self._tenant: weakref.ref[Tenant] | None = None  # weak: who is gone holds nobody up
 
@@ -46,6 +49,11 @@ class Tenancy:
                 "it until they end, or abort them; one engine of an LLM at a time may have any"
             )
         self._tenant = weakref.ref(tenant)
+        self.pages_lost()
+
+    def pages_lost(self) -> None:
+        """Count that what pages hold is of no use."""
+        self.times_lost += 1
 
     @property
     def tenant(self) -> Tenant | None:

@@ -17,7 +17,7 @@ from tests.helpers.jsonl_fuzz import CODES, batch_line, made_up_output
 TEXT = (Path(__file__).parents[2] / "docs/jsonl.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (`\w+`|a line) \| ([^|]+) \| (\S+) \| (\S+) \|$", TEXT, re.MULTILINE)
 EXAMPLES = [json.loads(line) for line in re.findall(r"^\{.*\}$", TEXT, re.MULTILINE)]
-BOOLEANS = [name for name, default in SamplingParams.__dataclass_fields__.items() if default.type == "bool"]
+BOOLEANS = [name for name, default in SamplingParams.__dataclass_fields__.items() if "bool" in default.type]
 PROMPTS = ("prompt", "prompt_token_ids", "messages")
 
 

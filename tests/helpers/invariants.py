@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
 
 from jbatch.host.landing import Progress
 from jbatch.host.limits import StepLimits
@@ -45,13 +49,54 @@ def check_invariants(scheduler: Scheduler) -> None:
 
 
 def check_pages(scheduler: Scheduler) -> None:
-    """Each page is free or owned by one sequence; page 0 is neither."""
+    """Each page is free or owned, as often as it is counted; page 0 is neither."""
     pool = scheduler.pool
-    owned = [page for sequence in scheduler.running for page in sequence.pages]
-    pages = owned + pool._free
-    assert len(pages) == pool.num_usable, "a page is lost, owned twice or free twice"
-    assert set(pages) == _numbers(1, pool.num_pages), "a page is lost, owned twice or free twice"
-    assert all(map(pool._ref_counts.__getitem__, owned)) and sum(pool._ref_counts) == len(owned)
+    owned = Counter(page for sequence in scheduler.running for page in sequence.pages)
+    pages = [*owned, *pool._free]
+    assert len(pages) == pool.num_usable, "a page is lost, or owned and free"
+    assert set(pages) == _numbers(1, pool.num_pages), "a page is lost, or owned and free"
+    counts = {page: count for page, count in enumerate(pool._ref_counts) if count}
+    assert counts == owned, "a page is counted for owners that it does not have"
+
+
+class PrefixWatch:
+    """Looks whether pages that are found hold the tokens that they are found by, while a scheduler runs."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[bytes, tuple[int, ...]] = {}  # of the page that a digest stands for
+        self._noted: dict[int, tuple[bytes, ...]] = {}  # by seq_id: digests that are known
+
+    def check(self, scheduler: Scheduler, sequences: Iterable[Sequence], cache: np.ndarray) -> None:
+        """`cache` has what a device would have in its pages: the token ids."""
+        page_size, index = scheduler.pool.page_size, scheduler.holdings.prefixes
+        for sequence in sequences:
+            digests = tuple(sequence.digests)
+            if self._noted.get(sequence.seq_id) != digests:
+                self._noted[sequence.seq_id] = digests
+                for idx, digest in enumerate(digests):
+                    held = tuple(sequence.token_ids[idx * page_size : (idx + 1) * page_size])
+                    assert self._tokens.setdefault(digest, held) == held, "two pages of one digest"
+        assert index._pages == {d: page for page, d in enumerate(index._digests) if d is not None}
+        assert scheduler.config.enable_prefix_caching or not len(index)
+        pages = list(index._pages.values())
+        for digest, held in zip(index._pages, cache[pages].tolist(), strict=True):
+            assert tuple(held) == self._tokens[digest], "a page is found that holds other tokens"
+        for sequence in scheduler.running:  # steps may write from here on
+            for page in sequence.pages[sequence.num_cached // page_size :]:
+                assert not index.holds(page), "a page is found that is written to"
+                assert scheduler.pool.ref_count(page) == 1, "a page with two writers"
+
+
+def dead_pages(scheduler: Scheduler) -> list[int]:
+    """Free pages that nobody will read as they are: none is found, or left to steps under way."""
+    pool, holdings = scheduler.pool, scheduler.holdings
+    left = {
+        left.page_id
+        for sequence in scheduler._sequences.values()
+        for left in sequence.left_pages
+        if holdings._is_as_left(left)
+    }
+    return [page for page in pool._free if not holdings.prefixes.holds(page) and page not in left]
 
 
 def _check_sequence(sequence: Sequence, scheduler: Scheduler) -> None:
@@ -143,7 +188,8 @@ def check_plan(scheduler: Scheduler, plan: StepPlan, limits: StepLimits) -> None
     live = {*scheduler.running, *(sequence for sequence in sequences if sequence.leaving)}
     samplers = [sequence.request.params.sampler for sequence in live]
     assert plan.sampler == functools.reduce(Sampler.union, samplers, Sampler.GREEDY)
-    tables = {row: None if s.leaving else s.pages for row, s in zip(rows, sequences, strict=True)}
+    tables = {s.row: s.pages for s in scheduler.running}  # some wait for the next step with what was found
+    tables |= {row: None if s.leaving else s.pages for row, s in zip(rows, sequences, strict=True)}
     for row, page_idx, page_id in plan.table_updates:
         assert tables[row] is None or tables[row][page_idx] == page_id, "a table entry is wrong"
 

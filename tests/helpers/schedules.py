@@ -27,11 +27,19 @@ from jbatch.seam.shape import StateShape
 from jbatch.seam.step_input import StepInput
 from jbatch.seam.step_output import StepOutput
 from jbatch.sim.fake_runner import FakeRunner, continuation
-from tests.helpers.invariants import check_invariants, check_plan, check_record, check_running
+from tests.helpers.invariants import (
+    PrefixWatch,
+    check_invariants,
+    check_plan,
+    check_record,
+    check_running,
+    dead_pages,
+)
 
 VOCAB_SIZE = 97
 MAX_STEPS = 20_000  # of one schedule: more is a hang
 HOST_STOP = "stop string"
+FINDS = "found", "looked_up"
 BATCH_WAIT = 4.0  # of a batch that waits to be full, in steps of the driver
 
 
@@ -141,6 +149,9 @@ class Driver:
         self.smallest_budget = self.limits.max_num_batched_tokens
         self._padded_batch: tuple[int, ...] = ()
         self.now = 0.0  # a step takes a second
+        self.num_saved = 0  # positions that were found, and never computed
+        self._begun: set[tuple[int, int]] = set()  # sequences, and how often they had been preempted
+        self._prefixes = PrefixWatch()
 
     def _next_limits(self, view: SchedulerView) -> StepLimits:
         assert view.num_free_pages == self.scheduler.pool.num_free and view.num_running + view.num_waiting
@@ -187,6 +198,7 @@ class Driver:
         if plan is not None:
             check_plan(self.scheduler, plan, self.limits)
             self._check_padded(plan)
+            self._note_found(plan)
             handle = self.runner.submit(pack(plan, self.config.shape))
             self.in_flight.append((plan, handle))
         if self.in_flight and (plan is None or len(self.in_flight) > self.depth):
@@ -194,7 +206,19 @@ class Driver:
         elif plan is None:
             assert fills or not self.scheduler.has_unfinished, "work waits, and nothing is under way"
         check_invariants(self.scheduler)
+        self.runner.cache[dead_pages(self.scheduler)] = -1  # the sum of what is read would be another
+        self._prefixes.check(self.scheduler, self.sequences, self.runner.cache)
         return plan
+
+    def _note_found(self, plan: StepPlan) -> None:
+        page_size = self.config.shape.page_size
+        for chunk in plan.chunks:
+            sequence = self.scheduler._sequences[chunk.seq_id]
+            assert chunk.start % page_size == 0, "a chunk begins within a page"
+            assert chunk.end % page_size == 0 or chunk.end == sequence.num_known, "it ends within one"
+            if (chunk.seq_id, chunk.attempt) not in self._begun:
+                self._begun.add((chunk.seq_id, chunk.attempt))
+                self.num_saved += max(0, chunk.start - sequence.num_computed)
 
     def _waiting(self) -> list[Running]:
         return [sequence for sequence in self.sequences if not sequence.running and not sequence.finished]
@@ -239,12 +263,16 @@ class Driver:
             untouched &= check_tokens(sequence)
             positions += sequence.num_known
             positions -= sequence.request.max_tokens > 0  # what is drawn last is never cached
-            chunks = -(-sequence.max_len // self.smallest_budget)
+            whole_pages = self.smallest_budget - self.smallest_budget % self.config.shape.page_size
+            chunks = -(-sequence.max_len // (whole_pages or self.smallest_budget))
             given = len(sequence.output_token_ids) + self.depth  # and what is in flight at its end
             most_steps += chunks * (1 + sequence.num_preemptions) + given
         assert len(self.records) <= most_steps, "steps without progress"
         useful = sum(record.useful for record in self.records)
+        positions -= self.num_saved
         assert useful == positions if untouched else useful <= positions + len(self.sequences)
+        found, looked_up = (sum(getattr(record, name) for record in self.records) for name in FINDS)
+        assert self.num_saved <= found <= looked_up
         preempted = sum(record.num_preempted for record in self.records) + len(self.scheduler._preempted)
         assert preempted == sum(sequence.num_preemptions for sequence in self.sequences)
 
@@ -271,8 +299,8 @@ def check_tokens(sequence: Running) -> bool:
 
 def random_config(rng: random.Random, mode: str, policy: str) -> SchedulerConfig:
     num_rows = rng.choice((1, 2, 4, 6, 8))
-    tokens = rng.choice((8, 16, 32, 64))
     page_size = rng.choice((2, 2, 4, 16))  # smaller than any device's, so that more happens
+    tokens = rng.choice([size for size in (8, 16, 32, 64) if size >= page_size])
     max_model_len = rng.choice((32, 64))
     fewest = 2 if page_size == 16 else 5
     slots, steps = sorted({1, -(-num_rows // 2), num_rows}), rng.choice((1, 1, 2, 4, 7))
@@ -285,17 +313,25 @@ def random_config(rng: random.Random, mode: str, policy: str) -> SchedulerConfig
         page_size=page_size,
         max_model_len=max_model_len,
         buckets=(*buckets(sorted({8, tokens}), slots, mode), *several),
+        enable_prefix_caching=rng.random() < 0.5,
     )
 
 
-def random_request(rng: random.Random, room: int) -> Request:
+def random_prompt(rng: random.Random, length: int, stem: Sequence[int]) -> list[int]:
+    """Its first tokens are often those of a stem that others have, too."""
+    shared = list(stem)[: rng.choice((0, rng.randint(0, length), length))]
+    return shared + rng.choices(range(VOCAB_SIZE), k=length - len(shared))
+
+
+def random_request(rng: random.Random, room: int, stem: Sequence[int] = ()) -> Request:
+    salt = rng.choice((None, None, None, "a"))
     if rng.random() < 0.03:  # scores its prompt, and draws nothing
-        prompt = rng.choices(range(VOCAB_SIZE), k=rng.randint(1, room))
+        prompt = random_prompt(rng, rng.randint(1, room), stem)
         return request(prompt, 0, prompt_logprobs=0, arrival=float(rng.randrange(4)))
     prompt_len = rng.randint(1, max(1, int((room - 1) * rng.choice((0.1, 0.3, 1)))))
     max_tokens = rng.randint(1, room - prompt_len)
     return request(
-        rng.choices(range(VOCAB_SIZE), k=prompt_len),
+        random_prompt(rng, prompt_len, stem),
         max_tokens,
         tuple(rng.sample(range(VOCAB_SIZE), rng.choice((0, 0, 0, 1, 8)))),
         min_tokens=rng.choice((0, min(3, max_tokens))),
@@ -303,6 +339,7 @@ def random_request(rng: random.Random, room: int) -> Request:
         arrival=float(rng.randrange(4)),
         priority=rng.randrange(3),
         predicted_len=rng.choice((None, rng.randrange(32))),
+        cache_salt=salt,
         **random_wishes(random.Random(max_tokens + prompt_len)),
     )
 
@@ -316,14 +353,14 @@ def random_wishes(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def random_limits(rng: random.Random, num_rows: int) -> Callable[[SchedulerView], StepLimits] | None:
+def random_limits(rng: random.Random, shape: StateShape) -> Callable[[SchedulerView], StepLimits] | None:
     """None, constant ones, or ones that change from step to step."""
     kind = rng.randrange(4)
     if kind < 2:
         return None
-    tokens = rng.choices((1, 7, 8, 20, 64), k=kind - 1)
+    tokens = rng.choices([size for size in (2, 7, 8, 20, 64) if size >= shape.page_size], k=kind - 1)
     company = Company(rng.choice((0, 8, 32)), rng.randint(0, 3))
-    return lambda view: StepLimits(rng.choice(tokens), rng.randint(1, num_rows), company)
+    return lambda view: StepLimits(rng.choice(tokens), rng.randint(1, shape.num_rows), company)
 
 
 def run_random_schedule(seed: int) -> Driver:
@@ -335,17 +372,20 @@ def run_random_schedule(seed: int) -> Driver:
     driver = Driver(
         config,
         depth=rng.randint(0, 2),
-        limits=random_limits(rng, config.shape.num_rows),
+        limits=random_limits(rng, config.shape),
         stops=lambda sequence: rng.random() < stop_share,
     )
     room = driver.scheduler.max_seq_len
+    stem, forget_share = rng.choices(range(VOCAB_SIZE), k=room), rng.choice((0, 0, 0.02))
     update_share = rng.choice((0, 0, 0, 0.05))
     num_requests, arrival_share = rng.randint(1, 14), rng.choice((0.1, 0.5, 0.9))
     while len(driver.sequences) < num_requests or driver.scheduler.has_unfinished or driver.in_flight:
         if len(driver.sequences) < num_requests and rng.random() < arrival_share:
-            driver.submit(random_request(rng, room))
+            driver.submit(random_request(rng, room, stem))
         elif driver.sequences and rng.random() < abort_share:
             driver.end(rng.choice(driver.sequences), FinishReason.ABORT)
+        elif rng.random() < forget_share:
+            driver.scheduler.weights_changed()
         if rng.random() < update_share:
             driver.update()
         driver.step()
@@ -370,7 +410,7 @@ def count(driver: Driver) -> Counter:
     admission, policy = driver.config.admission, driver.config.policy
     mode = next(name for name in MODES if MODES[name] == admission)
     ends = Counter(HOST_STOP if stop == HOST_STOP else str(why) for why, stop, _ in driver.ends.values())
-    names = "num_preempted", "recomputed", "wasted", "output_tokens"
+    names = "num_preempted", "recomputed", "wasted", "output_tokens", "found"
     sums = {name: sum(getattr(record, name) for record in driver.records) for name in names}
     kinds = {
         "several steps": sum(record.num_decode_steps > 1 for record in driver.records),

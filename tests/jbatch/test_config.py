@@ -102,7 +102,7 @@ def test_buckets_are_sorted_and_unique():
     ],
 )
 def test_token_buckets(max_num_seqs, batched, max_len, sizes):
-    config = EngineConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=batched)
+    config = EngineConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=batched, page_size=16)
     assert config.token_sizes(max_len) == sizes
     assert all(size % 8 == 0 for size in sizes)
 

@@ -52,6 +52,7 @@ ACCEPTED = {
     "allowed_token_ids": "null",
     "bad_words": "null []",
     "truncate_prompt_tokens": "null -1 1",
+    "skip_reading_prefix_cache": "null true",
 }
 EDGES = [  # the last value accepted, the first refused
     ("temperature", 100, 100.1),

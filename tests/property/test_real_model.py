@@ -11,11 +11,12 @@ import pytest
 
 from jbatch.device import sampling
 from jbatch.host.limits import StepLimits
+from jbatch.host.pages import NULL_PAGE
 from jbatch.host.policy import MODES
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam.rows import RowSetup, row_columns
-from tests.helpers.invariants import check_invariants
+from tests.helpers.invariants import check_invariants, dead_pages
 from tests.helpers.paged import PagedModel
 from tests.helpers.sizes import sized
 from tests.helpers.tiny_engine import (
@@ -39,8 +40,9 @@ from tests.helpers.tiny_engine import (
 NUM_SCHEDULES = sized(50, 300)
 NUM_REQUESTS = sized(40, 200)  # different ones, of which each schedule draws some
 NEAR_TIE = 1e-4
+STEM = random.Random(0).choices(range(96), k=37)  # of many prompts: two pages, and a part of one
 RULES = [mode for mode in MODES if mode != "static-full"]  # which goes by the clock, to the steps of static
-CHUNKS = (1, 7, PAGE_SIZE, 64)  # the token budgets of a step
+CHUNKS = (PAGE_SIZE, 24, 40, 64)  # the token budgets of a step
 
 
 @functools.cache
@@ -48,6 +50,8 @@ def asked(idx):
     """Request `idx`: its prompt and parameters."""
     rng = random.Random(idx)
     prompt = rng.choices(range(96), k=rng.choice((rng.randint(1, 14), rng.randint(1, 60))))
+    if len(prompt) > PAGE_SIZE:
+        prompt = (STEM + prompt)[: len(prompt)]
     sampled = rng.choice(
         ({}, {}, {}, {"temperature": 0.8}, {"temperature": 0.8, "top_k": 5},
          {"temperature": 1.0, "top_p": 0.7}, {"temperature": 0.8, "min_p": 0.1, "top_p": 0.9, "top_k": 20})
@@ -78,10 +82,9 @@ def _poison(kv_pages, dead):
 
 
 def poison_free_pages(scheduler):
-    """NaN in every page that no running sequence owns, the null page among them."""
-    dead = np.ones(NUM_PAGES, bool)
-    for sequence in scheduler.running:
-        dead[sequence.pages] = False
+    """NaN in every page that nobody will read as it is, the null page among them."""
+    dead = np.zeros(NUM_PAGES, bool)
+    dead[[NULL_PAGE, *dead_pages(scheduler)]] = True
     runner = shared_runner()
     runner._state = runner._state._replace(kv_pages=_poison(runner._state.kv_pages, dead))
 
@@ -98,8 +101,15 @@ def random_engine(rng):
     num_pages = rng.choice((rng.randint(2, 8), rng.randint(2, NUM_PAGES)))
     chunk = rng.choice(CHUNKS)
     limits = StepLimits(chunk, rng.randint(1, NUM_ROWS))
-    scheduler = make_scheduler(mode, num_pages=num_pages, limits=lambda view: limits, buckets=buckets[shapes])
-    seen = Counter({mode: 1, f"chunk {chunk}": 1, shapes: 1})
+    caches = rng.random() < 0.6
+    scheduler = make_scheduler(
+        mode,
+        num_pages=num_pages,
+        limits=lambda view: limits,
+        buckets=buckets[shapes],
+        enable_prefix_caching=caches,
+    )
+    seen = Counter({mode: 1, f"chunk {chunk}": 1, shapes: 1, f"cache {caches}": 1})
     return make_engine(scheduler, overlap=rng.random() < 0.5), seen
 
 
@@ -134,7 +144,7 @@ def run_schedule(seed):
         counts["near-ties"] += check_output(idx, output.outputs[0])
     summary = engine.summary
     counts.update(preempted=sum(o.metrics.num_preemptions for o in outputs.values()), requests=len(outputs))
-    return counts + Counter(recomputed=summary.recomputed, steps=summary.num_steps)
+    return counts + Counter(recomputed=summary.recomputed, steps=summary.num_steps, found=summary.found)
 
 
 def check_output(idx, output):
@@ -186,6 +196,7 @@ def test_random_schedules():
             raise
     print(dict(totals))
     assert totals["requests"] >= 8 * NUM_SCHEDULES
+    assert totals["found"] >= 10 * NUM_SCHEDULES and totals["cache False"] >= NUM_SCHEDULES / 5
     assert totals["near-ties"] <= sized(1, 5)
     assert min(totals[mode] for mode in RULES) >= NUM_SCHEDULES / 10
     assert min(totals[f"{steps} steps"] for steps in (4, 8)) >= NUM_SCHEDULES / 10

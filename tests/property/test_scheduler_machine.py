@@ -22,7 +22,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_pages=st.sampled_from([6, 9, 12, 3]),
         chunk=st.sampled_from([8, 24, 48]),
         depth=st.sampled_from([1, 2, 0]),
-        limits=st.none() | st.none() | st.builds(StepLimits, st.sampled_from([1, 5, 16]), st.integers(1, 4)),
+        limits=st.none() | st.none() | st.builds(StepLimits, st.sampled_from([4, 5, 16]), st.integers(1, 4)),
     )
     def build(self, mode, policy, num_rows, num_pages, chunk, depth, limits):
         config = scheduler_config(

@@ -24,8 +24,8 @@ class Clock:
         return self.now
 
 
-def measure(arm, *requests, size=2, timeout_s=100.0, budget=2048):
-    """The parts of each request's E2EL in seconds. A request: (arrival, output_len), of 8 prompt tokens."""
+def measure(arm, *requests, size=2, timeout_s=100.0, budget=2048, prompt_len=8):
+    """The parts of each request's E2EL in seconds. A request: (arrival, output_len)."""
     clock, subject = Clock(), FakeSubject(max_num_seqs=4, batch_wait_timeout_s=timeout_s, overlap=False)
     built = subject.new_engine(ARMS[arm], size)
 
@@ -46,7 +46,9 @@ def measure(arm, *requests, size=2, timeout_s=100.0, budget=2048):
         clock.now += NAP_S
 
     engine = Engine(scheduler, Stepping(), built.intake, overlap=False, clock=clock, sleep=sleep)
-    items = tuple(WorkItem((3 + at,) * 8, length, arrival) for at, (arrival, length) in enumerate(requests))
+    items = tuple(
+        WorkItem((3 + at,) * prompt_len, length, arrival) for at, (arrival, length) in enumerate(requests)
+    )
     run = drive(engine, Workload("made up", items, 0, {}), clock=clock)
     if arm == "static-full":
         run = run._replace(fill=Fill(size, timeout_s))
@@ -86,7 +88,7 @@ def test_a_third_request_is_not_of_the_batch_that_it_sees_start():
 
 def test_a_batch_whose_prompts_take_several_steps_is_one_batch():
     """The first has ended before the second is planned."""
-    first, second = measure("static-full", (0.0, 1), (3.0, 1), budget=8)
+    first, second = measure("static-full", (0.0, 1), (3.0, 1), budget=16, prompt_len=16)
     assert first == (3.0, 0.0, 1.0, 0.0) and second == (0.0, 1.0, 1.0, 0.0)
 
 

@@ -21,11 +21,33 @@ def test_asking_for_too_much_takes_nothing():
     assert pool.num_free == 3
 
 
-def test_the_page_freed_last_is_reused_first():
+def test_the_page_freed_first_is_reused_first():
     pool = PagePool(num_pages=5, page_size=16)
-    pool.allocate(4)
-    pool.free([2, 4])
-    assert pool.allocate(1) == [4]
+    pool.allocate(3)
+    pool.free([3, 1])
+    assert pool.allocate(3) == [4, 3, 1]
+
+
+def test_a_free_page_that_is_found_may_be_shared_until_it_is_handed_out():
+    pool = PagePool(num_pages=3, page_size=16)
+    pages = pool.allocate(2)
+    pool.prefixes.publish(b"first", pages[0])
+    pool.free(pages)
+    pool.share([pages[0]])
+    assert (pool.num_free, pool.ref_count(pages[0]), pool.prefixes.holds(pages[0])) == (1, 1, True)
+    pool.free([pages[0]])
+    assert pool.allocate(2) == [pages[1], pages[0]], "it was freed again after the other"
+    assert not pool.prefixes.holds(pages[0]) and len(pool.prefixes) == 0
+
+
+def test_a_page_is_as_it_was_until_it_is_handed_out():
+    pool = PagePool(num_pages=3, page_size=16)
+    (page,) = pool.allocate(1)
+    times = pool.times_taken(page)
+    pool.free([page])
+    assert pool.times_taken(page) == times
+    pool.allocate(2)
+    assert pool.times_taken(page) == times + 1
 
 
 def test_a_shared_page_is_free_once_its_last_owner_leaves():

@@ -39,7 +39,7 @@ def random_driver(rng: random.Random) -> Driver:
     sizes = buckets(tokens, slots, mode)
     if len(slots) > 1 and rng.random() < 0.3:
         sizes += tuple(Bucket(size, 0, 3) for size in slots)
-    limits = StepLimits(rng.choice((tokens[-1], rng.randint(8, tokens[-1]))), rng.randint(1, 4))
+    limits = StepLimits(rng.choice((tokens[-1], rng.randint(16, tokens[-1]))), rng.randint(1, 4))
     num_pages = rng.choice((9, 12, 65))
     stops = rng.random() < 0.3
     return Driver(

@@ -42,6 +42,11 @@ def plans_until_idle(driver):
     return shown
 
 
+def uncached(**changes):
+    """What is computed again is not found."""
+    return scheduler_config(enable_prefix_caching=False, **changes)
+
+
 def submit(driver, prompt_len, max_tokens, **fields):
     return driver.submit(request(range(1, prompt_len + 1), max_tokens, **fields))
 
@@ -213,7 +218,7 @@ def test_a_prompt_that_does_not_fit_goes_on_in_the_next_step():
     driver = Driver(scheduler_config(num_pages=33))
     for prompt_len in (5, 30, 40):
         submit(driver, prompt_len, 1)
-    assert plans_until_idle(driver) == ["prefill 64: a[0:5]! b[0:30]! c[0:24]", "prefill 32: c[24:40]!"]
+    assert plans_until_idle(driver) == ["prefill 64: a[0:5]! b[0:30]! c[0:16]", "prefill 32: c[16:40]!"]
 
 
 @pytest.mark.parametrize(
@@ -244,17 +249,17 @@ def test_a_step_whose_room_for_table_updates_is_full_makes_the_next_in_line_wait
 
 CHUNKED = {
     "continuous": """
-        prefill 32: a[0:3]! b[0:8]
-        mixed 32: a b[8:24]
-        mixed 32: a b[24:40]!
+        prefill 32: a[0:3]! b[0:16]
+        mixed 32: a b[16:32]
+        mixed 32: a b[32:48]!
         decode 2: a b
         decode 1: a
         decode 1: a
     """,
     "static": """
-        prefill 32: a[0:3]! b[0:8]
-        prefill 32: b[8:24]
-        prefill 32: b[24:40]!
+        prefill 32: a[0:3]! b[0:16]
+        prefill 32: b[16:32]
+        prefill 32: b[32:48]!
         decode 2: a b
         decode 1: a
         decode 1: a
@@ -265,11 +270,11 @@ CHUNKED = {
 
 
 @pytest.mark.parametrize("mode", CHUNKED)
-def test_a_long_prompt_in_chunks_of_a_budget_of_16(mode):
-    """Continuous: a goes on at every step. Static prefills its whole batch first."""
-    driver = Driver(scheduler_config(mode, num_rows=2), limits=lambda view: StepLimits(16, 2))
+def test_a_long_prompt_in_chunks_of_a_budget_of_24(mode):
+    """They end with pages. Continuous: a goes on at every step. Static prefills its whole batch first."""
+    driver = Driver(scheduler_config(mode, num_rows=2), limits=lambda view: StepLimits(24, 2))
     submit(driver, 3, 6)
-    submit(driver, 40, 2)
+    submit(driver, 48, 2)
     assert plans_until_idle(driver) == lines(CHUNKED[mode])
 
 
@@ -473,7 +478,7 @@ PREEMPTED = [
 
 def test_the_youngest_is_preempted_and_computed_again():
     """Four pages of 4 tokens: a grows to 16 tokens, b to 12."""
-    driver = Driver(scheduler_config(num_rows=2, num_pages=5, page_size=4), depth=0)
+    driver = Driver(uncached(num_rows=2, num_pages=5, page_size=4), depth=0)
     submit(driver, 4, 12)
     b = submit(driver, 4, 8)
     assert plans_until_idle(driver) == PREEMPTED
@@ -494,7 +499,7 @@ def test_a_preempted_sequence_joins_again_only_once_its_tokens_have_landed():
     driver.end(a, FinishReason.ABORT)
     assert (b.num_known, b.num_planned) == (8, 9)
     assert driver.step() is None
-    assert show(driver.step()) == "prefill 32: b[0:9]!"
+    assert show(driver.step()) == "prefill 32: b[4:9]!"  # its first page is still there
     driver.drain()
     driver.check_end()
 
@@ -503,7 +508,7 @@ def test_what_is_computed_three_times_is_recomputed_twice():
     """Seven pages of 4 tokens. a preempts b, c ends, b begins again with 4 of its tokens, and a grows on."""
     tokens = {0: lambda: 64, 1: lambda: 0 if b.running else 4, 2: lambda: 64}
     driver = Driver(
-        scheduler_config(num_pages=8, page_size=4), 0, lambda view: StepLimits(tokens[b.num_preemptions](), 3)
+        uncached(num_pages=8, page_size=4), 0, lambda view: StepLimits(tokens[b.num_preemptions](), 3)
     )
     submit(driver, 4, 24)
     submit(driver, 8, 6)
@@ -521,7 +526,7 @@ def test_a_prompt_without_a_page_for_its_next_chunk_keeps_its_pages_and_waits():
     def limits(view):
         return StepLimits(4 if not b.num_cached else 64 if a.finished or a.num_cached > 16 else 0, 4)
 
-    driver = Driver(scheduler_config(num_pages=8, page_size=4), 0, limits)
+    driver = Driver(uncached(num_pages=8, page_size=4), 0, limits)
     a, b = submit(driver, 4, 16), submit(driver, 12, 2)
     assert plans_until_idle(driver) == [
         "prefill 32: a[0:4]!", "mixed 32: a b[0:4]", *["decode 1: a"] * 14,
@@ -720,28 +725,28 @@ def test_a_chunk_counts_as_long_as_someone_draws_from_it():
 
 
 def test_a_preempted_sequences_chunk_of_an_earlier_attempt_sets_no_length():
-    """Four pages of 4 tokens, and ten steps under way: a grows to all four, which takes b's. a is aborted,
+    """Five pages of 4 tokens, and ten steps under way: a grows to four, which takes b's two. a is aborted,
     and b begins again with half of the chunk that now lands."""
-    budget = [12]
+    budget = [16]
     scheduler = Scheduler(
-        scheduler_config(num_rows=2, num_pages=5, page_size=4), lambda view: StepLimits(budget[0], 2)
+        scheduler_config(num_rows=2, num_pages=6, page_size=4), lambda view: StepLimits(budget[0], 2)
     )
-    a, b = scheduler.add(request([1] * 4, 12)), scheduler.add(request([2] * 6, 1))
+    a, b = scheduler.add(request([1] * 4, 16)), scheduler.add(request([2] * 10, 1))
     plans = [scheduler.schedule(0.0)]
-    assert show(plans[0]) == "prefill 32: a[0:4]! b[0:4]"
+    assert show(plans[0]) == "prefill 32: a[0:4]! b[0:8]"
     budget[0] = 0
     plans += [scheduler.schedule(0.0) for _ in range(9)]
     assert plans[-1].preempted == (b.seq_id,) and len(a.pages) == 4
     scheduler.finish(a, FinishReason.ABORT)
-    budget[0] = 2
+    budget[0] = 4
     again = scheduler.schedule(0.0)
-    assert show(again) == "prefill 32: b[0:2]" and again.chunks[0].attempt == 1
+    assert show(again) == "prefill 32: b[0:4]" and again.chunks[0].attempt == 1
     for plan in plans:
         came_back(scheduler, plan)
-        assert lengths(b) == ((6, 6), (0, 2))
+        assert lengths(b) == ((10, 10), (0, 4))
         check_invariants(scheduler)
     came_back(scheduler, again)
-    assert lengths(b) == ((6, 6), (2, 2))
+    assert lengths(b) == ((10, 10), (4, 4))
 
 
 # What the step's program must know.
