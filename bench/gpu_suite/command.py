@@ -135,6 +135,10 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true", help="print the timetable, and run nothing")
     args = parser.parse_args()
     parts = plan.choose(args.part)
+    if args.warm is not None and not args.warm.is_file():
+        parser.error(f"--warm {args.warm}: no such file")
+    if args.budget is not None and not args.budget > plan.END_S:
+        parser.error(f"--budget {args.budget:g}: must be more than {plan.END_S:g}, which the end takes")
     if args.rehearse:
         print(plan.table(plan.pack(parts, args.budget or BUDGET_S)))
         return 0

@@ -25,7 +25,7 @@ from bench.measure.shapes import SHAPES, model_config
 from bench.steps import step_model
 from bench.steps.command import CONTEXTS, TINY, Case, figures
 from bench.steps.step_model import GREEDY, Model, Size, state_shape
-from jbatch.device.compiler_options import options_for
+from jbatch.device.compiler_options import SUMS_IN_PRODUCTS, WHOLE_PRODUCTS, options_for
 from jbatch.device.programs import StepSpec, program_for, temp_bytes
 from jbatch.sampling_params import Sampler
 from jbatch.seam.rows import RowSetup
@@ -33,15 +33,14 @@ from jbatch.seam.rows import RowSetup
 ROUNDS, TINY_ROUNDS = 5, 1
 ENGINE = "the engine's"  # options
 SWEPT_LAYERS = 4
-NO_SPLIT = {"xla_gpu_experimental_force_split_k": 1}
 CUBLAS = {"xla_gpu_enable_triton_gemm": False}
 GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION"  # XLA's default
 # Options of a compiled program, in place of the engine's.
 SWEPT: dict[str, dict[str, Any]] = {
     "XLA's own": {},
-    "no split-K": NO_SPLIT,
-    "cuBLAS": CUBLAS,
-    "no split-K, cuBLAS": NO_SPLIT | CUBLAS,
+    "no split-K": WHOLE_PRODUCTS,
+    "no split-K, sums in products": WHOLE_PRODUCTS | SUMS_IN_PRODUCTS,
+    "no split-K, cuBLAS": WHOLE_PRODUCTS | CUBLAS,
 }
 # And beside them. A list must be given as a whole: "+WHILE" works in XLA_FLAGS alone.
 ADDED: dict[str, dict[str, Any]] = {

@@ -84,14 +84,21 @@ def describe(model: ModelConfig, device: jax.Device | Any) -> str:
 
 def problems_of(model: ModelConfig, shape: StateShape, bucket: Bucket) -> tuple[Problem, ...]:
     """The attention of each layer of a step: of its slots, and of its chunks."""
-    decode = (_problem("decode", model, shape, bucket.slots, bucket.slots),) if bucket.slots else ()
+    slots = _slots(bucket)
+    decode = (_problem("decode", model, shape, slots, slots),) if slots else ()
     chunks = room_of(bucket, shape).chunks
     return (*decode, _problem("prefill", model, shape, bucket.tokens, chunks)) if bucket.tokens else decode
 
 
 def rotation_of(model: ModelConfig, shape: StateShape, bucket: Bucket) -> Problem:
     """The rotation of a layer's queries and keys, and the writing of its cache, of all a step's tokens."""
-    return _problem("rotate", model, shape, bucket.num_places, bucket.num_places)
+    places = _slots(bucket) + bucket.tokens
+    return _problem("rotate", model, shape, places, places)
+
+
+def _slots(bucket: Bucket) -> int:
+    """Those that kernels see: a lone sequence has a dead one beside it (`spans.forward`)."""
+    return 2 if bucket.num_places == 1 else bucket.slots
 
 
 def _problem(kind: Kind, model: ModelConfig, shape: StateShape, tokens: int, slots: int) -> Problem:

@@ -82,6 +82,9 @@ def forward(
     llama: model.Llama, kv_pages: tuple[jax.Array, ...], parts: list[Part], attention: Attention
 ) -> tuple[tuple[jax.Array, ...], Float[Array, "tokens embed"]]:
     """The cache with all parts' keys and values in it, and hidden states, part behind part."""
+    lone = sum(len(part.ids) for part in parts) == 1 and attention.decode != "xla"
+    if lone:
+        parts = [_with_dead_neighbour(parts[0])]
     num_pages, _, _, page_size, _ = kv_pages[0].shape
     page_ids, offsets = [], []
     for part in parts:
@@ -117,7 +120,28 @@ def forward(
 
     ids, positions = _join([part.ids for part in parts]), _join([part.positions for part in parts])
     hidden = llama(ids, positions, attend)
-    return tuple(updated), hidden  # in this order: `attend` fills `updated`
+    return tuple(updated), hidden[:1] if lone else hidden  # in this order: `attend` fills `updated`
+
+
+def _with_dead_neighbour(part: Part) -> Part:
+    """A lone decoding sequence in two slots, the second of them dead.
+
+    Of one row XLA's GPU compiler makes vectors, whose RMSNorm is two kernels instead of one: 64 launches more
+    in a step of 32 layers.
+    """
+
+    def padded(array: Array) -> Array:
+        return jnp.pad(array, ((0, 1), *((0, 0) for _ in array.shape[1:])))
+
+    slots, (_, q_lens, kv_lens, *_) = jnp.arange(2), part.metadata
+    return part._replace(
+        ids=padded(part.ids),
+        positions=padded(part.positions),
+        live=padded(part.live),
+        owners=slots,
+        block_tables=padded(part.block_tables),
+        metadata=RaggedMetadata(slots, padded(q_lens), padded(kv_lens)),
+    )
 
 
 class _Work(NamedTuple):

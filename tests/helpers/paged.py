@@ -19,7 +19,7 @@ SLOTS, CHUNK, PAGE_SIZE = 8, 32, 16
 
 
 class PagedModel:
-    """`SLOTS` sequences at a time, in chunks of `CHUNK` tokens, on pages in random order full of NaN."""
+    """`slots` sequences at a time, in chunks of `CHUNK` tokens, on pages in random order full of NaN."""
 
     def __init__(
         self,
@@ -27,12 +27,14 @@ class PagedModel:
         params: Mapping[str, jax.Array],
         max_len: int,
         attention: Attention = PLAIN,
+        slots: int = SLOTS,
     ):
+        self._slots = slots
         self._params = tuple(params[name] for name in abstract_params(config))
         pages_per_seq = -(-max_len // PAGE_SIZE)
-        num_pages = 1 + SLOTS * pages_per_seq
+        num_pages = 1 + slots * pages_per_seq
         pages = np.random.default_rng(0).permutation(np.arange(1, num_pages))
-        self._tables = pages.reshape(SLOTS, pages_per_seq).astype(np.int32)
+        self._tables = pages.reshape(slots, pages_per_seq).astype(np.int32)
         page_shape = (num_pages, 2, config.num_kv_heads, PAGE_SIZE, config.head_dim)
         self._kv_pages = tuple(jnp.full(page_shape, jnp.nan, config.dtype) for _ in range(config.num_layers))
 
@@ -51,8 +53,8 @@ class PagedModel:
         of each (all, by default) go through prefill in chunks, the rest through decode, one by one."""
         num_prefilled = num_prefilled or [len(s) for s in sequences]
         results = []
-        for begin in range(0, len(sequences), SLOTS):
-            batch = slice(begin, begin + SLOTS)
+        for begin in range(0, len(sequences), self._slots):
+            batch = slice(begin, begin + self._slots)
             ids = [np.asarray(s) for s in sequences[batch]]
             results += self._batch(ids, np.asarray(num_prefilled[batch]))
         return results
@@ -68,22 +70,22 @@ class PagedModel:
             self._kv_pages, output = self._step(
                 self._params, self._kv_pages, tokens, 1 if size == 1 else None
             )
-            for slot, row in enumerate(np.asarray(output).reshape(SLOTS, size, -1)[: len(sequences)]):
+            for slot, row in enumerate(np.asarray(output).reshape(self._slots, size, -1)[: len(sequences)]):
                 rows[slot].append(row[: until[slot] - done[slot]])
             done = until
         return [np.concatenate(row) for row in rows]
 
     def _tokens(self, sequences: list[np.ndarray], done: np.ndarray, until: np.ndarray, size: int) -> Part:
         """Slot i's tokens from `done[i]` to `until[i]`, at i * size of the packed axis."""
-        ids, positions, live = (np.zeros((SLOTS, size), int) for _ in range(3))
-        q_lens, kv_lens = np.zeros((2, SLOTS), np.int32)
+        ids, positions, live = (np.zeros((self._slots, size), int) for _ in range(3))
+        q_lens, kv_lens = np.zeros((2, self._slots), np.int32)
         for slot, (sequence, begin, end) in enumerate(zip(sequences, done, until, strict=True)):
             length = end - begin
             q_lens[slot], kv_lens[slot] = length, end if length else 0
             ids[slot, :length] = sequence[begin:end]
             positions[slot, :length], live[slot, :length] = np.arange(begin, end), 1
-        starts = np.arange(SLOTS, dtype=np.int32) * size
-        slots = np.repeat(np.arange(SLOTS, dtype=np.int32), size)
+        starts = np.arange(self._slots, dtype=np.int32) * size
+        slots = np.repeat(np.arange(self._slots, dtype=np.int32), size)
         flat = (a.astype(np.int32).reshape(-1) for a in (ids, positions))
         metadata = RaggedMetadata(starts, q_lens, kv_lens)
         return Part(*flat, live.astype(bool).reshape(-1), slots, self._tables, metadata, None)

@@ -12,11 +12,11 @@ It needs the `test-core` extra, and says what is wrong with exit code 1.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -232,10 +232,31 @@ def check_flat(samples: list[tuple[int, float, int]]) -> None:
         raise SystemExit("it grows")
 
 
+PARTS = {
+    "kill": (kill, 200),
+    "signals": (signals, 100),
+    "demo": (demo, 20_000),
+    "engine": (soak_engine.main, 100_000),
+}
+
+
+def number(text: str) -> int:
+    """Of points or requests."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number of 1 or more")
+    return int(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("number", type=number, nargs="?", help="of points or requests")
+    args = parser.parse_args()
+    part, size = PARTS[args.part]
+    part(args.number or size)
+
+
 if __name__ == "__main__":
-    parts = {"kill": (kill, 200), "signals": (signals, 100), "demo": (demo, 20_000)}
-    parts["engine"] = (soak_engine.main, 100_000)
-    if len(sys.argv) not in (2, 3) or sys.argv[1] not in parts:
-        raise SystemExit(__doc__)
-    part, size = parts[sys.argv[1]]
-    part(int(sys.argv[2]) if len(sys.argv) == 3 else size)
+    main()

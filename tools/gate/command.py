@@ -77,6 +77,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a part that covers; the rows are not kept")
     parser.add_argument("--tuned", type=Path, metavar="ARCHIVE", help="of bench.gpu_suite; rows are not kept")
     args = parser.parse_args()
+    if args.tuned is not None and not args.tuned.is_file():
+        parser.error(f"--tuned {args.tuned}: no such file")
     out = ROOT / "build" / f"gate-{args.target}.json"
     result = json.loads(out.read_text()) if out.exists() else {}
     failed: list[str] = []

@@ -11,13 +11,13 @@ from tools.gate.case import Case
 MB = 2**20
 MOVE_LIMIT = 8 * MB  # of a copy, transpose, gather, slice or conversion
 TEMP_LIMIT = 40 * MB  # of decode's temporaries at 64 slots; logits and attention's blocks grow with the slots
-KERNELS_PER_LAYER = 10.5  # of a decode step: XLA sums the residual in every second layer only
-KERNELS_GOAL = 10
-WRITTEN_LIMIT = 10 * MB  # by a layer of a decode step of 64 slots, beside the cache and attention
+KERNELS_PER_LAYER = 10  # of a decode step
+WRITTEN_LIMIT = 9 * MB  # by a layer of a decode step of 64 slots, beside the cache and attention
 WRITTEN_GOAL = 8 * MB
 SAMPLING_TEMP_LIMIT = 128 * MB  # of those that draw: scaled logits, keys and weights
 READERS_LIMIT = 8  # of the packed input, which has another address in each step: a graph's nodes are patched
 PROCESSING_READERS_LIMIT = 16  # where rows' masks, biases and counts are looked up by it
+LONE_READERS_LIMIT = 12  # of a step of one sequence: its row is a slice, made wherever it is used
 LOOP_GRAPHS = 5  # two loops of known turns, and what is around them
 # Of the state of features, what only row data writes.
 ONLY_READ = ("extra__bias", "extra__bad_words___words", "extra__counts___in_prompt", "extra__logprob_ids")
@@ -83,12 +83,14 @@ def _launch_failures(row: dict[str, Any], case: Case) -> list[str]:
     if row["command_buffers"] < 1 or row["command_buffers"] > graphs:
         found.append(f"{row['command_buffers']} command buffers instead of {graphs}")
     readers = PROCESSING_READERS_LIMIT if case.sampler.processes else READERS_LIMIT
+    if case.slots == 1:
+        readers = max(readers, LONE_READERS_LIMIT)
     if row["readers_of_input"] > readers:
         found.append(f"{row['readers_of_input']} kernels read the packed input: at most {readers}")
     per_layer, written = row["kernels_per_layer"], row["written_per_layer_bytes"]
     if per_layer and (number := per_layer["other"] + per_layer["attention"]) > KERNELS_PER_LAYER:
         found.append(f"{number:g} kernels per layer: at most {KERNELS_PER_LAYER}")
-    limit = WRITTEN_LIMIT * case.slots / 64
+    limit = WRITTEN_LIMIT * max(case.slots, 2) / 64  # a lone sequence has a dead one beside it
     if written and written > limit:
         found.append(f"a layer writes {written / MB:.1f} MB: at most {limit / MB:.0f}")
     return found
@@ -114,11 +116,9 @@ def not_met(row: dict[str, Any], case: Case) -> list[str]:
         found.append(f"{row['host_branches']} branches that the host takes, waiting for the device first")
     if case.bucket is not None and row["command_buffers"] != 1:
         found.append(f"{row['command_buffers']} command buffers instead of 1")
-    per_layer, written = row["kernels_per_layer"], row["written_per_layer_bytes"]
-    if case.decodes and per_layer and (number := per_layer["other"] + per_layer["attention"]) > KERNELS_GOAL:
-        found.append(f"{number:g} kernels per layer (goal: {KERNELS_GOAL})")
-    if case.decodes and written and written > WRITTEN_GOAL:
-        found.append(f"a layer writes {written / MB:.1f} MB (goal: {WRITTEN_GOAL / MB:.0f})")
+    written, goal = row["written_per_layer_bytes"], WRITTEN_GOAL * max(case.slots, 2) / 64
+    if case.decodes and written and written > goal:
+        found.append(f"a layer writes {written / MB:.2f} MB (goal: {goal / MB:.2g})")
     moves = [move["bytes"] for move in row["large_moves"]]
     if moves:
         found.append(f"{len(moves)} gathers or transposes of up to {max(moves) / MB:.0f} MB")

@@ -93,6 +93,16 @@ def test_without_a_gpu_nothing_begins(tmp_path, monkeypatch, capsys):
     assert "--tiny" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [("--warm", "nosuch.tar.gz", "no such file"), ("--budget", "0", "must be more than 20")],
+)
+def test_a_rehearsal_refuses_what_the_call_would(option, value, says, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(monkeypatch, "--rehearse", option, value)
+    assert ended.value.code == 2 and f"{option} {value}: {says}" in capsys.readouterr().err
+
+
 def test_a_rehearsal_prints_the_timetable(monkeypatch, capsys):
     assert main(monkeypatch, "--rehearse", "--budget", "570") == 0
     assert capsys.readouterr().out.rstrip() == plan.table(plan.pack(PARTS, 570))

@@ -108,7 +108,7 @@ def test_as_many_steps_are_compiled_as_are_planned(name, tmp_path, monkeypatch):
         return [{"flags": v.flags, "ms": 1.0, "status": "ok", "number": v.case.number} for v in variants]
 
     monkeypatch.setattr(steps.Bench, "wave", wave)
-    earlier = {"flag-sweep": [{"flags": "cuBLAS", "ms": 1.0, "status": "ok", "number": 64}]}
+    earlier = {"flag-sweep": [{"flags": "no split-K, cuBLAS", "ms": 1.0, "status": "ok", "number": 64}]}
     steps.run(Task(name, False, time.monotonic() + 600, earlier, tmp_path, tmp_path, print))
     assert compiled == programs(name)
 

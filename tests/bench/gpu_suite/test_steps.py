@@ -40,7 +40,8 @@ def test_a_step_that_is_not_compiled_in_time_is_a_row(make_task, rows):
 
 
 def test_the_sweep_goes_on_with_the_two_best(make_task, rows, monkeypatch):
-    speed = {"XLA's own": 4.0, steps.ENGINE: 5.0, "no split-K": 2.0, "cuBLAS": 1.0, "no split-K, cuBLAS": 3.0}
+    cublas, sums = "no split-K, cuBLAS", "no split-K, sums in products"
+    speed = {"XLA's own": 4.0, steps.ENGINE: 5.0, "no split-K": 2.0, cublas: 1.0, sums: 3.0}
 
     def wave(self, number, variants):
         made = [row(variant.flags, speed[variant.flags], variant.case.number) for variant in variants]
@@ -51,12 +52,12 @@ def test_the_sweep_goes_on_with_the_two_best(make_task, rows, monkeypatch):
     steps.run(make_task("flag-sweep"))
     swept = [(row["number"], row["flags"]) for row in rows]
     assert swept[:4] == [(4, flags) for flags in steps.SWEPT]
-    assert swept[4:] == [(1, "cuBLAS"), (1, "no split-K")]
+    assert swept[4:] == [(1, cublas), (1, "no split-K")]
     rows.clear()
-    earlier = {"flag-sweep": [row("cuBLAS", 1.0), row("XLA's own", 2.0)]}
+    earlier = {"flag-sweep": [row(cublas, 1.0), row("XLA's own", 2.0)]}
     steps.run(make_task("steps-8b", earlier))
     assert [(row["number"], row["flags"]) for row in rows] == [
-        (4, steps.ENGINE), (1, steps.ENGINE), (4, "cuBLAS"),
+        (4, steps.ENGINE), (1, steps.ENGINE), (4, cublas),
     ]  # fmt: skip
     rows.clear()
     steps.run(make_task("steps-8b", {"flag-sweep": [row("XLA's own", 1.0)]}))
@@ -64,7 +65,11 @@ def test_the_sweep_goes_on_with_the_two_best(make_task, rows, monkeypatch):
 
 
 def test_the_best_options_are_those_of_the_first_size(make_task):
-    swept = [row("XLA's own", 2.0), row("cuBLAS", 1.0, status="WRONG"), row("no split-K", 0.1, number=1)]
+    swept = [
+        row("XLA's own", 2.0),
+        row("no split-K, cuBLAS", 1.0, status="WRONG"),
+        row("no split-K", 0.1, number=1),
+    ]
     assert steps.best_flags(make_task("steps-8b", {"flag-sweep": swept})) == "XLA's own"
     assert steps.best_flags(make_task("steps-8b")) == steps.ENGINE
 
@@ -76,10 +81,10 @@ def test_a_model_that_is_too_large_is_a_row(make_task, rows, monkeypatch):
 
 
 def test_options_stand_in_for_the_engines_or_beside_them(monkeypatch):
-    monkeypatch.setattr(steps, "options_for", lambda device, bucket: steps.NO_SPLIT)
+    monkeypatch.setattr(steps, "options_for", lambda device, bucket: steps.WHOLE_PRODUCTS)
     variant = steps.Variant(steps.Case("decode", 64, 1024))
-    assert variant.options(None) == steps.NO_SPLIT
-    assert variant._replace(flags="cuBLAS").options(None) == steps.CUBLAS
+    assert variant.options(None) == steps.WHOLE_PRODUCTS
+    assert variant._replace(flags="XLA's own").options(None) == {}
     looped = variant._replace(flags="loops in graphs").options(None)
     commands = looped.pop("xla_gpu_enable_command_buffer").split(",")
-    assert looped == steps.NO_SPLIT and {"FUSION", "CUBLAS", "CONDITIONAL", "WHILE"} < set(commands)
+    assert looped == steps.WHOLE_PRODUCTS and {"FUSION", "CUBLAS", "CONDITIONAL", "WHILE"} < set(commands)

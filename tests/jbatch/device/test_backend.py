@@ -9,14 +9,15 @@ import pytest
 
 import weights
 from jbatch.config import ModelConfig
-from jbatch.device.backend import PLAIN, Attention, choose_attention, describe
-from jbatch.device.model import abstract_params
+from jbatch.device.backend import PLAIN, Attention, choose_attention, describe, problems_of, rotation_of
+from jbatch.device.model import Llama, abstract_params
 from jbatch.device.platform import find_device
-from jbatch.device.programs import StepSpec
+from jbatch.device.programs import Program, StepSpec
 from jbatch.device.runner import Runner
 from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import parse_config
-from jbatch.sampling_params import SamplingParams
+from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.seam.bucket import decode_bucket
 from jbatch.seam.shape import StateShape
 from pallas_kernels._compat import HAS_MOSAIC
 from tests.helpers.hf_checkpoint import tiny
@@ -53,10 +54,11 @@ def params(dtype: str = "bfloat16"):
     return jax.tree.map(lambda leaf: leaf.astype(dtype), drawn)
 
 
-def log_probs(dtype: str, attention: Attention) -> list[np.ndarray]:
-    """Of each prompt's tokens; the last ones go through decode."""
-    model = PagedModel(config(dtype), params(dtype), max_len=48, attention=attention)
-    return model.log_probs(PROMPTS, [max(1, len(prompt) - 5) for prompt in PROMPTS])
+def log_probs(dtype: str, attention: Attention, slots: int) -> list[np.ndarray]:
+    """Of prompts' tokens, `slots` of them at a time; the last ones go through decode."""
+    model = PagedModel(config(dtype), params(dtype), max_len=48, attention=attention, slots=slots)
+    prompts = PROMPTS if slots > 1 else PROMPTS[1:3]
+    return model.log_probs(prompts, [max(1, len(prompt) - 5) for prompt in prompts])
 
 
 def make_runner(attention: Attention) -> Runner:
@@ -66,17 +68,41 @@ def make_runner(attention: Attention) -> Runner:
     return runner
 
 
+@pytest.mark.parametrize("slots", (1, 8))
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_log_probabilities_are_as_good_as_plain_jax(backend):
+def test_log_probabilities_are_as_good_as_plain_jax(backend, slots):
     """Both run in bfloat16; what is right is float32."""
-    right = log_probs("float32", PLAIN)
-    plain = log_probs("bfloat16", PLAIN)
-    kernels = log_probs("bfloat16", Attention.all_by(backend, interpret=True))
+    right = log_probs("float32", PLAIN, slots)
+    plain = log_probs("bfloat16", PLAIN, slots)
+    kernels = log_probs("bfloat16", Attention.all_by(backend, interpret=True), slots)
     for wanted, usual, ours in zip(right, plain, kernels, strict=True):
         assert np.isfinite(ours).all()
         usual_error, error = np.abs(usual - wanted), np.abs(ours - wanted)
         assert error.max() < 2 * usual_error.max()
         assert error.mean() < 1.2 * usual_error.mean()
+
+
+@pytest.mark.parametrize(
+    "attention, rows", [(PLAIN, 1), (Attention.all_by("triton"), 2), (Attention("xla", "triton"), 1)]
+)
+def test_a_kernel_decodes_a_lone_sequence_beside_a_dead_one(attention, rows, monkeypatch):
+    """Of a single row XLA's GPU compiler makes two kernels more for each layer. A CPU computes one row."""
+    seen, call = [], Llama.__call__
+
+    def spy(self, tokens, positions, attend):
+        seen.append(tokens.shape)
+        return call(self, tokens, positions, attend)
+
+    monkeypatch.setattr(Llama, "__call__", spy)
+    shape = StateShape(NUM_ROWS, NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
+    spec = StepSpec(config(), shape, find_device("cpu"), attention._replace(interpret=True))
+    lowered = spec.lower(Program(decode_bucket(1), Sampler.GREEDY))
+    assert seen == [(rows,)]
+    assert lowered.out_info[-1].shape == (1, 3)  # what is read has no dead one in it
+    decode, *_ = problems_of(config(), shape, decode_bucket(1))
+    assert (
+        (decode.slots, decode.tokens) == (2, 2) == (rotation_of(config(), shape, decode_bucket(1)).tokens, 2)
+    )
 
 
 @pytest.mark.long

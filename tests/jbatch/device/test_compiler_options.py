@@ -2,7 +2,9 @@
 
 import types
 
-from jbatch.device.compiler_options import WHOLE_PRODUCTS, options_for
+import pytest
+
+from jbatch.device.compiler_options import SUMS_IN_PRODUCTS, WHOLE_PRODUCTS, options_for
 from jbatch.seam.bucket import Bucket, decode_bucket
 
 
@@ -10,12 +12,17 @@ def gpu(capability):
     return types.SimpleNamespace(platform="gpu", compute_capability=capability)
 
 
-def test_decode_programs_of_known_gpus_have_some():
-    assert (
-        options_for(gpu("9.0"), decode_bucket(64))
-        == WHOLE_PRODUCTS
-        == options_for(gpu("8.0"), Bucket(64, 0, 8))
-    )
+@pytest.mark.parametrize(
+    "version, options",
+    [
+        ((0, 10, 2), WHOLE_PRODUCTS),
+        ((0, 11, 2), WHOLE_PRODUCTS | SUMS_IN_PRODUCTS),
+        ((0, 12, 0), WHOLE_PRODUCTS),
+    ],
+)
+def test_decode_programs_of_known_gpus_have_some(version, options):
+    assert options_for(gpu("9.0"), decode_bucket(64), version) == options
+    assert options_for(gpu("8.0"), Bucket(64, 0, 8), version) == options
 
 
 def test_others_have_none():
@@ -26,4 +33,4 @@ def test_others_have_none():
         (gpu("7.5"), decode_bucket(1)),
         (cpu, decode_bucket(1)),
     ):
-        assert options_for(device, bucket) == {}
+        assert options_for(device, bucket, (0, 11, 2)) == {}

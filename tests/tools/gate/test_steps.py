@@ -103,8 +103,8 @@ def test_a_fusion_that_is_named_after_another_of_its_results_is_no_launch_of_a_l
         ({"temp_bytes": 41 * 2**20}, "41.0 MB of temporaries: at most 40"),
         ({"readers_of_input": 9}, "9 kernels read the packed input: at most 8"),
         ({"rematerialised": 1}, "1 values computed twice"),
-        ({"written_per_layer_bytes": 11 * 2**20}, "a layer writes 11.0 MB: at most 10"),
-        ({"kernels_per_layer": {"other": 9, "attention": 2}}, "11 kernels per layer: at most 10.5"),
+        ({"written_per_layer_bytes": 10 * 2**20}, "a layer writes 10.0 MB: at most 9"),
+        ({"kernels_per_layer": {"other": 8.5, "attention": 2}}, "10.5 kernels per layer: at most 10"),
         ({"large_moves": [MOVE]}, "copy.1 moves 16 MB"),
         ({"large_moves": [MOVE | {"attention": True}]}, "copy.1 moves 16 MB"),
         ({"command_buffers": 2}, "2 command buffers"),
@@ -193,8 +193,21 @@ def test_pages_are_more_than_any_step_can_read():
 
 def test_the_goal_for_a_layer():
     (found,) = limits.not_met(row(written_per_layer_bytes=9 * 2**20), DECODE)
-    assert found == "a layer writes 9.0 MB (goal: 8)"
+    assert found == "a layer writes 9.00 MB (goal: 8)"
     assert not limits.not_met(row(written_per_layer_bytes=8 * 2**20), DECODE)
+    assert not limits.not_met(
+        row(written_per_layer_bytes=32 * 2**20), DECODE._replace(bucket=decode_bucket(256))
+    )
+
+
+def test_a_lone_sequence_has_a_dead_one_beside_it():
+    lone = DECODE._replace(bucket=decode_bucket(1))
+    written = row(written_per_layer_bytes=0.27 * 2**20)
+    assert not limits.failures(written, lone)
+    assert not limits.failures(row(readers_of_input=12), lone) and limits.failures(
+        row(readers_of_input=13), lone
+    )
+    assert limits.not_met(written, lone) == ["a layer writes 0.27 MB (goal: 0.25)"]
 
 
 def test_what_kernels_read_and_write():
@@ -215,6 +228,8 @@ def test_whole_decode_steps_are_compiled_with_the_targets_kernels(target, attent
     plain = [case.bucket for case in cases if case.attention == "xla"]
     assert plain == [None, decode_bucket(64), prefill_bucket(2048)]
     assert [case.bucket for case in cases if case.bucket and all(case.bucket)] == [Bucket(64, 2048)]
+    counted = {case.slots for case in cases if case.decodes and case.num_layers > THIN}
+    assert counted == {1, 64, 256}, "a layer's kernels are counted for each"
     assert {case.sampler for case in cases} == set(Sampler) - {Sampler.PLAIN}
     assert len({case.name for case in cases}) == len(cases)
     assert {case.attention for case in gate_steps.cases(target, (0, 10, 2))} == {"triton", "xla"}

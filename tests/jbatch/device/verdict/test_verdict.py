@@ -59,11 +59,11 @@ def test_every_kernel_that_claims_the_problem_is_checked_the_fastest_first(asked
 
 
 def test_the_problems_are_the_engines_own(asked, tmp_path):
-    """Of its smallest and its largest step."""
+    """Of its smallest step, in which a lone sequence has a dead one beside it, and of its largest."""
     auto.prove_kernels(config_in(tmp_path, page_size=32, max_num_seqs=8), LLAMA_3_8B, 1024)
     problems = asked[0].problems
     sizes = {kind: [p.tokens for p in problems if p.kind == kind] for kind in ("decode", "prefill", "rotate")}
-    assert sizes == {"decode": [1, 8], "prefill": [32, 2048], "rotate": [1, 8 + 2048]}
+    assert sizes == {"decode": [2, 8], "prefill": [32, 2048], "rotate": [2, 8 + 2048]}
     for problem in problems:
         assert problem.dtype == "bfloat16" and (problem.num_heads, problem.kv_heads) == (32, 8)
         assert (problem.head_dim, problem.page_size, problem.pages_per_seq) == (128, 32, 32)
