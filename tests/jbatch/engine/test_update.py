@@ -128,6 +128,27 @@ def test_waiting_lets_all_requests_end_by_the_old_weights(runner, fresh):
     assert [output.outputs[0].weight_versions for output in outputs.values()] == [((0, 0),)] * 5 + [((0, 1),)]
 
 
+@pytest.mark.parametrize("mode", ["retract", "wait", "abort"])
+def test_no_page_of_older_weights_is_found_again(runner, fresh, mode):
+    """Whatever label is repeated; of the same weights it is."""
+    engine, prompt, params = engine_of(runner), list(range(70)), SamplingParams(seed=1, max_tokens=4, logprobs=1)
+
+    def ask():
+        before = engine.summary.found
+        engine.add_request("a", prompt, params)
+        return drain(engine)["a"].outputs[0], engine.summary.found - before
+
+    for which in (0, 1, 1, 0):
+        change(engine, which, mode, label="the same")
+        cold, found = ask()
+        assert found == 0 and cold.weight_versions == ((0, "the same"),)
+        warm, found = ask()
+        assert found == 64
+        for answer in (cold, warm):
+            expected = fresh(which, prompt, params)
+            assert (answer.token_ids, answer.logprobs) == (expected.token_ids, expected.logprobs)
+
+
 def test_what_steps_gave_while_they_were_waited_for_is_handed_out_whole(runner):
     engine = engine_of(runner)
     add_all(engine)
