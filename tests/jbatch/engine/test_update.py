@@ -131,7 +131,8 @@ def test_waiting_lets_all_requests_end_by_the_old_weights(runner, fresh):
 @pytest.mark.parametrize("mode", ["retract", "wait", "abort"])
 def test_no_page_of_older_weights_is_found_again(runner, fresh, mode):
     """Whatever label is repeated; of the same weights it is."""
-    engine, prompt, params = engine_of(runner), list(range(70)), SamplingParams(seed=1, max_tokens=4, logprobs=1)
+    engine, prompt = engine_of(runner), list(range(70))
+    params = SamplingParams(seed=1, max_tokens=4, logprobs=1)
 
     def ask():
         before = engine.summary.found
