@@ -123,6 +123,7 @@ class EngineConfig:
     mode: ModeName = "continuous"
     batch_wait_timeout_s: float = 1.0  # static-full: how long the oldest waits for a full batch at most
     policy: PolicyName = "fcfs"
+    predictor: str | None = None  # of output lengths: running-mean, prompt-length, or a trained one's file
     seed: int = 0
     generation_config: GenerationConfigName = "auto"  # whose sampling defaults: the model's, or jbatch's own
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -169,6 +170,8 @@ class EngineConfig:
         for name in ("overlap", "enable_prefix_caching", "show_progress"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(name, getattr(self, name), "must be true or false")
+        if self.predictor is not None and not isinstance(self.predictor, str):
+            raise ConfigError("predictor", self.predictor, "must be a name, or a path, as text")
         if self.compilation_cache_dir is not None and not isinstance(self.compilation_cache_dir, str):
             raise ConfigError("compilation_cache_dir", self.compilation_cache_dir, "must be a path, as text")
         if self.samplers is not None:

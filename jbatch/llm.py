@@ -24,6 +24,7 @@ from jbatch.engine.prompts import Prompt, UncheckedRequest, list_requests
 from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.engine.stream import Deltas, TextDelta, stream
 from jbatch.errors import ConfigError, RequestError, check_option_names
+from jbatch.host.lengths.find import find_predictor
 from jbatch.host.limits import Limits, StepLimits
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES, KeyFunction, Policy, policy_of
@@ -95,6 +96,7 @@ class LLM:
         self.runner = build_runner(model_dir, self.config, self.model_config, self.max_model_len, logits_fn)
         self.model_config = self.runner.spec.config  # in the device's dtype
         self._eos_token_ids = _eos_token_ids(model_dir, self._tokenizer)
+        self._predictor = find_predictor(self.config.predictor)
         self._request_ids = itertools.count()
         self.engine = self._new_engine()
         self._callers = Callers(self.engine, self.prepare)
@@ -341,6 +343,7 @@ class LLM:
             eos_token_ids=self._eos_token_ids,
             tokenizer=self._tokenizer,
             seed=config.seed,
+            predictor=self._predictor,
         )
         return Engine(scheduler, self.runner if runner is None else runner, intake, overlap=config.overlap)
 

@@ -438,6 +438,9 @@ class Engine:
         cut off it is called again."""
         request_id, seq_id = sample.sequence.request.request_id, sample.sequence.seq_id
         output = sample.output(self._clock(), self._decode)
+        completion = output.outputs[0]
+        if completion.token_ids and completion.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
+            self.intake.history.add(len(output.prompt_token_ids), len(completion.token_ids))
         unfinished = self._requests.get(request_id)
         if unfinished is not None and seq_id in unfinished.samples:
             unfinished.samples[seq_id] = output
@@ -446,4 +449,4 @@ class Engine:
                 self._ended[unfinished.serial] = merge_samples(ended)
                 self._requests.pop(request_id, None)
         self._samples.pop(seq_id, None)
-        return output.outputs[0]
+        return completion

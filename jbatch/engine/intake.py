@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypedDict
@@ -10,6 +11,8 @@ import numpy as np
 
 from jbatch.config import plain
 from jbatch.errors import RequestError
+from jbatch.host.lengths.history import History
+from jbatch.host.lengths.prediction import Predictor
 from jbatch.host.request import LatencyLimits, Request
 from jbatch.sampling_params import MAX_BAD_WORD_LEN, MAX_STOP_IDS, Sampler, SamplingParams, seed_bits
 from jbatch.text.tokenizer import Tokenizer
@@ -51,6 +54,10 @@ class Intake:
     Args:
       max_seq_len: tokens, prompt and output, that a sequence may have.
       seed: of the engine; a request without a seed gets one from it and from the request's index.
+      predictor: of the output lengths of requests that come without one.
+
+    Attributes:
+      history: lengths of requests that ended, for the predictor; the engine adds to it.
     """
 
     def __init__(
@@ -61,10 +68,12 @@ class Intake:
         eos_token_ids: Iterable[int] = (),
         tokenizer: Tokenizer | None = None,
         seed: int = 0,
+        predictor: Predictor | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.vocab_size, self.tokenizer = vocab_size, tokenizer
         self._max_seq_len, self._seed, self._clock = max_seq_len, seed, clock
+        self._predictor, self.history = predictor, History()
         self._eos_token_ids = tuple(sorted(eos_token_ids))
 
     def request(
@@ -86,7 +95,7 @@ class Intake:
         token_ids = self._truncated(self._token_ids(prompt), params, is_text=isinstance(prompt, str))
         if params.stop and self.tokenizer is None:
             raise RequestError("stop", list(params.stop), "this model has no tokenizer: use stop_token_ids")
-        return Request(
+        request = Request(
             request_id=request_id,
             prompt_token_ids=token_ids,
             params=params,
@@ -103,6 +112,10 @@ class Intake:
             prompt=prompt if isinstance(prompt, str) else None,
             bad_word_ids=bad_word_ids(params, self.tokenizer, self.vocab_size),
         )
+        if self._predictor is None or request.predicted_len is not None:
+            return request
+        prediction = self._predictor.predict(request, self.history)
+        return dataclasses.replace(request, predicted_len=round(prediction.expected))
 
     def _token_ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         if isinstance(prompt, str):

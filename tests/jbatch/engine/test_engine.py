@@ -632,3 +632,12 @@ def test_a_text_that_cannot_be_decoded_is_that_requests_error_alone():
     outputs = drain(engine)
     assert outputs["bad"].outputs[0].finish_reason == "error" and "cannot be decoded" in outputs["bad"].error
     assert outputs["good"].outputs[0].text == "05.11."
+
+
+def test_the_engine_notes_what_ends():
+    engine = make_engine()
+    engine.add_request("a", [1, 2], SamplingParams(max_tokens=4))
+    engine.add_request("b", [1, 2, 3], SamplingParams(max_tokens=4))
+    engine.abort("b")
+    drain(engine)
+    assert len(engine.intake.history) == 1 and engine.intake.history.mean == 4

@@ -4,6 +4,7 @@ import pytest
 
 from jbatch.engine.intake import ID_FIELDS, Intake, Schedule, bad_word_ids, check_params, derive_seed
 from jbatch.errors import RequestError
+from jbatch.host.lengths.predictors import RunningMean
 from jbatch.sampling_params import Sampler, SamplingParams, UpTo, seed_bits
 from tests.helpers.tokenizers import byte_level, numbered, wrapped
 
@@ -155,3 +156,16 @@ def test_the_begin_of_a_text_stays_in_front():
     )
     assert truncated("abcdef", 7, bos=True) == (256, *plain) and truncated("abcdef", 3) == plain[-3:]
     assert truncated((256, *plain), 3, bos=True) == plain[-3:]
+
+
+def test_a_predictor_says_how_long_answers_will_be():
+    intake = Intake(vocab_size=97, max_seq_len=128, predictor=RunningMean())
+
+    def predicted(**schedule):
+        params = SamplingParams(max_tokens=50)
+        return intake.request("r", [5], params, 0, Schedule(**schedule), tuple(Sampler)).predicted_len
+
+    assert predicted() == 50  # nothing has ended
+    intake.history.add(1, 8)
+    intake.history.add(1, 9)
+    assert predicted() == 8 and predicted(predicted_len=3) == 3

@@ -1,0 +1,97 @@
+"""`jbatch predictor train`: a predictor of output lengths from a job's files or a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Column, Table
+
+from bench.ladder.tables import console
+from bench.predict.judge import COVERED, Score, floor_mae, judge
+from bench.predict.samples import Sample, from_trace, read_results
+from bench.predict.train import train as train_predictor
+from bench.results import claimed
+from jbatch.errors import ConfigError
+from jbatch.host.lengths.prediction import Predictor
+from jbatch.host.lengths.predictors import PromptLength, RunningMean
+
+HELD_OUT = 1 / 3  # the last of them
+
+app = typer.Typer(help="Predict how long answers will be.", add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def _commands() -> None:
+    """One command so far; it is named nevertheless."""
+
+
+@app.command(short_help="Train on a job's results, or on a trace.")
+def train(
+    results: Annotated[
+        Path | None, typer.Argument(metavar="[OUT.jsonl]", help="What a job wrote, in its order.")
+    ] = None,
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input-file", "-i", metavar="FILE", help="The job's input: the prompts' texts."),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of results: TIMESTAMP, ContextTokens, GeneratedTokens."),
+    ] = None,
+    num_requests: Annotated[int, typer.Option(min=1, help="Of the trace.")] = 1000,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of requests that name none.")] = 2048,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there; must not exist.")
+    ] = None,
+) -> None:
+    """Train on the first two thirds, judge on the last, beside predictors that need no training; then train
+    on all and write that.
+    """
+    samples = _samples(results, input_file, trace, num_requests, max_tokens)
+    about = {"source": str((results or trace or Path()).name)}
+    cut = len(samples) - int(HELD_OUT * len(samples))
+    seen, judged = samples[:cut], samples[cut:]
+    contenders: dict[str, Predictor] = {
+        "running mean": RunningMean(),
+        "prompt length": PromptLength(),
+        "learned": train_predictor(seen, about),
+    }
+    scores = {name: judge(predictor, seen, judged) for name, predictor in contenders.items()}
+    with claimed(output):
+        if output is not None:
+            train_predictor(samples, about).write(output)
+    _print(len(seen), judged, scores)
+
+
+def _samples(
+    results: Path | None, requests: Path | None, trace: Path | None, num_requests: int, max_tokens: int
+) -> list[Sample]:
+    if (results is None) == (trace is None):
+        given = None if results is None else str(results)
+        raise ConfigError("results", given, "give either OUT.jsonl or --trace FILE")
+    if trace is not None:
+        return from_trace(trace, num_requests, max_tokens)
+    assert results is not None
+    return read_results(results, requests, max_tokens)
+
+
+def _print(num_seen: int, judged: Sequence[Sample], scores: Mapping[str, Score]) -> None:
+    out = console()
+    out.print(f"trained on {num_seen} answers, judged on the {len(judged)} after them")
+    covering = (f"below p{100 * level:.0f}" for level in COVERED)
+    headings = ("mean absolute error, tokens", "Kendall's tau-b", *covering)
+    table = Table("predictor", *(Column(name, justify="right") for name in headings), box=box.SIMPLE)
+    for name, score in scores.items():
+        tau = "" if score.tau is None else f"{score.tau:.3f}"
+        covered = (f"{score.coverage[level]:.0%}" for level in COVERED)
+        table.add_row(name, f"{score.mae:.1f}", tau, *covered)
+    out.print(table)
+    floor = floor_mae(judged)
+    if floor is not None:
+        out.print(f"{floor:.1f} tokens remain to one who knows the median of each prompt's answers")
+    best = min(scores, key=lambda name: scores[name].mae)
+    out.print(f"best by mean absolute error: {best}")

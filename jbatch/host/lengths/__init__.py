@@ -1,0 +1,1 @@
+"""How long answers will be: predictions for policies, forecasts of pages, and estimates of time."""
