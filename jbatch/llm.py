@@ -321,8 +321,9 @@ class LLM:
         limits: Limits | None = None,
         runner: Runner[Any] | None = None,
     ) -> Engine:
-        key = self.config.policy if policy is None else policy
-        name = key if isinstance(key, str) else self.config.policy  # which is checked
+        key: Any = self.config.policy if policy is None else policy
+        own = callable(key) or isinstance(key, Policy)
+        name = self.config.policy if own else key  # which is checked
         config = dataclasses.replace(self.config, mode=mode or self.config.mode, policy=name)
         buckets = buckets_of(config, self.max_model_len)
         self.runner.declare(buckets=buckets)  # another mode has other steps
@@ -331,7 +332,7 @@ class LLM:
                 shape=self.runner.shape,
                 max_model_len=self.max_model_len,
                 buckets=buckets,
-                policy=POLICIES[key] if isinstance(key, str) else policy_of(key),
+                policy=policy_of(key) if own else POLICIES[name],
                 admission=MODES[config.mode],
                 batch_wait_timeout_s=config.batch_wait_timeout_s,
             ),

@@ -14,6 +14,7 @@ from jbatch.host.request import Key, Sequence
 
 PER_STEP = 64  # sequences that are ranked anew, on average, where many wait
 TRIES = 16  # of a first one whose key has grown since
+OVERTAKING = 8192  # tokens that may overtake a first comer before ageing begins
 
 
 class _Entry(NamedTuple):
@@ -27,14 +28,14 @@ class _Entry(NamedTuple):
 class Waiting:
     """Sequences without a row, the smallest key first; ties by order of arrival."""
 
-    def __init__(self, policy: Policy):
+    def __init__(self, policy: Policy, overtaking: int = OVERTAKING):
         self._policy = policy
         self._heap: list[_Entry] = []
         self._waiting: dict[int, tuple[int, Sequence]] = {}  # by seq_id: the serial of its entry
         self._serials = itertools.count()
         self._num_steps = 0  # since keys were asked for
         self._view = SchedulerView(0.0, 0, 0, 0)  # of the present step
-        self._ageing = Ageing() if policy.ageing else None
+        self._ageing = Ageing(overtaking) if policy.ageing else None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -133,11 +134,12 @@ class Ageing:
     """Lets the one that came first go before its turn, so that no one waits for ever.
 
     Work is counted, in tokens that are expected. Those that a policy puts before the first comer get no more
-    of it than the first comers themselves, but for one request. So at most twice the work that would go
-    before a request in order of arrival, and one request's, goes before it.
+    of it than the first comers themselves, but for `overtaking` tokens and one request. So at most twice the
+    work that would go before a request in order of arrival, and so much more, goes before it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, overtaking: int) -> None:
+        self._overtaking = overtaking
         self._by_arrival: list[tuple[float, int]] = []
         self._ahead = 0  # work of those that were put before the first comer, less that of first comers
 
@@ -147,7 +149,7 @@ class Ageing:
 
     def due(self, waits: Callable[[int], Sequence | None]) -> Sequence | None:
         """The first comer, where it is its turn."""
-        return self._first_comer(waits) if self._ahead > 0 else None
+        return self._first_comer(waits) if self._ahead > self._overtaking else None
 
     def admitted(self, sequence: Sequence, waits: Callable[[int], Sequence | None]) -> None:
         """One of them, which waits no longer, is admitted."""

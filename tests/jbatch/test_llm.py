@@ -557,7 +557,7 @@ def test_the_token_budget_holds_where_the_buckets_are_larger(llm):
 
 
 def test_a_policy_and_limits_of_the_users_own(llm):
-    def most_last_token(request):
+    def most_last_token(request, now, view):
         return (-request.prompt_token_ids[-1],)
 
     engine = llm.new_engine(policy=most_last_token, limits=lambda view: StepLimits(64, 1))

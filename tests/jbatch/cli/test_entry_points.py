@@ -110,4 +110,5 @@ def test_what_needs_a_shadowed_package_is_one_line_that_names_the_file(folder):
 def test_what_needs_none_works(folder):
     done = start(folder, "-m", "jbatch", "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "  generate  Complete" in done.stdout and "  bench     Cannot be used here: " in done.stdout
+    shown = " ".join(done.stdout.split())
+    assert "generate Complete" in shown and "bench Cannot be used here: " in shown

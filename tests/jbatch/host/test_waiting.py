@@ -9,7 +9,7 @@ from jbatch.host.limits import SchedulerView
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import Policy
 from jbatch.host.request import Sequence
-from jbatch.host.waiting import PER_STEP, Waiting
+from jbatch.host.waiting import OVERTAKING, PER_STEP, Waiting
 from tests.helpers.schedules import request
 
 
@@ -112,9 +112,9 @@ def test_a_policy_that_fails_later_changes_nothing():
     assert waiting.first().seq_id == 0
 
 
-def admitted(policy, lengths, arrivals=None):
+def admitted(policy, lengths, overtaking=0):
     """The order in which requests of these lengths are admitted, where all wait."""
-    waiting, policy = Waiting(policy), policy
+    waiting = Waiting(policy, overtaking)
     for seq_id, length in enumerate(lengths):
         arrival = float(seq_id)
         asked = request([1], length, arrival=arrival)
@@ -131,7 +131,10 @@ def test_ageing_alternates_by_work():
     ahead by its work. After it, three short ones more have their turn before any first comer."""
     lengths = [30, 10, 9, 8, 7]
     assert admitted(POLICIES["sjf"], lengths) == [4, 3, 2, 1, 0]
-    assert admitted(POLICIES["sjf"]._replace(ageing=True), lengths) == [4, 0, 3, 1, 2]
+    aged = POLICIES["sjf"]._replace(ageing=True)
+    assert admitted(aged, lengths) == [4, 0, 3, 1, 2]
+    assert admitted(aged, lengths, overtaking=14) == [4, 3, 0, 2, 1]
+    assert admitted(aged, lengths, overtaking=OVERTAKING) == [4, 3, 2, 1, 0]
 
 
 def test_ageing_leaves_order_of_arrival_alone():
