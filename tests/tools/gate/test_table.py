@@ -71,3 +71,13 @@ def test_the_table_is_written_between_the_markers(tmp_path):
 
 def test_columns_are_aligned():
     assert gate_table.text_table([("a", "bcd"), ("efg", None)]) == "  a  bcd\nefg"
+
+
+def test_the_readme_has_every_kernel_for_every_target():
+    """Or it was not made again when one was added."""
+    made = gate_table.README.read_text().split(gate_table.BEGIN)[1].split(gate_table.END)[0]
+    _, *targets = made.split("\n### ")
+    assert len(targets) == len(gate_table.TARGETS)
+    for target in targets:
+        kernels = {line.split("`")[1] for line in target.splitlines() if line.startswith("| `")}
+        assert kernels == set(gate_table.FLOORS)
