@@ -93,12 +93,11 @@ def make(source: Source, leaf: jax.ShapeDtypeStruct, device: jax.Device) -> jax.
     """A parameter in memory of its own, whatever becomes of the arrays: their owner may change or donate
     them. Waits until it is there.
 
-    It is rounded to the dtype of `leaf` as on loading. Functions that join and round arrays on a device are
-    compiled once for each shape and dtype; all else compiles nothing.
+    It is rounded to the dtype of `leaf` as on loading, and no more memory is taken on the device. Functions
+    that join and round arrays there are compiled once for each shape and dtype; all else compiles nothing.
     """
     arrays, axis = source
-    on_device = all(isinstance(array, jax.Array) for array in arrays)
-    if not on_device:
+    if not all(isinstance(array, jax.Array) and array.devices() == {device} for array in arrays):
         host = aligned_empty(leaf.shape, np.dtype(leaf.dtype))
         shapes = _shapes(source, leaf)
         with np.errstate(over="ignore"):  # as a device has it: infinite
@@ -112,8 +111,8 @@ def make(source: Source, leaf: jax.ShapeDtypeStruct, device: jax.Device) -> jax.
     elif len(arrays) == 1 and arrays[0].shape == leaf.shape and arrays[0].dtype == leaf.dtype:
         made = jax.device_put(arrays[0], device, may_alias=False)
     else:
-        there = tuple(jax.device_put(array, device) for array in arrays)
-        made = jax.device_put(_join(there, _shapes(source, leaf), axis, np.dtype(leaf.dtype)), device)
+        joined = _join(arrays, _shapes(source, leaf), axis, np.dtype(leaf.dtype))
+        made = jax.device_put(joined, device)
     return jax.block_until_ready(made)
 
 

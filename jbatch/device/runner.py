@@ -171,6 +171,7 @@ class Runner:
         with loaded.lock, self._lock:
             self.check_open()
             self._wait_for_steps()
+            before = compile_counter().count
             for idx, (name, leaf) in enumerate(abstract_params(self.spec.config).items()):
                 with fixed_settings():
                     new = weights.make(sources[name], leaf, self.spec.device)
@@ -179,6 +180,7 @@ class Runner:
                 self.tenancy.pages_lost()
             loaded.count(label)
             self._half_replaced = None
+            self._compiled_before += compile_counter().count - before  # they are no steps
 
     def check_open(self) -> None:
         """Raise JBatchError after `close`."""

@@ -53,9 +53,9 @@ class Engine:
 
     One thread steps it. From any other thread, and from a signal's handler, `add_request` and `abort` may be
     called (what comes during a step is done before the next one), and `summary`, `num_unfinished` and
-    `has_unfinished` may be read. All else is refused with JBatchError: a second `step` at one time, requests
-    while another engine has any on the same device state, or while a call of LLM drives this engine, and
-    whatever a forked process asks for.
+    `has_unfinished` may be read; `update`, from any other thread. All else is refused with JBatchError: a
+    second `step` at one time, requests while another engine has any on the same device state, or while a call
+    of LLM drives this engine, and whatever a forked process asks for.
 
     Attributes:
       driver: the call of LLM that adds requests and steps until they have ended, while there is one.

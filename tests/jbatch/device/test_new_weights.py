@@ -63,6 +63,14 @@ def test_steps_compute_with_the_new_weights_and_compile_nothing(runner):
     assert (runner.num_programs, compile_counter().count) == (programs, before)
 
 
+def test_what_joins_tensors_is_no_program_of_steps(runner):
+    theirs = weights.to_hugging_face({name: np.array(leaf) for name, leaf in tree_of(1).items()})
+    tree = {name: jnp.array(array) for name, array in theirs.items()}
+    before = runner.compilations_after_warmup
+    update(runner, tree)
+    assert runner.compilations_after_warmup == before
+
+
 def test_the_version_counts_updates_whatever_they_are_called(runner):
     first = runner.tenancy.weights.version.num_updates
     versions = []
