@@ -277,8 +277,12 @@ class LLM:
         Requests that are added to an engine by hand are refused where nobody provided for their parameters.
         What else they need is compiled with their first step, if not before.
         """
+        in_run = self.engine.has_unfinished
+        params = None if params is None else list(params)
         samplers = self.runner.samplers if params is None else self._declare(params)
-        self._compile(self.runner.buckets, samplers, in_run=self.engine.has_unfinished)
+        self._compile(self.runner.buckets, samplers, in_run=in_run)
+        if params is None or any(sampling.n > 1 for sampling in params):
+            self.runner.prepare_sharing(in_run=in_run)
 
     def _declare(self, params: Iterable[SamplingParams]) -> tuple[Sampler, ...]:
         needed = to_compile(sampling.sampler for sampling in params)
@@ -286,7 +290,10 @@ class LLM:
         return with_unions(needed)
 
     def _prepare_reached(self) -> None:
-        self._compile(*reach(self.engine.scheduler))
+        reached = reach(self.engine.scheduler)
+        self._compile(reached.buckets, reached.samplers)
+        if reached.shares_pages:
+            self.runner.prepare_sharing()
 
     def _compile(self, buckets: Iterable[Bucket], samplers: Iterable[Sampler], in_run: bool = False) -> None:
         provided = self.runner.samplers
@@ -312,6 +319,7 @@ class LLM:
         """
         engine = self._new_engine(mode, policy, limits, runner)
         self._compile(engine.scheduler.config.buckets, self.runner.samplers)
+        self.runner.prepare_sharing()
         return engine
 
     def _new_engine(

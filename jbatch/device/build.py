@@ -73,6 +73,7 @@ def build_runner(
     runner = Runner(compiled_spec, params, buckets, samplers, compiled, show_progress=config.show_progress)
     try:
         runner.prepare()
+        runner.prepare_sharing()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -93,6 +93,9 @@ class Runner:
         self._set_row: dict[str, jax.stages.Compiled] = {}
         self._copy: jax.stages.Compiled | None = None  # these two: until `prepare_sharing`
         self._put_tables: jax.stages.Compiled | None = None
+        self._no_copies = np.array([(0, self.shape.num_pages)] * COPIES, np.int32)
+        self._no_tables = np.zeros((TABLES, 1 + self.shape.pages_per_seq), np.int32)
+        self._no_tables[:, 0] = self.shape.num_rows
         self._no_masks: dict[int, jax.Array] = {}  # by the number of draws: all tokens may be drawn
         self.samplers = with_unions(samplers)
         self._show_progress = show_progress
@@ -145,9 +148,12 @@ class Runner:
         """Compile what sequences that share pages take: to copy pages, and to put whole block tables in
         place. What comes before it was prepared has it compiled, too."""
         with self._lock:
+            if self._copy is not None and self._put_tables is not None:
+                return
             before = compile_counter().count
-            self._copy = self._copy or self.spec.compile_copy()
-            self._put_tables = self._put_tables or self.spec.compile_tables()
+            self._copy, self._put_tables = self.spec.compile_copy(), self.spec.compile_tables()
+            if self.spec.device.platform != "cpu" and self._state is not None:
+                self._share_pages(self._state, self._no_tables[:1], self._no_copies[:1])
             if not in_run:
                 self._compiled_before += compile_counter().count - before
 
@@ -244,7 +250,7 @@ class Runner:
         program = program_for(step.bucket, step.sampler)
         compiled = self._programs.get(program) or self._compile_late(program)
         state = self._whole_state()
-        state = self._share_pages(state, step)
+        state = self._share_pages(state, step.tables, step.page_copies)
         for row_data in step.row_data:
             self._set_row_data(row_data)
         extra = {name: self._extra[name] for name in features_of(program.sampler)}
@@ -325,25 +331,24 @@ class Runner:
         abstract = module.abstract(self.shape.num_rows, self.spec.config.vocab_size)
         return zeros(abstract, self.spec.device)
 
-    def _share_pages(self, state: EngineState, step: StepInput) -> EngineState:
-        """Put the step's block tables in place, and copy its pages."""
-        if step.tables is None and step.page_copies is None:
+    def _share_pages(
+        self, state: EngineState, tables: np.ndarray | None, copies: np.ndarray | None
+    ) -> EngineState:
+        """Put block tables in place, and copy pages."""
+        if tables is None and copies is None:
             return state
         if self._copy is None or self._put_tables is None:
             self.prepare_sharing(in_run=True)
-        num_rows, num_pages, _, pages_per_seq = self.shape
-        if step.tables is not None:
-            nowhere = np.array([(num_rows, *(0,) * pages_per_seq)] * TABLES, np.int32)  # dropped
-            state = self._dispatch_parts(state, self._put_tables, step.tables, nowhere)
-        if step.page_copies is not None:
-            nowhere = np.array([(0, num_pages)] * COPIES, np.int32)
-            state = self._dispatch_parts(state, self._copy, step.page_copies, nowhere)
+        if tables is not None:
+            state = self._dispatch_parts(state, self._put_tables, tables, self._no_tables)
+        if copies is not None:
+            state = self._dispatch_parts(state, self._copy, copies, self._no_copies)
         return state
 
     def _dispatch_parts(
         self, state: EngineState, compiled: Any, entries: np.ndarray, nowhere: np.ndarray
     ) -> EngineState:
-        """Change the state by all entries, as many at a time as `nowhere` has."""
+        """Change the state by all entries, as many at a time as `nowhere` has, which is dropped."""
         for begin in range(0, len(entries), len(nowhere)):
             given, part = entries[begin : begin + len(nowhere)], nowhere.copy()
             part[: len(given)] = given

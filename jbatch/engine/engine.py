@@ -261,7 +261,7 @@ class Engine:
         try:
             for sample_idx in range(request.params.n):
                 asked = dataclasses.replace(request, sample_idx=sample_idx)
-                sequences.append(self.scheduler.add(asked, new.key))
+                self.scheduler.add(asked, new.key, sequences)
             samples = {sequence.seq_id: Sample(sequence, self.tokenizer) for sequence in sequences}
         except Exception as error:  # a tokenizer's, of this request alone
             for sequence in sequences:

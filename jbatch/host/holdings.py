@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from jbatch.host.pages import PagePool
-from jbatch.host.plan import TableUpdate
+from jbatch.host.plan import PageCopy, TableUpdate
 from jbatch.host.prefix import PrefixIndex, extend_digests
-from jbatch.host.request import NEVER, LeftPage, Sequence
+from jbatch.host.request import NEVER, NOT_YET, LeftPage, Sequence
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import PREFIX_PAGES
 from jbatch.seam.shape import StateShape
+
+
+class PageChanges(NamedTuple):
+    """What becomes of pages and block tables before a step."""
+
+    updates: list[TableUpdate]
+    copies: list[PageCopy]
+    tables: dict[int, tuple[int, ...]]  # whole ones, by row
 
 
 class Holdings:
@@ -16,6 +26,7 @@ class Holdings:
 
     Attributes:
       num_watched: sequences with a row each of whose tokens is looked at.
+      changes: of pages and block tables, for the next step.
     """
 
     def __init__(self, shape: StateShape, *, prefix_caching: bool = True):
@@ -24,6 +35,8 @@ class Holdings:
         self.num_watched = 0
         self._num_expected = 0
         self._prefix_caching = prefix_caching
+        self.changes = PageChanges([], [], {})
+        self._kept: list[int] = []  # pages that the next step copies, and nobody owns
         self._free_rows = list(range(shape.num_rows - 1, -1, -1))
         self._num_sampler = dict.fromkeys(Sampler, 0)  # sequences with a row, by what their draws take
 
@@ -39,20 +52,68 @@ class Holdings:
         self._num_expected += sequence.request.expected_len
 
     def num_missing(self, sequence: Sequence, num_tokens: int) -> int:
-        """Pages that a sequence lacks for `num_tokens`."""
-        return self.pool.pages_for(num_tokens) - len(sequence.pages)
+        """Pages that a sequence lacks for `num_tokens`, with a copy of the one that it writes to next where
+        that is others', too."""
+        return max(0, self.pool.pages_for(num_tokens) - len(sequence.pages)) + self._must_copy(sequence)
 
-    def take_pages(self, sequence: Sequence, num_pages: int, updates: list[TableUpdate]) -> None:
-        """Give a sequence pages more; so many must be free."""
-        for page_idx, page_id in enumerate(self.pool.allocate(num_pages), start=len(sequence.pages)):
+    def take_pages(self, sequence: Sequence, num_tokens: int) -> None:
+        """Give a sequence the pages that it lacks for `num_tokens`; so many must be free."""
+        if self._must_copy(sequence):
+            page_idx = sequence.num_cached_planned // self.pool.page_size
+            shared, (own,) = sequence.pages[page_idx], self.pool.allocate(1)
+            sequence.pages[page_idx] = own
+            self.pool.free([shared])  # it has other owners
+            copied = {copy.dst: copy.src for copy in self.changes.copies}  # by this very step: not there yet
+            self.changes.copies.append(PageCopy(copied.get(shared, shared), own))
+            self.changes.updates.append(TableUpdate(sequence.row, page_idx, own))
+        sequence.forked = False
+        num_owned = len(sequence.pages)
+        missing = max(0, self.pool.pages_for(num_tokens) - num_owned)
+        for page_idx, page_id in enumerate(self.pool.allocate(missing), start=num_owned):
             sequence.pages.append(page_id)
-            updates.append(TableUpdate(sequence.row, page_idx, page_id))
+            self.changes.updates.append(TableUpdate(sequence.row, page_idx, page_id))
+
+    def _must_copy(self, sequence: Sequence) -> bool:
+        """Whether the page that a sequence writes to next is others', too."""
+        if not sequence.forked:
+            return False
+        page_idx = sequence.num_cached_planned // self.pool.page_size
+        return page_idx < len(sequence.pages) and self.pool.ref_count(sequence.pages[page_idx]) > 1
+
+    def share_prompt(self, source: Sequence, sequence: Sequence, num_tokens: int) -> None:
+        """Give a sequence without pages those of another sample, which hold its first `num_tokens`."""
+        sequence.pages = source.pages[: self.pool.pages_for(num_tokens)]
+        self.pool.share(sequence.pages)
+        self.changes.tables[sequence.row] = tuple(sequence.pages)
+        sequence.num_cached_planned, sequence.num_cached = num_tokens, min(num_tokens, source.num_cached)
+        num_full = num_tokens // self.pool.page_size
+        sequence.digests, sequence.root = source.digests[:num_full], source.root
+        if source.publish_at != NEVER:  # these are the other's to publish
+            sequence.publish_at = (num_full + 1) * self.pool.page_size
+        sequence.num_computed = max(sequence.num_computed, sequence.num_prompt)  # not by itself
+        source.forked = sequence.forked = True
+
+    def take_changes(self) -> PageChanges:
+        """What is to be done before the step that has just been planned."""
+        changes, self.changes = self.changes, PageChanges([], [], {})
+        self.pool.free(self._kept)
+        self._kept = []
+        return changes
 
     def release(self, sequence: Sequence) -> None:
         """Take all that a sequence holds. Its last page is the first to be handed out: what is found of a
-        beginning must be whole."""
+        beginning must be whole. A page that the next step copies is kept until that is planned: no other copy
+        may write to it."""
+        updates, copies, tables = self.changes
+        if copies:
+            copied = {copy.src for copy in copies}.intersection(sequence.pages)
+            self.pool.share(copied)
+            self._kept += copied
+        if updates:
+            updates[:] = [update for update in updates if update.row != sequence.row]
+        tables.pop(sequence.row, None)
         self.pool.free(reversed(sequence.pages))
-        sequence.pages = []
+        sequence.pages, sequence.forked, sequence.prompt_step = [], False, NOT_YET
         self._free_rows.append(sequence.row)
         self._num_sampler[sequence.request.params.sampler] -= 1
         self.num_watched -= sequence.watched
@@ -107,11 +168,13 @@ class Holdings:
         """How many of these pages are free."""
         return sum([not self.pool.ref_count(page_id) for page_id in page_ids])
 
-    def take_found(self, sequence: Sequence, page_ids: list[int], updates: list[TableUpdate]) -> None:
+    def take_found(self, sequence: Sequence, page_ids: list[int]) -> None:
         """Give a sequence that has just got its row the pages that `find` gave, with what they hold."""
         self.pool.share(page_ids)
         sequence.pages = page_ids
-        updates += [TableUpdate(sequence.row, idx, page_id) for idx, page_id in enumerate(page_ids)]
+        self.changes.updates.extend(
+            [TableUpdate(sequence.row, idx, page_id) for idx, page_id in enumerate(page_ids)]
+        )
         sequence.num_cached = sequence.num_cached_planned = len(page_ids) * self.pool.page_size
         sequence.publish_at += sequence.num_cached
 

@@ -115,12 +115,17 @@ def row_setup(sequence: Sequence) -> RowSetup:
     )
 
 
+def first_draw(sequence: Sequence, offset: int) -> Draw:
+    """What a sequence begins with: from the logits of its last known token, at `offset` of a chunk."""
+    return Draw(sequence.seq_id, sequence.row, offset, row_setup(sequence))
+
+
 def chunk_of(sequence: Sequence, start: int, end: int) -> Chunk:
     """Positions `start` to `end` of a sequence, to prefill; with a draw, where they end with its last known
     token and it may grow."""
     draws: tuple[Draw, ...] = ()
     if end == sequence.num_known < sequence.max_len:
-        draws = (Draw(sequence.seq_id, sequence.row, end - start - 1, row_setup(sequence)),)
+        draws = (first_draw(sequence, end - start - 1),)
     return Chunk(
         seq_id=sequence.seq_id,
         row=sequence.row,

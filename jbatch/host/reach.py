@@ -18,6 +18,7 @@ class Reach(NamedTuple):
 
     buckets: tuple[Bucket, ...]
     samplers: tuple[Sampler, ...]
+    shares_pages: bool = False  # between samples of one prompt
 
 
 def reach(scheduler: Scheduler) -> Reach:
@@ -30,7 +31,8 @@ def reach(scheduler: Scheduler) -> Reach:
         return Reach((), ())
     buckets = _Batch(scheduler, sequences).buckets()
     samplers = with_unions(sequence.request.params.sampler for sequence in sequences)
-    return Reach(tuple(bucket for bucket in scheduler.config.buckets if bucket in buckets), samplers)
+    found = tuple(bucket for bucket in scheduler.config.buckets if bucket in buckets)
+    return Reach(found, samplers, any(len(sequence.family) > 1 for sequence in sequences))
 
 
 class _Batch:
@@ -59,22 +61,32 @@ class _Batch:
         """The steps that take all prompts of a batch at once; else what is not larger than they can fill."""
         known = [sequence.num_known for sequence in self._sequences]
         if self._num_at_once == 1 and max(map(align, known)) <= self._budget and not self._share_pages():
-            alone = known + self._not_found()
+            alone = known + self._not_found(self._sequences)
             return {self._pick(0, [length], self._pool.pages_for(length)) for length in alone}
-        one_step = sum(map(align, known)) <= self._budget and len(known) <= self._room.chunks
-        if one_step and self._fit_together():  # what is found now may be gone when it is looked up
-            updates = sum(map(self._pool.pages_for, known))
-            return {self._pick(0, left, updates) for left in (known, self._not_found())}
+        if self._fit_together():
+            first = self._sequences
+            if self._admits_in_order() and all(sequence.request.max_tokens for sequence in first):
+                # Of each prompt one sample computes it, and the others draw from its chunk.
+                first = list({id(sequence.family): sequence for sequence in first}.values())
+            known, draws = [sequence.num_known for sequence in first], len(self._sequences)
+            fit = len(known) <= self._room.chunks and draws <= self._room.chunk_draws
+            if fit and sum(map(align, known)) <= self._budget:  # what is found now may be gone by then
+                updates = sum(map(self._pool.pages_for, known))
+                return {self._pick(0, left, updates, draws=draws) for left in (known, self._not_found(first))}
         # What lost its pages is prefilled again, with its output.
         lengths = sorted([sequence.max_len for sequence in self._sequences])[-self._num_at_once :]
         updates = self._num_at_once + sum(map(self._pool.pages_for, lengths))
-        last = self._pick(self._num_at_once, lengths, updates)
+        last = self._pick(self._num_at_once, lengths, updates, draws=self._num_at_once)
         return {b for b in self._buckets if b.tokens and b.num_places <= last.num_places}
 
-    def _not_found(self) -> list[int]:
+    def _admits_in_order(self) -> bool:
+        """Whether samples of one prompt, which come together, are admitted together."""
+        return not self._config.policy.ageing and not self._config.policy.rerank_steps
+
+    def _not_found(self, sequences: list[Sequence]) -> list[int]:
         """Of each sequence, the tokens that are not in the cache."""
         page_size = self._pool.page_size
-        return [each.num_known - len(self._holdings.find(each)) * page_size for each in self._sequences]
+        return [each.num_known - len(self._holdings.find(each)) * page_size for each in sequences]
 
     def _share_pages(self) -> bool:
         """Whether one may find what another one has computed. Of many, some may: they are not looked at."""
@@ -88,7 +100,7 @@ class _Batch:
         pages = sum(self._pool.pages_for(sequence.max_len) + 1 for sequence in self._sequences)
         return len(self._sequences) == self._num_at_once and pages <= self._pool.num_usable
 
-    def _pick(self, slots: int, lengths: list[int], updates: int, steps: int = 1) -> Bucket:
+    def _pick(self, slots: int, lengths: list[int], updates: int, steps: int = 1, draws: int = 1) -> Bucket:
         """The scheduler's choice."""
         return smallest_bucket(
             self._buckets,
@@ -96,6 +108,7 @@ class _Batch:
             slots=slots if self._config.admission.refill or not lengths else 0,
             tokens=align(min(sum(map(align, lengths)), self._budget)),
             chunks=min(len(lengths), self._room.chunks),
+            draws=min(draws, self._room.chunk_draws) if lengths else 0,
             updates=min(updates, self._room.table_updates) if lengths else updates,
             steps=steps,
         )

@@ -13,6 +13,8 @@ from jbatch.sampling_params import SamplingParams, check_integer, check_number
 Key = tuple[float, ...]  # what a policy gives a request to be sorted by
 MAX_LIMIT_MS = 1e12
 NEVER = sys.maxsize
+NOT_YET = -1  # no step is planned that computes the last of a prompt
+ALONE = -2  # no other sample may begin with its pages: they are of weights that are gone
 
 
 class LatencyLimits(NamedTuple):
@@ -98,6 +100,9 @@ class Sequence:
     decoding: bool = False  # every known token is prefilled, and its row on the device is set up
     pages: list[int] = dataclasses.field(default_factory=list)
     row: int = -1  # index into device state while running
+    family: list[Sequence] = dataclasses.field(default_factory=list)  # the samples of its prompt, itself too
+    prompt_step: int = NOT_YET  # the step that computes the last of its prompt; or one of the two above
+    forked: bool = False  # the page that it writes to next may be other samples', too
     leaving: bool = False  # its last token is planned, and its row and pages are others'
     left_pages: tuple[LeftPage, ...] = ()  # those, while it leaves
     digests: list[bytes] = dataclasses.field(default_factory=list)  # of its full pages, as far as asked for

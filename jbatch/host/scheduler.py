@@ -15,13 +15,20 @@ from typing import NamedTuple
 
 from jbatch.config import WHOLE_PAGE, EngineConfig, check_range
 from jbatch.errors import RequestError
+from jbatch.host.family import (
+    draws_at_the_end_of_its_prompt,
+    is_on_the_way,
+    runs_already,
+    shared_start,
+    source_of,
+)
 from jbatch.host.holdings import Holdings
 from jbatch.host.landing import Landing, Progress
 from jbatch.host.limits import Limits, SchedulerView, StepLimits, choose, fill
 from jbatch.host.metrics import StepRecord
-from jbatch.host.plan import NO_LOOKUP, Chunk, Lookup, StepPlan, TableUpdate, chunk_of
+from jbatch.host.plan import NO_LOOKUP, Chunk, Lookup, StepPlan, Table, chunk_of, first_draw
 from jbatch.host.policy import Admission, Policy, key_of, may_start
-from jbatch.host.request import NEVER, Key, Request, Sequence
+from jbatch.host.request import ALONE, NEVER, NOT_YET, Key, Request, Sequence
 from jbatch.host.served import Served
 from jbatch.host.waiting import Waiting
 from jbatch.outputs import FinishReason
@@ -77,7 +84,7 @@ class Scheduler:
         self._lookup = NO_LOOKUP  # since the last plan
         self._num_alone = 0  # steps that a few prompt tokens have waited for company
         self._seq_ids = itertools.count()
-        self._step_ids = itertools.count()
+        self._step_idx = 0  # of the next step
 
     def renewed(self, error: str) -> Scheduler:
         """One with nothing under way, in the place of this one: for when a method of it was cut off. What it
@@ -86,7 +93,7 @@ class Scheduler:
             if not sequence.finished:
                 sequence.finish_reason, sequence.error = FinishReason.ERROR, error
         renewed = Scheduler(self.config, self.limits)
-        renewed._seq_ids, renewed._step_ids = self._seq_ids, self._step_ids
+        renewed._seq_ids, renewed._step_idx = self._seq_ids, self._step_idx
         return renewed
 
     def weights_changed(self) -> None:
@@ -95,6 +102,8 @@ class Scheduler:
         self.holdings.prefixes.forget_all()
         for sequence in self._sequences.values():
             self.holdings.forget(sequence)
+        for sequence in self._running:
+            sequence.prompt_step = ALONE
 
     def reset_prefix_cache(self) -> bool:
         """Forget which pages hold what. False, and nothing is forgotten, while sequences hold pages."""
@@ -140,9 +149,13 @@ class Scheduler:
             self._served.tokens,
         )
 
-    def add(self, request: Request, key: Key | None = None) -> Sequence:
+    def add(self, request: Request, key: Key | None = None, family: list[Sequence] | None = None) -> Sequence:
         """Queue a request, by a key that the policy gave, or by the one that it gives now. Raises
-        RequestError where it can never run (see `check`), and where the policy fails."""
+        RequestError where it can never run (see `check`), and where the policy fails.
+
+        Args:
+          family: the samples of the same prompt that were added so far, to which this one is appended.
+        """
         self.check(request)
         if request.max_tokens < 1 and request.params.prompt_logprobs is None:
             raise RequestError("max_tokens", request.max_tokens, "must be at least 1 without prompt_logprobs")
@@ -152,8 +165,11 @@ class Scheduler:
             token_ids=list(request.prompt_token_ids),
             num_planned=len(request.prompt_token_ids),
             key=self.key_of(request) if key is None else key,
+            family=[] if family is None else family,
         )
         self._served.come(request.user)
+        if family is not None:
+            family.append(sequence)
         self._waiting.push(sequence)
         self._sequences[sequence.seq_id] = sequence
         return sequence
@@ -218,16 +234,15 @@ class Scheduler:
         self._waiting.rerank(view)
         if not self._running and self._waits_for_company(limits, now):
             return None
-        updates: list[TableUpdate] = []
         if self.config.admission.refill:  # decoding sequences first: they are older, and may take pages
-            slots = self._decode(updates, self._num_steps())
-            chunks = self._prefill(self._budget(limits, bool(slots.sequences)), limits, updates)
+            slots = self._decode(self._num_steps())
+            chunks = self._prefill(self._budget(limits, bool(slots.sequences)), limits)
         else:
-            chunks = self._prefill(limits.max_num_batched_tokens, limits, updates)
-            slots = _Slots() if chunks else self._decode(updates)
+            chunks = self._prefill(limits.max_num_batched_tokens, limits)
+            slots = _Slots() if chunks else self._decode()
         if not chunks and not slots.sequences:
             return None
-        plan = self._plan(slots, chunks, updates)
+        plan = self._plan(slots, chunks)
         if self.config.admission.refill:
             self._let_leave(plan, slots)
         return plan
@@ -290,11 +305,16 @@ class Scheduler:
         for waiting in self._waiting.some(free):
             if wanted >= most:
                 break
-            found = len(self.holdings.find(waiting)) * self.pool.page_size
-            wanted += align(len(waiting.token_ids) - found)
+            wanted += align(self._num_to_compute(waiting))
         return wanted
 
-    def _prefill(self, budget: int, limits: StepLimits, updates: list[TableUpdate]) -> tuple[Chunk, ...]:
+    def _num_to_compute(self, waiting: Sequence) -> int:
+        """Tokens that a waiting sequence would have to compute, about."""
+        if len(waiting.family) > 1 and waiting is not waiting.family[0]:
+            return 1  # it begins behind its prompt
+        return len(waiting.token_ids) - len(self.holdings.find(waiting)) * self.pool.page_size
+
+    def _prefill(self, budget: int, limits: StepLimits) -> tuple[Chunk, ...]:
         """Chunks of prompts, as many as a step takes.
 
         One that is not its sequence's last ends with a page. So a chunk begins where pages that are found may
@@ -304,7 +324,10 @@ class Scheduler:
         if budget <= 0:
             return ()
         chunks: list[Chunk] = []
-        for sequence in self._prefilling(limits, updates):
+        draws_left, updates = self._room.chunk_draws, self.holdings.changes.updates
+        for sequence in self._prefilling(limits):
+            if not sequence.pages and len(sequence.family) > 1 and not self._begin_beside_others(sequence):
+                continue
             start, end = sequence.num_cached_planned, sequence.num_known
             if end - start > budget:
                 end = start + budget
@@ -313,33 +336,81 @@ class Scheduler:
                 break  # there is no page left in the budget
             if len(updates) + self.holdings.num_missing(sequence, end) > self._room.table_updates:
                 break  # the step is full of them: it waits for the next one
-            if not self._grow(sequence, end, updates):
+            if not self._grow(sequence, end):
                 break  # the youngest: it waits for the others' pages
-            chunks.append(self._chunk(sequence, end))
+            chunk = self._chunk(sequence, end)
+            if chunk.draws and len(sequence.family) > 1:
+                chunk = self._let_join(sequence, chunk, draws_left - 1, limits)
+            chunks.append(chunk)
             budget -= align(end - start)
-            if budget <= 0 or len(chunks) == self._room.chunks or end < sequence.num_known:
+            draws_left -= len(chunk.draws)
+            full = budget <= 0 or draws_left <= 0 or len(chunks) == self._room.chunks
+            if full or end < sequence.num_known:
                 break
         if chunks:
             self._num_alone = 0
         return tuple(chunks)
 
-    def _prefilling(self, limits: StepLimits, updates: list[TableUpdate]) -> Iterator[Sequence]:
+    def _prefilling(self, limits: StepLimits) -> Iterator[Sequence]:
         """Running sequences with tokens to prefill, oldest first, then those that may join."""
         if not self.config.admission.refill and not self._running:
-            for _ in self._admit_waiting(limits, updates):  # the whole batch at once
+            for _ in self._admit_waiting(limits):  # the whole batch at once
                 pass
         for sequence in tuple(self._running):
             if sequence.prefilling and not sequence.finished:
                 yield sequence
         if self.config.admission.refill:
-            yield from self._admit_waiting(limits, updates)
+            yield from self._admit_waiting(limits)
 
     def _chunk(self, sequence: Sequence, end: int) -> Chunk:
         chunk = chunk_of(sequence, sequence.num_cached_planned, end)
         sequence.num_cached_planned = end
         sequence.num_planned += len(chunk.draws)
         sequence.decoding = bool(chunk.draws)
+        if sequence.prompt_step == NOT_YET and end >= sequence.num_prompt:
+            sequence.prompt_step = self._step_idx
         return chunk
+
+    # Samples of one prompt.
+
+    def _begin_beside_others(self, sequence: Sequence) -> bool:
+        """Give a sample the pages of another one that hold their prompt. False where it has still to wait for
+        the step that computes it."""
+        source = source_of(sequence, self._step_idx)
+        if source is not None:
+            self.holdings.share_prompt(source, sequence, shared_start(sequence))
+            if sequence.num_found is None:
+                sequence.num_found = sequence.num_cached_planned
+        return source is not None or not is_on_the_way(sequence)
+
+    def _let_join(self, leader: Sequence, chunk: Chunk, most: int, limits: StepLimits) -> Chunk:
+        """Up to `most` other samples draw from the last chunk of their prompt, too. They have its pages, and
+        decode from the next step on."""
+        if leader.num_known > leader.num_prompt or leader.prompt_step != self._step_idx:
+            return chunk  # it is computed again, with its output; or weights have changed meanwhile
+        if self.config.admission.refill:
+            self._admit_samples(leader, most, limits)
+        joining = [sample for sample in leader.family if draws_at_the_end_of_its_prompt(sample)][:most]
+        offset = len(chunk.token_ids) - 1
+        draws = list(chunk.draws)
+        for sample in joining:
+            self.holdings.share_prompt(leader, sample, chunk.end)
+            draws.append(first_draw(sample, offset))
+            sample.num_planned += 1
+            sample.decoding, sample.prompt_step = True, self._step_idx
+            sample.num_found = leader.num_found
+        return chunk._replace(draws=tuple(draws))
+
+    def _admit_samples(self, leader: Sequence, most: int, limits: StepLimits) -> None:
+        """Admit up to `most` other samples of a prompt, as long as they are the next in line. Each of them,
+        and of those that run, is left a page to grow into."""
+        for _ in range(most):
+            sample = self._waiting.first()
+            if sample is None or sample.family is not leader.family or sample.num_planned > sample.num_prompt:
+                return
+            if len(self._running) >= min(self._most(limits), self.pool.num_free):
+                return
+            self._admit(sample, 0)
 
     # Decode.
 
@@ -355,11 +426,11 @@ class Scheduler:
                 return 1
             steps = min(most, sequence.max_len - sequence.num_planned)
             useful += steps
-            missing += max(0, self.holdings.num_missing(sequence, sequence.num_cached_planned + steps))
+            missing += self.holdings.num_missing(sequence, sequence.num_cached_planned + steps)
         enough = useful >= MIN_STEP_USE * most * len(self._running)
         return most if enough and self.pool.can_allocate(missing) else 1
 
-    def _decode(self, updates: list[TableUpdate], num_steps: int = 1) -> _Slots:
+    def _decode(self, num_steps: int = 1) -> _Slots:
         """The sequences that decode, with pages more where they are needed."""
         hold, page_size = self.config.admission.hold_finished, self.pool.page_size
         sequences: list[Sequence] = []
@@ -375,8 +446,8 @@ class Scheduler:
             if not ended:
                 steps = num_steps if num_steps < left else left
                 num_cached = sequence.num_cached_planned + steps
-                full = num_cached > len(sequence.pages) * page_size
-                if full and not self._grow(sequence, num_cached, updates):
+                full = num_cached > len(sequence.pages) * page_size or sequence.forked
+                if full and not self._grow(sequence, num_cached):
                     self._preempt(sequence)
                     break  # it was the youngest
                 sequence.num_cached_planned = num_cached
@@ -389,52 +460,57 @@ class Scheduler:
             return _Slots()
         return _Slots(tuple(sequences), tuple(frozen) if hold else (), num_steps, last)
 
-    def _plan(self, slots: _Slots, chunks: tuple[Chunk, ...], updates: list[TableUpdate]) -> StepPlan:
+    def _plan(self, slots: _Slots, chunks: tuple[Chunk, ...]) -> StepPlan:
         """The step of these, in the smallest bucket that holds them."""
         num_tokens = sum([align(len(chunk.token_ids)) for chunk in chunks])
+        updates, copies, tables = self.holdings.take_changes()
         bucket = smallest_bucket(
             self._buckets,
             self.config.shape,
             slots=len(slots.sequences),
             tokens=num_tokens,
             chunks=len(chunks),
+            draws=sum([len(chunk.draws) for chunk in chunks]),
             updates=len(updates),
             steps=slots.num_steps,
         )
         preempted, self._preempted = tuple(self._preempted), []
         lookup, self._lookup = self._lookup, Lookup()
+        self._step_idx += 1
         return StepPlan(
-            step_idx=next(self._step_ids),
+            step_idx=self._step_idx - 1,
             bucket=bucket,
             seq_ids=tuple([s.seq_id for s in slots.sequences]),
             rows=tuple([s.row for s in slots.sequences]),
             frozen=slots.frozen,
             chunks=chunks,
             table_updates=tuple(updates),
+            page_copies=tuple(copies),
             sampler=self.holdings.sampler,
             preempted=preempted,
             lookup=lookup,
+            tables=tuple([Table(row, page_ids) for row, page_ids in tables.items()]),
         )
 
     # Pages and rows.
 
-    def _grow(self, sequence: Sequence, num_tokens: int, updates: list[TableUpdate]) -> bool:
+    def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Give a sequence pages for `num_tokens`, taking them from younger ones where none are free."""
-        need = self.holdings.num_missing(sequence, num_tokens)
-        if need <= 0:
-            return True
-        while not self.pool.can_allocate(need):
+        while not self.pool.can_allocate(self.holdings.num_missing(sequence, num_tokens)):
             youngest = self._running[-1]
             if youngest is sequence:
                 return False
             self._preempt(youngest)
-        self.holdings.take_pages(sequence, need, updates)
+        self.holdings.take_pages(sequence, num_tokens)
         return True
 
     def _let_leave(self, plan: StepPlan, slots: _Slots) -> None:
         """Those whose last token is planned give up their pages and rows: steps run in order, so the next one
         may use them."""
-        begun = [self._sequences[chunk.seq_id] for chunk in plan.chunks]
+        seq_ids = [
+            seq_id for chunk in plan.chunks for seq_id in (chunk.seq_id, *[d.seq_id for d in chunk.draws])
+        ]
+        begun = [self._sequences[seq_id] for seq_id in dict.fromkeys(seq_ids)]
         for sequence in (*slots.last, *(s for s in begun if s.num_planned >= s.max_len and not s.prefilling)):
             sequence.leaving = True
             self._running.remove(sequence)
@@ -465,7 +541,7 @@ class Scheduler:
             if sequence.num_known == sequence.num_prompt:
                 sequence.num_scored = 0  # all of its prompt by the same weights
 
-    def _admit_waiting(self, limits: StepLimits, updates: list[TableUpdate]) -> Iterator[Sequence]:
+    def _admit_waiting(self, limits: StepLimits) -> Iterator[Sequence]:
         """Admit one after the other, while rows and pages last.
 
         Running ones have their chunks by now: one that is not through would have taken the whole budget. A
@@ -479,20 +555,30 @@ class Scheduler:
         while len(self._running) < most and (sequence := self._waiting.first()) is not None:
             if sequence.num_planned > sequence.num_known:  # its tokens are in flight
                 return
-            found = self.holdings.find(sequence)
+            start = self._start_of(sequence)
+            if not start and is_on_the_way(sequence):
+                return  # so is its prompt
+            found = [] if start or runs_already(sequence) else self.holdings.find(sequence)
             claim = self._claim(sequence) - len(found) + self.holdings.num_unused(found)
             if claim > spare or len(found) > room:
                 return
             spare -= claim
-            self._waiting.pop(sequence)
-            if self._served.named:
-                self._served.charge(sequence.request.user, sequence.num_known)
             room -= len(found)
-            self.holdings.take_row(sequence)
-            self.holdings.take_found(sequence, found, updates)
-            self._note_lookup(sequence)
-            self._running.append(sequence)
+            self._admit(sequence, sequence.num_known - start)
+            if not start:
+                self.holdings.take_found(sequence, found)
+                self._note_lookup(sequence)
+            num_running = len(self._running)
             yield sequence
+            spare -= len(self._running) - num_running  # other samples of its prompt, a page each
+
+    def _admit(self, sequence: Sequence, num_tokens: int) -> None:
+        """Let a waiting sequence run, which has so many tokens to compute."""
+        self._waiting.pop(sequence)
+        if self._served.named:
+            self._served.charge(sequence.request.user, num_tokens)
+        self.holdings.take_row(sequence)
+        self._running.append(sequence)
 
     def _note_lookup(self, sequence: Sequence) -> None:
         """What was found of a sequence that has just been admitted."""
@@ -516,4 +602,9 @@ class Scheduler:
     def _claim(self, sequence: Sequence) -> int:
         """Pages that a waiting sequence must find free."""
         hold = self.config.admission.hold_finished  # then nothing may be preempted: the worst case
-        return self.pool.pages_for(sequence.max_len if hold else sequence.next_len)
+        claim = self.pool.pages_for(sequence.max_len if hold else sequence.next_len)
+        return claim - self._start_of(sequence) // self.pool.page_size
+
+    def _start_of(self, sequence: Sequence) -> int:
+        """The position from which a waiting sequence would compute: 0, or where it has another's pages."""
+        return shared_start(sequence) if source_of(sequence, self._step_idx) else 0

@@ -70,10 +70,11 @@ def smallest_bucket(
     slots: int,
     tokens: int,
     chunks: int,
+    draws: int,
     updates: int,
     steps: int = 1,
 ) -> Bucket:
-    """The first of `buckets` that holds this much, and decodes `steps` times.
+    """The first of `buckets` that holds this much, and decodes `steps` times. `draws` are those of chunks.
 
     Raises:
       ValueError: where none does.
@@ -81,9 +82,11 @@ def smallest_bucket(
     for bucket in buckets:
         if bucket.slots >= slots and bucket.tokens >= tokens and bucket.steps == steps:
             room = room_of(bucket, shape)
-            if room.chunks >= chunks and room.table_updates >= updates:
+            if room.chunks >= chunks and room.chunk_draws >= draws and room.table_updates >= updates:
                 return bucket
-    raise ValueError(f"no step holds {slots} slots, {tokens} tokens, {chunks} chunks, {updates} updates")
+    raise ValueError(
+        f"no step holds {slots} slots, {tokens} tokens, {chunks} chunks, {draws} draws, {updates} updates"
+    )
 
 
 def align(num_tokens: int) -> int:

@@ -14,6 +14,7 @@ from jbatch.host.metrics import StepRecord
 from jbatch.host.plan import StepPlan
 from jbatch.host.request import Sequence
 from jbatch.host.scheduler import Scheduler
+from jbatch.host.waiting import TRIES
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import align, room_of
 
@@ -82,9 +83,12 @@ class PrefixWatch:
         for digest, held in zip(index._pages, cache[pages].tolist(), strict=True):
             assert tuple(held) == self._tokens[digest], "a page is found that holds other tokens"
         for sequence in scheduler.running:  # steps may write from here on
-            for page in sequence.pages[sequence.num_cached // page_size :]:
-                assert not index.holds(page), "a page is found that is written to"
-                assert scheduler.pool.ref_count(page) == 1, "a page with two writers"
+            sampled = len(sequence.family) > 1  # then one of them writes the prompt
+            begin = max(sequence.num_cached, sequence.num_prompt if sampled else 0)
+            for page in sequence.pages[begin // page_size :]:
+                if not sequence.forked:  # else the page is copied before it is written to
+                    assert not index.holds(page), "a page is found that is written to"
+                    assert scheduler.pool.ref_count(page) == 1, "a page with two writers"
 
 
 def dead_pages(scheduler: Scheduler) -> list[int]:
@@ -146,18 +150,23 @@ def _check_order(scheduler: Scheduler, admitted: tuple[Sequence, ...]) -> None:
     keys = [(s.key, s.seq_id) for s in admitted]
     waiting = [(s.key, s.seq_id) for s in scheduler._sequences.values() if not (s.running or s.leaving)]
     if scheduler.config.policy.rerank_steps:  # a user's tokens are counted with each admission
-        keys, waiting = keys[:1], waiting if len(keys) == 1 else []
+        keys, waiting = keys[:1], waiting if len(keys) == 1 and len(waiting) + 1 < TRIES else []
     assert keys == sorted(keys) and (not waiting or keys[-1] < min(waiting)), "one overtook the first in line"
 
 
 def _check_claims(scheduler: Scheduler) -> None:
     """Those that are not yet decoding can reach their first token (padded: their end) on free pages."""
     hold, pool = scheduler.config.admission.hold_finished, scheduler.pool
-    claims = 0
+    claims, copied = 0, Counter()
     for s in scheduler.running:
         if hold or not s.decoding:
             most = s.max_len if hold else min(s.max_len, s.num_known + 1)
             claims += pool.pages_for(most) - len(s.pages)
+            if scheduler.holdings._must_copy(s):
+                copied[s.pages[s.num_cached_planned // pool.page_size]] += 1
+    claims += sum(
+        min(count, pool.ref_count(page) - 1) for page, count in copied.items()
+    )  # the last one writes
     assert claims <= pool.num_free, "more was admitted than the pool can take"
 
 
@@ -168,8 +177,9 @@ def check_plan(scheduler: Scheduler, plan: StepPlan, limits: StepLimits) -> None
     sizes = [len(chunk.token_ids) for chunk in plan.chunks]
     assert seq_ids and min(sizes, default=1) > 0 and len(set(seq_ids)) == len(seq_ids)
     assert sum(sizes) <= limits.max_num_batched_tokens
-    needed = (len(plan.seq_ids), sum(map(align, sizes)), len(sizes), len(plan.table_updates))
-    sizes_of = (plan.bucket.slots, plan.bucket.tokens, room.chunks, room.table_updates)
+    num_draws = sum(len(chunk.draws) for chunk in plan.chunks)
+    needed = (len(plan.seq_ids), sum(map(align, sizes)), len(sizes), num_draws, len(plan.table_updates))
+    sizes_of = (plan.bucket.slots, plan.bucket.tokens, room.chunks, room.chunk_draws, room.table_updates)
     assert all(need <= size for need, size in zip(needed, sizes_of, strict=True)), "too small a step"
     alone = not plan.chunks and not scheduler.num_waiting
     assert plan.bucket.steps == 1 or (alone and not plan.preempted), "others would have to wait"
@@ -177,21 +187,50 @@ def check_plan(scheduler: Scheduler, plan: StepPlan, limits: StepLimits) -> None
     for smaller in config.buckets:
         if smaller.num_places < plan.bucket.num_places and smaller.steps == plan.bucket.steps:
             less = room_of(smaller, config.shape)
-            sizes_of = (smaller.slots, smaller.tokens, less.chunks, less.table_updates)
+            sizes_of = (smaller.slots, smaller.tokens, less.chunks, less.chunk_draws, less.table_updates)
             assert any(need > size for need, size in zip(needed, sizes_of, strict=True)), "too large a step"
-    sequences = [scheduler._sequences[seq_id] for seq_id in seq_ids]
-    rows = [*plan.rows, *(chunk.row for chunk in plan.chunks)]
-    assert len(set(rows)) == len(rows), "a row is used twice"
-    assert all(sequence.leaving or sequence.row == row for row, sequence in zip(rows, sequences, strict=True))
+    rows = {seq_id: row for seq_id, row in zip(plan.seq_ids, plan.rows, strict=True)}
+    rows |= {chunk.seq_id: chunk.row for chunk in plan.chunks}
     for chunk in plan.chunks:
-        assert all((draw.seq_id, draw.row) == (chunk.seq_id, chunk.row) for draw in chunk.draws)
+        if chunk.draws:
+            assert (chunk.draws[0].seq_id, chunk.draws[0].row) == (chunk.seq_id, chunk.row)
+        joined = {draw.seq_id: draw.row for draw in chunk.draws[1:]}
+        assert len(joined) == len(chunk.draws[1:]) and not joined.keys() & rows.keys(), "it draws twice"
+        rows |= joined
+    sequences = {scheduler._sequences[seq_id]: row for seq_id, row in rows.items()}
+    assert len(set(rows.values())) == len(rows), "a row is used twice"
+    assert all(sequence.leaving or sequence.row == row for sequence, row in sequences.items())
     live = {*scheduler.running, *(sequence for sequence in sequences if sequence.leaving)}
     samplers = [sequence.request.params.sampler for sequence in live]
     assert plan.sampler == functools.reduce(Sampler.union, samplers, Sampler.GREEDY)
-    tables = {s.row: s.pages for s in scheduler.running}  # some wait for the next step with what was found
-    tables |= {row: None if s.leaving else s.pages for row, s in zip(rows, sequences, strict=True)}
+    pages = {row: sequence.pages for sequence, row in sequences.items() if not sequence.leaving}
+    pages |= {sequence.row: sequence.pages for sequence in scheduler.running}
     for row, page_idx, page_id in plan.table_updates:
-        assert tables[row] is None or tables[row][page_idx] == page_id, "a table entry is wrong"
+        assert row not in pages or pages[row][page_idx] == page_id, "a table entry is wrong"
+    updated = {(row, page_idx) for row, page_idx, _ in plan.table_updates}
+    for row, page_ids in plan.tables:
+        for page_idx, page_id in enumerate(page_ids):
+            right = row not in pages or (row, page_idx) in updated or pages[row][page_idx] == page_id
+            assert right, "a table is wrong"
+    _check_writers(scheduler, plan)
+
+
+def _check_writers(scheduler: Scheduler, plan: StepPlan) -> None:
+    """No step writes to a page that has another owner, but the one that computes a prompt for several."""
+    pool = scheduler.pool
+    spans = [(chunk.seq_id, chunk.start, chunk.end, len(chunk.draws) > 1) for chunk in plan.chunks]
+    for seq_id in plan.seq_ids:
+        sequence = scheduler._sequences[seq_id]
+        if not sequence.finished and sequence.num_planned < sequence.max_len:
+            end = sequence.num_cached_planned
+            spans.append((seq_id, end - plan.bucket.steps, end, False))
+    for seq_id, start, end, shared in spans:
+        pages = scheduler._sequences[seq_id].pages  # one that leaves has none
+        for page in pages[start // pool.page_size : pool.pages_for(end)]:
+            assert shared or pool.ref_count(page) == 1, "a step writes to a page of others"
+    targets = [copy.dst for copy in plan.page_copies]
+    assert len({*targets}) == len(targets), "a page is copied to twice"
+    assert not {*targets} & {copy.src for copy in plan.page_copies}, "copies depend on each other"
 
 
 def check_record(record: StepRecord, progress: list[Progress]) -> None:

@@ -147,6 +147,8 @@ class Driver:
         self.ends: dict[int, tuple[FinishReason, str | int | None, int]] = {}  # reason, stop_reason, length
         self.records: list[StepRecord] = []
         self.smallest_budget = self.limits.max_num_batched_tokens
+        self.num_shared = 0  # positions that sequences have from others
+        self._covered: dict[int, int] = {}  # by seq_id: positions that have been counted
         self._padded_batch: tuple[int, ...] = ()
         self.now = 0.0  # a step takes a second
         self.num_saved = 0  # positions that were found, and never computed
@@ -160,12 +162,15 @@ class Driver:
             self.smallest_budget = min(self.smallest_budget, self.limits.max_num_batched_tokens)
         return self.limits
 
-    def submit(self, asked: Request) -> Running:
+    def submit(self, asked: Request, n: int = 1) -> Running:
+        """Queue `n` samples of a request; the first of them."""
         if self.config.admission.wait_full:  # then arrivals are times
             asked = dataclasses.replace(asked, arrival=self.now - asked.arrival)
-        sequence = self.scheduler.add(asked)
-        self.sequences.append(sequence)
-        return sequence
+        family: list[Running] = []
+        for idx in range(n):
+            self.scheduler.add(dataclasses.replace(asked, sample_idx=idx), family=family)
+        self.sequences += family
+        return family[0]
 
     def end(self, sequence: Running, reason: FinishReason, stop_reason: str | None = None) -> None:
         """Abort or stop a sequence in whatever state it is."""
@@ -199,6 +204,7 @@ class Driver:
             check_plan(self.scheduler, plan, self.limits)
             self._check_padded(plan)
             self._note_found(plan)
+            self._count_shared(plan)
             handle = self.runner.submit(pack(plan, self.config.shape))
             self.in_flight.append((plan, handle))
         if self.in_flight and (plan is None or len(self.in_flight) > self.depth):
@@ -206,6 +212,7 @@ class Driver:
         elif plan is None:
             assert fills or not self.scheduler.has_unfinished, "work waits, and nothing is under way"
         check_invariants(self.scheduler)
+        self._covered |= {s.seq_id: s.num_cached_planned for s in self.scheduler.running if s.decoding}
         self.runner.cache[dead_pages(self.scheduler)] = -1  # the sum of what is read would be another
         self._prefixes.check(self.scheduler, self.sequences, self.runner.cache)
         return plan
@@ -214,7 +221,10 @@ class Driver:
         page_size = self.config.shape.page_size
         for chunk in plan.chunks:
             sequence = self.scheduler._sequences[chunk.seq_id]
-            assert chunk.start % page_size == 0, "a chunk begins within a page"
+            behind_prompt = len(sequence.family) > 1 and chunk.start in range(
+                sequence.num_prompt - 1, sequence.num_prompt + 1
+            )
+            assert chunk.start % page_size == 0 or behind_prompt, "a chunk begins within a page"
             assert chunk.end % page_size == 0 or chunk.end == sequence.num_known, "it ends within one"
             if (chunk.seq_id, chunk.attempt) not in self._begun:
                 self._begun.add((chunk.seq_id, chunk.attempt))
@@ -248,6 +258,19 @@ class Driver:
                 assert plan.seq_ids == self._padded_batch
             self._padded_batch = plan.seq_ids
 
+    def _count_shared(self, plan: StepPlan) -> None:
+        """Positions that count as useful where each sequence is alone, and that it has from others."""
+        for chunk in plan.chunks:
+            covered = self._covered.get(chunk.seq_id, 0)
+            self.num_shared += max(0, chunk.start - covered)
+            useful = len(chunk.token_ids) - chunk.num_recomputed
+            self.num_shared += max(0, chunk.end - max(chunk.start, covered)) - useful
+            self._covered[chunk.seq_id] = max(covered, chunk.end)
+            for draw in chunk.draws[1:]:
+                covered = self._covered.get(draw.seq_id, 0)
+                self.num_shared += chunk.end - covered
+                self._covered[draw.seq_id] = chunk.end
+
     def drain(self) -> None:
         """Step until idle."""
         while self.scheduler.has_unfinished or self.in_flight:
@@ -269,7 +292,7 @@ class Driver:
             most_steps += chunks * (1 + sequence.num_preemptions) + given
         assert len(self.records) <= most_steps, "steps without progress"
         useful = sum(record.useful for record in self.records)
-        positions -= self.num_saved
+        positions -= self.num_shared
         assert useful == positions if untouched else useful <= positions + len(self.sequences)
         found, looked_up = (sum(getattr(record, name) for record in self.records) for name in FINDS)
         assert self.num_saved <= found <= looked_up
@@ -281,7 +304,12 @@ def check_tokens(sequence: Running) -> bool:
     """It has the tokens that the definition gives and the right reason. False where the host ended it."""
     asked, got = sequence.request, sequence.output_token_ids
     expected = continuation(
-        asked.prompt_token_ids, asked.max_tokens, VOCAB_SIZE, asked.stop_ids, asked.params.min_tokens
+        asked.prompt_token_ids,
+        asked.max_tokens,
+        VOCAB_SIZE,
+        asked.stop_ids,
+        asked.params.min_tokens,
+        asked.sample_idx,
     )
     if sequence.finish_reason == FinishReason.ABORT or sequence.stop_reason == HOST_STOP:
         assert got == expected[: len(got)]
@@ -303,7 +331,7 @@ def random_config(rng: random.Random, mode: str, policy: str) -> SchedulerConfig
     tokens = rng.choice([size for size in (8, 16, 32, 64) if size >= page_size])
     max_model_len = rng.choice((32, 64))
     fewest = 2 if page_size == 16 else 5
-    slots, steps = sorted({1, -(-num_rows // 2), num_rows}), rng.choice((1, 1, 2, 4, 7))
+    slots, steps = sorted({1, -(-num_rows // 2), num_rows}), rng.choice((1, 2, 4, 7))
     several = tuple(Bucket(size, 0, steps) for size in slots) if steps > 1 else ()
     return scheduler_config(
         mode,
@@ -378,10 +406,11 @@ def run_random_schedule(seed: int) -> Driver:
     room = driver.scheduler.max_seq_len
     stem, forget_share = rng.choices(range(VOCAB_SIZE), k=room), rng.choice((0, 0, 0.02))
     update_share = rng.choice((0, 0, 0, 0.05))
+    samples = rng.choice(((1,), (1, 1, 2, 3), (1, 1, 1, 9)))
     num_requests, arrival_share = rng.randint(1, 14), rng.choice((0.1, 0.5, 0.9))
     while len(driver.sequences) < num_requests or driver.scheduler.has_unfinished or driver.in_flight:
         if len(driver.sequences) < num_requests and rng.random() < arrival_share:
-            driver.submit(random_request(rng, room, stem))
+            driver.submit(random_request(rng, room, stem), n=rng.choice(samples))
         elif driver.sequences and rng.random() < abort_share:
             driver.end(rng.choice(driver.sequences), FinishReason.ABORT)
         elif rng.random() < forget_share:
@@ -414,6 +443,7 @@ def count(driver: Driver) -> Counter:
     sums = {name: sum(getattr(record, name) for record in driver.records) for name in names}
     kinds = {
         "several steps": sum(record.num_decode_steps > 1 for record in driver.records),
+        "shared": driver.num_shared,
         "mixed": sum(record.kind == "mixed" for record in driver.records),
         mode: 1,
         policy.name: 1,

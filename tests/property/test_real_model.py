@@ -29,7 +29,6 @@ from tests.helpers.tiny_engine import (
     SEVERAL,
     buckets_for,
     drain,
-    generate_alone,
     make_engine,
     make_scheduler,
     shared_runner,
@@ -57,8 +56,10 @@ def asked(idx):
          {"temperature": 1.0, "top_p": 0.7}, {"temperature": 0.8, "min_p": 0.1, "top_p": 0.9, "top_k": 20})
     )  # fmt: skip
     most = rng.choice((2, 8, 24, 24))
+    n = random.Random(-1 - idx).choice((1, 1, 1, 2, 3, 6)) if sampled else 1
     return prompt, SamplingParams(
         **{"temperature": 0.0, **sampled},
+        n=n,
         seed=rng.randrange(2**32),
         max_tokens=rng.randint(1, most),
         stop_token_ids=rng.sample(range(96), rng.choice((0, 0, 8))),
@@ -72,8 +73,12 @@ def num_tokens(idx):
 
 @functools.cache
 def alone(idx):
-    output = generate_alone(*asked(idx)).outputs[0]
-    return output.token_ids, output.finish_reason, output.stop_reason
+    """Each of its samples has the engine for itself."""
+    prompt, params = asked(idx)
+    engine = make_engine(make_scheduler(limits=lambda view: StepLimits(64, 1)))
+    engine.add_request("alone", prompt, params)
+    outputs = drain(engine)["alone"].outputs
+    return [(output.token_ids, output.finish_reason, output.stop_reason) for output in outputs]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -136,12 +141,16 @@ def run_schedule(seed):
             engine.abort(rng.choice(list(engine._requests)))
         if rng.random() < preempt_share:
             force_preemption(engine.scheduler)
-        outputs |= {int(output.request_id): output for output in engine.step().outputs}
+        step = engine.step()
+        outputs |= {int(output.request_id): output for output in step.outputs}
+        for chunk in step.plan.chunks if step.plan else ():
+            counts["shared"] += max(0, len(chunk.draws) - 1) * chunk.end
         poison_free_pages(engine.scheduler)
         check_invariants(engine.scheduler)
     for idx, output in outputs.items():
         counts[str(output.outputs[0].finish_reason)] += 1
-        counts["near-ties"] += check_output(idx, output.outputs[0])
+        counts["near-ties"] += sum(check_output(idx, sample) for sample in output.outputs)
+        counts["samples"] += len(output.outputs) - 1
     summary = engine.summary
     counts.update(preempted=sum(o.metrics.num_preemptions for o in outputs.values()), requests=len(outputs))
     return counts + Counter(recomputed=summary.recomputed, steps=summary.num_steps, found=summary.found)
@@ -149,7 +158,7 @@ def run_schedule(seed):
 
 def check_output(idx, output):
     """The tokens are those of the request alone (a beginning of them, if aborted). True for a near-tie."""
-    expected, reason, stop_reason = alone(idx)
+    expected, reason, stop_reason = alone(idx)[output.index]
     if output.finish_reason == FinishReason.ABORT:
         expected = expected[: len(output.token_ids)]
     elif output.token_ids == expected:
@@ -158,12 +167,12 @@ def check_output(idx, output):
         return False
     both = enumerate(zip(output.token_ids, expected, strict=False))
     first = next(i for i, (token, other) in both if token != other)
-    gap = score_gap(idx, expected[:first])
+    gap = score_gap(idx, expected[:first], output.index)
     assert gap <= NEAR_TIE, f"request {idx}: {output.token_ids} is not {expected}: gap {gap} at token {first}"
     return True
 
 
-def score_gap(idx, generated):
+def score_gap(idx, generated, sample_idx):
     """Between the two best scores (with their noise, where the request samples) of the next token."""
     prompt, params = asked(idx)
     tokens = prompt + generated
@@ -174,7 +183,7 @@ def score_gap(idx, generated):
         seeds = jnp.asarray([params.seed], jnp.uint32).view(jnp.int32)
         logits = sampling.keep_likely(logits / params.temperature, rows)
         logits += sampling._noise(
-            seeds, jnp.zeros(1, jnp.int32), jnp.asarray([len(tokens)]), logits.shape[-1]
+            seeds, jnp.asarray([sample_idx]), jnp.asarray([len(tokens)]), logits.shape[-1]
         )
     second, first = np.partition(np.asarray(logits[0]), -2)[-2:]
     return first - second
@@ -202,6 +211,7 @@ def test_random_schedules():
     assert min(totals[f"{steps} steps"] for steps in (4, 8)) >= NUM_SCHEDULES / 10
     assert min(totals[f"chunk {chunk}"] for chunk in CHUNKS) >= NUM_SCHEDULES / 10
     assert min(totals[reason] for reason in ("length", "stop", "abort")) >= NUM_SCHEDULES / 6
+    assert totals["samples"] >= NUM_SCHEDULES and totals["shared"] >= 10 * NUM_SCHEDULES
     assert totals["preempted"] >= 4 * NUM_SCHEDULES / 3 and totals["recomputed"] >= 10 * NUM_SCHEDULES
 
 
@@ -261,7 +271,7 @@ def replace_param(monkeypatch, name, change):
 def test_a_row_that_is_not_finite_ends_alone(monkeypatch):
     """The embedding of one token is NaN, and one prompt holds it: its neighbours do not notice."""
     neighbours = [idx for idx in range(20) if asked(idx)[1].greedy and num_tokens(idx) > 8][:6]
-    seen = {token for idx in neighbours for token in (*asked(idx)[0], *alone(idx)[0])}
+    seen = {token for idx in neighbours for token in (*asked(idx)[0], *alone(idx)[0][0])}
     poisoned = next(token for token in range(96) if token not in seen)
 
     replace_param(monkeypatch, "embedding", lambda leaf: leaf.at[poisoned].set(jnp.nan))
@@ -277,7 +287,7 @@ def test_a_row_that_is_not_finite_ends_alone(monkeypatch):
     assert failed.outputs[0].finish_reason == "error" and failed.outputs[0].token_ids == []
     assert "not finite at position 3" in failed.error
     assert {int(idx): output.outputs[0].token_ids for idx, output in outputs.items()} == {
-        idx: alone(idx)[0] for idx in neighbours
+        idx: alone(idx)[0][0] for idx in neighbours
     }
 
 

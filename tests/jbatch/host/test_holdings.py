@@ -18,12 +18,14 @@ def make_holdings():
 
 
 def test_pages_go_behind_those_that_a_sequence_has():
-    holdings, updates = make_holdings(), []
+    holdings = make_holdings()
     sequence = sequence_of(9)
     holdings.take_row(sequence)
     assert holdings.num_missing(sequence, 9) == 3
-    holdings.take_pages(sequence, 1, updates)
-    holdings.take_pages(sequence, 2, updates)
+    holdings.take_pages(sequence, 4)
+    holdings.take_pages(sequence, 9)
+    updates, copies, tables = holdings.take_changes()
+    assert holdings.take_changes() == ([], [], {}) and not copies and not tables
     assert updates == [TableUpdate(0, idx, page) for idx, page in enumerate(sequence.pages)]
     assert len(set(sequence.pages)) == 3 and holdings.num_missing(sequence, 12) == 0
 
@@ -33,7 +35,7 @@ def test_who_is_released_holds_nothing():
     first, second = sequence_of(5), sequence_of(5, temperature=1.0)
     holdings.take_row(first)
     holdings.take_row(second)
-    holdings.take_pages(first, 2, [])
+    holdings.take_pages(first, 5)
     first.num_cached, first.num_cached_planned, first.decoding = 5, 6, True
     assert (first.row, second.row, holdings.sampler) == (0, 1, Sampler.PLAIN)
     holdings.release(second)

@@ -55,7 +55,7 @@ def test_no_step_needs_more(seed):
     """Whatever ends early, is aborted, or loses its pages."""
     rng = random.Random(seed)
     driver = random_driver(rng)
-    sequences = [
+    for _ in range(rng.choice((1, 2, rng.randint(1, 12)))):
         driver.submit(
             request(
                 [rng.randrange(97) for _ in range(rng.randint(1, rng.choice((8, 30, 60))))],
@@ -63,16 +63,15 @@ def test_no_step_needs_more(seed):
                 temperature=rng.choice((0.0, 1.0)),
                 top_p=rng.choice((1.0, 0.5)),
                 stop_ids=tuple(rng.sample(range(97), 9)) if rng.random() < 0.5 else (),
-            )
+            ),
+            n=rng.choice((1, 1, 2, 4)),
         )
-        for _ in range(rng.choice((1, 2, rng.randint(1, 12))))
-    ]
     found = reach(driver.scheduler)
     while driver.scheduler.has_unfinished or driver.in_flight:
         if (plan := driver.step()) is not None:
             assert plan.bucket in found.buckets and plan.sampler in found.samplers
         if rng.random() < 0.05:
-            driver.end(rng.choice(sequences), FinishReason.ABORT)
+            driver.end(rng.choice(driver.sequences), FinishReason.ABORT)
 
 
 def test_nobody_waits():
@@ -123,6 +122,17 @@ def test_what_only_scores_never_decodes():
     scored = prompts(8, max_tokens=0, prompt_logprobs=1)
     assert reach_of(*scored) == Reach((Bucket(4, 16),), (Sampler.LOGPROBS,))
     assert set(reach_of(*prompts(8, 8, max_tokens=1)).buckets) == {Bucket(4, 32)}
+
+
+def test_samples_of_a_prompt_take_one_chunk_and_as_many_draws():
+    """Four draws take a step of 64 tokens; four prompts of 8 tokens would, too."""
+    driver = Driver(config())
+    driver.submit(*prompts(8), n=4)
+    found = reach(driver.scheduler)
+    assert set(found.buckets) == {Bucket(4, 64), *map(decode_bucket, SLOTS)} and found.shares_pages
+    driver = Driver(config(buckets=buckets((16, 128, 256), SLOTS)))
+    driver.submit(*prompts(60), n=4)
+    assert set(reach(driver.scheduler).buckets) == {Bucket(4, 128), *map(decode_bucket, SLOTS)}
 
 
 def test_variants_and_their_unions():

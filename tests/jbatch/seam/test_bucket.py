@@ -74,13 +74,14 @@ BUCKETS = (
         ({"slots": 4, "updates": 5}, (4, 32)),  # too many for a step without prompts
         ({"tokens": 33, "chunks": 1}, (0, 64)),
         ({"tokens": 24, "chunks": 3}, (0, 64)),
+        ({"tokens": 8, "chunks": 1, "draws": 3}, (0, 64)),
         ({"tokens": 8, "chunks": 1, "updates": 517}, (4, 32)),
         ({"slots": 1, "tokens": 8, "chunks": 1}, (4, 32)),
         ({"slots": 1, "tokens": 8, "chunks": 3}, (4, 64)),
     ],
 )
 def test_the_first_that_holds_it(needed, bucket):
-    sizes = {"slots": 0, "tokens": 0, "chunks": 0, "updates": 0, **needed}
+    sizes = {"slots": 0, "tokens": 0, "chunks": 0, "draws": 0, "updates": 0, **needed}
     assert smallest_bucket(BUCKETS, shape_of(), **sizes) == Bucket(*bucket)
 
 
@@ -91,12 +92,13 @@ def test_the_first_that_holds_it(needed, bucket):
         {"slots": 4, "updates": 525},
         {"tokens": 72, "chunks": 1},
         {"tokens": 64, "chunks": 5},
+        {"tokens": 64, "chunks": 1, "draws": 5},
         {"tokens": 64, "chunks": 4, "updates": 525},
         {"slots": 5, "tokens": 8, "chunks": 1},
     ],
 )
 def test_a_step_that_is_too_large_names_its_sizes(needed):
-    sizes = {"slots": 0, "tokens": 0, "chunks": 0, "updates": 0, **needed}
+    sizes = {"slots": 0, "tokens": 0, "chunks": 0, "draws": 0, "updates": 0, **needed}
     words = ", ".join(f"{size} {name}" for name, size in sizes.items())
     with pytest.raises(ValueError, match=f"^no step holds {words}$"):
         smallest_bucket(BUCKETS, shape_of(), **sizes)
@@ -104,7 +106,7 @@ def test_a_step_that_is_too_large_names_its_sizes(needed):
 
 def test_a_step_of_both_needs_a_bucket_of_both():
     with pytest.raises(ValueError, match="no step holds 1 slots, 8 tokens"):
-        smallest_bucket(BUCKETS[:4], shape_of(), slots=1, tokens=8, chunks=1, updates=0)
+        smallest_bucket(BUCKETS[:4], shape_of(), slots=1, tokens=8, chunks=1, draws=0, updates=0)
 
 
 @pytest.mark.parametrize("num_tokens, places", [(0, 0), (1, 8), (8, 8), (9, 16)])
