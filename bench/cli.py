@@ -13,6 +13,8 @@ from bench.options import (
     LADDER_ENGINE,
     LATENCY,
     SETTING,
+    SIMULATED_ENGINE,
+    SIMULATED_RUN,
     THROUGHPUT,
     WORKLOAD,
     LatencySetting,
@@ -40,6 +42,15 @@ Model = Annotated[
         help="demo; llama2-7b, llama3-8b, llama3-70b, llama3.2-1b, llama3.2-3b, 150m (random weights); "
         "or a model directory.",
     ),
+]
+Costs = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Costs that `jbatch bench calibrate` measured.")
+]
+HardwareName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Or costs derived from a data sheet: h200, a100.")
+]
+SimulatedModel = Annotated[
+    str, typer.Option(metavar="NAME", help="With --hardware: a name of --model elsewhere, but demo.")
 ]
 Json = Annotated[
     Path | None, typer.Option("--output-json", metavar="FILE", help="Write results there; must not exist.")
@@ -132,6 +143,43 @@ def calibrate(
     from bench.simulate.calibrate import run_calibrate
 
     run_calibrate(model, engine_options, repeats, seed, output)
+
+
+@app.command(short_help="Who runs first: policies and predictors of lengths, simulated.")
+@with_options(SIMULATED_ENGINE, WORKLOAD, SIMULATED_RUN)
+def policies(
+    engine_options: dict[str, Any],
+    workload_options: dict[str, Any],
+    setting_options: dict[str, Any],
+    costs: Costs = None,
+    hardware: HardwareName = None,
+    model: SimulatedModel = "llama3-8b",
+    dataset_name: Annotated[str, typer.Option(metavar="NAME", help=DATASETS)] = "mixed_length",
+    policy: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="May be repeated. [default: all]")
+    ] = None,
+    predictor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="May be repeated: none, oracle, noisy, running-mean, prompt-length, or a trained one. "
+            "[default: none, oracle, noisy, running-mean]",
+        ),
+    ] = None,
+    output_json: Json = None,
+    output_png: Annotated[
+        Path | None, typer.Option("--output-png", metavar="FILE", help="Draw it there; must not exist.")
+    ] = None,
+) -> None:
+    """Simulate one workload under each policy, where requests have to queue, and compare."""
+    setting = Setting(**setting_options, repeats=1)
+    from bench.simulate.policies_command import Lab, run_policies
+    from jbatch.host.policies import POLICIES
+
+    names = tuple(dict.fromkeys(policy or POLICIES))
+    predictors = tuple(dict.fromkeys(predictor or ("none", "oracle", "noisy", "running-mean")))
+    lab = Lab(costs, hardware, model, dataset_name, names, predictors, output_json, output_png)
+    run_policies(lab, setting, engine_options, workload_options)
 
 
 PASSED_ON: Any = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

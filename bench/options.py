@@ -164,6 +164,12 @@ _LADDER_HELP = {
     "batch_wait_timeout_s": "static-full: seconds that the oldest request waits for a full batch.",
 }
 LADDER_ENGINE = (EngineConfig, _ENGINE_HELP | _LADDER_HELP)
+_SIZES = ("max_num_seqs", "max_model_len", "max_num_batched_tokens", "page_size", "num_pages")
+SIMULATED_ENGINE = (
+    EngineConfig,
+    {name: ENGINE_HELP[name] for name in _SIZES} | {"max_num_seqs": "Sequences that run at once."},
+)
+SIMULATED_RUN = (Setting, {name: SETTING_HELP[name] for name in ("num_prompts", "seed", "max_concurrency")})
 WORKLOAD = (WorkloadOptions, WORKLOAD_HELP)
 SETTING = (Setting, SETTING_HELP)
 THROUGHPUT = (Setting, THROUGHPUT_HELP)

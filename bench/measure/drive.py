@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench.workloads.workload import Workload
 from jbatch.engine.engine import Engine
+from jbatch.engine.intake import ScheduleFields
 from jbatch.engine.records import EngineStep
 from jbatch.errors import JBatchError
 from jbatch.host.metrics import StepRecord, Summary
@@ -62,6 +63,7 @@ def drive(
     max_concurrency: int | None = None,
     temperature: float = 0.0,
     budget: int | None = None,
+    wishes: Sequence[ScheduleFields] = (),
     clock: Callable[[], float] | None = None,
 ) -> Run:
     """Add requests as their arrival comes on the clock, and step until all have ended.
@@ -75,6 +77,7 @@ def drive(
         count from then, as in `vllm bench`.
       budget: tokens that every request may generate, on a runner that knows where it ends by itself; by
         default those that it wants.
+      wishes: what policies may go by, of each request.
       clock: the engine's own, by default.
 
     Raises:
@@ -95,6 +98,7 @@ def drive(
             number, item = len(arrivals), items[len(arrivals)]
             if item.arrival > now:
                 break
+            wished: Any = wishes[number] if wishes else {}
             arrivals.append(item.arrival if max_concurrency is None else now)
             engine.add_request(
                 str(number),
@@ -102,6 +106,7 @@ def drive(
                 params[number],
                 arrival=begin - skipped + arrivals[-1],
                 predicted_len=None if predicted is None else predicted[number],
+                **wished,
             )
         began = clock() - begin + skipped
         step = engine.step()

@@ -16,31 +16,32 @@ from bench.ladder.arms import Arm
 from bench.ladder.ladder import climb
 from bench.ladder.subject import DEMO_SCALE
 from bench.measure.shapes import DEMO, RUNNABLE, model_config
-from bench.options import ENGINE_OPTIONS, SETTING_HELP, WORKLOAD, Setting, parse_goodput
+from bench.options import (
+    ENGINE_OPTIONS,
+    SIMULATED_ENGINE,
+    SIMULATED_RUN,
+    WORKLOAD,
+    Setting,
+    parse_goodput,
+)
 from bench.results import ArmResult, Results, claimed, describe, write
 from bench.simulate.hardware import HARDWARE, derive, num_pages
 from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.lengths import NAMES, SCENARIOS
 from bench.workloads.workload import Workload, make_workload
-from jbatch.cli.options import ENGINE_HELP, with_options
+from jbatch.cli.options import with_options
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError
 from jbatch.host.policies import POLICIES
 from jbatch.sim.cost import CostError, CostTable, read_costs
 
-SIZES = ("max_num_seqs", "max_model_len", "max_num_batched_tokens", "page_size", "num_pages")
-SIMULATED = (
-    EngineConfig,
-    {name: ENGINE_HELP[name] for name in SIZES} | {"max_num_seqs": "Sequences that run at once."},
-)
-RUN = (Setting, {name: SETTING_HELP[name] for name in ("num_prompts", "seed", "max_concurrency")})
 MEMORY_SHARE = 0.9
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command(short_help="A workload on costs instead of a device, with the engine's own scheduler.")
-@with_options(SIMULATED, WORKLOAD, RUN)
+@with_options(SIMULATED_ENGINE, WORKLOAD, SIMULATED_RUN)
 def simulate(
     engine_options: dict[str, Any],
     workload_options: dict[str, Any],
@@ -73,8 +74,8 @@ def simulate(
     """
     setting = Setting(**setting_options, repeats=1, goodput=parse_goodput(goodput or ()))
     arms = [_arm(name) for name in dict.fromkeys(policy or ("fcfs",))]
-    simulated = _simulated(costs, hardware, model, engine_options)
-    workload = _workload(dataset_name, setting, simulated, workload_options)
+    simulated = simulated_by(costs, hardware, model, engine_options)
+    workload = workload_for(dataset_name, setting, simulated, workload_options)
     with claimed(output_json):
         begin = time.monotonic()
         done = climb(SimulatedSubject(simulated, seed=setting.seed), arms, workload, setting)
@@ -91,7 +92,9 @@ def _arm(name: str) -> Arm:
     return Arm(name, "continuous", f"continuous batching, {name}", name)  # type: ignore[arg-type]
 
 
-def _simulated(costs: Path | None, hardware: str | None, model: str, options: Mapping[str, Any]) -> Simulated:
+def simulated_by(
+    costs: Path | None, hardware: str | None, model: str, options: Mapping[str, Any]
+) -> Simulated:
     """What is simulated. Raises ConfigError where it is not said, or said twice, and CostError for a file
     that holds none."""
     if (costs is None) == (hardware is None):
@@ -133,7 +136,9 @@ def _derived(hardware: str, model: str, options: Mapping[str, Any]) -> Simulated
     return Simulated(config, max_model_len, pages, of_model.vocab_size, derive(described, of_model), about)
 
 
-def _workload(name: str, setting: Setting, sim: Simulated, options: Mapping[str, Any]) -> Workload:
+def workload_for(name: str, setting: Setting, sim: Simulated, options: Mapping[str, Any]) -> Workload:
+    """A workload by name, for an engine's context; for the demo model, scenarios at a quarter of their
+    lengths. Raises what `make_workload` raises."""
     defaults: dict[str, Any] = {}
     if sim.about.get("model") == DEMO and name in SCENARIOS:
         defaults["length_scale"] = DEMO_SCALE

@@ -10,6 +10,7 @@ from bench.ladder.arms import Arm
 from bench.measure.floor import Floor
 from jbatch.config import EngineConfig
 from jbatch.engine.engine import Engine
+from jbatch.host.lengths.prediction import Predictor
 from jbatch.host.limits import StepLimits
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES
@@ -59,7 +60,7 @@ class SimulatedSubject:
         self.about = dict(simulated.about)
         self._check()
 
-    def new_engine(self, arm: Arm, max_num_seqs: int) -> Engine:
+    def new_engine(self, arm: Arm, max_num_seqs: int, predictor: Predictor | None = None) -> Engine:
         """A fresh engine, at time 0."""
         sim, clock = self.simulated, VirtualClock()
         config = dataclasses.replace(sim.config, mode=arm.mode, policy=arm.policy)
@@ -76,7 +77,12 @@ class SimulatedSubject:
             lambda view: limits,
         )
         intake = TimedIntake(
-            sim.costs, clock, vocab_size=sim.vocab_size, max_seq_len=scheduler.max_seq_len, seed=config.seed
+            sim.costs,
+            clock,
+            vocab_size=sim.vocab_size,
+            max_seq_len=scheduler.max_seq_len,
+            seed=config.seed,
+            predictor=predictor,
         )
         cost = Chance(sim.costs, self._seed) if isinstance(sim.costs, CostTable) else sim.costs
         runner = TimedRunner(sim.shape, cost, clock, self._output_lens)

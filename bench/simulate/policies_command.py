@@ -1,0 +1,122 @@
+"""`jbatch bench policies`: the policy lab, as a table and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+
+from bench.ladder.tables import console, describe_workload
+from bench.options import Setting
+from bench.results import claimed, describe
+from bench.simulate.command import simulated_by, workload_for
+from bench.simulate.policies import Outcome, run_lab
+from bench.simulate.subject import Simulated
+from bench.workloads.workload import Workload
+
+DEFAULT_SEQS = 16
+POOL_SHARE = 0.5  # of the pages that as many of the longest requests would fill
+NO_QUEUE = 0.05  # share of steps in which a request waited, below which policies cannot matter
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """What is simulated, and where the results go."""
+
+    costs: Path | None
+    hardware: str | None
+    model: str
+    dataset_name: str
+    policies: tuple[str, ...]
+    predictors: tuple[str, ...]
+    output_json: Path | None
+    output_png: Path | None
+
+
+def run_policies(
+    lab: Lab, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
+) -> list[Outcome]:
+    """Simulate, print and write. Raises what `jbatch simulate` raises."""
+    options = {"max_num_seqs": DEFAULT_SEQS} | engine_options
+    sim = simulated_by(lab.costs, lab.hardware, lab.model, options)
+    workload = workload_for(lab.dataset_name, setting, sim, workload_options)
+    if "num_pages" not in engine_options:
+        sim = _constrained(sim, workload)
+    budget = sim.max_model_len - max(len(item.prompt_token_ids) for item in workload.items)
+    with claimed(lab.output_json), claimed(lab.output_png):
+        outcomes = run_lab(sim, workload, lab.policies, lab.predictors, budget, setting.seed)
+        if lab.output_json is not None:
+            rows = [outcome._asdict() for outcome in outcomes]
+            content = {"schema": 1, "kind": "policies", "workload": describe(workload), "outcomes": rows}
+            lab.output_json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        if lab.output_png is not None:
+            draw(outcomes, lab.output_png)
+    print_lab(console(), sim, workload, outcomes)
+    return outcomes
+
+
+def _constrained(sim: Simulated, workload: Workload) -> Simulated:
+    """With so few pages that some sequences are preempted; the longest fits."""
+    page_size = sim.config.page_size
+    longest = -(-workload.longest // page_size)
+    pages = 1 + max(longest, round(POOL_SHARE * longest * sim.config.max_num_seqs))
+    return sim._replace(num_pages=min(sim.num_pages, pages))
+
+
+def print_lab(out: Console, sim: Simulated, workload: Workload, outcomes: Sequence[Outcome]) -> None:
+    """The table, and what its columns mean."""
+    out.print(describe_workload(describe(workload)))
+    out.print(
+        f"simulated: {sim.about.get('model')} on {sim.about.get('device')}; "
+        f"{sim.config.max_num_seqs} sequences at once, {sim.num_pages - 1} pages\n"
+    )
+    if max(outcome.queued for outcome in outcomes) < NO_QUEUE:
+        out.print("No queue formed: policies cannot matter here. Offer more load, or run fewer at once.")
+    headings = ("makespan", "mean", "p50", "p99", "TTFT", "met", "fair", "preempted", "again", "regret")
+    names = ("policy", "lengths")
+    table = Table(*names, *(Column(name, justify="right") for name in headings), box=box.SIMPLE)
+    for o in outcomes:
+        times = (f"{value:.2f}" for value in (o.makespan, o.mean_e2el, o.p50_e2el, o.p99_e2el, o.mean_ttft))
+        shares = f"{o.met:.0%}", f"{o.fairness:.2f}", f"{o.num_preempted}", f"{o.recomputed}"
+        table.add_row(o.policy, o.predictor, *times, *shares, "" if o.regret is None else f"{o.regret:+.0%}")
+    out.print(table)
+    out.print(
+        "Times are seconds from arrival, of the simulated clock. met: of the requests with a limit of their "
+        "latency, how many kept it. fair: Jain's index over users of the tokens per second that each got "
+        "while a request of its waited; 1 where all got as many. again: prompt tokens computed a second "
+        "time after a preemption. regret: mean latency against the same policy with an oracle. lengths: "
+        "who predicts them; none: max_tokens."
+    )
+
+
+def draw(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Mean and 99th percentile of the latency, and the makespan, as bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    from bench.report.figures import BLUE, GREY, ORANGE, STYLE
+
+    names = [o.policy if o.predictor == "none" else f"{o.policy}, {o.predictor}" for o in outcomes]
+    columns = (
+        ("mean latency", "mean_e2el", BLUE),
+        ("p99 latency", "p99_e2el", ORANGE),
+        ("makespan", "makespan", GREY),
+    )
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 0.6 + 0.26 * len(names)), layout="constrained")
+        axes = figure.subplots(1, len(columns), sharey=True)
+        for axis, (title, field, colour) in zip(axes, columns, strict=True):
+            axis.barh(names, [getattr(o, field) for o in outcomes], color=colour)
+            axis.set_title(title)
+            axis.set_xlabel("seconds, simulated")
+            axis.grid(axis="y", visible=False)
+        axes[0].invert_yaxis()
+        figure.savefig(path, dpi=150)

@@ -1,0 +1,106 @@
+"""The policy lab: what each policy is for, on costs that are made up and on a machine that is too small."""
+
+import json
+
+import pytest
+
+from bench.results import RequestRow
+from bench.simulate.policies import Outcome, _rates, run_lab, wishes_of
+from bench.simulate.subject import Simulated
+from bench.workloads.workload import make_workload
+from jbatch.config import EngineConfig
+from jbatch.errors import ConfigError
+from jbatch.host.policies import POLICIES
+from jbatch.seam.bucket import buckets_of
+from jbatch.sim.cost import BucketCost, CostTable, HostCost
+from tests.helpers.command import run
+
+CONFIG = EngineConfig(max_num_seqs=4, page_size=16)
+
+
+def simulated(num_pages=1024):
+    buckets = buckets_of(CONFIG, 256)
+    costs = CostTable(dict.fromkeys(buckets, BucketCost(1e-3, 0.0, 0.0, 0.0, 0.0)), HostCost())
+    return Simulated(CONFIG, 256, num_pages, 264, costs, {})
+
+
+def work(name="mixed_length", num_prompts=64, **options):
+    options = {"length_scale": 0.25} | options
+    return make_workload(name, num_prompts=num_prompts, seed=0, vocab_size=264, max_model_len=256, **options)
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """Bursts of 32 on 4 slots, and pages for little more than two of the longest."""
+    workload = work("bursty_traffic", burst_size=32)
+    made = run_lab(simulated(num_pages=24), workload, list(POLICIES), ["none", "oracle", "noisy"], 200, 0)
+    return {(outcome.policy, outcome.predictor): outcome for outcome in made}
+
+
+def test_every_policy_ran_where_a_queue_formed(outcomes):
+    assert {policy for policy, _ in outcomes} == set(POLICIES)
+    assert all(outcome.queued > 0.5 for outcome in outcomes.values())
+    assert sum(outcome.num_preempted for outcome in outcomes.values()) > 0
+
+
+def test_shortest_first_lowers_the_mean_latency(outcomes):
+    assert outcomes["sjf", "oracle"].mean_e2el < 0.8 * outcomes["fcfs", "none"].mean_e2el
+    assert outcomes["sjf", "oracle"].mean_e2el < outcomes["sjf", "noisy"].mean_e2el
+
+
+def test_without_a_prediction_lengths_are_all_alike(outcomes):
+    assert outcomes["sjf", "none"].mean_e2el == outcomes["fcfs", "none"].mean_e2el
+    assert outcomes["sjf", "none"].regret > 0 == outcomes["sjf", "oracle"].regret
+
+
+def test_longest_first_lowers_the_makespan():
+    made = run_lab(simulated(), work(num_prompts=40), ["fcfs", "ljf"], ["oracle"], 200, 0)
+    assert made[1].makespan < made[0].makespan
+
+
+def test_deadlines_keep_more_limits_than_order_of_arrival(outcomes):
+    assert outcomes["deadline", "none"].met > outcomes["fcfs", "none"].met
+
+
+def test_fair_shares_by_user(outcomes):
+    """One of four users sends half of the requests."""
+    assert outcomes["fair", "none"].fairness > outcomes["fcfs", "none"].fairness
+
+
+def test_rates_by_a_pencil():
+    """User a waits from 0 to 2 and from 5 to 6, and gets 2 of its 3 tokens then; b waits from 1 to 3."""
+    rows = [RequestRow(0.0, 2.0, 4.0, 1, 2), RequestRow(5.0, 6.0, 6.0, 1, 1), RequestRow(1.0, 3.0, 3.0, 1, 1)]
+    assert _rates(rows, [[2.0, 4.0], [6.0], [3.0]], ["a", "a", "b"]) == [pytest.approx(2 / 3), 0.5]
+
+
+def test_wishes_come_from_their_seed():
+    workload = work()
+    assert wishes_of(workload, 1e-3, 0) == wishes_of(workload, 1e-3, 0) != wishes_of(workload, 1e-3, 1)
+
+
+def test_an_unknown_policy_is_named():
+    with pytest.raises(ConfigError, match="policy='best': must be one of fcfs, sjf"):
+        run_lab(simulated(), work(), ["best"], ["none"], 200, 0)
+
+
+FLAGS = ("--hardware", "h200", "--model", "llama3.2-1b", "--max-model-len", "1024", "--policy", "sjf")
+
+
+def test_the_command(tmp_path, capsys):
+    flags = (*FLAGS, "--num-prompts", "40", "--max-num-seqs", "4", "--policy", "fcfs")
+    ended = run(
+        capsys, "bench", "policies", *flags, "--output-json", tmp_path / "lab.json",
+        "--output-png", tmp_path / "lab.png",
+    )  # fmt: skip
+    assert (ended.code, ended.err) == (0, "") and "No queue formed" not in ended.out
+    content = json.loads((tmp_path / "lab.json").read_text())
+    assert [(row["policy"], row["predictor"]) for row in content["outcomes"]] == [
+        *(("sjf", name) for name in ("none", "oracle", "noisy", "running-mean")), ("fcfs", "none"),
+    ]  # fmt: skip
+    assert content["outcomes"][0].keys() == set(Outcome._fields)
+    assert (tmp_path / "lab.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_it_says_so_where_no_queue_formed(capsys):
+    ended = run(capsys, "bench", "policies", *FLAGS, "--num-prompts", "4", "--predictor", "oracle")
+    assert ended.code == 0 and "No queue formed: policies cannot matter here." in ended.out
