@@ -14,7 +14,7 @@ from tests.helpers.command import run
 
 TEXT = (Path(__file__).parents[2] / "docs/scheduling.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"^    (jbatch .*)$", TEXT, re.MULTILINE)]
-SIMULATIONS = [command for command in COMMANDS if command[0] == "simulate"]
+SIMULATIONS = [command for command in COMMANDS if command[0] == "simulate" or "policies" in command]
 OPTIONS = {"max_num_seqs": 16, "page_size": 16, "max_model_len": 1024}
 
 
