@@ -55,10 +55,11 @@ def params(dtype: str = "bfloat16"):
 
 
 def log_probs(dtype: str, attention: Attention, slots: int) -> list[np.ndarray]:
-    """Of prompts' tokens, `slots` of them at a time; the last ones go through decode."""
+    """Of prompts' tokens; the last ones go through decode. All of them where one sequence is alone."""
     model = PagedModel(config(dtype), params(dtype), max_len=48, attention=attention, slots=slots)
-    prompts = PROMPTS if slots > 1 else PROMPTS[1:3]
-    return model.log_probs(prompts, [max(1, len(prompt) - 5) for prompt in prompts])
+    if slots == 1:
+        return model.log_probs([PROMPTS[-1][:18]], [0])
+    return model.log_probs(PROMPTS, [max(1, len(prompt) - 5) for prompt in PROMPTS])
 
 
 def make_runner(attention: Attention) -> Runner:
