@@ -343,6 +343,7 @@ class LLM:
                 policy=policy_of(key) if own else POLICIES[name],
                 admission=MODES[config.mode],
                 batch_wait_timeout_s=config.batch_wait_timeout_s,
+                enable_prefix_caching=config.enable_prefix_caching,
             ),
             limits or (lambda view: StepLimits(config.max_num_batched_tokens, config.max_num_seqs)),
         )
@@ -401,6 +402,13 @@ class LLM:
         """
         self.runner.check_params()
         return self.runner.params
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget the keys and values of all prompts: the next ones are computed as a whole. False, and
+        nothing is forgotten, while requests run.
+
+        Raises JBatchError while a call has the engine, or a step is under way."""
+        return self.engine.reset_prefix_cache()
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What `generate` takes where it is given no parameters: jbatch's own defaults, and before them the

@@ -84,6 +84,7 @@ class RequestOutput:
     metrics: RequestMetrics | None = None
     error: str | None = None
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # per prompt token; None for the first
+    num_cached_tokens: int = 0  # of the prompt: found in the cache, and not computed, for the first sample
 
 
 def merge_samples(parts: Sequence[RequestOutput]) -> RequestOutput:

@@ -27,6 +27,7 @@ OPTIONS: dict[str, Any] = {
     "token_buckets": (SLOTS * PROMPT_LEN,),
     "max_model_len": MAX_MODEL_LEN,
     "samplers": ("greedy",),
+    "enable_prefix_caching": False,  # the same prompts again are to be computed again
     "num_pages": 1 + SLOTS * (MAX_MODEL_LEN // EngineConfig.page_size),
     "show_progress": False,
 }

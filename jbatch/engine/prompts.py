@@ -33,6 +33,7 @@ class UncheckedRequest(NamedTuple):
                 _content(self.prompt),
                 self.params,
                 request_idx=self.prompt_idx,
+                cache_salt=_salt(self.prompt),
                 priority=self.priority,
                 streamed=self.streamed,
             )
@@ -82,10 +83,14 @@ def _content(prompt: Prompt | RequestError) -> str | Sequence[int]:
         raise prompt
     if not isinstance(prompt, dict):
         return prompt
-    given = {name: value for name, value in prompt.items() if value is not None}
+    given = {name: value for name, value in prompt.items() if value is not None and name != "cache_salt"}
     if list(given) not in (["prompt"], ["prompt_token_ids"]):
         raise RequestError("prompt", list(given), "a dictionary holds either prompt or prompt_token_ids")
     return next(iter(given.values()))
+
+
+def _salt(prompt: Prompt | RequestError) -> str | None:
+    return prompt.get("cache_salt") if isinstance(prompt, dict) else None
 
 
 def _params_of_each(

@@ -100,6 +100,7 @@ class Sample:
             metrics=self._metrics(now),
             error=completion.error,
             prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=sequence.num_found or 0,
         )
 
     def _text(self) -> str:

@@ -15,6 +15,7 @@ MAX_LIMIT_MS = 1e12
 NEVER = sys.maxsize
 NOT_YET = -1  # no step is planned that computes the last of a prompt
 ALONE = -2  # no other sample may begin with its pages: they are of weights that are gone
+MAX_SALT_CHARS = 1024
 
 
 class LatencyLimits(NamedTuple):
@@ -52,7 +53,7 @@ class Request:
     cache_salt: str | None = None  # its pages are found by requests of the same one alone
 
     def __post_init__(self) -> None:
-        """Raise RequestError for what a policy could not sort by."""
+        """Raise RequestError for what a policy could not sort by, and for a salt that is none."""
         check_integer("priority", self.priority, -(2**31), 2**31 - 1)
         check_number("arrival", self.arrival, -1e18, 1e18)
         check_integer("request_idx", self.request_idx, 0, 2**31 - 1)
@@ -60,6 +61,9 @@ class Request:
             check_number("deadline", self.deadline, -1e18, 1e18)
         if self.predicted_len is not None:
             check_integer("predicted_len", self.predicted_len, 0, 2**31 - 1)
+        salt = self.cache_salt
+        if salt is not None and not (isinstance(salt, str) and 0 < len(salt) <= MAX_SALT_CHARS):
+            raise RequestError("cache_salt", salt, f"must be text of 1 to {MAX_SALT_CHARS} characters")
         if self.user is not None and not isinstance(self.user, str):
             raise RequestError("user", self.user, "must be text")
         for name, limit in zip(self.limits._fields, self.limits, strict=True):

@@ -103,7 +103,14 @@ class Answerer:
             try:
                 line = pending.line_no - 1
                 index = line + idx * MAX_LINES
-                self.engine.add_request(request_id, prompt, request.params, index=index, request_idx=line)
+                self.engine.add_request(
+                    request_id,
+                    prompt,
+                    request.params,
+                    index=index,
+                    request_idx=line,
+                    cache_salt=request.cache_salt,
+                )
             except Exception as error:
                 for earlier in request_ids[:idx]:
                     self.engine.abort(earlier)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from jbatch.errors import JBatchError, RequestError, unknown_field
+from jbatch.host.request import MAX_SALT_CHARS
 from jbatch.sampling_params import MAX_ID, SamplingParams
 from jbatch.text.chat_options import ChatOptions
 from jbatch.text.messages import Message, check_messages
@@ -40,6 +41,7 @@ MAX_PROMPTS = 2048  # of one line
 
 SAMPLING_FIELDS = tuple(SamplingParams.__dataclass_fields__)
 CHAT_FIELDS = tuple(ChatOptions.__dataclass_fields__)  # which ChatOptions checks
+OWN_FIELDS = ("prompt", "messages", "echo", "cache_salt")
 IGNORED = ("model", "user", "metadata", "service_tier", "store", "safety_identifier", "prompt_cache_key")
 REFUSED: dict[str, tuple[Any, ...]] = {  # unless null or one of these values, which ask for nothing
     "stream": (False,),
@@ -132,6 +134,7 @@ def _nothing_but(field: str, values: tuple[Any, ...]) -> Any:
 
 
 CustomId = Annotated[str, Field(min_length=1, max_length=MAX_CUSTOM_ID_CHARS)]
+Salt = Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)]
 Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 TokenIds = Annotated[
     list[Annotated[int, Field(ge=0, le=MAX_ID)]],
@@ -153,7 +156,7 @@ class Envelope(_Strict):
     """An OpenAI batch line."""
 
     called = "a batch line"
-    elsewhere = frozenset((*SAMPLING_FIELDS, *CHAT_FIELDS, *IGNORED, *REFUSED, "prompt", "messages", "echo"))
+    elsewhere = frozenset((*SAMPLING_FIELDS, *CHAT_FIELDS, *IGNORED, *REFUSED, *OWN_FIELDS))
     custom_id: CustomId
     method: Literal["POST"]
     url: Literal["/v1/completions", "/v1/chat/completions", "/completions", "/chat/completions"]
@@ -172,6 +175,7 @@ def _form(called: str, without: tuple[str, ...] = (), **own: Any) -> Any:
     return form
 
 
+_SALT: Any = (Salt, None)
 _CHAT_FIELDS: dict[str, Any] = dict.fromkeys(CHAT_FIELDS, (Any, None))
 _NO_ECHO = (_nothing_but("echo", (False,)), None)
 Bare = _form(
@@ -180,6 +184,7 @@ Bare = _form(
     prompt=(Text, None),
     prompt_token_ids=(TokenIds, None),
     messages=(Messages, None),
+    cache_salt=_SALT,
     echo=_NO_ECHO,
     **_CHAT_FIELDS,
 )
@@ -187,6 +192,7 @@ Completions = _form(
     "a completions body",
     ("detokenize",),
     prompt=(Prompts, ...),
+    cache_salt=_SALT,
     echo=(bool, None),
     tools=(_nothing_but("tools", ([],)), None),
 )
@@ -197,6 +203,7 @@ Chat = _form(
     logprobs=(bool, None),
     top_logprobs=(Any, None),
     max_completion_tokens=(Any, None),
+    cache_salt=_SALT,
     echo=_NO_ECHO,
     **_CHAT_FIELDS,
 )

@@ -57,6 +57,7 @@ class RequestLine(NamedTuple):
     model: str | None = None  # as the line names it: the answer repeats it
     echo: bool = False  # show the prompt in front of each answer
     prompt_logprobs: int | None = None  # to show by themselves; `params` may ask for more, for `echo`
+    cache_salt: str | None = None
 
     @property
     def num_prompts(self) -> int:
@@ -181,6 +182,7 @@ def _request(form: Form, fields: dict[str, Any], defaults: Mapping[str, Any]) ->
         params=params,
         model=model if isinstance(model, str) else None,
         prompt_logprobs=params.prompt_logprobs,
+        cache_salt=fields.get("cache_salt"),
     )
     return _echoing(line) if fields.get("echo") else line
 

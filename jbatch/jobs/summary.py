@@ -119,6 +119,7 @@ class JobSummary:
             "slot_use": engine.slot_use,
             "prefill_padding": 1 - engine.prefill_use if engine.prefill_tokens else 0.0,
             "preemptions": engine.num_preempted,
+            "prefix_hit_rate": engine.hit_rate,
             "compilations_after_warmup": compilations,
             "model_defaults": self._model_defaults,
             "engine": dataclasses.asdict(engine),
@@ -153,7 +154,8 @@ def describe(figures: dict[str, Any]) -> list[str]:
     lines.append("; ".join(_latencies(figures, name) for name in ("ttft", "tpot", "e2el")))
     lines.append(
         f"{figures['slot_use']:.0%} of decode slots used, {figures['prefill_padding']:.0%} of prefill tokens "
-        f"padding, {figures['preemptions']} preemptions, "
+        f"padding, {figures['prefix_hit_rate']:.0%} of prompts from the cache, "
+        f"{figures['preemptions']} preemptions, "
         f"{figures['compilations_after_warmup']} compilations after warm-up"
     )
     if figures["model_defaults"]:

@@ -34,7 +34,12 @@ def test_the_prompts_of_a_line_are_answered_in_order():
             expected = continuation(prompt, 4, VOCAB_SIZE, [], sample_idx=sample_idx)
             text = body["choices"][2 * prompt_idx + sample_idx]["text"]
             assert text == "".join(f"{token:02}." for token in expected)
-    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": 24, "total_tokens": 28}
+    assert body["usage"] == {
+        "prompt_tokens": 4,
+        "completion_tokens": 24,
+        "total_tokens": 28,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert (ledger.summary.num_results, ledger.summary.output_tokens) == (2, 24 + 3)
     assert ledger.summary.finish_reasons == {"length": 7}
 
@@ -120,7 +125,12 @@ def test_an_echo_is_in_front_of_the_answer(prompt, fields, shown, max_tokens):
     _, (result,), _ = answer(completions(prompt=prompt, echo=True, max_tokens=max_tokens, **fields))
     (choice,) = body_of(result)["choices"]
     assert choice["text"] == shown + "05.11.23."[: 3 * max_tokens] and choice["finish_reason"] == "length"
-    usage = {"prompt_tokens": 2, "completion_tokens": max_tokens, "total_tokens": 2 + max_tokens}
+    usage = {
+        "prompt_tokens": 2,
+        "completion_tokens": max_tokens,
+        "total_tokens": 2 + max_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert body_of(result)["usage"] == usage
 
 

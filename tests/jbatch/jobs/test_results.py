@@ -31,7 +31,12 @@ FLAT = [
         "3": {"logprob": -9.0, "rank": None, "decoded_token": "x"},
     },
 ]  # fmt: skip
-USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+USAGE = {
+    "prompt_tokens": 3,
+    "completion_tokens": 2,
+    "total_tokens": 5,
+    "prompt_tokens_details": {"cached_tokens": 0},
+}
 
 
 def line(form, **params):
@@ -80,7 +85,12 @@ def test_several_bare_answers_are_a_list():
     assert result == {
         "custom_id": "a",
         "outputs": [{"index": 0, **flat}, {"index": 1, **flat}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 4,
+            "total_tokens": 7,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
     }
 
 
@@ -117,7 +127,7 @@ def test_a_completions_answer():
     assert body == {
         "id": f"cmpl-{key}", "object": "text_completion", "created": 0, "model": "demo",
         "choices": [{"index": 0, **choice}, {"index": 1, **choice}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
+        "usage": USAGE | {"completion_tokens": 4, "total_tokens": 7},
         "prompt_logprobs": [None, None, None],
     }  # fmt: skip
 
