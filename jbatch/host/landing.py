@@ -82,7 +82,7 @@ class Landing:
         num_cached = len(token_ids) - 1  # the last one is fed to the next step
         if sequence.row >= 0:  # else it was preempted meanwhile
             sequence.num_cached = num_cached
-        if num_cached >= sequence.publish_at and status not in DEVICE_ERRORS:
+        if num_cached >= sequence.publish_at:
             self._publish(sequence, num_cached)
         if status:
             self._end(sequence, status)
