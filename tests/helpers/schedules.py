@@ -337,7 +337,7 @@ def random_config(rng: random.Random, mode: str, policy: str) -> SchedulerConfig
         mode,
         policy,
         num_rows=num_rows,
-        num_pages=rng.randint(fewest, 2 + 5 * max_model_len // (4 * page_size)),
+        num_pages=rng.randint(fewest, 2 + 3 * max_model_len // (2 * page_size)),
         page_size=page_size,
         max_model_len=max_model_len,
         buckets=(*buckets(sorted({8, tokens}), slots, mode), *several),
