@@ -43,9 +43,11 @@ class PrefillWork(NamedTuple):
 
 
 def max_items(problem: Problem, chunk: int) -> int:
-    """Items that a decode step can have at most, as its live sequences share no page.
+    """Items that a decode step can have at most whose slots see no more tokens, all together, than the pool
+    holds: that is so where its live sequences share no page.
 
-    `make_decode_work` drops items beyond, and kernels then answer NaN for the slots concerned.
+    Whoever lets them share must see to it. `make_decode_work` drops items beyond, and kernels then answer NaN
+    for the slots concerned.
     """
     per_slot = -(-problem.max_len // chunk)
     pool_tokens = problem.num_pages * problem.page_size

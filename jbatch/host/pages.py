@@ -28,6 +28,7 @@ class PagePool:
         self.prefixes = PrefixIndex(num_pages) if prefixes is None else prefixes
         self._free = OrderedDict.fromkeys(range(NULL_PAGE + 1, num_pages))  # the next one to take is first
         self._ref_counts = [0] * num_pages
+        self._num_owners = 0  # of all pages
         self._times_taken = [0] * num_pages
 
     @property
@@ -41,6 +42,11 @@ class PagePool:
     @property
     def num_used(self) -> int:
         return self.num_usable - len(self._free)
+
+    @property
+    def any_shared(self) -> bool:
+        """Whether a page has two owners."""
+        return self._num_owners > self.num_used
 
     def pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)
@@ -60,6 +66,7 @@ class PagePool:
         `can_allocate` is false."""
         if not self.can_allocate(num_pages):
             raise RuntimeError(f"{num_pages} pages asked for, {len(self._free)} free")
+        self._num_owners += num_pages
         taken = [self._free.popitem(last=False)[0] for _ in range(num_pages)]
         for page_id in taken:
             self._ref_counts[page_id] = 1
@@ -75,6 +82,7 @@ class PagePool:
                     raise RuntimeError(f"page {page_id} is free: it cannot be shared")
                 del self._free[page_id]
             self._ref_counts[page_id] += 1
+            self._num_owners += 1
 
     def free(self, page_ids: Iterable[int]) -> None:
         """Take an owner from each page; one without owners is free again."""
@@ -82,5 +90,6 @@ class PagePool:
             if not self._ref_counts[page_id]:
                 raise RuntimeError(f"page {page_id} freed twice")
             self._ref_counts[page_id] -= 1
+            self._num_owners -= 1
             if not self._ref_counts[page_id]:
                 self._free[page_id] = None

@@ -30,6 +30,7 @@ from jbatch.host.plan import NO_LOOKUP, Chunk, Lookup, StepPlan, Table, chunk_of
 from jbatch.host.policy import Admission, Policy, key_of, may_start
 from jbatch.host.request import ALONE, NEVER, NOT_YET, Key, Request, Sequence
 from jbatch.host.served import Served
+from jbatch.host.turns import Turns
 from jbatch.host.waiting import Waiting
 from jbatch.outputs import FinishReason
 from jbatch.seam.bucket import PREFIX_PAGES, Bucket, align, room_of, smallest_bucket
@@ -82,6 +83,7 @@ class Scheduler:
         self._max_steps = max(bucket.steps for bucket in config.buckets)
         self._preempted: list[int] = []  # since the last plan
         self._lookup = NO_LOOKUP  # since the last plan
+        self._turns = Turns(config.shape.num_pages * config.shape.page_size)
         self._num_alone = 0  # steps that a few prompt tokens have waited for company
         self._seq_ids = itertools.count()
         self._step_idx = 0  # of the next step
@@ -436,7 +438,10 @@ class Scheduler:
         sequences: list[Sequence] = []
         frozen: list[bool] = []
         last: list[Sequence] = []
-        for sequence in tuple(self._running):
+        running = self.running
+        if self.pool.any_shared and not hold:  # a padded batch found pages for all, as if none was shared
+            running = tuple(self._turns.take(running, num_steps))
+        for sequence in running:
             if not sequence.decoding:
                 continue
             left = sequence.max_len - sequence.num_planned
@@ -448,8 +453,10 @@ class Scheduler:
                 num_cached = sequence.num_cached_planned + steps
                 full = num_cached > len(sequence.pages) * page_size or sequence.forked
                 if full and not self._grow(sequence, num_cached):
-                    self._preempt(sequence)
-                    break  # it was the youngest
+                    self._preempt(sequence)  # it was the youngest
+                    if not sequences:  # and alone in its turn
+                        return self._decode(num_steps)
+                    break
                 sequence.num_cached_planned = num_cached
                 sequence.num_planned += steps
                 if steps == left:
@@ -559,7 +566,7 @@ class Scheduler:
             if not start and is_on_the_way(sequence):
                 return  # so is its prompt
             found = [] if start or runs_already(sequence) else self.holdings.find(sequence)
-            claim = self._claim(sequence) - len(found) + self.holdings.num_unused(found)
+            claim = self._claim(sequence, start, found)
             if claim > spare or len(found) > room:
                 return
             spare -= claim
@@ -599,11 +606,16 @@ class Scheduler:
             waiting, self._most(limits), now, config.batch_wait_timeout_s
         )
 
-    def _claim(self, sequence: Sequence) -> int:
-        """Pages that a waiting sequence must find free."""
-        hold = self.config.admission.hold_finished  # then nothing may be preempted: the worst case
-        claim = self.pool.pages_for(sequence.max_len if hold else sequence.next_len)
-        return claim - self._start_of(sequence) // self.pool.page_size
+    def _claim(self, sequence: Sequence, start: int, found: list[int]) -> int:
+        """Pages that a waiting sequence must find free.
+
+        A padded batch is never preempted, and all of it is in each step: it is counted as if nothing was
+        shared.
+        """
+        if self.config.admission.hold_finished:
+            return self.pool.pages_for(sequence.max_len)
+        shared = start // self.pool.page_size + len(found) - self.holdings.num_unused(found)
+        return self.pool.pages_for(sequence.next_len) - shared
 
     def _start_of(self, sequence: Sequence) -> int:
         """The position from which a waiting sequence would compute: 0, or where it has another's pages."""

@@ -213,6 +213,9 @@ def check_plan(scheduler: Scheduler, plan: StepPlan, limits: StepLimits) -> None
             right = row not in pages or (row, page_idx) in updated or pages[row][page_idx] == page_id
             assert right, "a table is wrong"
     _check_writers(scheduler, plan)
+    lengths = [s.num_cached_planned for s in sequences if s.seq_id in plan.seq_ids]
+    most = config.shape.num_pages * config.shape.page_size
+    assert sum(lengths) <= most, "more than a kernel's work list has room for"
 
 
 def _check_writers(scheduler: Scheduler, plan: StepPlan) -> None:

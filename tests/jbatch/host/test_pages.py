@@ -78,3 +78,13 @@ def test_pages_for(num_tokens, num_pages):
 def test_a_pool_needs_a_page_beside_the_null_page():
     with pytest.raises(ValueError, match="num_pages=1: must be at least 2"):
         PagePool(1, 16)
+
+
+def test_whether_any_page_has_two_owners():
+    pool = PagePool(5, 16)
+    pages = pool.allocate(2)
+    assert not pool.any_shared
+    pool.share(pages[:1])
+    assert pool.any_shared
+    pool.free(pages)
+    assert not pool.any_shared and pool.num_used == 1
