@@ -26,7 +26,7 @@ from jbatch.engine.records import (
     Unfinished,
     is_queued,
 )
-from jbatch.engine.sample import Sample, empty_output, refused_output
+from jbatch.engine.sample import Sample, aborted_output, empty_output, refused_output
 from jbatch.engine.turn import DRAIN, STEP, Turn, is_running
 from jbatch.errors import JBatchError, RequestError, UserFunctionError
 from jbatch.host.metrics import StepRecord, Summary
@@ -240,13 +240,16 @@ class Engine:
         """Do what was left to do. An interrupt may come with any line: so a note is dropped once it has been
         followed, and following it again does nothing."""
         self.mend()
-        held_back: list[New | str] = []
+        held_back: dict[str, New] = {}
         for note in tuple(self._later):
-            if self._holds_back and (isinstance(note, New) or is_queued(note, held_back)):
-                held_back.append(note)
-                continue
             if isinstance(note, New):
+                if self._holds_back:
+                    held_back[note.request.request_id] = note
+                    continue
                 self._add(note)
+            elif (new := held_back.pop(note, None)) is not None:
+                self._ended[new.serial] = aborted_output(new.request, self._clock())
+                self._later.remove(new)
             else:
                 self._abort(note)
             self._later.remove(note)

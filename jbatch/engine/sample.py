@@ -154,6 +154,12 @@ def empty_output(request: Request, now: float) -> RequestOutput:
     return _output_of(request, completions, now, None)
 
 
+def aborted_output(request: Request, now: float) -> RequestOutput:
+    """The output of a request that was aborted before it was queued."""
+    completions = [CompletionOutput(idx, "", [], FinishReason.ABORT) for idx in range(request.params.n)]
+    return _output_of(request, completions, now, None)
+
+
 def refused_output(request: Request, error: str, now: float) -> RequestOutput:
     """The output of a request that could not be queued."""
     return _output_of(request, [CompletionOutput(0, "", [], FinishReason.ERROR)], now, error)

@@ -259,6 +259,8 @@ def test_a_request_that_comes_while_others_are_waited_for_begins_with_the_new_we
 
     def limits(view):  # called by each step
         calls.append(view)
+        if len(calls) == 4:
+            assert engine.num_unfinished == 5  # of the six that were aborted or wait: it was told at once
         if len(calls) == 3:
             engine.add_request("5", PROMPTS[0], params_of(5))
             engine.add_request("6", PROMPTS[1], params_of(6))
@@ -268,11 +270,12 @@ def test_a_request_that_comes_while_others_are_waited_for_begins_with_the_new_we
 
     engine.scheduler.limits = limits
     change(engine, 1, "wait")
+    assert engine.num_unfinished == 1
     outputs = drain(engine)
     versions = {key: output.outputs[0].weight_versions for key, output in outputs.items()}
     assert versions["5"] == ((0, 1),) and versions["6"] == () and versions["1"] == ((0, 0),)
     ends = {key: output.outputs[0].finish_reason for key, output in outputs.items()}
-    assert [key for key, end in ends.items() if end == FinishReason.ABORT] == ["0", "6"]
+    assert {key for key, end in ends.items() if end == FinishReason.ABORT} == {"0", "6"}
     for output in outputs.values():
         check(output, fresh)
 
