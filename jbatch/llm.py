@@ -374,9 +374,9 @@ class LLM:
           weight_version: what outputs call these weights in `weight_versions`: text or a number; by default
             the number of the update. The first weights are 0.
           mode: what becomes of requests that have not ended. "retract": those that run are prefilled again,
-            with the tokens that they have. "wait": all end first, by the old weights; what others add
-            meanwhile begins with the new ones. "abort": all end, with what they have. Outputs come as ever,
-            from the call that asked for them.
+            with the tokens that they have. "wait": all end first, by the old weights. "abort": all end, with
+            what they have. With these two, what others add meanwhile begins with the new weights. Outputs
+            come as ever, from the call that asked for them.
 
         Raises:
           ConfigError: for a tree, a version or a mode that is none.

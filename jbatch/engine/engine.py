@@ -87,7 +87,7 @@ class Engine:
         self.tenancy = runner.tenancy
         self._version = self.tenancy.weights.version  # that all rows and pages are of
         self._updates = threading.RLock()  # of weights: one at a time
-        self._draining: FrameType | None = None  # of an update that waits for requests to end
+        self._updating: FrameType | None = None  # of an update that no request spans
         self._times_lost = self.tenancy.times_lost
         self.driver: Driver | None = None
         self._turn = Turn()
@@ -187,8 +187,8 @@ class Engine:
           replace: does it, for the runner: see `LoadedWeights`.
           mode: what becomes of requests that have not ended. "retract": what runs is prefilled again by the
             new weights, and keeps its tokens. "wait": they end first, by steps that are done here unless
-            another thread does them; who steps next is handed what these gave. What is added meanwhile begins
-            afterwards. "abort": they end.
+            another thread does them; who steps next is handed what these gave. "abort": they end. With the
+            last two, what is added meanwhile begins afterwards.
 
         Raises:
           JBatchError: within a step of this engine, as of a function of the user's that it calls.
@@ -198,16 +198,17 @@ class Engine:
             raise JBatchError("weights cannot change within a step of the engine: do it between two steps")
         with self._updates:
             try:
+                self.tidy()  # what was added before is not held back
+                if mode != "retract":
+                    self._updating = sys._getframe()
                 if mode == "wait":
-                    self.tidy()  # what was added before is not held back
-                    self._draining = sys._getframe()
-                    self._drain(self._draining)
+                    self._drain(sys._getframe())
                 elif mode == "abort":
                     for request_id in self._unfinished_ids():
                         self.abort(request_id)
                 replace()
             finally:
-                self._draining = None
+                self._updating = None
 
     def _drain(self, frame: FrameType) -> None:
         """Step until all requests have ended, but those that are held back; `frame` takes the turns."""
@@ -224,7 +225,7 @@ class Engine:
     @property
     def _holds_back(self) -> bool:
         """Whether new requests wait for other weights."""
-        return self._draining is not None and is_running(self._draining)
+        return self._updating is not None and is_running(self._updating)
 
     def _unfinished_ids(self) -> list[str]:
         queued = [note.request.request_id for note in tuple(self._later) if isinstance(note, New)]
