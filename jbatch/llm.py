@@ -23,6 +23,7 @@ from jbatch.engine.intake import Intake
 from jbatch.engine.prompts import Prompt, UncheckedRequest, list_requests
 from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.engine.stream import Deltas, TextDelta, stream
+from jbatch.engine.wishes import WishLists
 from jbatch.errors import ConfigError, RequestError, check_option_names
 from jbatch.host.lengths.find import find_predictor
 from jbatch.host.limits import Limits, StepLimits
@@ -106,8 +107,8 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        priority: Sequence[int] | None = None,
         use_tqdm: bool = True,
+        **wishes: Unpack[WishLists],
     ) -> list[RequestOutput]:
         """Complete each prompt; results in the order of the prompts.
 
@@ -118,16 +119,17 @@ class LLM:
           prompts: one, or a list: text, token ids, or vLLM's dictionaries.
           sampling_params: for all prompts, or one for each, taken as they are; without any, those of
             `get_default_sampling_params`.
-          priority: of each prompt, for policy "priority"; lower runs first.
           use_tqdm: show progress, on standard error.
+          wishes: what a policy may go by, each a list with one for each prompt: `priority` (lower runs
+            first), `deadline`, `predicted_len`, `user`, and the other fields of WishLists.
 
         Raises:
           ValueError: for lists of different lengths.
-          TypeError: for sampling_params that are none.
+          TypeError: for sampling_params and wishes that are none.
           JBatchError: while `self.engine` has unfinished requests, of another call or added by hand. For many
             calls at once there is `agenerate`.
         """
-        requests = self._list(prompts, sampling_params, priority)
+        requests = self._list(prompts, sampling_params, wishes)
         outputs = dict[str, RequestOutput]()
         num_tokens, begin = 0, time.monotonic()
         driver = Driver(self.engine, "generate")
@@ -153,8 +155,7 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        priority: Sequence[int] | None = None,
+        **wishes: Unpack[WishLists],
     ) -> list[RequestOutput]:
         """`generate` for `await`. Any number of calls of this and of `astream` share one batch.
 
@@ -166,7 +167,7 @@ class LLM:
           JBatchError: while a call of `generate` or `stream` has the engine, or it has requests that were
             added by hand.
         """
-        requests = self._list(prompts, sampling_params, priority)
+        requests = self._list(prompts, sampling_params, wishes)
         stream = AsyncStream(self._shared(), requests, lambda progress, outputs: list(outputs))
         by_id = {output.request_id: output async for output in stream}
         return [by_id[request.request_id] for request in requests]
@@ -223,8 +224,7 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        priority: Sequence[int] | None = None,
+        **wishes: Unpack[WishLists],
     ) -> Iterator[TextDelta]:
         """Complete each prompt, as `generate` does, and give the texts piece by piece while they grow.
 
@@ -233,21 +233,20 @@ class LLM:
         Who leaves the iteration early (or closes the iterator) aborts what has not ended. One stream may be
         read at a time; for many there is `astream`.
         """
-        requests = self._list(prompts, sampling_params, priority, streamed=True)
+        requests = self._list(prompts, sampling_params, wishes, streamed=True)
         return stream(self.engine, requests, self._declare, self._prepare_reached)
 
     def astream(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        priority: Sequence[int] | None = None,
+        **wishes: Unpack[WishLists],
     ) -> AsyncStream[TextDelta]:
         """`stream` for `async for`. Any number of calls of this and of `agenerate` share one batch.
 
         Cancelling a task that reads it, or `aclose`, aborts its requests and no others.
         """
-        requests = self._list(prompts, sampling_params, priority, streamed=True)
+        requests = self._list(prompts, sampling_params, wishes, streamed=True)
         return AsyncStream(self._shared(), requests, Deltas(self._tokenizer, requests).take_in)
 
     def _shared(self) -> Callers:
@@ -261,13 +260,13 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        priority: Sequence[int] | None,
+        wishes: WishLists,
         *,
         streamed: bool = False,
     ) -> list[UncheckedRequest]:
         """Raises what `generate` raises for its arguments."""
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
-        requests = list_requests(prompts, params, priority, self._request_ids)
+        requests = list_requests(prompts, params, wishes, self._request_ids)
         return [request._replace(streamed=streamed) for request in requests]
 
     def prepare(self, params: Iterable[SamplingParams] | None = None) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import numbers
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jbatch.engine.engine import Engine
+from jbatch.engine.wishes import schedule_fields, wishes_of_each
 from jbatch.errors import JBatchError, RequestError
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 from jbatch.sampling_params import SamplingParams
 
 Prompt = str | Sequence[int] | dict[str, Any]  # text, token ids, {"prompt": ...} or {"prompt_token_ids": ...}
+
+NO_WISHES: Mapping[str, Any] = MappingProxyType({})
 
 
 class UncheckedRequest(NamedTuple):
@@ -21,7 +25,7 @@ class UncheckedRequest(NamedTuple):
     request_id: str
     prompt: Prompt | RequestError  # an error: it was refused before there was a prompt
     params: SamplingParams
-    priority: int
+    wishes: Mapping[str, Any] = NO_WISHES  # what a policy may go by
     prompt_idx: int = 0  # in the list of prompts
     streamed: bool = False  # its tokens are shown one by one
 
@@ -34,8 +38,8 @@ class UncheckedRequest(NamedTuple):
                 self.params,
                 request_idx=self.prompt_idx,
                 cache_salt=_salt(self.prompt),
-                priority=self.priority,
                 streamed=self.streamed,
+                **schedule_fields(self.wishes, engine.clock()),
             )
         except RequestError as error:
             return _refused(self.request_id, self.prompt, error)
@@ -50,19 +54,19 @@ class UncheckedRequest(NamedTuple):
 def list_requests(
     prompts: Any,
     sampling_params: SamplingParams | Sequence[SamplingParams],
-    priority: Sequence[int] | None,
+    wishes: Mapping[str, Any],
     request_ids: Iterator[int],
 ) -> list[UncheckedRequest]:
     """One for each prompt.
 
     Raises:
       ValueError: for lists of different lengths.
-      TypeError: for prompts and sampling_params that are none, and for a priority that is no integer.
+      TypeError: for prompts, sampling_params and wishes that are none.
     """
     listed = _as_list(prompts)
     params = _params_of_each(sampling_params, len(listed))
-    priorities = _priority_of_each(priority, len(listed))
-    all_fields = zip(listed, params, priorities, range(len(listed)), strict=True)
+    each = wishes_of_each(wishes, len(listed))
+    all_fields = zip(listed, params, each, range(len(listed)), strict=True)
     return [UncheckedRequest(str(next(request_ids)), *fields) for fields in all_fields]
 
 
@@ -106,20 +110,6 @@ def _params_of_each(
         if not isinstance(each, SamplingParams):
             raise TypeError(f"sampling_params holds {each!r}, which is no SamplingParams")
     return list(params)
-
-
-def _priority_of_each(priority: Sequence[int] | None, num_prompts: int) -> list[int]:
-    if priority is None:
-        return [0] * num_prompts
-    if isinstance(priority, numbers.Number):
-        raise TypeError(f"priority={priority!r}: give a list of one for each of {num_prompts} prompts")
-    priorities = list(priority)
-    if len(priorities) != num_prompts:
-        raise ValueError(f"{len(priorities)} of priority for {num_prompts} prompts: give one for each")
-    for each in priorities:
-        if not isinstance(each, numbers.Integral):
-            raise TypeError(f"priority holds {each!r}, which is no integer")
-    return [int(each) for each in priorities]
 
 
 def _refused(request_id: str, prompt: Prompt | RequestError, error: RequestError) -> RequestOutput:

@@ -11,7 +11,7 @@ from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams, check_integer, check_number
 
 Key = tuple[float, ...]  # what a policy gives a request to be sorted by
-MAX_LIMIT_MS = 1e12
+MAX_LIMIT_MS = 1e9
 NEVER = sys.maxsize
 NOT_YET = -1  # no step is planned that computes the last of a prompt
 ALONE = -2  # no other sample may begin with its pages: they are of weights that are gone

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jbatch.engine.engine import Engine
+from jbatch.engine.wishes import schedule_fields
 from jbatch.errors import ConfigError, JobError, RequestError
 from jbatch.jobs.input import InputLine, Parse, id_of
 from jbatch.jobs.request_line import Form, LineError, RequestLine
@@ -110,6 +111,7 @@ class Answerer:
                     index=index,
                     request_idx=line,
                     cache_salt=request.cache_salt,
+                    **schedule_fields(request.wishes, self.engine.clock()),
                 )
             except Exception as error:
                 for earlier in request_ids[:idx]:

@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
+from jbatch.engine.wishes import MAX_DEADLINE_S, WISHES
 from jbatch.errors import JBatchError, RequestError, unknown_field
-from jbatch.host.request import MAX_SALT_CHARS
+from jbatch.host.request import MAX_LIMIT_MS, MAX_SALT_CHARS
 from jbatch.sampling_params import MAX_ID, SamplingParams
 from jbatch.text.chat_options import ChatOptions
 from jbatch.text.messages import Message, check_messages
@@ -41,8 +42,8 @@ MAX_PROMPTS = 2048  # of one line
 
 SAMPLING_FIELDS = tuple(SamplingParams.__dataclass_fields__)
 CHAT_FIELDS = tuple(ChatOptions.__dataclass_fields__)  # which ChatOptions checks
-OWN_FIELDS = ("prompt", "messages", "echo", "cache_salt")
-IGNORED = ("model", "user", "metadata", "service_tier", "store", "safety_identifier", "prompt_cache_key")
+OWN_FIELDS = ("prompt", "messages", "echo", "cache_salt", *WISHES)
+IGNORED = ("model", "metadata", "service_tier", "store", "safety_identifier", "prompt_cache_key")
 REFUSED: dict[str, tuple[Any, ...]] = {  # unless null or one of these values, which ask for nothing
     "stream": (False,),
     "functions": ([],),
@@ -176,6 +177,16 @@ def _form(called: str, without: tuple[str, ...] = (), **own: Any) -> Any:
 
 
 _SALT: Any = (Salt, None)
+_LIMIT: Any = (Annotated[float, Field(ge=0, le=MAX_LIMIT_MS)], None)
+_WISHES: dict[str, Any] = {
+    "priority": (Annotated[int, Field(ge=-(2**31), le=MAX_ID)], None),
+    "deadline": (Annotated[float, Field(ge=0, le=MAX_DEADLINE_S)], None),
+    "predicted_len": (Annotated[int, Field(ge=0, le=MAX_ID)], None),
+    "user": (Any, None),  # OpenAI's; what is no text is nobody
+    "ttft_ms": _LIMIT,
+    "tpot_ms": _LIMIT,
+    "e2el_ms": _LIMIT,
+}
 _CHAT_FIELDS: dict[str, Any] = dict.fromkeys(CHAT_FIELDS, (Any, None))
 _NO_ECHO = (_nothing_but("echo", (False,)), None)
 Bare = _form(
@@ -185,6 +196,7 @@ Bare = _form(
     prompt_token_ids=(TokenIds, None),
     messages=(Messages, None),
     cache_salt=_SALT,
+    **_WISHES,
     echo=_NO_ECHO,
     **_CHAT_FIELDS,
 )
@@ -193,6 +205,7 @@ Completions = _form(
     ("detokenize",),
     prompt=(Prompts, ...),
     cache_salt=_SALT,
+    **_WISHES,
     echo=(bool, None),
     tools=(_nothing_but("tools", ([],)), None),
 )
@@ -204,6 +217,7 @@ Chat = _form(
     top_logprobs=(Any, None),
     max_completion_tokens=(Any, None),
     cache_salt=_SALT,
+    **_WISHES,
     echo=_NO_ECHO,
     **_CHAT_FIELDS,
 )

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from jbatch.engine.prompts import NO_WISHES
+from jbatch.engine.wishes import WISHES
 from jbatch.errors import MAX_NAME_CHARS, JBatchError, RequestError
 from jbatch.jobs.line_forms import (
     CHAT_FIELDS,
@@ -58,6 +60,7 @@ class RequestLine(NamedTuple):
     echo: bool = False  # show the prompt in front of each answer
     prompt_logprobs: int | None = None  # to show by themselves; `params` may ask for more, for `echo`
     cache_salt: str | None = None
+    wishes: Mapping[str, Any] = NO_WISHES  # what a policy may go by
 
     @property
     def num_prompts(self) -> int:
@@ -183,8 +186,14 @@ def _request(form: Form, fields: dict[str, Any], defaults: Mapping[str, Any]) ->
         model=model if isinstance(model, str) else None,
         prompt_logprobs=params.prompt_logprobs,
         cache_salt=fields.get("cache_salt"),
+        wishes={name: fields[name] for name in WISHES if _is_wish(name, fields)} or NO_WISHES,
     )
     return _echoing(line) if fields.get("echo") else line
+
+
+def _is_wish(name: str, fields: Mapping[str, Any]) -> bool:
+    """Whether a field is there; OpenAI's `user` may be anything, and is somebody where it is a text."""
+    return name in fields and (name != "user" or isinstance(fields[name], str))
 
 
 def _prompts(given: Any) -> tuple[str | tuple[int, ...], ...]:

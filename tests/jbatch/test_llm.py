@@ -701,3 +701,12 @@ def test_absurd_parameters_are_request_errors():
         SamplingParams(temperature=-1)
     with pytest.raises(TypeError, match="did you mean 'max_tokens'"):
         SamplingParams(max_token=5)
+
+
+def test_wishes_of_each_prompt_reach_the_policy(model_dir):
+    with LLM(model_dir, policy="deadline", mode="unbatched", **SMALL) as llm:
+        outputs = llm.generate([[1], [2], [3]], GREEDY, deadline=[900.0, None, 500.0], user=["a", "b", "c"])
+        ends = [output.metrics.finished_ts for output in outputs]
+        assert ends[2] < ends[0] < ends[1]
+        (refused,) = llm.generate([[1]], GREEDY, deadline=["soon"])
+        assert "deadline='soon'" in refused.error

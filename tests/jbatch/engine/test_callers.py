@@ -44,7 +44,8 @@ class Shared:
     def ask(self, prompts, params):
         begin, self.num_requests = self.num_requests, self.num_requests + len(prompts)
         return [
-            UncheckedRequest(str(begin + idx), prompt, params, 0, idx) for idx, prompt in enumerate(prompts)
+            UncheckedRequest(str(begin + idx), prompt, params, prompt_idx=idx)
+            for idx, prompt in enumerate(prompts)
         ]
 
     def stream(self, prompts, params=LONG):

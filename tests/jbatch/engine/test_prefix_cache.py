@@ -66,7 +66,7 @@ def test_a_salt_is_of_the_prompt():
     engine, found = engine_of(), []
     for idx, salt in enumerate(("a", None, "a", "b", None)):
         prompt = {"prompt_token_ids": [*STEM, 1], "cache_salt": salt}
-        (request,) = list_requests(prompt, GREEDY, None, iter([idx]))
+        (request,) = list_requests(prompt, GREEDY, {}, iter([idx]))
         assert request.add_to(engine) is None
         found.append(drain(engine)[str(idx)].num_cached_tokens)
     assert found == [0, 0, 48, 0, 48]

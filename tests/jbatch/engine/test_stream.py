@@ -33,7 +33,7 @@ def make_engine(tokenizer, num_rows=64, **options):
 
 
 def ask(prompts, params):
-    return [UncheckedRequest(str(idx), prompts[idx], params[idx], 0) for idx in range(len(prompts))]
+    return [UncheckedRequest(str(idx), prompts[idx], params[idx]) for idx in range(len(prompts))]
 
 
 def is_clean(engine):

@@ -244,7 +244,7 @@ OPENAI_ERRORS = [
     (completions(detokenize=True), "detokenize=True: a completions body has no option"),
     (completions(logprobs=True), "logprobs=True: must be an integer from 0 to 20"),
     (chat(prompt="x"), "prompt='x': a chat body has no option 'prompt'; did you mean 'messages'?"),
-    (chat(userr="x"), "userr='x': a chat body has no option 'userr'; known: add_"),
+    (chat(modle="x"), "modle='x': a chat body has no option 'modle'; known: add_"),
     (
         chat(continue_final_message=True, add_generation_prompt=True),
         "continue_final_message=True: not with add_generation_prompt: ",
@@ -336,3 +336,12 @@ def test_an_error_of_the_defaults_with_the_line():
 def test_an_error_has_the_id_and_the_form_where_they_can_be_read(line, custom_id, form):
     error = refused(line)
     assert (error.custom_id, error.form) == (custom_id, form)
+
+
+def test_what_a_policy_goes_by():
+    fields = {"priority": -1, "deadline": 9, "predicted_len": 3, "user": "me", "tpot_ms": 20.5}
+    assert read({"prompt": "x", **fields}).wishes == fields
+    body = {"messages": [{"role": "user", "content": "x"}], "user": 3, "priority": 2}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    assert read(line).wishes == {"priority": 2}  # 3 is nobody
+    assert not read({"prompt": "x"}).wishes
