@@ -7,6 +7,7 @@ from typing import NamedTuple
 from jbatch.host.pages import PagePool
 from jbatch.host.plan import PageCopy, TableUpdate
 from jbatch.host.prefix import PrefixIndex, extend_digests
+from jbatch.host.reachable import SeenPages
 from jbatch.host.request import NEVER, NOT_YET, LeftPage, Sequence
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import PREFIX_PAGES
@@ -33,6 +34,7 @@ class Holdings:
         self.prefixes = PrefixIndex(shape.num_pages)
         self.pool = PagePool(shape.num_pages, shape.page_size, self.prefixes)
         self.num_watched = 0
+        self._seen = SeenPages()
         self._num_expected = 0
         self._prefix_caching = prefix_caching
         self.changes = PageChanges([], [], {})
@@ -155,6 +157,15 @@ class Holdings:
             return []
         return self.prefixes.find(self._digests(sequence)[:most])
 
+    def reachable(self, sequence: Sequence) -> int:
+        """Tokens of a sequence that is admitted that would be in a cache which forgets nothing, had all steps
+        landed. To be asked once: from now on its own have been there."""
+        most = min((sequence.num_known - 1) // self.pool.page_size, PREFIX_PAGES)
+        digests = self._digests(sequence)
+        num_seen = self._seen.num_seen(digests[:most])
+        self._seen.add(digests[num_seen:])
+        return num_seen * self.pool.page_size
+
     def reads(self, sequence: Sequence) -> bool:
         """Whether pages are looked up for a sequence."""
         return self._prefix_caching and not sequence.request.params.skips_prefix_cache
@@ -184,6 +195,7 @@ class Holdings:
         page_size = self.pool.page_size
         begin, end = sequence.publish_at // page_size - 1, num_cached // page_size
         digests = self._digests(sequence)
+        self._seen.add(digests[begin:end])
         for idx in range(begin, end):
             if sequence.row >= 0:
                 self.prefixes.publish(digests[idx], sequence.pages[idx])

@@ -33,6 +33,7 @@ class StepRecord:
     num_preempted: int
     looked_up: int = 0  # tokens of admitted sequences whose pages were looked up
     found: int = 0  # of these, tokens that were in the cache
+    reachable: int = 0  # of these, tokens that a cache which forgets nothing would hold
     num_decode_steps: int = 1
     host_s: float = 0.0  # schedule, pack, dispatch, apply
     device_s: float = 0.0  # from when the device could start the step until the host had its result
@@ -73,6 +74,7 @@ class Summary:
     num_preempted: int = 0
     looked_up: int = 0
     found: int = 0
+    reachable: int = 0
     peak_pages_used: int = 0
     host_s: float = 0.0
     device_s: float = 0.0
@@ -96,6 +98,12 @@ class Summary:
     def hit_rate(self) -> float:
         """Share of the tokens that were looked up whose keys and values were in the cache."""
         return self.found / self.looked_up if self.looked_up else 0.0
+
+    @property
+    def reachable_hit_rate(self) -> float:
+        """What `hit_rate` could have been at most: in a cache that forgets nothing, had each step landed
+        before the next one was planned."""
+        return self.reachable / self.looked_up if self.looked_up else 0.0
 
     def describe(self) -> str:
         """In one line."""
@@ -125,6 +133,7 @@ class Summary:
             num_preempted=self.num_preempted + record.num_preempted,
             looked_up=self.looked_up + record.looked_up,
             found=self.found + record.found,
+            reachable=self.reachable + record.reachable,
             peak_pages_used=max(self.peak_pages_used, record.pages_used),
             host_s=self.host_s + record.host_s,
             device_s=self.device_s + record.device_s,

@@ -65,6 +65,7 @@ class Lookup(NamedTuple):
 
     wanted: int = 0  # of those for which pages were looked up
     found: int = 0  # of these, in the cache
+    reachable: int = 0  # of these, in a cache that forgets nothing (`SeenPages`)
 
 
 NO_LOOKUP = Lookup()

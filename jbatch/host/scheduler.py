@@ -280,6 +280,7 @@ class Scheduler:
             num_preempted=len(plan.preempted),
             looked_up=plan.lookup.wanted,
             found=plan.lookup.found,
+            reachable=plan.lookup.reachable,
             num_decode_steps=steps,
         )
         return landing.progress, record
@@ -593,7 +594,9 @@ class Scheduler:
         if sequence.num_found is None:
             sequence.num_found = found
         if self.holdings.reads(sequence):
-            self._lookup = Lookup(self._lookup.wanted + sequence.num_known, self._lookup.found + found)
+            wanted, found_before, reachable = self._lookup
+            reachable += self.holdings.reachable(sequence)
+            self._lookup = Lookup(wanted + sequence.num_known, found_before + found, reachable)
 
     def _most(self, limits: StepLimits) -> int:
         """Sequences that may run at once."""

@@ -7,6 +7,7 @@ import os
 import stat
 from typing import NamedTuple
 
+from jbatch.config import check_range
 from jbatch.errors import ConfigError
 from jbatch.jobs.state import state_path
 
@@ -17,8 +18,10 @@ JOB_HELP = {
     "retry_errors": "Run the lines again whose results are errors.",
     "force": "Go on although the input, the model or options changed.",
     "shard": "Only every n-th line from the i-th on: i/n.",
+    "lookahead": "Lines of which those that begin alike go together, to share the cache; 1 keeps the order.",
     "summary": "Write the figures to this JSON file, too.",
 }
+MAX_LOOKAHEAD = 2**20
 
 
 class Shard(NamedTuple):
@@ -55,6 +58,7 @@ class JobOptions:
     retry_errors: bool = False
     force: bool = False
     shard: str = "1/1"
+    lookahead: int = 4096
     summary: str | None = None
 
     def __post_init__(self) -> None:
@@ -62,6 +66,7 @@ class JobOptions:
             if not getattr(self, name):
                 raise ConfigError(name, getattr(self, name), "a job needs both -i and -o")
         parse_shard(self.shard)
+        check_range("lookahead", self.lookahead, 1, MAX_LOOKAHEAD)
         if self.streams:
             for name in ("ordered", "retry_errors", "force"):
                 if getattr(self, name):

@@ -17,6 +17,7 @@ from jbatch.jobs.files import check_replaceable, naming
 from jbatch.jobs.input import InputLine, Parse, Scan, open_input, read_lines, scan_input
 from jbatch.jobs.ledger import Ledger
 from jbatch.jobs.lock import locked
+from jbatch.jobs.lookahead import in_groups
 from jbatch.jobs.loop import Job
 from jbatch.jobs.opening import open_output
 from jbatch.jobs.options import JobOptions
@@ -173,12 +174,17 @@ class _Run:
             self.stop.graceful = True
             try:
                 on_step = functools.partial(report.on_step, update, tokens_left)
-                complete = job.run(self._lines_left(), self.stop.stopped, on_step)
+                complete = job.run(self._in_order(answerer), self.stop.stopped, on_step)
                 self._check_written()
                 report.show(update, tokens_left)
             finally:
                 self.stop.graceful = False
         return complete
+
+    def _in_order(self, answerer: Answerer) -> Iterator[InputLine]:
+        """The lines that are left, as they go to the engine."""
+        caching = answerer.engine.scheduler.config.enable_prefix_caching
+        return in_groups(self._lines_left(), self.command.options.lookahead if caching else 1)
 
     def _lines_left(self) -> Iterator[InputLine]:
         """The lines of the shard that have no result."""

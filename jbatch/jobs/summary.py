@@ -121,6 +121,7 @@ class JobSummary:
             "preemptions": engine.num_preempted,
             "prefix_hit_rate": engine.hit_rate,
             "compilations_after_warmup": compilations,
+            "reachable_prefix_hit_rate": engine.reachable_hit_rate,
             "model_defaults": self._model_defaults,
             "engine": dataclasses.asdict(engine),
         }
@@ -158,9 +159,17 @@ def describe(figures: dict[str, Any]) -> list[str]:
         f"{figures['preemptions']} preemptions, "
         f"{figures['compilations_after_warmup']} compilations after warm-up"
     )
+    if figures["engine"]["looked_up"]:
+        lines.append(_hits(figures))
     if figures["model_defaults"]:
         lines.append(describe_model_defaults(figures["model_defaults"]))
     return lines
+
+
+def _hits(figures: dict[str, Any]) -> str:
+    rate = figures["engine"]["found"] / figures["engine"]["looked_up"]
+    reachable = figures["reachable_prefix_hit_rate"]
+    return f"{rate:.1%} of prompts' tokens were in the cache; in one that forgets nothing {reachable:.1%}"
 
 
 def _lines(number: int) -> str:

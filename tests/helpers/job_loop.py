@@ -15,6 +15,7 @@ from jbatch.jobs.answerer import Answerer
 from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.input import read_lines
 from jbatch.jobs.ledger import Ledger
+from jbatch.jobs.lookahead import in_groups
 from jbatch.jobs.loop import Job
 from jbatch.jobs.request_line import parse_line
 from jbatch.jobs.resume import Done
@@ -80,6 +81,7 @@ def answer(
     stop=lambda: False,
     on_step=lambda: None,
     tokens_left=None,
+    most=1,
 ):
     """Run a job on some lines, each JSON or bytes; whether it came to its end, what it wrote, the ledger."""
     engine, output = engine or make_engine(), output or Kept()
@@ -89,7 +91,7 @@ def answer(
     tokens_left = tokens_left or TokensLeft(3, len(lines))
     job = Job(Answerer(engine, parse, encode_chat, lambda: 0), ledger, tokens_left)
     try:
-        ended = job.run(read_lines(io.BytesIO(data)), stop, on_step)
+        ended = job.run(in_groups(read_lines(io.BytesIO(data)), most), stop, on_step)
     finally:
         assert not engine.has_unfinished and engine.scheduler.pool.num_used == 0, "something is left behind"
     return ended, output.results, ledger

@@ -39,7 +39,7 @@ from tests.helpers.invariants import (
 VOCAB_SIZE = 97
 MAX_STEPS = 20_000  # of one schedule: more is a hang
 HOST_STOP = "stop string"
-FINDS = "found", "looked_up"
+FINDS = "found", "reachable", "looked_up"
 BATCH_WAIT = 4.0  # of a batch that waits to be full, in steps of the driver
 
 
@@ -294,8 +294,10 @@ class Driver:
         useful = sum(record.useful for record in self.records)
         positions -= self.num_shared
         assert useful == positions if untouched else useful <= positions + len(self.sequences)
-        found, looked_up = (sum(getattr(record, name) for record in self.records) for name in FINDS)
-        assert self.num_saved <= found <= looked_up
+        found, reachable, looked_up = (
+            sum(getattr(record, name) for record in self.records) for name in FINDS
+        )
+        assert self.num_saved <= found <= reachable <= looked_up
         preempted = sum(record.num_preempted for record in self.records) + len(self.scheduler._preempted)
         assert preempted == sum(sequence.num_preemptions for sequence in self.sequences)
 

@@ -80,6 +80,16 @@ def test_figures():
     assert lines[2].startswith("TTFT p50/p90/p99 ") and len(lines) == 4
 
 
+def test_hits_are_said_beside_those_that_could_be_reached():
+    summary = JobSummary()
+    summary.add([output(10)])
+    found = StepRecord(0, 4, 3, 0, 0, 3, 0, 1, 0, 0, 3, 1, 3, 0, 2, looked_up=1000, found=500, reachable=875)
+    figures = summary.figures(summarise([found]), 2.0, 0)
+    assert figures["reachable_prefix_hit_rate"] == 0.875
+    said = "50.0% of prompts' tokens were in the cache; in one that forgets nothing 87.5%"
+    assert describe(figures)[-1] == said
+
+
 def test_defaults_of_the_model_are_said():
     summary = JobSummary({"temperature": 0.6, "top_k": 20})
     summary.add([output(10)])
