@@ -50,6 +50,7 @@ LATENCY_HELP = {
 ENGINE_OPTIONS = (
     *("max_num_seqs", "max_model_len", "max_num_batched_tokens", "page_size", "num_pages", "dtype", "device"),
     *("kv_cache_memory_bytes", "gpu_memory_utilization", "attention_backend", "load_format"),
+    "enable_prefix_caching",
 )
 LIMITED = ("ttft", "tpot", "e2el")  # latencies that goodput may limit
 MAX_COUNT = 2**24
@@ -157,6 +158,10 @@ def _check_above_0(field: str, value: object) -> None:
 
 
 _ENGINE_HELP = {name: ENGINE_HELP[name] for name in ENGINE_OPTIONS}
+_ENGINE_HELP["enable_prefix_caching"] = (
+    "Compute first tokens that requests of one pass share once; each pass begins cold. "
+    "[default: no-enable-prefix-caching]"
+)
 _ENGINE_HELP["max_model_len"] = "Tokens of prompt and output. [default: of the longest request]"
 ENGINE = (EngineConfig, _ENGINE_HELP | {"max_num_seqs": "Sequences that run at once."})
 _LADDER_HELP = {

@@ -124,6 +124,7 @@ class Counts:
     mean_pages_contiguous: float  # of max_model_len tokens for each running sequence
     peak_pages_contiguous: int
     kv_of_contiguous: float  # mean_pages_used / mean_pages_contiguous
+    prefix_hit_rate: float = 0.0  # of prompts' tokens, those that were found in the cache
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,7 +68,8 @@ class LLMSubject:
         modes: Iterable[ModeName] = (),
     ):
         self._modes = tuple(modes)
-        self._path, self._options = engine_options(model, max_model_len, options)
+        cold = {"enable_prefix_caching": False}  # unless asked: or a repeated prompt would cost nothing
+        self._path, self._options = engine_options(model, max_model_len, cold | options)
         self.about: dict[str, Any] = {"model": model, "engine": self._options}
         self.floor = self._measure_floor() if measure_floor else None
         self.llm = self._build()

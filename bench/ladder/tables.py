@@ -116,7 +116,7 @@ def _per_second(arms: Mapping[str, ArmResult]) -> Table:
 
 def _counted(arms: Mapping[str, ArmResult]) -> Table:
     """The arms by what does not depend on the machine."""
-    headings = "counted", "steps", "decoding", "with prompts", "slot-steps", "padding", "preempted"
+    headings = "counted", "steps", "decoding", "with prompts", "slot-steps", "padding", "found", "preempted"
     rows = [
         (
             name,
@@ -125,6 +125,7 @@ def _counted(arms: Mapping[str, ArmResult]) -> Table:
             f"{c.prefill_steps}",
             f"{c.slot_steps}",
             f"{c.padded_share:.0%}",
+            f"{c.prefix_hit_rate:.0%}",
             f"{c.num_preempted}",
             f"{c.compilations_after_warmup}",
         )

@@ -41,6 +41,7 @@ def counts(run: Run, steps: Sequence[StepRow], page_size: int, compilations: int
         mean_pages_contiguous=contiguous / max(1, len(steps)),
         peak_pages_contiguous=max((step.pages_contiguous for step in steps), default=0),
         kv_of_contiguous=pages / contiguous if contiguous else 0.0,
+        prefix_hit_rate=summary.hit_rate,
     )
 
 
