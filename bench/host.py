@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bench.measure.prefixes import describe, time_prefixes
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.host.pack import pack
 from jbatch.host.plan import StepPlan
@@ -261,6 +262,7 @@ def print_table(result: dict[str, Any]) -> None:
         f"dispatch of a decode step, {dispatch['layers']} layers: {dispatch['leaves_per_call']} leaves, "
         f"{dispatch['submit_us']:.0f} us"
     )
+    print(describe(result["prefixes"]))
 
 
 def main() -> None:
@@ -274,6 +276,7 @@ def main() -> None:
     result = {
         "schema": 1,
         "quick": args.quick,
+        "prefixes": time_prefixes(num_pages=20_000 if args.quick else 1_000_000)._asdict(),
         "host": time_host((64, 256, 1024), rounds, steps),
         "dispatch": time_dispatch(num_layers=32, slots=64, calls=20 if args.quick else 500),
     }

@@ -76,20 +76,23 @@ class PagePool:
 
     def share(self, page_ids: Iterable[int]) -> None:
         """Add an owner to pages that have one, or that are free and can be found."""
+        counts, free = self._ref_counts, self._free
         for page_id in page_ids:
-            if not self._ref_counts[page_id]:
+            if not counts[page_id]:
                 if not self.prefixes.holds(page_id):
                     raise RuntimeError(f"page {page_id} is free: it cannot be shared")
-                del self._free[page_id]
-            self._ref_counts[page_id] += 1
+                del free[page_id]
+            counts[page_id] += 1
             self._num_owners += 1
 
     def free(self, page_ids: Iterable[int]) -> None:
         """Take an owner from each page; one without owners is free again."""
+        counts, free = self._ref_counts, self._free
         for page_id in page_ids:
-            if not self._ref_counts[page_id]:
+            count = counts[page_id]
+            if not count:
                 raise RuntimeError(f"page {page_id} freed twice")
-            self._ref_counts[page_id] -= 1
+            counts[page_id] = count - 1
             self._num_owners -= 1
-            if not self._ref_counts[page_id]:
-                self._free[page_id] = None
+            if count == 1:
+                free[page_id] = None

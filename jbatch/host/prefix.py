@@ -34,8 +34,9 @@ class PrefixIndex:
     def find(self, digests: Sequence[Digest]) -> list[int]:
         """The pages of the longest beginning of `digests` that is there."""
         found: list[int] = []
+        get = self._pages.get
         for digest in digests:
-            if (page_id := self._pages.get(digest)) is None:
+            if (page_id := get(digest)) is None:
                 break
             found.append(page_id)
         return found
@@ -73,11 +74,9 @@ def extend_digests(digests: list[Digest], root: Digest, token_ids: Sequence[int]
     begin, end = len(digests), len(token_ids) // page_size
     if begin >= end:
         return
-    tokens = memoryview(array(INT32, token_ids[begin * page_size : end * page_size]).tobytes())
-    width = page_size * array(INT32).itemsize
+    tokens = array(INT32, token_ids[begin * page_size : end * page_size]).tobytes()
+    width, sha256 = page_size * array(INT32).itemsize, hashlib.sha256
     parent = digests[-1] if digests else root
     for at in range(0, len(tokens), width):
-        page = hashlib.sha256(parent)
-        page.update(tokens[at : at + width])
-        parent = page.digest()
+        parent = sha256(parent + tokens[at : at + width]).digest()
         digests.append(parent)
