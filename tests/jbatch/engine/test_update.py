@@ -128,6 +128,28 @@ def test_waiting_lets_all_requests_end_by_the_old_weights(runner, fresh):
     assert [output.outputs[0].weight_versions for output in outputs.values()] == [((0, 0),)] * 5 + [((0, 1),)]
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 6])
+def test_samples_that_share_pages_are_prefilled_again(runner, fresh, num_steps):
+    """Three of one prompt, and two that wait for a row; they draw alike, so what each has is known."""
+    engine, prompt = engine_of(runner), list(range(10, 50))
+    params = SamplingParams(temperature=0, n=5, max_tokens=20, logprobs=1)
+    change(engine, 0)
+    engine.add_request("0", PROMPTS[0], params_of(0))
+    engine.add_request("1", prompt, params)
+    outputs = steps(engine, num_steps)
+    change(engine, 1)
+    outputs |= drain(engine)
+    for sample in outputs["1"].outputs:
+        ends = [*(first for first, _ in sample.weight_versions[1:]), 20]
+        for (first, label), end in zip(sample.weight_versions, ends, strict=True):
+            rest = SamplingParams(temperature=0, max_tokens=20 - first, logprobs=1)
+            expected = fresh(label, prompt + sample.token_ids[:first], rest)
+            assert sample.token_ids[first:end] == expected.token_ids[: end - first]
+            assert sample.logprobs[first:end] == expected.logprobs[: end - first]
+    check(outputs["0"], fresh)
+    assert engine.scheduler.pool.num_used == 0
+
+
 @pytest.mark.parametrize("mode", ["retract", "wait", "abort"])
 def test_no_page_of_older_weights_is_found_again(runner, fresh, mode):
     """Whatever label is repeated; of the same weights it is."""
