@@ -29,11 +29,16 @@ class Turns:
             for sequence in sequences
             if sequence.decoding and not sequence.finished and sequence.num_planned < sequence.max_len
         ]
+        lengths = [min(sequence.num_cached_planned + num_steps, sequence.max_len) for sequence in decoding]
+        if sum(lengths) <= self._most:
+            self._left_out = []
+            return decoding
         places = {seq_id: place for place, seq_id in enumerate(self._left_out)}
-        in_turn = sorted(decoding, key=lambda sequence: places.get(sequence.seq_id, len(places)))
+        in_turn = sorted(
+            zip(decoding, lengths, strict=True), key=lambda pair: places.get(pair[0].seq_id, len(places))
+        )
         left, taken, self._left_out = self._most, set(), []
-        for sequence in in_turn:
-            num_tokens = min(sequence.num_cached_planned + num_steps, sequence.max_len)
+        for sequence, num_tokens in in_turn:
             if self._left_out or num_tokens > left:
                 self._left_out.append(sequence.seq_id)
             else:

@@ -43,12 +43,17 @@ lengths = st.lists(st.one_of(st.just(0), st.integers(1, 400)), min_size=SLOTS, m
 
 @st.composite
 def pools(draw):
-    """A decode problem, and lengths of sequences that share no page of its pool."""
+    """A decode problem, and lengths of sequences that share no page of its pool; or that share some, and are
+    no longer than the pool, all together."""
     page_size, pages_per_seq = draw(st.sampled_from(PAGE_SIZES)), draw(st.sampled_from([1, 3, 8]))
-    counts = draw(st.lists(st.integers(0, pages_per_seq), min_size=SLOTS, max_size=SLOTS))
-    spare = draw(st.sampled_from([0, 1, 40]))
-    num_pages = 1 + sum(counts) + spare  # page 0 is the null page
-    kv_lens = [draw(st.integers(max(0, (n - 1) * page_size + 1), n * page_size)) for n in counts]
+    if draw(st.booleans()):
+        longest = pages_per_seq * page_size
+        kv_lens = draw(st.lists(st.integers(0, longest), min_size=SLOTS, max_size=SLOTS))
+        num_pages = max(1 + pages_per_seq, -(-sum(kv_lens) // page_size))
+    else:
+        counts = draw(st.lists(st.integers(0, pages_per_seq), min_size=SLOTS, max_size=SLOTS))
+        num_pages = 1 + sum(counts) + draw(st.sampled_from([0, 1, 40]))  # page 0 is the null page
+        kv_lens = [draw(st.integers(max(0, (n - 1) * page_size + 1), n * page_size)) for n in counts]
     sizes = dict(tokens=SLOTS, num_pages=num_pages, page_size=page_size, pages_per_seq=pages_per_seq)
     return problem("decode", **sizes), kv_lens
 
