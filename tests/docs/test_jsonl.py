@@ -110,7 +110,7 @@ def test_every_sampling_parameter_has_its_bounds():
     fields = {field.strip("`") for field, *_ in ROWS}
     assert fields | set(BOOLEANS) >= set(SamplingParams.__dataclass_fields__)
     assert all(f"`{name}`" in TEXT for name in BOOLEANS)
-    assert len(ROWS) == len(set(ROWS)) == 46
+    assert len(ROWS) == len(set(ROWS)) == 47
 
 
 def test_what_is_ignored_and_refused():

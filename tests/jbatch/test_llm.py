@@ -59,6 +59,28 @@ def ids_of(outputs):
     return [output.outputs[0].token_ids for output in outputs]
 
 
+# What is cached.
+
+
+def test_a_prompt_again_is_found_until_the_cache_is_reset(llm):
+    prompt, params = [5] * 40, SamplingParams(temperature=0, max_tokens=2)
+    assert llm.reset_prefix_cache()
+
+    def cached():
+        (output,) = llm.generate([prompt], params, use_tqdm=False)
+        return output.num_cached_tokens
+
+    found = [cached(), cached()]
+    assert llm.reset_prefix_cache()
+    assert [*found, cached()] == [0, 40 - 40 % llm.config.page_size, 0]
+
+
+def test_a_cache_may_be_off(model_dir):
+    with LLM(model_dir, **SMALL, enable_prefix_caching=False) as llm:
+        outputs = [llm.generate([[5] * 40], SamplingParams(max_tokens=1), use_tqdm=False) for _ in range(2)]
+    assert [output.num_cached_tokens for (output,) in outputs] == [0, 0]
+
+
 # Prompts and results.
 
 

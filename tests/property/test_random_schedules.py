@@ -31,6 +31,10 @@ def test_random_schedules():
         assert totals[end] >= NUM_SCHEDULES / 2
     for name in (*MODES, *POLICIES, "depth 0", "depth 1", "depth 2"):
         assert totals[name] >= NUM_SCHEDULES / 10, f"hardly any schedule with {name}"
-    assert totals["wasted"] >= NUM_SCHEDULES and totals["updates"] >= NUM_SCHEDULES / 2
+    assert (
+        totals["wasted"] >= NUM_SCHEDULES
+        and totals["found"] >= NUM_SCHEDULES
+        and totals["updates"] >= NUM_SCHEDULES / 2
+    )
     assert totals["shared"] >= 5 * NUM_SCHEDULES
     assert min(totals[kind] for kind in ("mixed", "several steps")) >= 2 * NUM_SCHEDULES

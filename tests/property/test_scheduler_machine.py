@@ -22,9 +22,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_pages=st.sampled_from([6, 9, 12, 3]),
         chunk=st.sampled_from([8, 24, 48]),
         depth=st.sampled_from([1, 2, 0]),
+        caches=st.booleans(),
         limits=st.none() | st.none() | st.builds(StepLimits, st.sampled_from([4, 5, 16]), st.integers(1, 4)),
     )
-    def build(self, mode, policy, num_rows, num_pages, chunk, depth, limits):
+    def build(self, mode, policy, num_rows, num_pages, chunk, depth, caches, limits):
         config = scheduler_config(
             mode,
             policy,
@@ -33,6 +34,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             page_size=4,
             max_model_len=32,
             buckets=buckets(sorted({8, chunk}), range(1, num_rows + 1)),
+            enable_prefix_caching=caches,
         )
         self.driver = Driver(config, depth, limits and (lambda view: limits))
         self.room = self.driver.scheduler.max_seq_len

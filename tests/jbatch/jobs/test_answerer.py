@@ -44,6 +44,17 @@ def test_the_prompts_of_a_line_are_answered_in_order():
     assert ledger.summary.finish_reasons == {"length": 7}
 
 
+def test_a_line_says_how_much_of_its_prompt_was_cached_and_shares_by_its_salt():
+    engine = make_engine()
+    prompt = [7] * (2 * engine.scheduler.pool.page_size + 1)
+    found = []
+    for salt in (None, None, "a", "a"):
+        line = {"prompt_token_ids": prompt, "cache_salt": salt, "max_tokens": 1, "temperature": 0}
+        _, (result,), _ = answer(line, engine=engine)
+        found.append(result["usage"]["prompt_tokens_details"]["cached_tokens"])
+    assert found == [0, len(prompt) - 1, 0, len(prompt) - 1]
+
+
 def test_each_prompt_of_a_line_has_a_seed_of_its_own(monkeypatch):
     """The first one's is that of a line with one prompt."""
     engine, seeds = make_engine(), []
