@@ -37,7 +37,7 @@ test-312:
 # jbatch in the lm-evaluation-harness against the harness's own model; in an environment of its own, for the
 # harness brings many packages along.
 test-lm-eval: .venv-lm-eval/.ready
-	.venv-lm-eval/bin/python -m pytest tests/jbatch/integrations
+	.venv-lm-eval/bin/python -m pytest tests/jbatch/integrations/test_lm_eval.py
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -20,6 +20,7 @@ from jbatch.engine.callers import AsyncStream, Callers
 from jbatch.engine.driver import Driver
 from jbatch.engine.engine import Engine
 from jbatch.engine.intake import Intake
+from jbatch.engine.metric import Metric
 from jbatch.engine.prompts import Prompt, UncheckedRequest, list_requests
 from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.engine.stream import Deltas, TextDelta, stream
@@ -408,6 +409,24 @@ class LLM:
 
         Raises JBatchError while a call has the engine, or a step is under way."""
         return self.engine.reset_prefix_cache()
+
+    def get_metrics(self) -> list[Metric]:
+        """Counters, gauges and histograms of the present engine since it was made, under vLLM's names with
+        the prefix "jbatch:". From any thread."""
+        engine = self.engine
+        return engine.monitor.read(engine.scheduler, engine.summary, self.runner.compilations_after_warmup)
+
+    def start_profile(self, directory: str | Path) -> None:
+        """Trace what JAX and the device do, until `stop_profile`, into a directory that TensorBoard and
+        Perfetto read. Steps are marked in it.
+
+        Raises JBatchError where a trace is under way.
+        """
+        self.runner.profile.start(directory)
+
+    def stop_profile(self) -> None:
+        """Write the trace. Raises JBatchError where none is under way."""
+        self.runner.profile.stop()
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What `generate` takes where it is given no parameters: jbatch's own defaults, and before them the

@@ -16,6 +16,7 @@ import weights
 from jbatch.device.compile_counter import compile_counter
 from jbatch.device.model import abstract_params
 from jbatch.device.process import ExtraState, features_of, mask
+from jbatch.device.profile import Profile
 from jbatch.device.programs import (
     COPIES,
     DEFAULT_SAMPLERS,
@@ -80,7 +81,7 @@ class Runner:
         show_progress: bool = False,
     ):
         self.spec, self.shape = spec, spec.shape
-        self.tenancy = Tenancy()
+        self.tenancy, self.profile = Tenancy(), Profile()
         self._lock = threading.RLock()  # of the state: `prepare` may be called beside a run
         self._params: tuple[jax.Array, ...] = tuple(params[name] for name in abstract_params(spec.config))
         self.buckets = tuple(buckets)
@@ -236,7 +237,8 @@ class Runner:
             self.check_params()
             check_pages(step, self.shape)
             try:
-                return self._dispatch(step)
+                with self.profile.step("jbatch step"):
+                    return self._dispatch(step)
             except BaseException as error:
                 if self._is_lost():  # it may hang on in the frames that were left: there is no room for two
                     self.tenancy.pages_lost()
@@ -283,7 +285,9 @@ class Runner:
         return unpack_output(packed, bucket, self.shape, sampler), time.monotonic()
 
     def close(self) -> None:
-        """Free the device's memory."""
+        """Free the device's memory, and end a profile."""
+        if self.profile.under_way:
+            self.profile.stop()
         for leaf in jax.tree.leaves((self._params, self._state, self._extra, self._no_masks)):
             if not leaf.is_deleted():
                 leaf.delete()

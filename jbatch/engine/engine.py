@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from jbatch.config import UpdateMode, plain
 from jbatch.engine.intake import Intake, Schedule, ScheduleFields
 from jbatch.engine.logprobs import LogprobList, take_in, token_decoder
+from jbatch.engine.monitor import Monitor
 from jbatch.engine.packing import note_scheduled, pack_step
 from jbatch.engine.records import (
     Aside,
@@ -31,9 +32,10 @@ from jbatch.engine.turn import DRAIN, STEP, Turn, is_running
 from jbatch.errors import JBatchError, RequestError, UserFunctionError
 from jbatch.host.metrics import StepRecord, Summary
 from jbatch.host.plan import StepPlan
+from jbatch.host.request import Request
 from jbatch.host.request import Sequence as RunningSequence
 from jbatch.host.scheduler import Scheduler
-from jbatch.outputs import CompletionOutput, FinishReason, merge_samples
+from jbatch.outputs import CompletionOutput, FinishReason, RequestOutput, merge_samples
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam.loaded import Version
 from jbatch.seam.runner import Runner
@@ -59,6 +61,7 @@ class Engine:
 
     Attributes:
       driver: the call of LLM that adds requests and steps until they have ended, while there is one.
+      monitor: what it counts for `LLM.get_metrics`.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Engine:
         sleep: Callable[[float], None] = time.sleep,
     ):
         self.scheduler, self.runner, self.intake = scheduler, runner, intake
-        self.summary = Summary()
+        self.summary, self.monitor = Summary(), Monitor()
         self._clock, self._sleep = clock, sleep
         self._depth = 1 if overlap else 0
         self._in_flight: deque[InFlight] = deque()
@@ -260,7 +263,7 @@ class Engine:
         if request.request_id in self._requests:
             return
         if request.params.max_tokens == 0 and request.params.prompt_logprobs is None:
-            self._ended[new.serial] = empty_output(request, self._clock())
+            self._end(new.serial, request, empty_output(request, self._clock()))
             return
         self._whole = False
         sequences: list[RunningSequence] = []
@@ -272,7 +275,7 @@ class Engine:
         except Exception as error:  # a tokenizer's, of this request alone
             for sequence in sequences:
                 self.scheduler.finish(sequence, FinishReason.ABORT)
-            self._ended[new.serial] = refused_output(request, str(error), self._clock())
+            self._end(new.serial, request, refused_output(request, str(error), self._clock()))
         else:
             self._samples |= samples
             self._requests[request.request_id] = Unfinished(new.serial, dict.fromkeys(samples))
@@ -340,6 +343,7 @@ class Engine:
             if self._in_flight and (plan is None or len(self._in_flight) > self._depth):
                 record, progress = self._collect(self._in_flight.popleft())
                 self.summary = self.summary.with_step(record)
+                self.monitor.step_ended(record, self._clock())
         except UserFunctionError:
             self._whole = True  # it is the first thing that a step does
             raise
@@ -452,7 +456,13 @@ class Engine:
             unfinished.samples[seq_id] = output
             ended = [each for each in unfinished.samples.values() if each is not None]
             if len(ended) == len(unfinished.samples):
-                self._ended[unfinished.serial] = merge_samples(ended)
+                self._end(unfinished.serial, sample.sequence.request, merge_samples(ended))
                 self._requests.pop(request_id, None)
         self._samples.pop(seq_id, None)
         return completion
+
+    def _end(self, serial: int, request: Request, output: RequestOutput) -> None:
+        """Lay a request's output ready. Where it was laid there before, it has been counted."""
+        if serial not in self._ended:
+            self._ended[serial] = output
+            self.monitor.request_ended(request, output)

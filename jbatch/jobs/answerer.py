@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jbatch.engine.engine import Engine
+from jbatch.engine.metric import Metric
 from jbatch.engine.wishes import schedule_fields
 from jbatch.errors import ConfigError, JobError, RequestError
 from jbatch.jobs.input import InputLine, Parse, id_of
@@ -65,6 +66,11 @@ class Answerer:
     numerics: Mapping[str, Any] = dataclasses.field(
         default_factory=dict
     )  # what else the bits of its results depend on
+
+    def metrics(self) -> list[Metric]:
+        """Of the engine, as they are now."""
+        engine = self.engine
+        return engine.monitor.read(engine.scheduler, engine.summary, self.compilations())
 
     def admit(self, line: InputLine) -> Pending | LineResult:
         """Give a line to the engine; its result where that is an error already.

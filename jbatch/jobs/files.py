@@ -32,12 +32,13 @@ def unchecked() -> None:
 
 
 @contextmanager
-def replacing(path: str, check: Check = unchecked) -> Iterator[BinaryIO]:
+def replacing(path: str, check: Check = unchecked, *, lasting: bool = True) -> Iterator[BinaryIO]:
     """Write a file that takes `path`'s place at the end, and has its mode, owner and group. Before that, and
     where it fails, nothing changes.
 
     Args:
       check: called just before the end; raises where somebody else has written to `path`.
+      lasting: wait until it would be there after a power cut.
 
     Raises:
       OSError: naming `path`, also where that is no regular file.
@@ -47,10 +48,12 @@ def replacing(path: str, check: Check = unchecked) -> Iterator[BinaryIO]:
         with _new_file(temporary, like=path) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         check()
         os.replace(temporary, path)
-        sync_directory(path)
+        if lasting:
+            sync_directory(path)
     except BaseException as error:  # an interrupt included
         with suppress(OSError):
             os.unlink(temporary)

@@ -20,6 +20,7 @@ JOB_HELP = {
     "shard": "Only every n-th line from the i-th on: i/n.",
     "lookahead": "Lines of which those that begin alike go together, to share the cache; 1 keeps the order.",
     "summary": "Write the figures to this JSON file, too.",
+    "metrics_file": "Keep metrics in Prometheus' text form there, written anew every 5 s.",
 }
 MAX_LOOKAHEAD = 2**20
 
@@ -60,6 +61,7 @@ class JobOptions:
     shard: str = "1/1"
     lookahead: int = 4096
     summary: str | None = None
+    metrics_file: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("input_file", "output_file"):
@@ -71,24 +73,23 @@ class JobOptions:
             for name in ("ordered", "retry_errors", "force"):
                 if getattr(self, name):
                     raise ConfigError(name, True, "needs an output file, and -o is none")
-        self._check_summary()
+        self._check_replaced()
         self._check_paths()
 
-    def _check_summary(self) -> None:
-        """Refuse a summary that is a device or a pipe: it is replaced as a whole."""
-        path = self.summary_path
-        if path is None:
-            return
-        if self.summary == "-" or (os.path.exists(path) and not os.path.isfile(path)):
-            raise ConfigError("summary", self.summary, "must be a file")
+    def _check_replaced(self) -> None:
+        """Refuse what is a device or a pipe where a file is replaced as a whole."""
+        for name, path in self.replaced.items():
+            named = getattr(self, name)
+            if named == "-" or (os.path.exists(path) and not os.path.isfile(path)):
+                raise ConfigError(name, named, "must be a file")
 
     def _check_paths(self) -> None:
         """Refuse to write to the input, or to one file twice; through links neither."""
-        written = {"summary": self.summary_path}
+        written = dict(self.replaced)
         if not self.streams:
             output = self.output_path
             written |= {"output": output, "job": state_path(output), "lock": f"{output}.lock"}
-        named = {"input": self.input, **{k: v for k, v in written.items() if v is not None}}
+        named = {"input": self.input, **written}
         places = [(name, _place(path)) for name, path in named.items() if path != "-"]
         for number, (name, place) in enumerate(places):
             for other, other_place in places[:number]:
@@ -118,6 +119,17 @@ class JobOptions:
     def summary_path(self) -> str | None:
         """The summary's file itself, where a link is named: it is replaced."""
         return None if self.summary is None else os.path.realpath(self.summary)
+
+    @property
+    def metrics_path(self) -> str | None:
+        """As `summary_path`, of the metrics."""
+        return None if self.metrics_file is None else os.path.realpath(self.metrics_file)
+
+    @property
+    def replaced(self) -> dict[str, str]:
+        """Files besides the output that are replaced as a whole, by the option that names them."""
+        paths = {"summary": self.summary_path, "metrics_file": self.metrics_path}
+        return {name: path for name, path in paths.items() if path is not None}
 
     @property
     def output_path(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -19,6 +18,7 @@ from jbatch.jobs.ledger import Ledger
 from jbatch.jobs.lock import locked
 from jbatch.jobs.lookahead import in_groups
 from jbatch.jobs.loop import Job
+from jbatch.jobs.metrics_file import MetricsFile
 from jbatch.jobs.opening import open_output
 from jbatch.jobs.options import JobOptions
 from jbatch.jobs.output import OutputFile
@@ -49,8 +49,8 @@ class JobCommand(NamedTuple):
 def run_command(command: JobCommand) -> int:
     """Run a job with everything around it; the exit code (see `run_generate`)."""
     options, say = command.options, command.say
-    if options.summary_path is not None:
-        check_replaceable(options.summary_path)  # now, rather than after the work
+    for path in options.replaced.values():
+        check_replaceable(path)  # now, rather than after the work
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals(say, exit_at_once))
         if not options.streams:
@@ -170,15 +170,21 @@ class _Run:
         mean_bound = (scan.max_tokens + scan.num_unbounded * room) / max(1, scan.num_requests)
         tokens_left = TokensLeft(mean_bound, scan.num_requests - self.ledger.done.num_done)
         job = Job(answerer, self.ledger, tokens_left)
+        metrics = MetricsFile(self.command.options.metrics_path, answerer.metrics, self.command.say)
         with progress_bar("generating", scan.num_requests) as update:
             self.stop.graceful = True
             try:
-                on_step = functools.partial(report.on_step, update, tokens_left)
+
+                def on_step() -> None:
+                    report.on_step(update, tokens_left)
+                    metrics.on_step()
+
                 complete = job.run(self._in_order(answerer), self.stop.stopped, on_step)
                 self._check_written()
                 report.show(update, tokens_left)
             finally:
                 self.stop.graceful = False
+                metrics.write()
         return complete
 
     def _in_order(self, answerer: Answerer) -> Iterator[InputLine]:

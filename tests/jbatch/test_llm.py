@@ -732,3 +732,12 @@ def test_wishes_of_each_prompt_reach_the_policy(model_dir):
         assert ends[2] < ends[0] < ends[1]
         (refused,) = llm.generate([[1]], GREEDY, deadline=["soon"])
         assert "deadline='soon'" in refused.error
+
+
+def test_metrics_count_what_was_generated(llm):
+    def generated():
+        return {metric.name: metric for metric in llm.get_metrics()}["jbatch:generation_tokens"].value
+
+    before = generated()
+    llm.generate([[1, 2, 3], [4, 5]], GREEDY, use_tqdm=False)
+    assert generated() - before == 2 * 6

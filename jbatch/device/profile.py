@@ -1,0 +1,50 @@
+"""A trace by JAX's profiler, in which each step is marked."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import jax
+
+from jbatch.errors import JBatchError
+
+
+class Profile:
+    """One trace at a time: JAX has one for the whole process."""
+
+    def __init__(self) -> None:
+        self._directory: Path | None = None
+        self._num_steps = 0
+
+    @property
+    def under_way(self) -> bool:
+        """Whether there is a trace."""
+        return self._directory is not None
+
+    def start(self, directory: str | Path) -> None:
+        """Begin a trace, to be written to a directory. Raises JBatchError where one is under way."""
+        if self._directory is not None:
+            raise JBatchError(f"a profile is under way, for {self._directory}: stop it first")
+        try:
+            jax.profiler.start_trace(str(directory))
+        except RuntimeError as error:  # somebody else's
+            raise JBatchError(f"no profile can be started: {error}") from error
+        self._directory, self._num_steps = Path(directory), 0
+
+    def stop(self) -> None:
+        """End the trace and write it. Raises JBatchError where none is under way."""
+        if self._directory is None:
+            raise JBatchError("no profile is under way")
+        self._directory = None
+        try:
+            jax.profiler.stop_trace()
+        except RuntimeError as error:  # somebody else ended it
+            raise JBatchError(f"the profile cannot be stopped: {error}") from error
+
+    def step(self, name: str) -> AbstractContextManager[object]:
+        """Marks the dispatch of a step, while there is a trace."""
+        if self._directory is None:
+            return nullcontext()
+        self._num_steps += 1
+        return jax.profiler.StepTraceAnnotation(name, step_num=self._num_steps)

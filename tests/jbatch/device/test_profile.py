@@ -1,0 +1,29 @@
+"""Traces by JAX's profiler: steps are marked in them, and outside of them nothing is."""
+
+from contextlib import nullcontext
+
+import pytest
+
+from jbatch.device.profile import Profile
+from jbatch.errors import JBatchError
+from jbatch.sampling_params import SamplingParams
+from tests.helpers.tiny_engine import drain, make_engine, shared_runner
+
+
+def test_steps_are_marked(tmp_path):
+    engine, profile = make_engine(), shared_runner().profile
+    assert isinstance(profile.step("x"), nullcontext)
+    profile.start(tmp_path)
+    try:
+        with pytest.raises(JBatchError, match="under way"):
+            profile.start(tmp_path)
+        with pytest.raises(JBatchError, match="no profile can be started"):
+            Profile().start(tmp_path)  # of another runner
+        engine.add_request("a", [1, 2, 3], SamplingParams(max_tokens=2))
+        drain(engine)
+    finally:
+        profile.stop()
+    (trace,) = tmp_path.rglob("*.xplane.pb")
+    assert b"jbatch step" in trace.read_bytes()
+    with pytest.raises(JBatchError, match="no profile"):
+        profile.stop()
