@@ -41,19 +41,21 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(
         count=st.integers(1, 3),
+        sampled=st.booleans(),
         prompt_len=st.sampled_from([1, 3, 8, 20, 31]),
         max_tokens=st.sampled_from([31, 12, 5, 2, 1]),
         stop_ids=st.just(()) | st.sets(st.integers(0, 96), max_size=3).map(tuple),
         min_tokens=st.integers(0, 2),
         key=st.integers(0, 2),
     )
-    def submit(self, count, prompt_len, max_tokens, stop_ids, min_tokens, key):
+    def submit(self, count, sampled, prompt_len, max_tokens, stop_ids, min_tokens, key):
         prompt_len = min(prompt_len, self.room - 1)
         max_tokens = min(max_tokens, self.room - prompt_len)
         prompt = [7 * i % 97 for i in range(prompt_len)]
         keys = {"arrival": key, "priority": key, "predicted_len": key}
-        for _ in range(count):
-            self.driver.submit(request(prompt, max_tokens, stop_ids, min(min_tokens, max_tokens), **keys))
+        for _ in range(1 if sampled else count):
+            asked = request(prompt, max_tokens, stop_ids, min(min_tokens, max_tokens), **keys)
+            self.driver.submit(asked, n=count if sampled else 1)
 
     @rule(count=st.sampled_from([1, 2, 3, 5]))
     def step(self, count):

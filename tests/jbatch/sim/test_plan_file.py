@@ -87,7 +87,7 @@ def record_schedule(path, seed):
     config = random_config(rng, modes[seed % len(modes)], rng.choice(("fcfs", "sjf")))
     driver = Driver(config, depth=rng.randint(0, 2))
     for _ in range(rng.randint(1, 8)):
-        driver.submit(random_request(rng, driver.scheduler.max_seq_len))
+        driver.submit(random_request(rng, driver.scheduler.max_seq_len), n=rng.choice((1, 1, 3)))
     outputs, plans = [], []
     driver.runner.collect = lambda handle: (outputs.append(handle), (handle, 0.0))[1]
     with PlanWriter(path, config.shape, VOCAB_SIZE) as writer:
