@@ -330,6 +330,16 @@ def test_what_requests_need_is_compiled_before_they_run(model_dir):
         assert llm.runner.num_programs == 2 and llm.runner.compilations_after_warmup == 0
 
 
+def test_what_samples_take_is_compiled_before_they_run(model_dir):
+    """To share their prompt's pages. Who asks for one sample need not wait for that."""
+    with LLM(model_dir, **SMALL) as llm:
+        (one,) = llm.generate([5, 6, 7], dataclasses.replace(GREEDY))
+        assert llm.runner._copy is None
+        (many,) = llm.generate([5, 6, 7], dataclasses.replace(GREEDY, n=3))
+        assert [sample.token_ids for sample in many.outputs] == [one.outputs[0].token_ids] * 3
+        assert llm.runner._copy is not None and llm.runner.compilations_after_warmup == 0
+
+
 def test_only_what_is_named_is_compiled(model_dir, llm):
     prompts, params = [[5, 6], [7]], [GREEDY, SamplingParams(max_tokens=6, seed=1)]
     with LLM(model_dir, samplers=("extended",), **SMALL) as other:

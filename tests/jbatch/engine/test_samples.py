@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from jbatch.errors import RequestError
+from jbatch.host.limits import StepLimits
 from jbatch.host.policy import MODES, Policy
 from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import SamplingParams
@@ -200,6 +201,44 @@ def test_samples_differ_and_come_again_and_the_first_is_that_of_n_1():
     assert len({tuple(tokens) for tokens in many}) == 16
     assert samples(16) == many and samples(3) == many[:3] and samples(1) == many[:1]
     assert samples(1, seed=6) != many[:1]
+
+
+FEATURES = {
+    "penalties": {"repetition_penalty": 1.5, "presence_penalty": 0.5, "frequency_penalty": 0.3},
+    "bias": {"logit_bias": {3: 4.0, 9: -2.0}},
+    "allowed": {"allowed_token_ids": list(range(40))},
+    "filters": {"top_k": 20, "top_p": 0.9, "min_p": 0.01, "min_tokens": 5, "stop_token_ids": list(range(15))},
+    "logprobs": {"logprobs": 3, "prompt_logprobs": 2, "logprob_token_ids": [3]},
+    "all": {"logprobs": 1, "frequency_penalty": 1.0, "logit_bias": {3: 4.0}},
+}
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("feature", FEATURES)
+def test_samples_on_one_prompt_are_those_that_run_one_by_one(feature, overlap):
+    """The prompt's second page is not full: three samples copy it, the fourth keeps it."""
+    outputs = []
+    for num_seqs in (4, 1):
+        scheduler = tiny_engine.make_scheduler(limits=lambda view, n=num_seqs: StepLimits(64, n))
+        engine = tiny_engine.make_engine(scheduler, tiny_engine.runner_of_all(), overlap=overlap)
+        params = SamplingParams(n=4, **(DRAWN | {"ignore_eos": False} | FEATURES[feature]))
+        engine.add_request("r", list(range(21)), params)
+        outputs.append(drain(engine)["r"])
+        assert engine.summary.useful_prefill_tokens == 21 or num_seqs == 1
+    together, one_by_one = outputs
+    for ours, alone in zip(together.outputs, one_by_one.outputs, strict=True):
+        assert (ours.token_ids, ours.finish_reason) == (alone.token_ids, alone.finish_reason)
+        check_logprobs(ours.logprobs, alone.logprobs)
+    check_logprobs(together.prompt_logprobs, one_by_one.prompt_logprobs)
+    assert len({tuple(sample.token_ids) for sample in together.outputs}) > 1
+
+
+def check_logprobs(ours, others):
+    assert (ours is None) == (others is None)
+    for entry, other in zip(ours or (), others or (), strict=True):
+        assert (entry or {}).keys() == (other or {}).keys()
+        for token, value in (entry or {}).items():
+            assert value.logprob == pytest.approx(other[token].logprob, abs=1e-4)
 
 
 def test_samples_of_a_derived_seed_are_reproducible_too():

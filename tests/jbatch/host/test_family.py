@@ -163,6 +163,18 @@ def test_pages_are_not_shared_with_what_begins_under_other_weights():
     run(driver)
 
 
+def test_samples_that_all_lost_their_pages_share_them_again():
+    """One reads the prompt and its output; the others wait for that step, and read their output behind it."""
+    driver = driver_of()
+    driver.submit(request([7] * 20, 12), n=3)
+    for _ in range(4):
+        driver.step()
+    driver.update()
+    plans = run(driver)
+    chunks = [[(c.seq_id, c.start, c.end) for c in plan.chunks] for plan in plans if plan.chunks]
+    assert chunks == [[(0, 0, 24)], [(1, 20, 24), (2, 20, 24)]]
+
+
 def test_64_samples_of_a_long_prompt_on_a_pool_that_holds_few_of_them():
     """Each reads 4,096 tokens, and the pool holds 16,000: a step takes three, and each has its turn."""
     sizes = {"num_rows": 64, "num_pages": 1000, "max_model_len": 4608}
