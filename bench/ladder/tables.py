@@ -39,6 +39,8 @@ def print_ladder(out: Console, results: Results) -> None:
     out.print(_methods(results.arms))
     out.print(_per_second(results.arms))
     out.print(_counted(results.arms))
+    if found := _found(results.arms):
+        out.print(found)
     _print_memory(out, manifest, results.arms)
     out.print(_waited(results.arms))
     out.print(_parts(results.arms))
@@ -116,7 +118,7 @@ def _per_second(arms: Mapping[str, ArmResult]) -> Table:
 
 def _counted(arms: Mapping[str, ArmResult]) -> Table:
     """The arms by what does not depend on the machine."""
-    headings = "counted", "steps", "decoding", "with prompts", "slot-steps", "padding", "found", "preempted"
+    headings = "counted", "steps", "decoding", "with prompts", "slot-steps", "padding", "preempted"
     rows = [
         (
             name,
@@ -125,7 +127,6 @@ def _counted(arms: Mapping[str, ArmResult]) -> Table:
             f"{c.prefill_steps}",
             f"{c.slot_steps}",
             f"{c.padded_share:.0%}",
-            f"{c.prefix_hit_rate:.0%}",
             f"{c.num_preempted}",
             f"{c.compilations_after_warmup}",
         )
@@ -133,6 +134,16 @@ def _counted(arms: Mapping[str, ArmResult]) -> Table:
         if (c := arm.counts) is not None
     ]
     return _table((*headings, "compiled"), rows)
+
+
+def _found(arms: Mapping[str, ArmResult]) -> str:
+    """How much of the prompts came from a prefix cache; empty where nothing did."""
+    shares = [
+        f"{name} {arm.counts.prefix_hit_rate:.0%}"
+        for name, arm in ran(arms)
+        if arm.counts is not None and arm.counts.prefix_hit_rate
+    ]
+    return f"of prompts' tokens, found in the cache: {', '.join(shares)}" if shares else ""
 
 
 def _print_memory(out: Console, manifest: Mapping[str, Any], arms: Mapping[str, ArmResult]) -> None:

@@ -43,7 +43,8 @@ def figures_of_output(path: str, done: Done) -> dict[str, Any]:
         samples = answer.get("choices", answer.get("outputs", [answer]))
         reasons.update(str(sample.get("finish_reason")) for sample in samples)
         reasons.update({"error": len(answer.get("errors", ()))})
-        tokens.update(answer.get("usage", {}))
+        usage = answer.get("usage", {})
+        tokens.update({name: usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens")})
     return {
         "from_results": True,
         "completed": done.num_done - done.num_errors,

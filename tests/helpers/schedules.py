@@ -388,7 +388,7 @@ def random_limits(rng: random.Random, shape: StateShape) -> Callable[[SchedulerV
     kind = rng.randrange(4)
     if kind < 2:
         return None
-    tokens = rng.choices([size for size in (2, 7, 8, 20, 64) if size >= shape.page_size], k=kind - 1)
+    tokens = rng.choices((shape.page_size, shape.page_size + 3, max(8, shape.page_size), 20, 64), k=kind - 1)
     company = Company(rng.choice((0, 8, 32)), rng.randint(0, 3))
     return lambda view: StepLimits(rng.choice(tokens), rng.randint(1, shape.num_rows), company)
 
