@@ -166,6 +166,12 @@ def policies(
             "[default: none, oracle, noisy, running-mean]",
         ),
     ] = None,
+    admission: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="May be repeated: optimistic, forecast, no-evict. [default: optimistic]"
+        ),
+    ] = None,
     output_json: Json = None,
     output_png: Annotated[
         Path | None, typer.Option("--output-png", metavar="FILE", help="Draw it there; must not exist.")
@@ -178,7 +184,8 @@ def policies(
 
     names = tuple(dict.fromkeys(policy or POLICIES))
     predictors = tuple(dict.fromkeys(predictor or ("none", "oracle", "noisy", "running-mean")))
-    lab = Lab(costs, hardware, model, dataset_name, names, predictors, output_json, output_png)
+    admissions: Any = tuple(dict.fromkeys(admission or ("optimistic",)))
+    lab = Lab(costs, hardware, model, dataset_name, names, predictors, admissions, output_json, output_png)
     run_policies(lab, setting, engine_options, workload_options)
 
 

@@ -16,6 +16,7 @@ DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 ModeName = Literal["continuous", "static", "static-full", "static-padded", "unbatched"]
 PolicyName = Literal["fcfs", "sjf", "ljf", "priority", "deadline", "fair", "adaptive"]
+AdmissionName = Literal["optimistic", "forecast", "no-evict"]
 BackendName = Literal["auto", "xla", "triton", "mosaic"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
 UpdateMode = Literal["retract", "wait", "abort"]  # what becomes of requests when weights change
@@ -123,6 +124,8 @@ class EngineConfig:
     mode: ModeName = "continuous"
     batch_wait_timeout_s: float = 1.0  # static-full: how long the oldest waits for a full batch at most
     policy: PolicyName = "fcfs"
+    admission: AdmissionName = "optimistic"  # how much of the page pool is kept for those that run
+    max_preemption_probability: float = 0.1  # forecast: that the pages of those that run do not suffice
     predictor: str | None = None  # of output lengths: running-mean, prompt-length, or a trained one's file
     seed: int = 0
     generation_config: GenerationConfigName = "auto"  # whose sampling defaults: the model's, or jbatch's own
@@ -146,6 +149,7 @@ class EngineConfig:
         check_choice("page_size", self.page_size, PAGE_SIZES)
         check_choice("mode", self.mode, get_args(ModeName))
         check_choice("policy", self.policy, get_args(PolicyName))
+        check_choice("admission", self.admission, get_args(AdmissionName))
         check_choice("generation_config", self.generation_config, get_args(GenerationConfigName))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         check_choice("logprobs_mode", self.logprobs_mode, get_args(LogprobsMode))
@@ -163,6 +167,9 @@ class EngineConfig:
         share = self.gpu_memory_utilization
         if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
             raise ConfigError("gpu_memory_utilization", share, "must be a number above 0, at most 1")
+        share = self.max_preemption_probability
+        if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share < 1:
+            raise ConfigError("max_preemption_probability", share, "must be a number above 0, below 1")
         wait = self.batch_wait_timeout_s
         if not isinstance(wait, (int, float)) or isinstance(wait, bool) or not 0 <= wait <= MAX_BATCH_WAIT_S:
             limit = f"must be a number of seconds from 0 to {MAX_BATCH_WAIT_S}"

@@ -343,6 +343,8 @@ class LLM:
                 policy=policy_of(key) if own else POLICIES[name],
                 admission=MODES[config.mode],
                 batch_wait_timeout_s=config.batch_wait_timeout_s,
+                reserve=config.admission,
+                max_preemption_probability=config.max_preemption_probability,
                 enable_prefix_caching=config.enable_prefix_caching,
             ),
             limits or (lambda view: StepLimits(config.max_num_batched_tokens, config.max_num_seqs)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,6 +17,7 @@ from bench.measure.measures import request_rows
 from bench.results import RequestRow
 from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.workload import Workload
+from jbatch.config import AdmissionName
 from jbatch.engine.intake import ScheduleFields
 from jbatch.errors import ConfigError
 from jbatch.host.lengths.find import find_predictor
@@ -42,6 +45,7 @@ class Outcome(NamedTuple):
 
     policy: str
     predictor: str
+    admission: AdmissionName
     makespan: float
     mean_e2el: float
     p50_e2el: float
@@ -60,10 +64,11 @@ def run_lab(
     workload: Workload,
     policies: Iterable[str],
     predictors: Sequence[str],
+    admissions: Sequence[AdmissionName],
     budget: int,
     seed: int,
 ) -> list[Outcome]:
-    """An outcome for each policy, of those that go by lengths for each predictor.
+    """An outcome for each policy and admission, of those that go by lengths for each predictor.
 
     Args:
       budget: tokens that each request may generate, at least those that it wants: what a policy knows without
@@ -74,13 +79,15 @@ def run_lab(
     token_s = _token_s(subject, workload, budget)
     wishes = wishes_of(workload, token_s, seed)
     outcomes: list[Outcome] = []
-    for policy in policies:
-        for name in predictors if policy in BY_LENGTH else ("none",):
-            engine = subject.new_engine(
-                _arm(policy), subject.max_num_seqs, predictor_of(name, workload, seed)
-            )
+    for policy, admission in itertools.product(policies, admissions):
+        config = dataclasses.replace(sim.config, admission=admission)
+        subject = SimulatedSubject(sim._replace(config=config), lengths, seed)
+        by_length = policy in BY_LENGTH or admission == "forecast"
+        for name in predictors if by_length else ("none",):
+            predictor = predictor_of(name, workload, seed)
+            engine = subject.new_engine(_arm(policy), subject.max_num_seqs, predictor)
             run = drive(engine, workload, budget=budget, wishes=wishes)
-            outcomes.append(outcome_of(policy, name, run, wishes))
+            outcomes.append(outcome_of(policy, name, run, wishes)._replace(admission=admission))
     return [_with_regret(outcome, outcomes) for outcome in outcomes]
 
 
@@ -119,6 +126,7 @@ def outcome_of(policy: str, predictor: str, run: Run, wishes: Sequence[ScheduleF
     return Outcome(
         policy,
         predictor,
+        "optimistic",
         makespan=run.duration_s - run.idle_s,
         mean_e2el=float(e2el.mean()),
         p50_e2el=float(np.percentile(e2el, 50)),
@@ -179,5 +187,6 @@ def _jain(values: Sequence[float]) -> float:
 
 
 def _with_regret(outcome: Outcome, outcomes: Sequence[Outcome]) -> Outcome:
-    known = [o for o in outcomes if (o.policy, o.predictor) == (outcome.policy, "oracle")]
+    same = outcome.policy, "oracle", outcome.admission
+    known = [o for o in outcomes if o[:3] == same]
     return outcome._replace(regret=outcome.mean_e2el / known[0].mean_e2el - 1 if known else None)

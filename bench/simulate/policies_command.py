@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich import box
 from rich.console import Console
@@ -19,6 +19,7 @@ from bench.simulate.command import simulated_by, workload_for
 from bench.simulate.policies import Outcome, run_lab
 from bench.simulate.subject import Simulated
 from bench.workloads.workload import Workload
+from jbatch.config import AdmissionName, check_choice
 
 DEFAULT_SEQS = 16
 POOL_SHARE = 0.5  # of the pages that as many of the longest requests would fill
@@ -35,6 +36,7 @@ class Lab:
     dataset_name: str
     policies: tuple[str, ...]
     predictors: tuple[str, ...]
+    admissions: tuple[AdmissionName, ...]
     output_json: Path | None
     output_png: Path | None
 
@@ -48,9 +50,12 @@ def run_policies(
     workload = workload_for(lab.dataset_name, setting, sim, workload_options)
     if "num_pages" not in engine_options:
         sim = _constrained(sim, workload)
-    budget = sim.max_model_len - max(len(item.prompt_token_ids) for item in workload.items)
+    for admission in lab.admissions:
+        check_choice("admission", admission, get_args(AdmissionName))
+    room = min(sim.max_model_len, (sim.num_pages - 1) * sim.config.page_size)
+    budget = room - max(len(item.prompt_token_ids) for item in workload.items)
     with claimed(lab.output_json), claimed(lab.output_png):
-        outcomes = run_lab(sim, workload, lab.policies, lab.predictors, budget, setting.seed)
+        outcomes = run_lab(sim, workload, lab.policies, lab.predictors, lab.admissions, budget, setting.seed)
         if lab.output_json is not None:
             rows = [outcome._asdict() for outcome in outcomes]
             content = {"schema": 1, "kind": "policies", "workload": describe(workload), "outcomes": rows}
@@ -78,13 +83,20 @@ def print_lab(out: Console, sim: Simulated, workload: Workload, outcomes: Sequen
     )
     if max(outcome.queued for outcome in outcomes) < NO_QUEUE:
         out.print("No queue formed: policies cannot matter here. Offer more load, or run fewer at once.")
-    headings = ("makespan", "mean", "p50", "p99", "TTFT", "met", "fair", "preempted", "again", "regret")
-    names = ("policy", "lengths")
-    table = Table(*names, *(Column(name, justify="right") for name in headings), box=box.SIMPLE)
+    headings = ("makespan", "mean", "p99", "TTFT", "met", "fair", "preempted", "again", "regret")
+    names = ("policy", "lengths", "admission")
+    table = Table(*names, *(Column(name, justify="right", no_wrap=True) for name in headings), box=box.SIMPLE)
     for o in outcomes:
-        times = (f"{value:.2f}" for value in (o.makespan, o.mean_e2el, o.p50_e2el, o.p99_e2el, o.mean_ttft))
+        times = (f"{value:.2f}" for value in (o.makespan, o.mean_e2el, o.p99_e2el, o.mean_ttft))
         shares = f"{o.met:.0%}", f"{o.fairness:.2f}", f"{o.num_preempted}", f"{o.recomputed}"
-        table.add_row(o.policy, o.predictor, *times, *shares, "" if o.regret is None else f"{o.regret:+.0%}")
+        table.add_row(
+            o.policy,
+            o.predictor,
+            o.admission,
+            *times,
+            *shares,
+            "" if o.regret is None else f"{o.regret:+.0%}",
+        )
     out.print(table)
     out.print(
         "Times are seconds from arrival, of the simulated clock. met: of the requests with a limit of their "
@@ -93,6 +105,12 @@ def print_lab(out: Console, sim: Simulated, workload: Workload, outcomes: Sequen
         "time after a preemption. regret: mean latency against the same policy with an oracle. lengths: "
         "who predicts them; none: max_tokens."
     )
+
+
+def _name(outcome: Outcome) -> str:
+    """What a picture calls it: what is not as it is by default."""
+    parts = outcome.policy, outcome.predictor, outcome.admission
+    return ", ".join(part for part in parts if part not in ("none", "optimistic"))
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -104,7 +122,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
 
     from bench.report.figures import BLUE, GREY, ORANGE, STYLE
 
-    names = [o.policy if o.predictor == "none" else f"{o.policy}, {o.predictor}" for o in outcomes]
+    names = [_name(outcome) for outcome in outcomes]
     columns = (
         ("mean latency", "mean_e2el", BLUE),
         ("p99 latency", "p99_e2el", ORANGE),

@@ -73,6 +73,8 @@ class SimulatedSubject:
                 policy=POLICIES[arm.policy],
                 admission=MODES[arm.mode],
                 batch_wait_timeout_s=config.batch_wait_timeout_s,
+                reserve=config.admission,
+                max_preemption_probability=config.max_preemption_probability,
             ),
             lambda view: limits,
         )

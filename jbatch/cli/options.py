@@ -29,6 +29,7 @@ ENGINE_HELP = {
     "mode": "continuous, static, static-full, static-padded, unbatched.",
     "batch_wait_timeout_s": "static-full: seconds that the oldest request waits for a full batch.",
     "policy": "Who is admitted first: fcfs, sjf, ljf, priority, deadline, fair, adaptive.",
+    "admission": "Pages kept for those that run: optimistic (none), forecast, no-evict (all).",
     "predictor": "Of output lengths: running-mean, prompt-length, or a file of `jbatch predictor train`.",
     "device": "auto, cpu, cuda.",
     "attention_backend": "auto (on a GPU, what passes a check there), xla (plain JAX), triton, mosaic.",

@@ -115,7 +115,9 @@ class Intake:
         if self._predictor is None or request.predicted_len is not None:
             return request
         prediction = self._predictor.predict(request, self.history)
-        return dataclasses.replace(request, predicted_len=round(prediction.expected))
+        return dataclasses.replace(
+            request, predicted_len=round(prediction.expected), length_quantiles=prediction.quantiles
+        )
 
     def _token_ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         if isinstance(prompt, str):

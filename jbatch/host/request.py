@@ -43,6 +43,7 @@ class Request:
     priority: int = 0  # lower runs first
     deadline: float | None = None  # seconds, on the engine's clock
     predicted_len: int | None = None  # output tokens: an input, or a replay would depend on a predictor
+    length_quantiles: tuple[float, ...] | None = None  # at lengths.prediction.LEVELS
     user: str | None = None  # whose it is, for a fair policy
     limits: LatencyLimits = NO_LIMITS
     prompt: str | None = None

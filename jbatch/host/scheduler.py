@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from jbatch.config import WHOLE_PAGE, EngineConfig, check_range
+from jbatch.config import WHOLE_PAGE, AdmissionName, EngineConfig, check_range
 from jbatch.errors import RequestError
 from jbatch.host.family import (
     draws_at_the_end_of_its_prompt,
@@ -29,6 +29,7 @@ from jbatch.host.metrics import StepRecord
 from jbatch.host.plan import NO_LOOKUP, Chunk, Lookup, StepPlan, Table, chunk_of, first_draw
 from jbatch.host.policy import Admission, Policy, key_of, may_start
 from jbatch.host.request import ALONE, NEVER, NOT_YET, Key, Request, Sequence
+from jbatch.host.reserve import Pool, reserve_of
 from jbatch.host.served import Served
 from jbatch.host.turns import Turns
 from jbatch.host.waiting import Waiting
@@ -50,6 +51,8 @@ class SchedulerConfig(NamedTuple):
     admission: Admission
     batch_wait_timeout_s: float = EngineConfig.batch_wait_timeout_s  # where admission waits for full batches
     enable_prefix_caching: bool = EngineConfig.enable_prefix_caching
+    reserve: AdmissionName = EngineConfig.admission
+    max_preemption_probability: float = EngineConfig.max_preemption_probability
 
 
 class _Slots(NamedTuple):
@@ -79,6 +82,8 @@ class Scheduler:
         self._sequences: dict[int, Sequence] = {}  # all that have not ended, and held ones
         self._waiting = Waiting(config.policy)
         self._served = Served()
+        pool = Pool(self.pool.num_usable, self.pool.page_size)
+        self._reserve = reserve_of(config.reserve, pool, config.max_preemption_probability)
         self._running: list[Sequence] = []  # in order of admission; held ones too
         self._max_steps = max(bucket.steps for bucket in config.buckets)
         self._preempted: list[int] = []  # since the last plan
@@ -413,6 +418,8 @@ class Scheduler:
                 return
             if len(self._running) >= min(self._most(limits), self.pool.num_free):
                 return
+            if not self._reserve.admits(self._running, sample):
+                return
             self._admit(sample, 0)
 
     # Decode.
@@ -568,7 +575,7 @@ class Scheduler:
                 return  # so is its prompt
             found = [] if start or runs_already(sequence) else self.holdings.find(sequence)
             claim = self._claim(sequence, start, found)
-            if claim > spare or len(found) > room:
+            if claim > spare or len(found) > room or not self._reserve.admits(self._running, sequence):
                 return
             spare -= claim
             room -= len(found)

@@ -40,6 +40,7 @@ VOCAB_SIZE = 97
 MAX_STEPS = 20_000  # of one schedule: more is a hang
 HOST_STOP = "stop string"
 FINDS = "found", "reachable", "looked_up"
+RESERVES = ("optimistic", "optimistic", "optimistic", "forecast", "no-evict")
 BATCH_WAIT = 4.0  # of a batch that waits to be full, in steps of the driver
 
 
@@ -142,6 +143,7 @@ class Driver:
         self._choose_limits = limits
         self.scheduler = Scheduler(config, self._next_limits if limits else None)
         self.runner = AgeingRunner(config.shape, VOCAB_SIZE)
+        self.num_retracted = 0
         self.in_flight: deque = deque()
         self.sequences: list[Running] = []
         self.ends: dict[int, tuple[FinishReason, str | int | None, int]] = {}  # reason, stop_reason, length
@@ -182,6 +184,7 @@ class Driver:
         """Other weights, once what is in flight has ended."""
         while self.in_flight:
             self._apply(*self.in_flight.popleft())
+        self.num_retracted += len(self.scheduler.running)
         self.scheduler.retract()
         self.runner.num_updates += 1
         self._padded_batch = ()
@@ -300,6 +303,7 @@ class Driver:
         assert self.num_saved <= found <= reachable <= looked_up
         preempted = sum(record.num_preempted for record in self.records) + len(self.scheduler._preempted)
         assert preempted == sum(sequence.num_preemptions for sequence in self.sequences)
+        assert self.config.reserve != "no-evict" or preempted <= self.num_retracted
 
 
 def check_tokens(sequence: Running) -> bool:
@@ -398,6 +402,7 @@ def run_random_schedule(seed: int) -> Driver:
     rng = random.Random(seed)
     mode = rng.choice(("continuous",) * 4 + tuple(MODES))
     config = random_config(rng, mode, list(POLICIES)[seed % len(POLICIES)])
+    config = config._replace(reserve=RESERVES[seed % len(RESERVES)], max_preemption_probability=0.2)
     abort_share, stop_share = rng.choice(((0, 0), (0, 0), (0.02, 0), (0.05, 0.02), (0.2, 0.1)))
     driver = Driver(
         config,
@@ -409,7 +414,7 @@ def run_random_schedule(seed: int) -> Driver:
     stem, forget_share = rng.choices(range(VOCAB_SIZE), k=room), rng.choice((0, 0, 0.02))
     update_share = rng.choice((0, 0, 0, 0.05))
     samples = rng.choice(((1,), (1, 1, 2, 3), (1, 1, 1, 9)))
-    num_requests, arrival_share = rng.randint(1, 14), rng.choice((0.1, 0.5, 0.9))
+    num_requests, arrival_share = rng.randint(1, 16), rng.choice((0.1, 0.5, 0.9))
     while len(driver.sequences) < num_requests or driver.scheduler.has_unfinished or driver.in_flight:
         if len(driver.sequences) < num_requests and rng.random() < arrival_share:
             driver.submit(random_request(rng, room, stem), n=rng.choice(samples))

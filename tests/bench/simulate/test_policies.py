@@ -15,6 +15,7 @@ from jbatch.seam.bucket import buckets_of
 from jbatch.sim.cost import BucketCost, CostTable, HostCost
 from tests.helpers.command import run
 
+ALONE = ("optimistic",)
 CONFIG = EngineConfig(max_num_seqs=4, page_size=16)
 
 
@@ -33,7 +34,9 @@ def work(name="mixed_length", num_prompts=64, **options):
 def outcomes():
     """Bursts of 32 on 4 slots, and pages for little more than two of the longest."""
     workload = work("bursty_traffic", burst_size=32)
-    made = run_lab(simulated(num_pages=24), workload, list(POLICIES), ["none", "oracle", "noisy"], 200, 0)
+    made = run_lab(
+        simulated(num_pages=24), workload, list(POLICIES), ["none", "oracle", "noisy"], ALONE, 200, 0
+    )
     return {(outcome.policy, outcome.predictor): outcome for outcome in made}
 
 
@@ -54,7 +57,7 @@ def test_without_a_prediction_lengths_are_all_alike(outcomes):
 
 
 def test_longest_first_lowers_the_makespan():
-    made = run_lab(simulated(), work(num_prompts=40), ["fcfs", "ljf"], ["oracle"], 200, 0)
+    made = run_lab(simulated(), work(num_prompts=40), ["fcfs", "ljf"], ["oracle"], ALONE, 200, 0)
     assert made[1].makespan < made[0].makespan
 
 
@@ -73,6 +76,18 @@ def test_rates_by_a_pencil():
     assert _rates(rows, [[2.0, 4.0], [6.0], [3.0]], ["a", "a", "b"]) == [pytest.approx(2 / 3), 0.5]
 
 
+def test_admission_trades_preemptions_for_slots():
+    """Where nothing is known of lengths, room is kept for all of them."""
+    workload = work("bursty_traffic", burst_size=32)
+    admissions = ["optimistic", "forecast", "no-evict"]
+    made = run_lab(simulated(num_pages=13), workload, ["fcfs"], ["oracle", "none"], admissions, 170, 0)
+    found = {(outcome.admission, outcome.predictor): outcome for outcome in made}
+    assert found["no-evict", "none"].num_preempted == found["forecast", "none"].num_preempted == 0
+    assert found["optimistic", "none"].num_preempted > found["forecast", "oracle"].num_preempted
+    assert found["optimistic", "none"].makespan < found["forecast", "oracle"].makespan
+    assert found["forecast", "oracle"].makespan < found["no-evict", "none"].makespan
+
+
 def test_wishes_come_from_their_seed():
     workload = work()
     assert wishes_of(workload, 1e-3, 0) == wishes_of(workload, 1e-3, 0) != wishes_of(workload, 1e-3, 1)
@@ -80,7 +95,7 @@ def test_wishes_come_from_their_seed():
 
 def test_an_unknown_policy_is_named():
     with pytest.raises(ConfigError, match="policy='best': must be one of fcfs, sjf"):
-        run_lab(simulated(), work(), ["best"], ["none"], 200, 0)
+        run_lab(simulated(), work(), ["best"], ["none"], ALONE, 200, 0)
 
 
 FLAGS = ("--hardware", "h200", "--model", "llama3.2-1b", "--max-model-len", "1024", "--policy", "sjf")
