@@ -13,7 +13,7 @@ from jbatch.engine.engine import Engine
 from jbatch.host.lengths.prediction import Predictor
 from jbatch.host.limits import StepLimits
 from jbatch.host.policies import POLICIES
-from jbatch.host.policy import MODES
+from jbatch.host.policy import MODES, Policy
 from jbatch.host.scheduler import Scheduler, SchedulerConfig
 from jbatch.seam.bucket import buckets_of
 from jbatch.seam.shape import StateShape
@@ -60,8 +60,14 @@ class SimulatedSubject:
         self.about = dict(simulated.about)
         self._check()
 
-    def new_engine(self, arm: Arm, max_num_seqs: int, predictor: Predictor | None = None) -> Engine:
-        """A fresh engine, at time 0."""
+    def new_engine(
+        self,
+        arm: Arm,
+        max_num_seqs: int,
+        predictor: Predictor | None = None,
+        policy: Policy | None = None,
+    ) -> Engine:
+        """A fresh engine, at time 0; with another policy than the arm's, where one is given."""
         sim, clock = self.simulated, VirtualClock()
         config = dataclasses.replace(sim.config, mode=arm.mode, policy=arm.policy)
         limits = StepLimits(config.max_num_batched_tokens, max_num_seqs)
@@ -70,7 +76,7 @@ class SimulatedSubject:
                 shape=sim.shape,
                 max_model_len=sim.max_model_len,
                 buckets=buckets_of(config, sim.max_model_len),
-                policy=POLICIES[arm.policy],
+                policy=policy or POLICIES[arm.policy],
                 admission=MODES[arm.mode],
                 batch_wait_timeout_s=config.batch_wait_timeout_s,
                 reserve=config.admission,
