@@ -152,7 +152,7 @@ class Holdings:
     def find(self, sequence: Sequence) -> list[int]:
         """Full pages that hold a waiting sequence's first tokens, but for the last token at least: it is
         computed, for its logits. At most as many as a step has room for."""
-        most = min((sequence.num_known - 1) // self.pool.page_size, PREFIX_PAGES)
+        most = self._most_found(sequence)
         if most <= 0 or not self.reads(sequence):
             return []
         return self.prefixes.find(self._digests(sequence)[:most])
@@ -160,11 +160,14 @@ class Holdings:
     def reachable(self, sequence: Sequence) -> int:
         """Tokens of a sequence that is admitted that would be in a cache which forgets nothing, had all steps
         landed. To be asked once: from now on its own have been there."""
-        most = min((sequence.num_known - 1) // self.pool.page_size, PREFIX_PAGES)
+        most = self._most_found(sequence)
         digests = self._digests(sequence)
         num_seen = self._seen.num_seen(digests[:most])
         self._seen.add(digests[num_seen:])
         return num_seen * self.pool.page_size
+
+    def _most_found(self, sequence: Sequence) -> int:
+        return min((sequence.num_known - 1) // self.pool.page_size, PREFIX_PAGES)
 
     def reads(self, sequence: Sequence) -> bool:
         """Whether pages are looked up for a sequence."""
