@@ -1,4 +1,4 @@
-"""Do the tests notice a mistake? Thirty are seeded here, one at a time, and some test must fail for each.
+"""Do the tests notice a mistake? Each of these is seeded by itself, and some test must fail.
 
     python -m tests.long.mutants [--only NAME] [--list]
 
