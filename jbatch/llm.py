@@ -15,12 +15,15 @@ from jbatch.device.build import build_runner
 from jbatch.device.platform import prepare_jax
 from jbatch.device.process.user_fn import LogitsFn
 from jbatch.device.programs import programs_for
+from jbatch.device.runner import KV
 from jbatch.device.tree import sources_of
 from jbatch.engine.callers import AsyncStream, Callers
 from jbatch.engine.driver import Driver
 from jbatch.engine.engine import Engine
 from jbatch.engine.intake import Intake
 from jbatch.engine.metric import Metric
+from jbatch.engine.prefilled import PARAMS as PREFILL_PARAMS
+from jbatch.engine.prefilled import Prefilled, prefill
 from jbatch.engine.prompts import Prompt, UncheckedRequest, list_requests
 from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.engine.stream import Deltas, TextDelta, stream
@@ -404,6 +407,46 @@ class LLM:
         """
         self.runner.check_params()
         return self.runner.params
+
+    def prefill(self, prompt: Prompt) -> Prefilled:
+        """Compute a prompt once, and keep it: until the handle is closed, prompts that begin with its tokens
+        find the keys and values of its full pages, which nobody else is given.
+
+            with llm.prefill(instructions) as handle:
+                outputs = llm.generate([instructions + question for question in questions], params)
+
+        Raises:
+          ConfigError: with `enable_prefix_caching=False`, and where the pool has no room: beside all that is
+            held, one sequence as long as any may be must find pages.
+          JBatchError: for a prompt that is refused, and while someone else has the engine.
+        """
+        if not self.engine.scheduler.config.enable_prefix_caching:
+            reason = "prefill needs it: what it computes is found by its tokens"
+            raise ConfigError("enable_prefix_caching", False, reason)
+        (request,) = list_requests([prompt], PREFILL_PARAMS, {}, self._request_ids)
+        return prefill(self.engine, request, self._declare, self._prepare_reached)
+
+    def kv(self, of: str | Prefilled, *, sample_idx: int = 0) -> KV:
+        """Keys (0) and values (1) that are in the cache, on the host, in the model's dtype: of what `prefill`
+        gave, its full pages; of a request that `self.engine` runs, all of its tokens but those that no step
+        has computed, as the last one. One that waits has none.
+
+        Args:
+          of: a handle, or the id of a request that was added to `self.engine`.
+          sample_idx: which of the request's samples.
+
+        Raises:
+          RequestError: for a request that is not known or has ended.
+          JBatchError: for a handle that was closed, or whose pages were lost; and while a call has the
+            engine, or a step is under way.
+        """
+
+        def read(page_ids: list[int], num_tokens: int) -> KV:
+            return self.runner.read_pages(page_ids, num_tokens, in_run=self.engine.has_unfinished)
+
+        if isinstance(of, Prefilled):
+            return of.engine.read_held(of.hold_id, read)
+        return self.engine.read_pages(of, read, sample_idx)
 
     def reset_prefix_cache(self) -> bool:
         """Forget the keys and values of all prompts: the next ones are computed as a whole. False, and

@@ -31,6 +31,7 @@ from pallas_kernels import copy_pages
 COMPILE_THREADS = 4  # XLA compiles outside Python's lock
 COPIES = 64  # pages that one dispatch copies
 TABLES = 16  # block tables that one dispatch puts in place
+READS = 8  # pages that one dispatch reads
 DEFAULT_SAMPLERS = (Sampler.GREEDY, Sampler.PLAIN, Sampler.FILTERED)  # the others are compiled on demand
 
 
@@ -139,16 +140,24 @@ class StepSpec(NamedTuple):
 
         return self._compile_on_state(put, (TABLES, 1 + self.shape.pages_per_seq))
 
+    def compile_read(self) -> jax.stages.Compiled:
+        """The program that gives what READS pages hold: [layers, READS, 2, kv_heads, page_size, head_dim]."""
+
+        def read(state: EngineState, page_ids: jax.Array) -> jax.Array:
+            return jnp.stack([pages[page_ids] for pages in state.kv_pages])
+
+        return self._compile_on_state(read, (READS,), changes=False)
+
     def _compile_on_state(
-        self, function: Callable[[EngineState, jax.Array], EngineState], shape: tuple[int, int]
+        self, function: Callable[[EngineState, jax.Array], Any], shape: tuple[int, ...], changes: bool = True
     ) -> jax.stages.Compiled:
-        """A function of the state, which it changes in place, and an integer array."""
+        """A function of the state, which it changes in place or only reads, and an integer array."""
         array = jax.ShapeDtypeStruct(shape, jnp.int32)
         arguments = self._placed((abstract_state(self.config, self.shape), array))
 
         def lower() -> jax.stages.Lowered:
             with fixed_settings():
-                return jax.jit(function, donate_argnums=0).lower(*arguments)
+                return jax.jit(function, donate_argnums=0 if changes else ()).lower(*arguments)
 
         return compile_anew_if_foreign(lower)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 import weights
 from jbatch.device.compile_counter import compile_counter
@@ -20,6 +21,7 @@ from jbatch.device.profile import Profile
 from jbatch.device.programs import (
     COPIES,
     DEFAULT_SAMPLERS,
+    READS,
     TABLES,
     Program,
     StepSpec,
@@ -47,6 +49,7 @@ DELETED = (
     "parameter {name} was deleted, or donated to a function: what weights() gives is the engine's own; call "
     "update_weights with a whole tree, or make a new LLM"
 )
+KV = Shaped[np.ndarray, "layers 2 tokens kv_heads head_dim"]
 ALL_BITS = -1  # of a mask of tokens
 
 
@@ -94,6 +97,7 @@ class Runner:
         self._set_row: dict[str, jax.stages.Compiled] = {}
         self._copy: jax.stages.Compiled | None = None  # these two: until `prepare_sharing`
         self._put_tables: jax.stages.Compiled | None = None
+        self._read: jax.stages.Compiled | None = None  # until the first `read_pages`
         self._no_copies = np.array([(0, self.shape.num_pages)] * COPIES, np.int32)
         self._no_tables = np.zeros((TABLES, 1 + self.shape.pages_per_seq), np.int32)
         self._no_tables[:, 0] = self.shape.num_rows
@@ -348,6 +352,33 @@ class Runner:
         if copies is not None:
             state = self._dispatch_parts(state, self._copy, copies, self._no_copies)
         return state
+
+    def read_pages(self, page_ids: list[int], num_tokens: int, *, in_run: bool) -> KV:
+        """The keys (0) and values (1) of the first `num_tokens` tokens that these pages hold, in their order.
+
+        Steps that were submitted come first. The first call compiles a program; `compilations_after_warmup`
+        counts it in a run.
+        """
+        with self._lock:
+            self.check_open()
+            if self._read is None:
+                before = compile_counter().count
+                self._read = self.spec.compile_read()
+                if not in_run:
+                    self._compiled_before += compile_counter().count - before
+            state, parts = self._whole_state(), []
+            for begin in range(0, len(page_ids), READS):
+                part = np.zeros(READS, np.int32)  # of page 0 where there are no more
+                given = page_ids[begin : begin + READS]
+                part[: len(given)] = given
+                parts.append(np.asarray(call(self._read, state, part))[:, : len(given)])
+        config, page_size = self.spec.config, self.shape.page_size
+        sizes = (config.num_layers, 0, 2, config.num_kv_heads, page_size, config.head_dim)
+        pages = np.concatenate([np.zeros(sizes, state.kv_pages[0].dtype), *parts], axis=1)
+        tokens = pages.transpose(0, 2, 1, 4, 3, 5)
+        return tokens.reshape(config.num_layers, 2, -1, config.num_kv_heads, config.head_dim)[
+            :, :, :num_tokens
+        ]
 
     def _dispatch_parts(
         self, state: EngineState, compiled: Any, entries: np.ndarray, nowhere: np.ndarray

@@ -92,6 +92,10 @@ class Driver:
         self.unfinished.difference_update(output.request_id for output in step.outputs)
         return step
 
+    def hold(self, token_ids: list[int], salt: str | None) -> int:
+        """Keep pages that have just been computed: see `Engine.hold`."""
+        return self._call(self.engine.hold, token_ids, salt)
+
     def leave(self) -> None:
         """Abort what has not ended, and leave the engine idle, but for outputs that were there before."""
         self.left = True

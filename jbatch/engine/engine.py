@@ -10,9 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from jbatch.config import UpdateMode, plain
+from jbatch.engine.forked import forked
 from jbatch.engine.intake import Intake, Schedule, ScheduleFields
 from jbatch.engine.logprobs import LogprobList, take_in, token_decoder
 from jbatch.engine.monitor import Monitor
@@ -21,7 +22,9 @@ from jbatch.engine.records import (
     Aside,
     EngineStep,
     InFlight,
+    LetGo,
     New,
+    Note,
     Outputs,
     Progress,
     Unfinished,
@@ -44,6 +47,9 @@ from jbatch.text.tokenizer import Tokenizer
 if TYPE_CHECKING:  # it needs this module
     from jbatch.engine.driver import Driver
 
+Result = TypeVar("Result")
+Pages = Any  # an array of keys and values, which the engine does not look into
+ReadPages = Callable[[list[int], int], Pages]  # of pages, in order, and the tokens that they hold
 NAP_S = 0.001  # of a step that finds nothing to compute: long enough to cost no processor, and hardly late
 
 
@@ -94,7 +100,7 @@ class Engine:
         self._times_lost = self.tenancy.times_lost
         self.driver: Driver | None = None
         self._turn = Turn()
-        self._later: deque[New | str] = deque()  # requests to queue, and ids of those to abort
+        self._later: deque[Note] = deque()
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -251,6 +257,10 @@ class Engine:
                     held_back[note.request.request_id] = note
                     continue
                 self._add(note)
+            elif isinstance(note, LetGo):
+                self._whole = False
+                self.scheduler.holdings.let_go(note.hold_id)
+                self._whole = True
             elif (new := held_back.pop(note, None)) is not None:
                 self._ended[new.serial] = aborted_output(new.request, self._clock())
                 self._later.remove(new)
@@ -361,12 +371,9 @@ class Engine:
         """Plan the next step and submit it. Where the weights have changed, what is in flight comes first,
         and then all that runs begins anew."""
         version = self.tenancy.weights.version
-        if version is not self._version:
-            if self._in_flight:
-                return None
-            self.scheduler.retract()
-            self._version = version
-        self._follow_losses()
+        if version is not self._version and self._in_flight:
+            return None
+        self._follow_changes(version)
         plan = self.scheduler.schedule(begin)
         if plan is not None:
             shape, vocab_size = self.scheduler.config.shape, self.intake.vocab_size
@@ -376,8 +383,12 @@ class Engine:
             self._in_flight.append(InFlight(plan, handle, submitted, submitted - begin, version))
         return plan
 
-    def _follow_losses(self) -> None:
-        """Find no page again that is not what it was: a step of another engine may have written to it."""
+    def _follow_changes(self, version: Version) -> None:
+        """What runs begins anew where weights have changed; no step is in flight then. No page is found again
+        that is not what it was: a step of another engine may have written to it."""
+        if version is not self._version:
+            self.scheduler.retract()
+            self._version = version
         times_lost = self.tenancy.times_lost
         if self._times_lost != times_lost:
             self.scheduler.weights_changed()
@@ -387,17 +398,127 @@ class Engine:
         """Forget what is in the cache. False, and nothing is forgotten, while requests have pages there.
 
         Raises JBatchError while a step is under way, in another thread or around this call."""
-        self._check_caller()
-        if not self._turn.take("reset_prefix_cache", sys._getframe()):
-            raise JBatchError("a step of this engine is under way, in another thread or around this call")
-        try:
-            self._catch_up()
+
+        def reset() -> bool:
             self._whole = False
             done = self.scheduler.reset_prefix_cache()
             self._whole = True
+            return done
+
+        return self._between_steps("reset_prefix_cache", reset)
+
+    def _between_steps(self, name: str, do: Callable[[], Result]) -> Result:
+        """Do something that no step may come into."""
+        self._check_caller()
+        if not self._turn.take(name, sys._getframe()):
+            raise JBatchError("a step of this engine is under way, in another thread or around this call")
+        try:
+            self._catch_up()
+            return do()
         finally:
             self._turn.leave()
-        return done
+
+    # Pages that others may have, too.
+
+    def fork(self, request_id: str, fork_id: str, *, seed: int | None = None, sample_idx: int = 0) -> None:
+        """Let a request go on as two from the tokens that it has: a new one, whose prompt are the other's
+        prompt and output, with its parameters and as many tokens as it has left. Full pages are the same in
+        both, where they can be found (`enable_prefix_caching`); the last, partial one is computed again. From
+        here on each draws for itself.
+
+        Penalties for what was generated, `min_tokens` and stop strings count from here for the new one.
+
+        Args:
+          seed: of the new one; by default it is derived, as for every request without one.
+          sample_idx: which of the request's samples.
+
+        Raises:
+          RequestError: for a request that is not known or has ended, and for what `add_request` refuses.
+          JBatchError: during a step, and where `add_request` raises it.
+        """
+        prompt, params, request_idx, salt, schedule = self._between_steps(
+            "fork", lambda: forked(self._unfinished(request_id, sample_idx), seed)
+        )
+        self.add_request(fork_id, prompt, params, request_idx=request_idx, cache_salt=salt, **schedule)
+
+    def read_pages(self, request_id: str, read: ReadPages, sample_idx: int = 0) -> Pages:
+        """What `read` makes of the pages of a request that has not ended, and of the number of its tokens
+        that they hold. Steps in flight are waited for; the next calls of `step` hand out what they gave."""
+
+        def pages_of() -> Pages:
+            self._land()
+            sequence = self._unfinished(request_id, sample_idx)
+            return read(list(sequence.pages), sequence.num_cached)
+
+        return self._between_steps("kv", pages_of)
+
+    def read_held(self, hold_id: int, read: ReadPages) -> Pages:
+        """The same of pages that are held. Raises JBatchError where they are no more."""
+
+        def pages_of() -> Pages:
+            self._land()
+            pages = self.scheduler.holdings.held.get(hold_id)
+            if pages is None:
+                raise JBatchError("prefill: it was closed, or its pages were lost, as where weights change")
+            return read(list(pages), len(pages) * self.scheduler.pool.page_size)
+
+        return self._between_steps("kv", pages_of)
+
+    def hold(self, token_ids: list[int], salt: str | None) -> int:
+        """Keep the full pages of these tokens, which have just been computed, until `let_go` of what this
+        gives.
+
+        Raises:
+          ConfigError: where the pool has no room for that, or nothing is cached.
+          JBatchError: while requests are under way.
+        """
+
+        def hold() -> int:
+            self._land()
+            hold_id = next(self._serials)
+            self._whole = False
+            try:
+                self.scheduler.hold(hold_id, token_ids, salt)
+            except JBatchError:  # nothing has changed
+                self._whole = True
+                raise
+            self._whole = True
+            return hold_id
+
+        return self._between_steps("prefill", hold)
+
+    def let_go(self, hold_id: int) -> None:
+        """Hold pages no longer; during a step this is done before the next one. Idempotent."""
+        if self.tenancy.forked:
+            return
+        self._later.append(LetGo(hold_id))
+        self.tidy()
+
+    def _unfinished(self, request_id: str, sample_idx: int) -> RunningSequence:
+        unfinished = self._requests.get(request_id)
+        for seq_id in () if unfinished is None else unfinished.samples:
+            sample = self._samples.get(seq_id)
+            if sample is not None and sample.sequence.request.sample_idx == sample_idx:
+                return sample.sequence
+        raise RequestError(
+            "request_id", request_id, f"there is no such request, or sample {sample_idx} of it has ended"
+        )
+
+    def _land(self) -> None:
+        """Take in what is in flight, for the next calls of `step` to hand out; follow what has changed."""
+        self._whole = False
+        try:
+            with self.tenancy.weights.lock:
+                while self._in_flight:
+                    record, progress = self._collect(self._in_flight.popleft())
+                    self.summary = self.summary.with_step(record)
+                    done = [*self._done, EngineStep(None, record, progress, list(self._ended.values()))]
+                    self._ended, self._done = {}, done
+                self._follow_changes(self.tenancy.weights.version)
+        except BaseException as error:  # an interrupt included
+            self.mend(f"a step failed: {type(error).__name__}: {error}")
+            raise
+        self._whole = True
 
     def mend(self, reason: str = "it was interrupted") -> None:
         """Where a change was cut off, end every request with `reason` as its error, and begin anew: what the

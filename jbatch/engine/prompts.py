@@ -29,6 +29,11 @@ class UncheckedRequest(NamedTuple):
     prompt_idx: int = 0  # in the list of prompts
     streamed: bool = False  # its tokens are shown one by one
 
+    @property
+    def cache_salt(self) -> str | None:
+        """What it shares keys and values by."""
+        return self.prompt.get("cache_salt") if isinstance(self.prompt, dict) else None
+
     def add_to(self, engine: Engine) -> RequestOutput | None:
         """Queue it; its output, where it is refused."""
         try:
@@ -37,7 +42,7 @@ class UncheckedRequest(NamedTuple):
                 _content(self.prompt),
                 self.params,
                 request_idx=self.prompt_idx,
-                cache_salt=_salt(self.prompt),
+                cache_salt=self.cache_salt,
                 streamed=self.streamed,
                 **schedule_fields(self.wishes, engine.clock()),
             )
@@ -91,10 +96,6 @@ def _content(prompt: Prompt | RequestError) -> str | Sequence[int]:
     if list(given) not in (["prompt"], ["prompt_token_ids"]):
         raise RequestError("prompt", list(given), "a dictionary holds either prompt or prompt_token_ids")
     return next(iter(given.values()))
-
-
-def _salt(prompt: Prompt | RequestError) -> str | None:
-    return prompt.get("cache_salt") if isinstance(prompt, dict) else None
 
 
 def _params_of_each(

@@ -56,7 +56,16 @@ class New(NamedTuple):
     key: Key
 
 
-def is_queued(request_id: str, notes: Iterable[New | str]) -> bool:
+class LetGo(NamedTuple):
+    """Pages that are held for nobody any more."""
+
+    hold_id: int
+
+
+Note = New | LetGo | str  # what is to be done before the next step; a text: the id of a request to abort
+
+
+def is_queued(request_id: str, notes: Iterable[Note]) -> bool:
     """Whether a request of this id is among the notes."""
     return any(isinstance(note, New) and note.request.request_id == request_id for note in notes)
 

@@ -27,6 +27,7 @@ class Holdings:
 
     Attributes:
       num_watched: sequences with a row each of whose tokens is looked at.
+      held: pages that are kept for whoever begins with what they hold, by the id of the one who keeps them.
       changes: of pages and block tables, for the next step.
     """
 
@@ -34,6 +35,7 @@ class Holdings:
         self.prefixes = PrefixIndex(shape.num_pages)
         self.pool = PagePool(shape.num_pages, shape.page_size, self.prefixes)
         self.num_watched = 0
+        self.held: dict[int, tuple[int, ...]] = {}
         self._seen = SeenPages()
         self._num_expected = 0
         self._prefix_caching = prefix_caching
@@ -205,6 +207,21 @@ class Holdings:
             elif self._is_as_left(left := sequence.left_pages[idx]):
                 self.prefixes.publish(digests[idx], left.page_id)
         sequence.publish_at = (end + 1) * page_size
+
+    def find_tokens(self, token_ids: list[int], salt: str | None) -> list[int]:
+        """The full pages of the longest beginning of these tokens that is there."""
+        digests: list[bytes] = []
+        extend_digests(digests, self.prefixes.root(salt), token_ids, self.pool.page_size)
+        return self.prefixes.find(digests)
+
+    def hold(self, hold_id: int, page_ids: list[int]) -> None:
+        """Keep pages that are found: nobody else is given them until `let_go`."""
+        self.pool.share(page_ids)
+        self.held[hold_id] = tuple(page_ids)
+
+    def let_go(self, hold_id: int) -> None:
+        """Keep pages no longer; what is not held is ignored."""
+        self.pool.free(reversed(self.held.pop(hold_id, ())))
 
     def distrust(self, sequence: Sequence) -> None:
         """Let no page be found that holds a sequence's tokens: they gave logits that are not finite."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from jbatch.config import WHOLE_PAGE, AdmissionName, EngineConfig, check_range
-from jbatch.errors import RequestError
+from jbatch.errors import ConfigError, JBatchError, RequestError
 from jbatch.host.family import (
     draws_at_the_end_of_its_prompt,
     is_on_the_way,
@@ -104,8 +104,10 @@ class Scheduler:
         return renewed
 
     def weights_changed(self) -> None:
-        """What pages hold is of no use from now on, as with new weights: none is found again. Running
-        sequences go on, and what they compute is for themselves alone."""
+        """What pages hold is of no use from now on, as with new weights: none is found again, and none is
+        held. Running sequences go on, and what they compute is for themselves alone."""
+        for hold_id in tuple(self.holdings.held):
+            self.holdings.let_go(hold_id)
         self.holdings.prefixes.forget_all()
         for sequence in self._sequences.values():
             self.holdings.forget(sequence)
@@ -118,6 +120,34 @@ class Scheduler:
             return False
         self.weights_changed()
         return True
+
+    def hold(self, hold_id: int, token_ids: list[int], salt: str | None) -> None:
+        """Keep the full pages of tokens that have been computed, until `holdings.let_go`.
+
+        One sequence of any length finds room beside all that is held: so every request still ends.
+
+        Raises:
+          ConfigError: where there is no such room, and where pages are not found again.
+          JBatchError: while there are requests, whose pages these may be.
+        """
+        caching = self.config.enable_prefix_caching
+        if not caching:
+            raise ConfigError("enable_prefix_caching", caching, "what is prefilled is found by its tokens")
+        if self._sequences:
+            raise JBatchError("prefill: requests came meanwhile: let them end")
+        found = self.holdings.find_tokens(token_ids, salt)
+        held = {page_id for page_ids in self.holdings.held.values() for page_id in page_ids}
+        most = self.pool.num_usable - self.pool.pages_for(self.max_seq_len)
+        if len(held | {*found}) > most:
+            raise ConfigError(
+                "num_pages",
+                self.pool.num_pages,
+                f"the pool is too full to hold {len(found)} pages of a prompt beside {len(held)} others: at "
+                f"most {most} may be held, so that one sequence of {self.max_seq_len} tokens has room",
+            )
+        if len(found) < len(token_ids) // self.pool.page_size:
+            raise JBatchError("prefill: the prompt's pages are not in the cache any more")
+        self.holdings.hold(hold_id, found)
 
     # Requests come and go.
 

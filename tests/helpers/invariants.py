@@ -53,6 +53,7 @@ def check_pages(scheduler: Scheduler) -> None:
     """Each page is free or owned, as often as it is counted; page 0 is neither."""
     pool = scheduler.pool
     owned = Counter(page for sequence in scheduler.running for page in sequence.pages)
+    owned.update(page for pages in scheduler.holdings.held.values() for page in pages)
     pages = [*owned, *pool._free]
     assert len(pages) == pool.num_usable, "a page is lost, or owned and free"
     assert set(pages) == _numbers(1, pool.num_pages), "a page is lost, or owned and free"
