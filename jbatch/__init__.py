@@ -15,6 +15,7 @@ _EXPORTS = {
     "LogitsState": "jbatch.device.process.user_fn",
     "Logprob": "jbatch.outputs",
     "ModelConfig": "jbatch.config",
+    "Prefilled": "jbatch.engine.prefilled",
     "RequestError": "jbatch.errors",
     "RequestOutput": "jbatch.outputs",
     "SamplingParams": "jbatch.sampling_params",
