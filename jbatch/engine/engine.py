@@ -352,8 +352,6 @@ class Engine:
                 plan = self._launch(begin)
             if self._in_flight and (plan is None or len(self._in_flight) > self._depth):
                 record, progress = self._collect(self._in_flight.popleft())
-                self.summary = self.summary.with_step(record)
-                self.monitor.step_ended(record, self._clock())
         except UserFunctionError:
             self._whole = True  # it is the first thing that a step does
             raise
@@ -511,7 +509,6 @@ class Engine:
             with self.tenancy.weights.lock:
                 while self._in_flight:
                     record, progress = self._collect(self._in_flight.popleft())
-                    self.summary = self.summary.with_step(record)
                     done = [*self._done, EngineStep(None, record, progress, list(self._ended.values()))]
                     self._ended, self._done = {}, done
                 self._follow_changes(self.tenancy.weights.version)
@@ -549,7 +546,10 @@ class Engine:
         sequences, record = self.scheduler.apply(step.plan, output)
         progress = [self._follow(*new, begin, step.version) for new in sequences]
         host_s = step.host_s + self._clock() - begin
-        return dataclasses.replace(record, host_s=host_s, device_s=device_s), progress
+        record = dataclasses.replace(record, host_s=host_s, device_s=device_s)
+        self.summary = self.summary.with_step(record)
+        self.monitor.step_ended(record, self._clock())
+        return record, progress
 
     def _follow(
         self, sequence: RunningSequence, token_ids: list[int], now: float, version: Version
