@@ -32,7 +32,7 @@ app = typer.Typer(
 )
 
 DATASETS = (
-    "uniform_short, mixed_length, bursty_traffic, random, nano, sharegpt-like, prefix, trace; "
+    "uniform_short, mixed_length, bursty_traffic, random, nano, sharegpt-like, prefix, few-shot, trace; "
     "the first three are divided by 4 for the demo model."
 )
 Model = Annotated[
@@ -125,6 +125,26 @@ def latency(
     from bench.ladder.throughput import run_latency
 
     run_latency(Experiment(model, ("random",), output_json=output_json), setting, engine_options)
+
+
+@app.command(short_help="What a prefix cache saves: off, cold, warm.")
+@with_options(ENGINE, WORKLOAD, SETTING)
+def prefix(
+    engine_options: dict[str, Any],
+    workload_options: dict[str, Any],
+    setting_options: dict[str, Any],
+    model: Model = "demo",
+    dataset_name: Annotated[str, typer.Option(metavar="NAME", help=DATASETS)] = "few-shot",
+    output_json: Json = None,
+) -> None:
+    """Run the same requests without a prefix cache, with an empty one, and once more."""
+    setting = Setting(**{"num_prompts": 128} | setting_options)
+    from bench.ladder.batching import Experiment
+    from bench.ladder.prefix import run_prefix
+
+    run_prefix(
+        Experiment(model, (dataset_name,), output_json=output_json), setting, engine_options, workload_options
+    )
 
 
 @app.command(short_help="What each step costs on this machine, for jbatch simulate.")

@@ -18,7 +18,7 @@ WORKLOAD_HELP = {
     "output_len": "Output tokens: random, prefix.",
     "random_range_ratio": "Lengths are uniform in [len (1 - X), len (1 + X)]: random, prefix.",
     "prefix_len": "Shared prompt tokens: prefix.",
-    "num_prefixes": "Different shared beginnings: prefix.",
+    "num_prefixes": "Different shared beginnings: prefix, few-shot.",
     "dataset_path": "trace: CSV of TIMESTAMP, ContextTokens, GeneratedTokens.",
     "length_scale": "Multiply all lengths. [default: 1; 0.25 for the scenarios on the demo model]",
     "time_scale": "Multiply all arrival times.",

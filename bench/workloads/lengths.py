@@ -53,6 +53,11 @@ def _around(length: int, ratio: float) -> Range:
     return Range(max(1, math.floor(length * (1 - ratio))), math.ceil(length * (1 + ratio)))
 
 
+def _few_shot(size: int, rng: np.random.Generator, options: Any) -> Lengths:
+    """Questions and short answers, as an evaluation has them behind its five examples."""
+    return Range(20, 60).draw(size, rng), Range(1, 16).draw(size, rng)
+
+
 def _nano(size: int, rng: np.random.Generator, options: Any) -> Lengths:
     """The lengths of nano-vllm's benchmark, which has 256 sequences."""
     return Range(100, 1024).draw(size, rng), Range(100, 1024).draw(size, rng)
@@ -77,7 +82,9 @@ DISTRIBUTIONS: dict[str, Distribution] = {
     "nano": _nano,
     "sharegpt-like": _sharegpt_like,
     "prefix": _random,  # behind the prefix
+    "few-shot": _few_shot,  # behind the examples
 }
+FEW_SHOT_PREFIX = 5 * 64  # tokens of five examples
 NAMES = (*DISTRIBUTIONS, "trace")
 CAPPED = ("sharegpt-like", "trace")  # lengths that the context cuts
 SCENARIOS = ("uniform_short", "mixed_length", "bursty_traffic")  # that gains were claimed for

@@ -107,13 +107,21 @@ def make_workload(
         prompts, outputs = lengths.draw(name, num_prompts, draws[0], chosen)
         times = np.zeros(num_prompts)
     prompts, outputs = (_scaled(lens, chosen.length_scale) for lens in (prompts, outputs))
-    prefix = _scaled(np.array([chosen.prefix_len]), chosen.length_scale)[0] if name == "prefix" else 0
+    shared = _prefix_len(name, chosen)
+    prefix = _scaled(np.array([shared]), chosen.length_scale)[0] if shared else 0
     prompts, outputs, num_capped = _fit(name, prompts + prefix, outputs, max_model_len)
     token_ids = _token_ids(prompts, int(prefix), chosen.num_prefixes, vocab_size, draws[1])
     times = arrivals.times(name, times, draws[2], chosen) * chosen.time_scale
     order = np.argsort(times, kind="stable")
     items = tuple(WorkItem(token_ids[i], int(outputs[i]), float(times[i])) for i in order)
     return Workload(name, items, seed, _scales(chosen, num_capped))
+
+
+def _prefix_len(name: str, options: WorkloadOptions) -> int:
+    """Tokens that prompts share, before scaling."""
+    if name == "few-shot":
+        return lengths.FEW_SHOT_PREFIX
+    return options.prefix_len if name == "prefix" else 0
 
 
 def _scaled(values: np.ndarray, scale: float) -> np.ndarray:
