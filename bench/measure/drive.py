@@ -84,7 +84,7 @@ def drive(
       RunError: where a request did not get exactly the tokens it wants.
     """
     items, clock = workload.items, clock or engine.clock
-    params = [_params(budget or item.output_len, temperature) for item in items]
+    params = [forced_params(budget or item.output_len, temperature) for item in items]
     most = math.inf if max_concurrency is None else max_concurrency
     arrivals: list[float] = []  # of those that were sent
     run = Run(workload, [], arrivals, [[] for _ in items], [[] for _ in items], 0.0, 0.0, engine.summary)
@@ -115,7 +115,8 @@ def drive(
     return run._replace(duration_s=last, idle_s=skipped, summary=engine.summary)
 
 
-def _params(output_len: int, temperature: float) -> SamplingParams:
+def forced_params(output_len: int, temperature: float = 0.0) -> SamplingParams:
+    """Of a request that gets exactly so many tokens."""
     return SamplingParams(max_tokens=output_len, ignore_eos=True, temperature=temperature, detokenize=False)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Column, Table
 
 from bench.ladder import tables
 from bench.ladder.arms import Arm
@@ -25,6 +27,7 @@ from bench.options import (
     parse_goodput,
 )
 from bench.results import ArmResult, Results, claimed, describe, write
+from bench.simulate.cluster import run_cluster
 from bench.simulate.hardware import HARDWARE, derive, num_pages
 from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.lengths import NAMES, SCENARIOS
@@ -33,6 +36,7 @@ from jbatch.cli.options import with_options
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError
 from jbatch.host.policies import POLICIES
+from jbatch.host.router import ROUTERS, router_of
 from jbatch.sim.cost import CostError, CostTable, read_costs
 
 MEMORY_SHARE = 0.9
@@ -64,6 +68,17 @@ def simulate(
     goodput: Annotated[
         list[str] | None, typer.Option(metavar="ttft:MS", help="Limits: ttft, tpot, e2el. May be repeated.")
     ] = None,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Engines behind a router; --policy is then that of each.")
+    ] = 1,
+    replica_speed: Annotated[
+        list[float] | None,
+        typer.Option(metavar="X", help="Of the replicas in turn; may be repeated. [default: 1 for each]"),
+    ] = None,
+    router: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"May be repeated: {', '.join(ROUTERS)}. [default: all]"),
+    ] = None,
     output_json: Annotated[
         Path | None,
         typer.Option("--output-json", metavar="FILE", help="Write results there; must not exist."),
@@ -76,6 +91,12 @@ def simulate(
     arms = [_arm(name) for name in dict.fromkeys(policy or ("fcfs",))]
     simulated = simulated_by(costs, hardware, model, engine_options)
     workload = workload_for(dataset_name, setting, simulated, workload_options)
+    if replicas > 1:
+        if output_json is not None:
+            raise ConfigError("output_json", str(output_json), "holds no cluster: leave it out")
+        speeds = _speeds(replicas, replica_speed or [1.0])
+        names = tuple(dict.fromkeys(router or ROUTERS))
+        return _print_cluster(tables.console(), simulated, workload, arms[0], names, speeds, setting.seed)
     with claimed(output_json):
         begin = time.monotonic()
         done = climb(SimulatedSubject(simulated, seed=setting.seed), arms, workload, setting)
@@ -149,6 +170,43 @@ def workload_for(name: str, setting: Setting, sim: Simulated, options: Mapping[s
         vocab_size=sim.vocab_size,
         max_model_len=sim.max_model_len,
         **defaults | dict(options),
+    )
+
+
+def _speeds(replicas: int, given: list[float]) -> list[float]:
+    """A speed for each replica: those given, in turn."""
+    for speed in given:
+        if not 0 < speed < 1e6:
+            raise ConfigError("replica_speed", speed, "must be a number above 0")
+    return [given[number % len(given)] for number in range(replicas)]
+
+
+def _print_cluster(
+    out: Console,
+    sim: Simulated,
+    workload: Workload,
+    arm: Arm,
+    routers: Sequence[str],
+    speeds: Sequence[float],
+    seed: int,
+) -> None:
+    """The table of routers, and what one engine alone does."""
+    made = {name: run_cluster(sim, arm, workload, router_of(name), speeds, seed) for name in routers}
+    alone = run_cluster(sim, arm, workload, router_of("round-robin"), [1.0], seed)
+    out.print(tables.describe_workload(describe(workload)))
+    out.print(f"simulated: {len(speeds)} engines, each {sim.about.get('model')} on {sim.about.get('device')}")
+    headings = "makespan", "tokens/s", "of ideal", "mean TTFT", "mean", "p99", "imbalance", "found"
+    table = Table("router", *(Column(name, justify="right") for name in headings), box=box.SIMPLE)
+    for name, each in made.items():
+        ideal = each.output_throughput / (alone.output_throughput * sum(speeds))
+        times = (f"{value:.2f}" for value in (each.mean_ttft, each.mean_e2el, each.p99_e2el))
+        rates = f"{each.makespan:.2f}", f"{each.output_throughput:.0f}", f"{ideal:.0%}"
+        table.add_row(name, *rates, *times, f"{each.imbalance:.2f}", f"{each.hit_rate:.0%}")
+    out.print(table)
+    out.print(
+        f"of ideal: of {alone.output_throughput:.0f} tokens/s, what one engine does with all of it, times "
+        "the engines' speeds. imbalance: the busiest engine's time over the mean. found: of prompts' tokens, "
+        "in the engine's prefix cache. Times are seconds of the simulated clock."
     )
 
 

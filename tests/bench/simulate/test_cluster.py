@@ -1,0 +1,78 @@
+"""Several simulated engines: each request once, as fast as the speeds allow."""
+
+import pytest
+
+from bench.ladder.arms import ARMS
+from bench.measure.shapes import model_config
+from bench.simulate.cluster import faster, run_cluster
+from bench.simulate.hardware import HARDWARE, derive
+from bench.workloads.workload import make_workload
+from jbatch.host.router import ROUTERS, router_of
+from jbatch.seam.bucket import decode_bucket
+from jbatch.sim.load import Load
+from tests.bench.simulate.test_simulate import simulated
+from tests.helpers.command import run
+
+CONTINUOUS = ARMS["continuous"]
+
+
+def work(name="mixed_length", num_prompts=48, **options):
+    options = {"length_scale": 0.25} | options
+    return make_workload(name, num_prompts=num_prompts, seed=0, vocab_size=264, max_model_len=160, **options)
+
+
+def cluster(router, speeds, workload=None):
+    return run_cluster(simulated(), CONTINUOUS, workload or work(), router_of(router), speeds, 0)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_two_engines_are_faster_than_one(router):
+    one, two = cluster(router, [1.0]), cluster(router, [1.0, 1.0])
+    assert one.makespan / 2 <= two.makespan < 0.9 * one.makespan
+    assert one.imbalance == 1 and two.imbalance >= 1
+
+
+def test_a_router_that_knows_speeds_uses_them():
+    speeds = [1.0, 0.25]
+    assert cluster("predicted", speeds).makespan < 0.8 * cluster("round-robin", speeds).makespan
+
+
+def test_affinity_finds_what_others_computed():
+    """Seven beginnings in turn, on three engines."""
+    workload = work("prefix", 60, prefix_len=256, input_len=40, output_len=40, num_prefixes=7)
+    spread = workload.arriving([0.05 * number for number in range(60)])
+    assert (
+        cluster("prefix-affinity", [1.0] * 3, spread).hit_rate
+        > cluster("round-robin", [1.0] * 3, spread).hit_rate
+    )
+
+
+def test_faster_devices():
+    model = model_config("llama3.2-1b", 16, 1024)
+    load = Load(decode_bucket(8), 8, 4000, 500, 0, 0)
+    for costs in (simulated().costs, derive(HARDWARE["h200"], model)):
+        load = load._replace(bucket=decode_bucket(4))
+        assert faster(costs, 2.0).step_s(load) == pytest.approx(costs.step_s(load) / 2)
+
+
+FLAGS = ("--hardware", "h200", "--model", "llama3.2-1b", "--max-model-len", "1024", "--num-prompts", "24")
+
+
+def test_the_command(capsys):
+    speeds = ("--replica-speed", "1", "--replica-speed", "0.5")
+    ended = run(capsys, "simulate", *FLAGS, "--replicas", "3", *speeds, "--router", "predicted")
+    assert (ended.code, ended.err) == (0, "") and "simulated: 3 engines" in ended.out
+    assert "predicted" in ended.out and "round-robin" not in ended.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--router", "best"), "router='best': must be one of round-robin"),
+        (("--replica-speed", "0"), "replica_speed=0.0: must be a number above 0"),
+        (("--output-json", "x.json"), "output_json='x.json': holds no cluster"),
+    ],
+)
+def test_bad_input_is_named(capsys, flags, message):
+    ended = run(capsys, "simulate", *FLAGS, "--replicas", "2", *flags)
+    assert ended.code == 2 and message in ended.err
