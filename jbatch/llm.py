@@ -133,7 +133,10 @@ class LLM:
           JBatchError: while `self.engine` has unfinished requests, of another call or added by hand. For many
             calls at once there is `agenerate`.
         """
-        requests = self._list(prompts, sampling_params, wishes)
+        return self._generate(self._list(prompts, sampling_params, wishes), use_tqdm)
+
+    def _generate(self, requests: list[UncheckedRequest], use_tqdm: bool) -> list[RequestOutput]:
+        """The output of each request."""
         outputs = dict[str, RequestOutput]()
         num_tokens, begin = 0, time.monotonic()
         driver = Driver(self.engine, "generate")
@@ -176,12 +179,32 @@ class LLM:
         by_id = {output.request_id: output async for output in stream}
         return [by_id[request.request_id] for request in requests]
 
-    def score(self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True) -> list[Score]:
+    def score(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        first_scored: Sequence[int] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[Score]:
         """The log-probability and the rank of each prompt's tokens; nothing is generated.
 
         As `generate`: a prompt that cannot be served has its reason in `error`, and the others go on.
+
+        Args:
+          first_scored: of each prompt, the first token that is asked about. Those before it may be in the
+            cache, as where many continuations of one context are compared; else all is computed.
+
+        Raises what `generate` raises.
         """
-        return [score_of(output) for output in self.generate(prompts, SCORE_PARAMS, use_tqdm=use_tqdm)]
+        requests = self._list(prompts, SCORE_PARAMS, {})
+        firsts = [0] * len(requests) if first_scored is None else list(first_scored)
+        if len(firsts) != len(requests):
+            raise ValueError(f"{len(firsts)} of first_scored for {len(requests)} prompts: give one for each")
+        asked = [
+            request._replace(first_scored=first) for request, first in zip(requests, firsts, strict=True)
+        ]
+        outputs = self._generate(asked, use_tqdm)
+        return [score_of(output, first) for output, first in zip(outputs, firsts, strict=True)]
 
     def chat(
         self,

@@ -213,11 +213,6 @@ class SamplingParams:
         return Sampler.FILTERED if filtered else Sampler.PLAIN
 
     @property
-    def skips_prefix_cache(self) -> bool:
-        """Whether all of its prompt is computed, whatever is in the cache."""
-        return bool(self.skip_reading_prefix_cache) or self.prompt_logprobs is not None
-
-    @property
     def penalised(self) -> bool:
         """Whether the tokens so far count."""
         return any((self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1))

@@ -120,6 +120,7 @@ class Engine:
         *,
         index: int | None = None,
         request_idx: int | None = None,
+        first_scored: int = 0,
         cache_salt: str | None = None,
         **schedule: Unpack[ScheduleFields],
     ) -> None:
@@ -131,6 +132,7 @@ class Engine:
             has none. By default requests are counted as they are added.
           request_idx: what a logits_fn knows the request by, from 0 to 2^31 - 1; by default `index`
             (modulo 2^31).
+          first_scored: the first token of the prompt whose log-probability is wanted, with prompt_logprobs.
           cache_salt: what the request shares keys and values by: with those of the same salt alone.
           schedule: the fields of Schedule, by name.
 
@@ -146,7 +148,9 @@ class Engine:
         compiled = self.runner.samplers
         request = self.intake.request(request_id, prompt, params, index, Schedule(**schedule), compiled)
         known_by = index % 2**31 if request_idx is None else plain(request_idx)
-        request = dataclasses.replace(request, request_idx=known_by, cache_salt=cache_salt)
+        request = dataclasses.replace(
+            request, request_idx=known_by, first_scored=plain(first_scored), cache_salt=cache_salt
+        )
         self.scheduler.check(request)
         new = New(next(self._serials), request, self.scheduler.key_of(request))
         with self.tenancy.lock:

@@ -28,6 +28,7 @@ class UncheckedRequest(NamedTuple):
     wishes: Mapping[str, Any] = NO_WISHES  # what a policy may go by
     prompt_idx: int = 0  # in the list of prompts
     streamed: bool = False  # its tokens are shown one by one
+    first_scored: int = 0  # with prompt_logprobs
 
     @property
     def cache_salt(self) -> str | None:
@@ -44,6 +45,7 @@ class UncheckedRequest(NamedTuple):
                 request_idx=self.prompt_idx,
                 cache_salt=self.cache_salt,
                 streamed=self.streamed,
+                first_scored=self.first_scored,
                 **schedule_fields(self.wishes, engine.clock()),
             )
         except RequestError as error:

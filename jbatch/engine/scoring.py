@@ -13,26 +13,28 @@ SCORE_PARAMS = SamplingParams(max_tokens=0, prompt_logprobs=0, detokenize=False)
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Of each token of a prompt, given those before it. The lists are empty where there is an error."""
+    """Of each token of a prompt, given those before it; None for those that were not asked for. The lists are
+    empty where there is an error."""
 
     token_ids: list[int]
     logprobs: list[float | None]  # natural logarithms; None for the first token
     ranks: list[int | None]  # among all tokens; 1: what greedy sampling would have drawn
-    cumulative_logprob: float | None  # of all tokens but the first
+    cumulative_logprob: float | None  # of all tokens but the first, as far as asked for
     error: str | None = None
 
 
-def score_of(output: RequestOutput) -> Score:
-    """From the output of a request with SCORE_PARAMS."""
+def score_of(output: RequestOutput, first_scored: int = 0) -> Score:
+    """From the output of a request with SCORE_PARAMS, of the tokens from `first_scored` on."""
     if output.error is not None or output.prompt_logprobs is None:
         return Score([], [], [], None, output.error or "there are no log-probabilities")
-    token_ids = output.prompt_token_ids
-    both = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
+    token_ids, first = output.prompt_token_ids, max(1, first_scored)
+    both = zip(token_ids[first:], output.prompt_logprobs[first:], strict=True)
     entries = [entry[token_id] for token_id, entry in both if entry is not None]
-    if len(entries) != len(token_ids) - 1:
+    if len(entries) != len(token_ids) - first:
         return Score([], [], [], None, "the prompt was not computed to its end")
     logprobs = [entry.logprob for entry in entries]
     if any(map(math.isnan, logprobs)):
         return Score([], [], [], None, "a log-probability is not a number")
     ranks = [entry.rank for entry in entries]
-    return Score(token_ids, [None, *logprobs], [None, *ranks], sum(logprobs))
+    before = [None] * first
+    return Score(token_ids, [*before, *logprobs], [*before, *ranks], sum(logprobs))

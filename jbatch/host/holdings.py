@@ -169,15 +169,16 @@ class Holdings:
         return num_seen * self.pool.page_size
 
     def _most_found(self, sequence: Sequence) -> int:
-        return min((sequence.num_known - 1) // self.pool.page_size, PREFIX_PAGES)
+        most = min(sequence.num_known - 1, sequence.request.num_readable)
+        return min(most // self.pool.page_size, PREFIX_PAGES)
 
     def reads(self, sequence: Sequence) -> bool:
         """Whether pages are looked up for a sequence."""
-        return self._prefix_caching and not sequence.request.params.skips_prefix_cache
+        return self._prefix_caching and sequence.request.num_readable > 0
 
     def first_digest(self, sequence: Sequence) -> bytes | None:
         """By which the first page of a waiting sequence is found: None where it is not looked up."""
-        reads = sequence.num_known > self.pool.page_size and self.reads(sequence)
+        reads = self.reads(sequence) and self._most_found(sequence) > 0
         return self._digests(sequence)[0] if reads else None
 
     def num_unused(self, page_ids: list[int]) -> int:

@@ -143,7 +143,8 @@ def _targets(sequence: Sequence, start: int, end: int) -> tuple[int, ...]:
     """The prompt tokens that a chunk of these positions must score: each one's next. Those of positions that
     were computed before a preemption have been scored, most often."""
     request = sequence.request
-    first, last = max(start, sequence.num_scored), min(end, sequence.num_prompt - 1)
+    first = max(start, sequence.num_scored, request.first_scored - 1)
+    last = min(end, sequence.num_prompt - 1)
     asked = request.params.prompt_logprobs is not None and request.sample_idx == 0  # once for all samples
     if not asked or first >= last:
         return ()

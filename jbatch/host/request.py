@@ -51,6 +51,7 @@ class Request:
     sample_idx: int = 0  # which of its n samples this is: a sequence each
     request_idx: int = 0  # what a user's function of the logits knows it by
     streamed: bool = False  # its tokens are shown one by one
+    first_scored: int = 0  # the first token of the prompt whose log-probability is wanted, where any is
     cache_salt: str | None = None  # its pages are found by requests of the same one alone
 
     def __post_init__(self) -> None:
@@ -58,6 +59,7 @@ class Request:
         check_integer("priority", self.priority, -(2**31), 2**31 - 1)
         check_number("arrival", self.arrival, -1e18, 1e18)
         check_integer("request_idx", self.request_idx, 0, 2**31 - 1)
+        check_integer("first_scored", self.first_scored, 0, len(self.prompt_token_ids))
         if self.deadline is not None:
             check_number("deadline", self.deadline, -1e18, 1e18)
         if self.predicted_len is not None:
@@ -70,6 +72,13 @@ class Request:
         for name, limit in zip(self.limits._fields, self.limits, strict=True):
             if limit is not None:
                 check_number(name, limit, 0.0, MAX_LIMIT_MS)
+
+    @property
+    def num_readable(self) -> int:
+        """Tokens whose keys and values may come from the cache: not those whose logits are wanted."""
+        if self.params.skip_reading_prefix_cache:
+            return 0
+        return NEVER if self.params.prompt_logprobs is None else max(0, self.first_scored - 1)
 
     @property
     def expected_len(self) -> int:

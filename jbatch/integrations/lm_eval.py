@@ -20,11 +20,13 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from jbatch.engine.scoring import Score
 from jbatch.errors import ConfigError, JBatchError
 from jbatch.llm import LLM
 from jbatch.outputs import RequestOutput
 from jbatch.sampling_params import MAX_STOP_STRING_LEN, MAX_STOP_STRINGS, SamplingParams
 
+WAVE = 64  # contexts whose pages are in use at once
 Scored = tuple[tuple[str, str] | None, list[int], list[int]]  # (context, continuation), and their token ids
 
 
@@ -135,11 +137,21 @@ class JBatchLM(TemplateLM):
         for (_, _, continuation), prompt in zip(requests, prompts, strict=True):
             if len(continuation) >= len(prompt):
                 raise JBatchError(f"a continuation of {len(continuation)} tokens: at most {self.max_length}")
-        params = [SamplingParams(prompt_logprobs=0, max_tokens=0)] * len(prompts)
-        outputs = self._generate(prompts, params, disable_tqdm)
+        if not prompts:
+            return []
+        firsts = [len(prompt) - len(request[2]) for request, prompt in zip(requests, prompts, strict=True)]
+        order = _sharing_order([tuple(prompt[:first]) for prompt, first in zip(prompts, firsts, strict=True)])
+        in_order = self.llm.score(
+            [prompts[idx] for idx in order],
+            first_scored=[firsts[idx] for idx in order],
+            use_tqdm=not disable_tqdm,
+        )
+        of_request = dict(zip(order, in_order, strict=True))
         scores = []
-        for (texts, _, continuation), output in zip(requests, outputs, strict=True):
-            scores.append(_score(output, len(continuation)))
+        for idx, (texts, _, continuation) in enumerate(requests):
+            if (error := of_request[idx].error) is not None:
+                raise JBatchError(f"request {idx}: {error}")
+            scores.append(_score(of_request[idx], len(continuation)))
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, scores[-1])
         return scores
@@ -177,17 +189,23 @@ class JBatchLM(TemplateLM):
         return outputs
 
 
-def _score(output: RequestOutput, num_tokens: int) -> tuple[float, bool]:
+def _sharing_order(contexts: list[tuple[int, ...]]) -> list[int]:
+    """Places of requests, so that those of one context are close, and not in one step: what the first of them
+    computes is in the cache for the others. Contexts are as they come, WAVE of them at a time."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, context in enumerate(contexts):
+        places.setdefault(context, []).append(place)
+    groups = list(places.values())
+    waves = (itertools.zip_longest(*groups[at : at + WAVE]) for at in range(0, len(groups), WAVE))
+    return [place for of_wave in waves for turn in of_wave for place in turn if place is not None]
+
+
+def _score(score: Score, num_tokens: int) -> tuple[float, bool]:
     """The log-probability of the last tokens of a prompt, and whether each of them is the likeliest."""
-    if num_tokens == 0:
-        return 0.0, True
-    assert output.prompt_logprobs is not None
-    logprobs = []
-    pairs = zip(output.prompt_token_ids[-num_tokens:], output.prompt_logprobs[-num_tokens:], strict=True)
-    for token_id, tokens in pairs:
-        assert tokens is not None, "the first token of a prompt has no log-probability"
-        logprobs.append(tokens[token_id])
-    return sum(entry.logprob for entry in logprobs), all(entry.rank == 1 for entry in logprobs)
+    logprobs = score.logprobs[len(score.logprobs) - num_tokens :]
+    ranks = score.ranks[len(score.ranks) - num_tokens :]
+    total = sum((logprob for logprob in logprobs if logprob is not None), 0.0)
+    return total, all(rank == 1 for rank in ranks)
 
 
 def _sampling_params(options: dict[str, Any], stop: list[str]) -> SamplingParams:

@@ -155,21 +155,14 @@ def describe(figures: dict[str, Any]) -> list[str]:
     lines.append("; ".join(_latencies(figures, name) for name in ("ttft", "tpot", "e2el")))
     lines.append(
         f"{figures['slot_use']:.0%} of decode slots used, {figures['prefill_padding']:.0%} of prefill tokens "
-        f"padding, {figures['prefix_hit_rate']:.0%} of prompts from the cache, "
+        f"padding, {figures['prefix_hit_rate']:.0%} of prompts from the cache "
+        f"({figures['reachable_prefix_hit_rate']:.0%} from one that forgets nothing), "
         f"{figures['preemptions']} preemptions, "
         f"{figures['compilations_after_warmup']} compilations after warm-up"
     )
-    if figures["engine"]["looked_up"]:
-        lines.append(_hits(figures))
     if figures["model_defaults"]:
         lines.append(describe_model_defaults(figures["model_defaults"]))
     return lines
-
-
-def _hits(figures: dict[str, Any]) -> str:
-    rate = figures["engine"]["found"] / figures["engine"]["looked_up"]
-    reachable = figures["reachable_prefix_hit_rate"]
-    return f"{rate:.1%} of prompts' tokens were in the cache; in one that forgets nothing {reachable:.1%}"
 
 
 def _lines(number: int) -> str:

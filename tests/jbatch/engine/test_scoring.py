@@ -1,6 +1,7 @@
 """Scores from outputs, and of a tiny model: what it generated has the log-probabilities it had then."""
 
 import math
+import random
 
 import pytest
 
@@ -74,3 +75,36 @@ def test_scores_of_text_and_of_what_is_refused(llm):
     assert one == Score([5], [None], [None], 0)
     assert full.error is None and len(full.ranks) == 96
     assert llm.score("05.06.") == [text] and llm.score([]) == []
+
+
+def test_what_is_not_asked_about_may_come_from_the_cache(llm):
+    """As four continuations of each context: computed once, and scored as without the cache."""
+    rng = random.Random(4)
+    contexts = [rng.choices(range(96), k=n) for n in (16, 17, 40)]
+    prompts = [context + rng.choices(range(96), k=n) for n in (1, 3, 9) for context in contexts]
+    firsts = [len(context) for context in contexts] * 3
+    assert llm.reset_prefix_cache()
+    whole = llm.score(prompts, use_tqdm=False)
+    assert llm.engine.summary.found == 0, "all is computed"
+    assert llm.reset_prefix_cache()
+    for turn in range(3):
+        of_turn = slice(3 * turn, 3 * turn + 3)
+        scores = llm.score(prompts[of_turn], first_scored=firsts[of_turn], use_tqdm=False)
+        for score, expected, first in zip(scores, whole[of_turn], firsts[of_turn], strict=True):
+            assert score.error is None and score.logprobs[:first] == score.ranks[:first] == [None] * first
+            assert score.logprobs[first:] == pytest.approx(expected.logprobs[first:], abs=1e-5)
+            assert score.ranks[first:] == expected.ranks[first:]
+            assert score.cumulative_logprob == pytest.approx(sum(expected.logprobs[first:]), abs=1e-4)
+        found = llm.engine.summary.found
+        assert found == turn * (0 + 16 + 32), (
+            "a context of 16 tokens: its last one gives logits that are asked for"
+        )
+
+
+def test_first_scored_is_checked(llm):
+    with pytest.raises(ValueError, match="2 of first_scored for 1 prompts: give one for each"):
+        llm.score([[5, 6]], first_scored=[0, 1])
+    (score,) = llm.score([[5, 6]], first_scored=[3], use_tqdm=False)
+    assert "first_scored=3: must be" in score.error
+    (score,) = llm.score([[5, 6]], first_scored=[2], use_tqdm=False)
+    assert score.logprobs == [None, None] and score.cumulative_logprob == 0

@@ -96,3 +96,11 @@ def test_a_prompt_is_scored_where_that_is_asked_for_and_once_for_all_samples():
     asked = request(PROMPT, 9, prompt_logprobs=3, sample_idx=1)
     assert chunk_of(sequence_of(asked), 0, 5).targets == ()
     assert chunk_of(sequence_of(request(PROMPT, 9)), 0, 5).targets == ()
+
+
+def test_prompt_tokens_before_the_first_one_asked_about_are_not_scored():
+    asked = request([5, 6, 7, 8, 9], 0, prompt_logprobs=0, first_scored=3)
+    sequence = sequence_of(asked)
+    assert chunk_of(sequence, 0, 5).targets == (-1, -1, 8, 9)
+    assert chunk_of(sequence, 0, 2).targets == () and chunk_of(sequence, 2, 5).targets == (8, 9)
+    assert (asked.num_readable, request([5, 6], 0, prompt_logprobs=0).num_readable) == (2, 0)

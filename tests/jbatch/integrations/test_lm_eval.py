@@ -232,6 +232,23 @@ def test_nothing_to_do(model):
     assert model.loglikelihood([]) == model.generate_until([]) == model.loglikelihood_rolling([]) == []
 
 
+def test_continuations_of_one_context_share_it():
+    """They come close to each other, and not at once."""
+    from jbatch.integrations.lm_eval import _sharing_order
+
+    contexts = [(1,), (1,), (2,), (1,), (3,), (3,)]
+    assert _sharing_order(contexts) == [0, 2, 4, 1, 5, 3]
+    model = jbatch.lm_eval.JBatchLM(**JBATCH, **FEW_PROGRAMS)
+    context = "sort 83120=01238 " * 4
+    alone = [model.loglikelihood(requests("loglikelihood", (context, answer)))[0] for answer in "123"]
+    model.llm.reset_prefix_cache()
+    before = model.llm.engine.summary
+    together = model.loglikelihood(requests("loglikelihood", *[(context, answer) for answer in "123"]))
+    assert [score for score, _ in together] == pytest.approx([score for score, _ in alone], abs=1e-4)
+    after = model.llm.engine.summary
+    assert after.looked_up > before.looked_up
+
+
 def test_the_command_line(task_dir, tmp_path):
     """`python -m jbatch.lm_eval`, as a user runs it."""
     args = ",".join(
