@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
@@ -31,6 +32,7 @@ from jbatch.engine.records import (
     is_queued,
 )
 from jbatch.engine.sample import Sample, aborted_output, empty_output, refused_output
+from jbatch.engine.trace import NoTrace, Times, TraceWriter
 from jbatch.engine.turn import DRAIN, STEP, Turn, is_running
 from jbatch.errors import JBatchError, RequestError, UserFunctionError
 from jbatch.host.metrics import StepRecord, Summary
@@ -82,6 +84,7 @@ class Engine:
     ):
         self.scheduler, self.runner, self.intake = scheduler, runner, intake
         self.summary, self.monitor = Summary(), Monitor()
+        self._trace = NoTrace()
         self._clock, self._sleep = clock, sleep
         self._depth = 1 if overlap else 0
         self._in_flight: deque[InFlight] = deque()
@@ -266,7 +269,7 @@ class Engine:
                 self.scheduler.holdings.let_go(note.hold_id)
                 self._whole = True
             elif (new := held_back.pop(note, None)) is not None:
-                self._ended[new.serial] = aborted_output(new.request, self._clock())
+                self._end(new.serial, new.request, aborted_output(new.request, self._clock()))
                 self._later.remove(new)
             else:
                 self._abort(note)
@@ -284,11 +287,11 @@ class Engine:
         try:
             for sample_idx in range(request.params.n):
                 asked = dataclasses.replace(request, sample_idx=sample_idx)
-                self.scheduler.add(asked, new.key, sequences)
+                self._trace.added(self.scheduler.add(asked, new.key, sequences))
             samples = {sequence.seq_id: Sample(sequence, self.tokenizer) for sequence in sequences}
         except Exception as error:  # a tokenizer's, of this request alone
             for sequence in sequences:
-                self.scheduler.finish(sequence, FinishReason.ABORT)
+                self._end_early(sequence, FinishReason.ABORT)
             self._end(new.serial, request, refused_output(request, str(error), self._clock()))
         else:
             self._samples |= samples
@@ -302,7 +305,7 @@ class Engine:
         self._whole = False
         for seq_id, output in tuple(unfinished.samples.items()):
             if output is None:
-                self.scheduler.finish(self._samples[seq_id].sequence, FinishReason.ABORT)
+                self._end_early(self._samples[seq_id].sequence, FinishReason.ABORT)
                 self._finish(self._samples[seq_id])
         self._whole = True
 
@@ -377,6 +380,7 @@ class Engine:
             return None
         self._follow_changes(version)
         plan = self.scheduler.schedule(begin)
+        self._trace.planned(begin, plan)
         if plan is not None:
             shape, vocab_size = self.scheduler.config.shape, self.intake.vocab_size
             handle = self.runner.submit(pack_step(plan, shape, vocab_size, self._samples, self.runner))
@@ -390,10 +394,12 @@ class Engine:
         that is not what it was: a step of another engine may have written to it."""
         if version is not self._version:
             self.scheduler.retract()
+            self._trace.told("retract")
             self._version = version
         times_lost = self.tenancy.times_lost
         if self._times_lost != times_lost:
             self.scheduler.weights_changed()
+            self._trace.told("weights_changed")
             self._times_lost = times_lost
 
     def reset_prefix_cache(self) -> bool:
@@ -404,6 +410,7 @@ class Engine:
         def reset() -> bool:
             self._whole = False
             done = self.scheduler.reset_prefix_cache()
+            self._trace.told("reset_prefix_cache")
             self._whole = True
             return done
 
@@ -484,6 +491,7 @@ class Engine:
             except JBatchError:  # nothing has changed
                 self._whole = True
                 raise
+            self._trace.close("pages were held from here on, and a trace does not say of what")
             self._whole = True
             return hold_id
 
@@ -521,6 +529,29 @@ class Engine:
             raise
         self._whole = True
 
+    def trace_to(self, path: str | Path) -> TraceWriter:
+        """From now on, write a line for each decision of the scheduler to a file, for `jbatch replay`, until
+        its `close`. The prefix cache is empty then.
+
+        Raises:
+          JBatchError: while requests are unfinished or prompts held, and while someone else drives.
+          OSError: where the file cannot be opened.
+        """
+
+        def begin() -> TraceWriter:
+            if self._samples or self._in_flight or self.scheduler.holdings.held:
+                raise JBatchError(
+                    f"a trace begins with nothing: {self.num_unfinished} requests are unfinished, and "
+                    f"{len(self.scheduler.holdings.held)} prompts are held"
+                )
+            trace = TraceWriter(path, self.scheduler.config)
+            self.scheduler = Scheduler(self.scheduler.config, trace.watch(self.scheduler.limits))
+            self._trace.close()
+            self._trace = trace
+            return trace
+
+        return self._between_steps("trace_to", begin)
+
     def mend(self, reason: str = "it was interrupted") -> None:
         """Where a change was cut off, end every request with `reason` as its error, and begin anew: what the
         scheduler holds may be half of it. Every method begins with this, in case that an interrupt cut it
@@ -532,6 +563,7 @@ class Engine:
             if known is not None and known.serial == note.serial:  # it was added, and ends now
                 self._later.popleft()
         self._in_flight.clear()
+        self._trace.close("the engine was cut off here, and began anew")
         self.scheduler = self.scheduler.renewed(error=reason)
         for sample in list(self._samples.values()):
             self._finish(sample)
@@ -548,6 +580,8 @@ class Engine:
         self._last_ready = ready
         take_in(step.plan, output, self._logprobs)  # first: `apply` may end a sequence
         sequences, record = self.scheduler.apply(step.plan, output)
+        times = Times(step.submitted, ready, begin)
+        self._trace.landed(step.plan, output, record, times, sequences)
         progress = [self._follow(*new, begin, step.version) for new in sequences]
         host_s = step.host_s + self._clock() - begin
         record = dataclasses.replace(record, host_s=host_s, device_s=device_s)
@@ -562,7 +596,7 @@ class Engine:
         sample = self._samples[sequence.seq_id]
         end = sample.take_in(token_ids, now, version)
         if end is not None:
-            self.scheduler.finish(sequence, *end)
+            self._end_early(sequence, *end)
         completion = self._finish(sample) if sequence.finished else None
         request = sequence.request
         prompt = request.prompt_token_ids
@@ -585,6 +619,13 @@ class Engine:
                 self._requests.pop(request_id, None)
         self._samples.pop(seq_id, None)
         return completion
+
+    def _end_early(
+        self, sequence: RunningSequence, reason: FinishReason, stop_reason: str | None = None
+    ) -> None:
+        """End a sequence that the scheduler would go on with."""
+        self.scheduler.finish(sequence, reason, stop_reason)
+        self._trace.ended(sequence, reason)
 
     def _end(self, serial: int, request: Request, output: RequestOutput) -> None:
         """Lay a request's output ready. Where it was laid there before, it has been counted."""

@@ -21,6 +21,7 @@ JOB_HELP = {
     "lookahead": "Lines of which those that begin alike go together, to share the cache; 1 keeps the order.",
     "summary": "Write the figures to this JSON file, too.",
     "metrics_file": "Keep metrics in Prometheus' text form there, written anew every 5 s.",
+    "trace": "Write what the scheduler decides there, for `jbatch replay`.",
 }
 MAX_LOOKAHEAD = 2**20
 
@@ -62,6 +63,7 @@ class JobOptions:
     lookahead: int = 4096
     summary: str | None = None
     metrics_file: str | None = None
+    trace: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("input_file", "output_file"):
@@ -126,9 +128,14 @@ class JobOptions:
         return None if self.metrics_file is None else os.path.realpath(self.metrics_file)
 
     @property
+    def trace_path(self) -> str | None:
+        """As `summary_path`, of the trace."""
+        return None if self.trace is None else os.path.realpath(self.trace)
+
+    @property
     def replaced(self) -> dict[str, str]:
         """Files besides the output that are replaced as a whole, by the option that names them."""
-        paths = {"summary": self.summary_path, "metrics_file": self.metrics_path}
+        paths = {"summary": self.summary_path, "metrics_file": self.metrics_path, "trace": self.trace_path}
         return {name: path for name, path in paths.items() if path is not None}
 
     @property

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, BinaryIO, NamedTuple
 
-from jbatch.errors import JobError
+from jbatch.errors import JobError, describe_os_error
 from jbatch.host.metrics import Summary
 from jbatch.jobs.answerer import Answerer, refuse
 from jbatch.jobs.eta import TokensLeft
@@ -107,7 +107,8 @@ class _Run:
                 with self.command.load(scan) as answerer:
                     self._check_model(answerer)
                     answerer.prepare()
-                    complete = self._answer_and_report(answerer)
+                    with self._traced(answerer):
+                        complete = self._answer_and_report(answerer)
                 if not complete:
                     return self.stop.exit_code
             if options.ordered and self.file is not None:
@@ -115,6 +116,21 @@ class _Run:
         except (JobError, OSError) as error:
             raise _Stopped(describe_end(error, options)) from error
         return SOME_ERRORS if done.num_errors else ALL_ANSWERED
+
+    @contextmanager
+    def _traced(self, answerer: Answerer) -> Iterator[None]:
+        """Write a trace meanwhile, where one is asked for. Where that fails the job goes on without it."""
+        path = self.command.options.trace_path
+        if path is None:
+            yield
+            return
+        trace = answerer.engine.trace_to(path)
+        try:
+            yield
+        finally:
+            trace.close()
+            if trace.error is not None:
+                self.command.say(f"warning: the trace {path} is not whole: {describe_os_error(trace.error)}")
 
     def _refuse_all(self) -> None:
         """Answer an input in which every line is wrong. No model is loaded for that."""

@@ -1,0 +1,61 @@
+"""`jbatch replay`: what it prints, and what it refuses."""
+
+import json
+
+import pytest
+
+from jbatch.cli import main as cli
+from jbatch.sampling_params import SamplingParams
+from tests.helpers.tiny_engine import drain
+from tests.jbatch.sim.test_trace_replay import make_engine
+
+
+@pytest.fixture
+def path(tmp_path):
+    engine = make_engine(num_rows=2)
+    with engine.trace_to(tmp_path / "trace"):
+        for number, length in enumerate((30, 30, 2, 2, 2, 2)):
+            engine.add_request(str(number), [number], SamplingParams(max_tokens=length, ignore_eos=True))
+        drain(engine)
+    return tmp_path / "trace"
+
+
+def replay(*args):
+    return cli._run(["replay", *map(str, args)])
+
+
+def test_all_plans_are_equal(path, capsys):
+    assert replay(path) == 0
+    assert "plans, all equal to the trace's" in capsys.readouterr().out
+
+
+def test_policies_are_compared(path, capsys):
+    assert replay(path, "--policy", "sjf", "--policy", "fcfs") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines[1:4]] == ["fcfs*", "sjf", "fcfs"]
+    assert lines[1][1:] == lines[3][1:], "the same policy, on the same clock of steps"
+    assert float(lines[2][4]) < float(lines[1][4])
+
+
+def test_it_is_written_for_perfetto(path, tmp_path, capsys):
+    assert replay(path, "--chrome", tmp_path / "out.json") == 0
+    assert json.loads((tmp_path / "out.json").read_text())["traceEvents"]
+
+
+def test_what_cannot_be_repeated_is_refused(path, tmp_path, capsys):
+    assert replay(path, "--policy", "none") == cli.REFUSED
+    assert replay(tmp_path / "gone") == cli.REFUSED
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:4] + lines[5:]))
+    assert replay(path) == cli.REFUSED
+    said = capsys.readouterr().err.splitlines()
+    assert "policy='none'" in said[0] and "gone" in said[1] and "line 5" in said[2] and len(said) == 3
+
+
+def test_a_plan_that_differs_is_shown(path, capsys):
+    path.write_text(path.read_text().replace('"preempted":[]', '"preempted":[99]', 1))
+    assert replay(path) == cli.REFUSED
+    said = capsys.readouterr()
+    assert (
+        said.out.startswith("trace: {") and "now:   {" in said.out and "line 10: plan 1 differs" in said.err
+    )
