@@ -72,12 +72,21 @@ class _Batch:
             fit = len(known) <= self._room.chunks and draws <= self._room.chunk_draws
             if fit and sum(map(align, known)) <= self._budget:  # what is found now may be gone by then
                 updates = sum(map(self._pool.pages_for, known))
-                return {self._pick(0, left, updates, draws=draws) for left in (known, self._not_found(first))}
+                picked = {
+                    self._pick(0, left, updates, draws=draws) for left in (known, self._not_found(first))
+                }
+                return self._up_to(picked) if self._config.admission.wait_full else picked
         # What lost its pages is prefilled again, with its output.
         lengths = sorted([sequence.max_len for sequence in self._sequences])[-self._num_at_once :]
         updates = self._num_at_once + sum(map(self._pool.pages_for, lengths))
         last = self._pick(self._num_at_once, lengths, updates, draws=self._num_at_once)
-        return {b for b in self._buckets if b.tokens and b.num_places <= last.num_places}
+        return self._up_to({last})
+
+    def _up_to(self, picked: set[Bucket]) -> set[Bucket]:
+        """All steps with prompts that are no larger than the largest of these: some may be gone before a
+        batch that waits to be full begins."""
+        most = max(bucket.num_places for bucket in picked)
+        return {bucket for bucket in self._buckets if bucket.tokens and bucket.num_places <= most}
 
     def _admits_in_order(self) -> bool:
         """Whether samples of one prompt, which come together, are admitted together."""

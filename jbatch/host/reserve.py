@@ -81,7 +81,8 @@ class Forecast(NamedTuple):
         running = np.stack([_running_at(each, moments) for each in sequences])
         mean = (running * pages).sum(axis=0)
         variance = (running * (1 - running) * pages**2).sum(axis=0)
-        return float((mean + NormalDist().inv_cdf(1 - self.probability) * np.sqrt(variance)).max())
+        likely = mean + NormalDist().inv_cdf(1 - self.probability) * np.sqrt(variance)
+        return float(np.minimum(likely, pages.sum(axis=0)).max())  # never more than if none had ended
 
 
 def _running_at(sequence: Sequence, moments: Float[np.ndarray, " moments"]) -> Float[np.ndarray, " moments"]:

@@ -56,7 +56,13 @@ def test_the_spread_of_lengths_is_a_margin():
     spread = (2.0, 2.0, 2.0, 12.0, 12.0, 12.0)
     sequences = [sequence(quantiles=spread) for _ in range(20)]
     likely = [Forecast(POOL, probability).most_pages(sequences) for probability in (0.5, 0.1, 0.01)]
-    assert 36 <= likely[0] <= 40 < likely[1] < likely[2] < 60
+    assert 36 <= likely[0] < likely[1] < likely[2] < 60
+
+
+def test_it_never_asks_for_more_than_all_of_it():
+    """Eight pages at the last moment at which it may still run: no margin is beyond them."""
+    even = sequence(prompt_len=1, max_tokens=39, quantiles=(1.0, 1.0, 39.0, 39.0, 39.0, 39.0))
+    assert Forecast(POOL, 0.001).most_pages([even]) == 8
 
 
 def test_what_has_outlived_its_prediction_may_go_on_to_its_end():
