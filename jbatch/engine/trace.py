@@ -113,7 +113,8 @@ class TraceWriter(NoTrace):
             "limits": request.limits,
             "watched": sequence.watched,
             "scored": request.params.prompt_logprobs is not None,
-            "skips_cache": request.params.skips_prefix_cache,
+            "first_scored": request.first_scored,
+            "skips_cache": bool(request.params.skip_reading_prefix_cache),
             "key": sequence.key,
             "pages": self._new_pages(sequence),
         }

@@ -53,7 +53,7 @@ class TraceSequences:
         params = SamplingParams(
             max_tokens=fields["max_tokens"],
             prompt_logprobs=0 if fields["scored"] else None,
-            skip_reading_prefix_cache=fields["skips_cache"],
+            skip_reading_prefix_cache=fields["skips_cache"] or None,
         )
         return Request(
             request_id=str(fields["first"]),
@@ -69,6 +69,7 @@ class TraceSequences:
             user=fields["user"],
             limits=LatencyLimits(*fields["limits"]),
             sample_idx=fields["sample"],
+            first_scored=fields["first_scored"],
             streamed=fields["watched"],
         )
 

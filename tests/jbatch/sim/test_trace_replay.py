@@ -48,7 +48,7 @@ def run(engine, seed, num_requests=30):
             engine.add_request(
                 str(number), prompt, random_params(rng), priority=rng.randint(0, 3),
                 user=rng.choice("abc"), predicted_len=rng.randint(1, 40),
-                cache_salt=rng.choice((None, "salt")),
+                cache_salt=rng.choice((None, "salt")), first_scored=rng.choice((0, len(prompt) - 1)),
             )  # fmt: skip
             number += 1
         if number and rng.random() < 0.05:
