@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 import traceback
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jbatch.errors import JBatchError
 from jbatch.host.limits import Company, SchedulerView, StepLimits
 from jbatch.host.metrics import StepRecord
 from jbatch.host.pack import pack
@@ -153,6 +155,7 @@ class Driver:
         self._covered: dict[int, int] = {}  # by seq_id: positions that have been counted
         self._padded_batch: tuple[int, ...] = ()
         self.now = 0.0  # a step takes a second
+        self.num_held = 0  # times that pages were kept
         self.num_saved = 0  # positions that were found, and never computed
         self._begun: set[tuple[int, int]] = set()  # sequences, and how often they had been preempted
         self._prefixes = PrefixWatch()
@@ -190,6 +193,18 @@ class Driver:
         self._padded_batch = ()
         check_invariants(self.scheduler)
         assert not self.scheduler.running and self.scheduler.pool.num_used == 0
+
+    def hold(self, rng: random.Random) -> None:
+        """While idle, keep the pages of some sequence's first tokens, if that may be; or let some go."""
+        held = self.scheduler.holdings.held
+        if held and rng.random() < 0.03:
+            self.scheduler.holdings.let_go(rng.choice(list(held)))
+        elif self.sequences and not self.scheduler.has_unfinished:
+            tokens = rng.choice(self.sequences).token_ids
+            with contextlib.suppress(JBatchError):
+                self.scheduler.hold(self.num_held, tokens[: rng.randint(0, len(tokens))], None)
+                self.num_held += bool(held[self.num_held])
+        check_invariants(self.scheduler)
 
     def _note_end(self, sequence: Running) -> None:
         end = (sequence.finish_reason, sequence.stop_reason, sequence.num_known)
@@ -399,7 +414,7 @@ def random_limits(rng: random.Random, shape: StateShape) -> Callable[[SchedulerV
 
 def run_random_schedule(seed: int) -> Driver:
     """Arrivals, aborts and stop strings at random; every sequence ends once, with exactly its tokens."""
-    rng = random.Random(seed)
+    rng, holder = random.Random(seed), random.Random(seed)
     mode = rng.choice(("continuous",) * 4 + tuple(MODES))
     config = random_config(rng, mode, list(POLICIES)[seed % len(POLICIES)])
     config = config._replace(reserve=RESERVES[seed % len(RESERVES)], max_preemption_probability=0.2)
@@ -424,6 +439,7 @@ def run_random_schedule(seed: int) -> Driver:
             driver.scheduler.weights_changed()
         if rng.random() < update_share:
             driver.update()
+        driver.hold(holder)
         driver.step()
     driver.check_end()
     return driver
@@ -456,5 +472,6 @@ def count(driver: Driver) -> Counter:
         policy.name: 1,
         f"depth {driver.depth}": 1,
         "updates": driver.runner.num_updates,
+        "held": driver.num_held,
     }
     return ends + Counter({"steps": len(driver.records), **sums, **kinds})
