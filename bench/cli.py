@@ -26,7 +26,7 @@ from jbatch.distribution import install_hint
 from jbatch.errors import JBatchError
 
 app = typer.Typer(
-    help="Measure: batching modes against each other, throughput, latency; compare with PyTorch; report.",
+    help="Measure and compare: modes, policies, engines; report.",
     add_completion=False,
     rich_markup_mode=None,
 )

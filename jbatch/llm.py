@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
-from jbatch.config import EngineConfig, ModeName, PolicyName, UpdateMode, check_choice
+from jbatch.config import EngineConfig, ModeName, PolicyName, UpdateMode, check_choice, plain
 from jbatch.device.build import build_runner
 from jbatch.device.platform import prepare_jax
 from jbatch.device.process.user_fn import LogitsFn
@@ -399,7 +399,7 @@ class LLM:
           tree: all parameters, as arrays of NumPy or JAX: an nnx module or state of `jbatch.device.model`, or
             a dictionary by the names of `weights()` or by Hugging Face's. They are rounded to the model's
             dtype and copied, one at a time: who gave them may change or donate them.
-          weight_version: what outputs call these weights in `weight_versions`: text or a number; by default
+          weight_version: what outputs call these weights in `weight_versions`: text or an integer; by default
             the number of the update. The first weights are 0.
           mode: what becomes of requests that have not ended. "retract": those that run are prefilled again,
             with the tokens that they have. "wait": all end first, by the old weights. "abort": all end, with
@@ -414,6 +414,7 @@ class LLM:
         """
         self.runner.tenancy.check_process()
         check_choice("mode", mode, get_args(UpdateMode))
+        weight_version = plain(weight_version)
         if weight_version is not None and type(weight_version) not in (int, str):
             raise ConfigError("weight_version", weight_version, "must be text or an integer")
         self.runner.check_open()

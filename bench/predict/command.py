@@ -32,7 +32,7 @@ def _commands() -> None:
 @app.command(short_help="Train on a job's results, or on a trace.")
 def train(
     results: Annotated[
-        Path | None, typer.Argument(metavar="[OUT.jsonl]", help="What a job wrote, in its order.")
+        Path | None, typer.Argument(metavar="OUT.jsonl", help="What a job wrote, in its order.")
     ] = None,
     input_file: Annotated[
         Path | None,

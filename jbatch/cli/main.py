@@ -167,7 +167,7 @@ def demo(
     ] = None,
     device: Annotated[str, typer.Option(metavar="TEXT", help="auto, cpu, cuda.")] = "auto",
 ) -> None:
-    """Answer 64 prompts with the small model that comes with jbatch, in all four batching modes."""
+    """Answer 64 prompts with the small model that comes with jbatch, in four batching modes."""
     path = None if json_file is None else os.path.realpath(json_file)
     if path is not None:
         check_replaceable(path)  # now, rather than after the work

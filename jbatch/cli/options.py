@@ -21,7 +21,7 @@ ENGINE_HELP = {
     "load_format": "auto, or dummy: random weights, for benchmarks.",
     "max_model_len": "Tokens of prompt and output. [default: the model's limit]",
     "max_num_seqs": "Sequences that run at once. [default: as many as prompts, 64 at most]",
-    "max_num_batched_tokens": "Tokens of one prefill step.",
+    "max_num_batched_tokens": "Prompt tokens of one step.",
     "page_size": "Tokens per page of the KV cache: 16, 32, 64, 128.",
     "num_pages": "Pages of the KV cache. [default: what the memory holds]",
     "kv_cache_memory_bytes": "Memory for the KV cache, instead of a number of pages.",
@@ -34,7 +34,7 @@ ENGINE_HELP = {
     "device": "auto, cpu, cuda.",
     "attention_backend": "auto (on a GPU, what passes a check there), xla (plain JAX), triton, mosaic.",
     "logprobs_mode": "Of output tokens: raw_logprobs (the model's own), processed_logprobs (as drawn).",
-    "enable_prefix_caching": "Compute prompts' common first tokens once. [default: enable-prefix-caching]",
+    "enable_prefix_caching": "Compute prompts' common first tokens once; on, unless --no-enable-prefix-caching.",
     "seed": "Every request's own seed is derived from it.",
     "generation_config": "Whose sampling defaults: auto (the model's generation_config.json), jbatch.",
 }

@@ -96,7 +96,8 @@ def _content(prompt: Prompt | RequestError) -> str | Sequence[int]:
         return prompt
     given = {name: value for name, value in prompt.items() if value is not None and name != "cache_salt"}
     if list(given) not in (["prompt"], ["prompt_token_ids"]):
-        raise RequestError("prompt", list(given), "a dictionary holds either prompt or prompt_token_ids")
+        must = "a dictionary holds prompt or prompt_token_ids, and at most cache_salt besides"
+        raise RequestError("prompt", list(given), must)
     return next(iter(given.values()))
 
 

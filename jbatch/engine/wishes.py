@@ -42,7 +42,7 @@ def wishes_of_each(lists: Mapping[str, Any], num_prompts: int) -> list[dict[str,
       TypeError: for a name that is none, suggesting the closest, and for what is no list.
       ValueError: for a list of another length.
     """
-    check_option_names(lists, WISHES, "the wishes of a call")
+    check_option_names(lists, WISHES, "this call")
     wishes: list[dict[str, Any]] = [{} for _ in range(num_prompts)]
     for name, values in lists.items():
         if values is None:
@@ -53,8 +53,6 @@ def wishes_of_each(lists: Mapping[str, Any], num_prompts: int) -> list[dict[str,
         if len(listed) != num_prompts:
             raise ValueError(f"{len(listed)} of {name} for {num_prompts} prompts: give one for each")
         for own, value in zip(wishes, listed, strict=True):
-            if name == "priority" and value is not None and not isinstance(value, numbers.Integral):
-                raise TypeError(f"priority holds {value!r}, which is no integer")
             if value is not None:
                 own[name] = value
     return wishes

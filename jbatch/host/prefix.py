@@ -29,7 +29,7 @@ class PrefixIndex:
     def root(self, salt: str | None) -> Digest:
         """What the digests of a prompt begin from."""
         text = f"jbatch {self._generation}" if salt is None else f"jbatch {self._generation} {salt}"
-        return hashlib.sha256(text.encode()).digest()
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
     def find(self, digests: Sequence[Digest]) -> list[int]:
         """The pages of the longest beginning of `digests` that is there."""

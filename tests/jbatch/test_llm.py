@@ -150,10 +150,20 @@ def test_params_for_each_prompt_must_be_as_many(llm):
         llm.generate([[1]] * 3, GREEDY, priority=[1, 2])
     with pytest.raises(TypeError, match="priority=1: give a list of one for each of 3 prompts"):
         llm.generate([[1]] * 3, GREEDY, priority=1)
-    with pytest.raises(TypeError, match="priority holds 'high', which is no integer"):
-        llm.generate([[1]] * 3, GREEDY, priority=[1, 2, "high"])
     assert not llm.engine.has_unfinished or llm.engine.num_unfinished == 0
     assert ids_of(llm.generate([[5, 6]], GREEDY))  # the engine is clean
+
+
+def test_a_wish_that_is_none_is_an_error_of_its_prompt_alone(llm):
+    fine, wrong, half = llm.generate([[1]] * 3, GREEDY, priority=[1, "high", 0.5])
+    assert fine.error is None and fine.outputs[0].token_ids
+    assert wrong.error == "priority='high': must be an integer from -2147483648 to 2147483647"
+    assert half.error == "priority=0.5: must be an integer from -2147483648 to 2147483647"
+
+
+def test_a_dictionary_with_another_name_says_what_it_may_hold(llm):
+    (output,) = llm.generate([{"prompt_token_ids": [1], "cache_slat": "a"}], GREEDY)
+    assert output.error and "prompt or prompt_token_ids, and at most cache_salt besides" in output.error
 
 
 def test_sampled_tokens_depend_on_the_seed_alone(llm):

@@ -112,4 +112,9 @@ def _trees(entry: dict[str, Any]) -> Trees:
             raise ValueError(f"{name} beyond 0 to {most - 1}")
     if not all(np.isfinite(array).all() for array in numbers.values()):
         raise ValueError("numbers that are not finite")
-    return Trees(float(entry["base"]), **integers, **numbers, depth=int(entry["depth"]))
+    base, depth = float(entry["base"]), int(entry["depth"])
+    if not np.isfinite(base):
+        raise ValueError(f"base={base}: must be a finite number")
+    if not 0 <= depth <= num_nodes:  # no way down is longer
+        raise ValueError(f"depth={depth}: must be from 0 to {num_nodes}")
+    return Trees(base, **integers, **numbers, depth=depth)

@@ -58,12 +58,16 @@ def test_version(capsys):
     assert re.fullmatch(r"\d+\.\d+\.\d+", jbatch.__version__)
 
 
-@pytest.mark.parametrize("command", ["generate", "demo", "doctor", "plan", "convert"])
+OF_ENTRY_POINTS = ("bench", "bench calibrate", "bench policies", "simulate", "predictor", "predictor train")
+
+
+@pytest.mark.parametrize("command", ["", "generate", "demo", "doctor", "plan", "convert", *OF_ENTRY_POINTS])
 def test_help_of_a_command_fits_80_columns(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    ended = run(capsys, command, "--help")
+    ended = run(capsys, *command.split(), "--help")
     assert ended.code == 0 and max(map(len, ended.out.splitlines())) <= 80
     assert "…" not in ended.out and "..." not in ended.out.replace("[ARGS]...", "")
+    assert "[[" not in ended.out and "[default: enable-" not in ended.out and "[default: no-" not in ended.out
 
 
 @pytest.mark.parametrize(

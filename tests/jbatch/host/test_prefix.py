@@ -51,6 +51,11 @@ def test_a_root_is_of_the_salt_and_of_what_made_pages_stale():
     assert len(before | {index.root(salt) for salt in (None, "a", "b", "0")}) == 8
 
 
+def test_half_a_character_is_a_salt_as_any_text():
+    index = PrefixIndex(4)
+    assert len({index.root(salt) for salt in ("\ud800", "\ud801", "?")}) == 3
+
+
 def test_the_longest_beginning_is_found():
     index = PrefixIndex(6)
     one, two, three = digests_of(range(12))

@@ -79,6 +79,8 @@ def test_another_file_is_refused_by_name(tmp_path, change, message):
         ("right", [[-1, 1, 2]], "right beyond"),
         ("value", [[0.0, 0.0]], "arrays of shapes"),
         ("threshold", [[float("inf"), 0, 0]], "not finite"),
+        ("base", float("nan"), "base=nan: must be a finite number"),
+        ("depth", 10**9, "depth=1000000000: must be from 0 to 3"),
     ],
 )
 def test_trees_that_lead_elsewhere_are_refused(tmp_path, field, value, message):
