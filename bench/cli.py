@@ -12,8 +12,8 @@ from bench.options import (
     ENGINE,
     LADDER_ENGINE,
     LATENCY,
+    POLICIES_ENGINE,
     SETTING,
-    SIMULATED_ENGINE,
     SIMULATED_RUN,
     THROUGHPUT,
     WORKLOAD,
@@ -166,7 +166,7 @@ def calibrate(
 
 
 @app.command(short_help="Who runs first: policies and predictors of lengths, simulated.")
-@with_options(SIMULATED_ENGINE, WORKLOAD, SIMULATED_RUN)
+@with_options(POLICIES_ENGINE, WORKLOAD, SIMULATED_RUN)
 def policies(
     engine_options: dict[str, Any],
     workload_options: dict[str, Any],

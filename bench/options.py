@@ -174,6 +174,14 @@ SIMULATED_ENGINE = (
     EngineConfig,
     {name: ENGINE_HELP[name] for name in _SIZES} | {"max_num_seqs": "Sequences that run at once."},
 )
+POLICIES_ENGINE = (
+    EngineConfig,
+    {name: ENGINE_HELP[name] for name in _SIZES}
+    | {
+        "max_num_seqs": "Sequences that run at once. [default: 16]",
+        "num_pages": "Pages of the KV cache. [default: half of what as many of the longest fill]",
+    },
+)
 SIMULATED_RUN = (Setting, {name: SETTING_HELP[name] for name in ("num_prompts", "seed", "max_concurrency")})
 WORKLOAD = (WorkloadOptions, WORKLOAD_HELP)
 SETTING = (Setting, SETTING_HELP)

@@ -7,6 +7,7 @@ import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from bench.workloads.workload import Workload
 from jbatch.config import AdmissionName
 from jbatch.engine.intake import ScheduleFields
 from jbatch.errors import ConfigError
-from jbatch.host.lengths.find import find_predictor
+from jbatch.host.lengths.find import BY_NAME, find_predictor
 from jbatch.host.lengths.prediction import Predictor
 from jbatch.host.lengths.predictors import Oracle
 from jbatch.host.policies import POLICIES
@@ -98,6 +99,9 @@ def predictor_of(name: str, workload: Workload, seed: int) -> Predictor | None:
     if name in ("oracle", "noisy"):
         lengths = {str(number): item.output_len for number, item in enumerate(workload.items)}
         return Oracle(lengths, NOISE_SIGMA if name == "noisy" else 0.0, seed)
+    if name not in BY_NAME and not Path(name).is_file():
+        known = ", ".join(("none", "oracle", "noisy", *BY_NAME))
+        raise ConfigError("predictor", name, f"must be {known} or a file of a trained one")
     return find_predictor(name)
 
 

@@ -20,6 +20,7 @@ from bench.simulate.policies import Outcome, run_lab
 from bench.simulate.subject import Simulated
 from bench.workloads.workload import Workload
 from jbatch.config import AdmissionName, check_choice
+from jbatch.errors import ConfigError
 
 DEFAULT_SEQS = 16
 POOL_SHARE = 0.5  # of the pages that as many of the longest requests would fill
@@ -52,8 +53,7 @@ def run_policies(
         sim = _constrained(sim, workload)
     for admission in lab.admissions:
         check_choice("admission", admission, get_args(AdmissionName))
-    room = min(sim.max_model_len, (sim.num_pages - 1) * sim.config.page_size)
-    budget = room - max(len(item.prompt_token_ids) for item in workload.items)
+    budget = _budget(sim, workload)
     with claimed(lab.output_json), claimed(lab.output_png):
         outcomes = run_lab(sim, workload, lab.policies, lab.predictors, lab.admissions, budget, setting.seed)
         if lab.output_json is not None:
@@ -66,11 +66,31 @@ def run_policies(
     return outcomes
 
 
+def _longest_pair(workload: Workload) -> tuple[int, int]:
+    """Tokens of the longest prompt and of the longest answer, be they of one request or of two."""
+    prompts = max(len(item.prompt_token_ids) for item in workload.items)
+    return prompts, max(item.output_len for item in workload.items)
+
+
+def _budget(sim: Simulated, workload: Workload) -> int:
+    """`max_tokens` of every request, or it would tell lengths. Raises ConfigError where one is longer."""
+    prompt_len, output_len = _longest_pair(workload)
+    need, page_size = prompt_len + output_len, sim.config.page_size
+    why = f": the longest prompt has {prompt_len} tokens, and every request may have the {output_len} of the "
+    why += "longest answer"
+    if sim.max_model_len < need:
+        raise ConfigError("max_model_len", sim.max_model_len, f"must be at least {need}{why}")
+    if (sim.num_pages - 1) * page_size < need:
+        raise ConfigError("num_pages", sim.num_pages, f"must be at least {1 - (-need // page_size)}{why}")
+    return min(sim.max_model_len, (sim.num_pages - 1) * page_size) - prompt_len
+
+
 def _constrained(sim: Simulated, workload: Workload) -> Simulated:
-    """With so few pages that some sequences are preempted; the longest fits."""
+    """With so few pages that some sequences are preempted; the longest budget fits."""
     page_size = sim.config.page_size
     longest = -(-workload.longest // page_size)
-    pages = 1 + max(longest, round(POOL_SHARE * longest * sim.config.max_num_seqs))
+    least = -(-sum(_longest_pair(workload)) // page_size)
+    pages = 1 + max(least, round(POOL_SHARE * longest * sim.config.max_num_seqs))
     return sim._replace(num_pages=min(sim.num_pages, pages))
 
 

@@ -34,7 +34,8 @@ ENGINE_HELP = {
     "device": "auto, cpu, cuda.",
     "attention_backend": "auto (on a GPU, what passes a check there), xla (plain JAX), triton, mosaic.",
     "logprobs_mode": "Of output tokens: raw_logprobs (the model's own), processed_logprobs (as drawn).",
-    "enable_prefix_caching": "Compute prompts' common first tokens once; on, unless --no-enable-prefix-caching.",
+    "enable_prefix_caching": "Compute prompts' common first tokens once; on, unless "
+    "--no-enable-prefix-caching is given.",
     "seed": "Every request's own seed is derived from it.",
     "generation_config": "Whose sampling defaults: auto (the model's generation_config.json), jbatch.",
 }

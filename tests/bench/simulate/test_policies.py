@@ -116,6 +116,28 @@ def test_the_command(tmp_path, capsys):
     assert (tmp_path / "lab.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--num-pages 3", "num_pages=3: must be at least "),
+        ("--max-model-len 130", "max_model_len=130: must be at least "),
+        ("--predictor oracel", "predictor='oracel': must be none, oracle, noisy, running-mean, "),
+    ],
+)
+def test_what_cannot_be_simulated_is_named(option, message, capsys):
+    """The longest prompt and the longest answer are two requests', and all have the same budget."""
+    words = "bench policies --hardware h200 --model 150m --num-prompts 24 --length-scale 0.25 --policy sjf"
+    ended = run(capsys, *words.split(), *option.split())
+    assert ended.code == 2 and ended.err.startswith(f"jbatch: {message}")
+    assert not ended.out
+
+
+def test_a_pool_of_its_own_holds_every_request(capsys):
+    words = "bench policies --hardware h200 --model 150m --num-prompts 24 --length-scale 0.25 --policy fcfs"
+    ended = run(capsys, *words.split(), "--max-num-seqs", "1", "--predictor", "none")
+    assert ended.code == 0 and "1 sequences at once" in ended.out
+
+
 def test_it_says_so_where_no_queue_formed(capsys):
     ended = run(capsys, "bench", "policies", *FLAGS, "--num-prompts", "4", "--predictor", "oracle")
     assert ended.code == 0 and "No queue formed: policies cannot matter here." in ended.out
