@@ -109,6 +109,7 @@ class TraceWriter(NoTrace):
             "priority": request.priority,
             "deadline": request.deadline,
             "predicted_len": request.predicted_len,
+            "length_quantiles": request.length_quantiles,
             "user": None if user is None else self._users.setdefault(user, str(len(self._users))),
             "limits": request.limits,
             "watched": sequence.watched,

@@ -50,6 +50,7 @@ class TraceSequences:
         return scheduler.add(request, tuple(fields["key"]) if keyed else None, family)
 
     def _request(self, fields: dict[str, Any]) -> Request:
+        quantiles = fields["length_quantiles"]
         params = SamplingParams(
             max_tokens=fields["max_tokens"],
             prompt_logprobs=0 if fields["scored"] else None,
@@ -66,6 +67,7 @@ class TraceSequences:
             priority=fields["priority"],
             deadline=fields["deadline"],
             predicted_len=fields["predicted_len"],
+            length_quantiles=None if quantiles is None else tuple(quantiles),
             user=fields["user"],
             limits=LatencyLimits(*fields["limits"]),
             sample_idx=fields["sample"],

@@ -5,7 +5,9 @@ import random
 import pytest
 
 from jbatch.errors import JBatchError
+from jbatch.host.lengths.find import find_predictor
 from jbatch.host.policy import Policy
+from jbatch.host.request import Request
 from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import SamplingParams
 from jbatch.sim.fake_runner import FakeRunner
@@ -18,10 +20,10 @@ from tests.helpers.sizes import sized
 from tests.helpers.tokenizers import numbered, wrapped
 
 
-def make_engine(**config):
+def make_engine(predictor=None, **config):
     config = scheduler_config(**config)
     runner = FakeRunner(config.shape, VOCAB_SIZE)
-    intake = {"vocab_size": VOCAB_SIZE, "tokenizer": wrapped(numbered())}
+    intake = {"vocab_size": VOCAB_SIZE, "tokenizer": wrapped(numbered()), "predictor": predictor}
     return tiny_engine.make_engine(Scheduler(config), runner, **intake)
 
 
@@ -47,7 +49,7 @@ def run(engine, seed, num_requests=30):
             ]
             engine.add_request(
                 str(number), prompt, random_params(rng), priority=rng.randint(0, 3),
-                user=rng.choice("abc"), predicted_len=rng.randint(1, 40),
+                user=rng.choice("abc"), predicted_len=rng.choice((None, rng.randint(1, 40))),
                 cache_salt=rng.choice((None, "salt")), first_scored=rng.choice((0, len(prompt) - 1)),
             )  # fmt: skip
             number += 1
@@ -81,6 +83,29 @@ def test_all_decisions_are_repeated(tmp_path, policy):
 def test_decisions_of_other_modes_are_repeated(tmp_path, mode):
     _, trace = traced(tmp_path, mode=mode, num_pages=33)
     assert repeat(trace).differs is None
+
+
+@pytest.mark.parametrize("reserve", ["forecast", "no-evict"])
+def test_decisions_of_other_admissions_are_repeated(tmp_path, reserve):
+    predictor = find_predictor("running-mean")
+    for seed in range(sized(3, 30)):
+        _, trace = traced(tmp_path, seed, predictor=predictor, reserve=reserve, num_pages=11)
+        assert repeat(trace).differs is None
+
+
+def test_every_field_of_a_request_is_in_a_trace_or_decides_nothing(tmp_path):
+    nothing = {"request_id", "stop_ids", "seed", "prompt", "bad_word_ids", "request_idx"}
+    other_names = {
+        "prompt_token_ids": "pages",
+        "params": "scored",
+        "sample_idx": "sample",
+        "streamed": "watched",
+    }
+    other_names["cache_salt"] = "pages"
+    _, trace = traced(tmp_path, num_pages=33)
+    written = next(line.value["add"] for line in trace.lines if line.kind == "add")
+    for name in Request.__dataclass_fields__.keys() - nothing:
+        assert other_names.get(name, name) in written, f"{name}: does the scheduler look at it?"
 
 
 def test_own_policy_again_takes_as_many_steps(tmp_path):
