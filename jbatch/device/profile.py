@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from jbatch.errors import JBatchError
+from jbatch.errors import ConfigError, JBatchError
 
 
 class Profile:
@@ -23,9 +23,16 @@ class Profile:
         return self._directory is not None
 
     def start(self, directory: str | Path) -> None:
-        """Begin a trace, to be written to a directory. Raises JBatchError where one is under way."""
+        """Begin a trace, to be written to a directory.
+
+        Raises JBatchError where one is under way, and ConfigError for what is no directory's path.
+        """
         if self._directory is not None:
             raise JBatchError(f"a profile is under way, for {self._directory}: stop it first")
+        if not isinstance(directory, (str, Path)) or (
+            Path(directory).exists() and not Path(directory).is_dir()
+        ):
+            raise ConfigError("directory", directory, "must be the path of a directory")
         try:
             jax.profiler.start_trace(str(directory))
         except RuntimeError as error:  # somebody else's

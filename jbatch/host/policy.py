@@ -8,7 +8,7 @@ import numbers
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-from jbatch.config import ModeName
+from jbatch.config import ModeName, check_range
 from jbatch.errors import ConfigError, RequestError, UserFunctionError
 from jbatch.host.limits import SchedulerView
 from jbatch.host.request import Key, Request, Sequence
@@ -44,9 +44,14 @@ def policy_of(policy: Policy | KeyFunction) -> Policy:
     """A policy, or a function that is made one, whose keys are taken to change.
 
     Raises:
-      ConfigError: for a function that does not take (request, now, view).
+      ConfigError: for a function that does not take (request, now, view), and for fields that are none.
     """
     if isinstance(policy, Policy):
+        if not callable(policy.key):
+            raise ConfigError("policy", policy.key, "its key must be a function of (request, now, view)")
+        check_range("rerank_steps", policy.rerank_steps, 0, 2**31 - 1)
+        if not isinstance(policy.ageing, bool):
+            raise ConfigError("ageing", policy.ageing, "must be true or false")
         return policy
     made = Policy(policy)
     try:

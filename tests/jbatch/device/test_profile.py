@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 
 from jbatch.device.profile import Profile
-from jbatch.errors import JBatchError
+from jbatch.errors import ConfigError, JBatchError
 from jbatch.sampling_params import SamplingParams
 from tests.helpers.tiny_engine import drain, make_engine, shared_runner
 
@@ -27,3 +27,12 @@ def test_steps_are_marked(tmp_path):
     assert b"jbatch step" in trace.read_bytes()
     with pytest.raises(JBatchError, match="no profile"):
         profile.stop()
+
+
+def test_what_is_no_directory_is_refused_before_a_trace_begins(tmp_path):
+    profile = Profile()
+    with pytest.raises(ConfigError, match=r"^directory=.*: must be the path of a directory"):
+        profile.start(__file__)
+    assert not profile.under_way
+    profile.start(tmp_path)
+    profile.stop()

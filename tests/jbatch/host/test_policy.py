@@ -114,3 +114,17 @@ def test_a_function_becomes_a_policy_whose_keys_may_change():
 def test_a_function_of_other_arguments_is_refused_by_name(function):
     with pytest.raises(ConfigError, match=r"policy='<lambda>': it is called as <lambda>\(req"):
         policy_of(function)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rerank_steps": "x"}, "rerank_steps='x': must be an integer from 0 to"),
+        ({"rerank_steps": -1}, "rerank_steps=-1: must be an integer from 0 to"),
+        ({"ageing": "yes"}, "ageing='yes': must be true or false"),
+        ({"key": None}, "policy=None: its key must be a function"),
+    ],
+)
+def test_a_policy_of_other_fields_is_refused_by_name(changes, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        policy_of(POLICIES["fair"]._replace(**changes))
