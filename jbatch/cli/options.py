@@ -34,8 +34,7 @@ ENGINE_HELP = {
     "device": "auto, cpu, cuda.",
     "attention_backend": "auto (on a GPU, what passes a check there), xla (plain JAX), triton, mosaic.",
     "logprobs_mode": "Of output tokens: raw_logprobs (the model's own), processed_logprobs (as drawn).",
-    "enable_prefix_caching": "Compute prompts' common first tokens once; on, unless "
-    "--no-enable-prefix-caching is given.",
+    "enable_prefix_caching": "Compute prompts' common first tokens once. It is on by default.",
     "seed": "Every request's own seed is derived from it.",
     "generation_config": "Whose sampling defaults: auto (the model's generation_config.json), jbatch.",
 }
@@ -90,7 +89,10 @@ def _flag(cls: type, name: str, text: str) -> inspect.Parameter:
     kind = _kind(cls, name)
     if default is not None and kind is not bool and "[default" not in text:
         text += f" [default: {default}]"
-    names = f"--{name.replace('_', '-')}", *SHORT_FLAGS.get(name, ())
+    flag = f"--{name.replace('_', '-')}"
+    if kind is bool and default:  # there is something to turn off
+        flag += f"/--no-{flag.removeprefix('--')}"
+    names = flag, *SHORT_FLAGS.get(name, ())
     option = typer.Option(*names, help=text, metavar=METAVARS.get(kind))
     annotation: Any = bool if kind is bool else list[str] if name == "stop" else str
     return inspect.Parameter(

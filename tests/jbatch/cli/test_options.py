@@ -22,6 +22,7 @@ class Options:
     name: str = "x"
     stop: list[str] | None = None
     loud: bool = False
+    warm: bool = True
 
 
 HELP = {field.name: f"About {field.name}." for field in dataclasses.fields(Options)}
@@ -54,6 +55,11 @@ def test_types():
     flags = "--count -7 --limit 12 --share 1e-3 --name a --stop b --stop c --loud --word w"
     expected = dict(count=-7, limit=12, share=1e-3, name="a", stop=["b", "c"], loud=True, word="w")
     assert expected.items() <= parse(*flags.split()).items()
+
+
+def test_what_is_on_by_default_can_be_turned_off():
+    assert parse("--no-warm")["warm"] is False and parse("--warm")["warm"] is True
+    assert parse("--no-loud")["exit_code"] == 2
 
 
 def test_a_zero_is_passed():
