@@ -159,8 +159,7 @@ def _check_above_0(field: str, value: object) -> None:
 
 _ENGINE_HELP = {name: ENGINE_HELP[name] for name in ENGINE_OPTIONS}
 _ENGINE_HELP["enable_prefix_caching"] = (
-    "Compute first tokens that requests of one pass share once; each pass begins cold. "
-    "It is off by default."
+    "Compute first tokens that requests of one pass share once; each pass begins cold. It is off by default."
 )
 _ENGINE_HELP["max_model_len"] = "Tokens of prompt and output. [default: of the longest request]"
 ENGINE = (EngineConfig, _ENGINE_HELP | {"max_num_seqs": "Sequences that run at once."})
