@@ -156,7 +156,7 @@ def test_neighbours_that_ask_for_more_change_nothing():
     assert {output.outputs[0].logprobs is None for output in among[3::4]} == {False}
 
 
-@pytest.mark.parametrize("chunk, num_pages", [(8, 64), (64, 9), (16, 9)])
+@pytest.mark.parametrize("chunk, num_pages", [(16, 64), (64, 9), (16, 9)])
 def test_chunks_and_preemption_change_nothing(chunk, num_pages):
     """Tokens are the same, and log-probabilities but for rounding; nothing is missing or there twice."""
     prompts = prompts_of(10)
@@ -233,7 +233,7 @@ def test_ordinary_steps_stay_one_dispatch(monkeypatch):
         for name, set_row in runner._set_row.items()
     }
     monkeypatch.setattr(runner, "_set_row", counting)
-    generate([[5] * 40, [6]], [SamplingParams(**ALL), SamplingParams(**GREEDY, logprobs=1)], chunk=8)
+    generate([[5] * 40, [6]], [SamplingParams(**ALL), SamplingParams(**GREEDY, logprobs=1)], chunk=16)
     assert sorted(calls) == ["bias", "counts"]
     calls.clear()
     generate([[6]], [SamplingParams(**GREEDY, logprob_token_ids=[3])])
