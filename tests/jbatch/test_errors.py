@@ -59,7 +59,9 @@ def test_the_name_that_is_meant(name, known, nearest):
 
 
 def test_without_a_near_name_all_are_listed():
-    with pytest.raises(TypeError, match="LLM has no option 'quantization'; known: attention_backend, "):
+    with pytest.raises(
+        TypeError, match="LLM has no option 'quantization'; known: admission, attention_backend, "
+    ):
         check_option_names(["quantization"], ENGINE, "LLM")
 
 

@@ -69,7 +69,7 @@ def check_entry(entry, row, token_id, num_top):
     return worst
 
 
-@pytest.mark.parametrize("chunk", [8, 48, 192])
+@pytest.mark.parametrize("chunk", [16, 48, 192])
 def test_log_probs(pair, chunk):
     """Of generated tokens, sampled ones too, and of prompts: whatever the chunks' borders are, and where
     sequences are preempted and computed again."""
