@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def build_runner(
     model: ModelConfig,
     max_model_len: int,
     logits_fn: LogitsFn | None = None,
+    devices: Sequence[jax.Device] = (),
 ) -> Runner:
     """Load a model's weights, and choose the size of its cache. `spec.config` of the runner is the model in
     the dtype that "auto" means on the device.
@@ -42,13 +43,16 @@ def build_runner(
     On a GPU all steps are compiled before the cache takes its memory: to choose among kernels, the compiler
     runs them. On a CPU nothing is compiled yet; `Runner.prepare` does it, for the requests that come.
 
+    Args:
+      devices: those to run on, as many as `config.tensor_parallel_size`; by default the first that are there.
+
     Raises:
       ConfigError: for what does not fit the device or its memory, and for a function that cannot be compiled.
       weights.WeightsError: for weights that do not fit the model, naming the tensor.
     """
     buckets, samplers = buckets_of(config, max_model_len), samplers_of(config, logits_fn)
     verdict = prove_kernels(config, model, max_model_len)  # before this process opens CUDA
-    device = find_device(config.device)
+    (device,) = devices or (find_device(config.device),)
     model = resolve_dtype(config, model, device.platform)
     spec = spec_for(device, config, model, max_model_len, logits_fn, proven_on(device, verdict))
     if logits_fn is not None:

@@ -132,6 +132,14 @@ def test_on_a_cpu_nothing_is_compiled_before_it_is_needed(model_dir, events):
     runner.close()
 
 
+def test_a_device_that_is_given_is_the_one(model_dir, monkeypatch):
+    monkeypatch.setattr(build, "find_device", None)
+    config, device = EngineConfig(**SMALL), jax.devices()[-1]
+    runner = build_runner(model_dir, config, resolve_model(model_dir, config), 96, devices=[device])
+    assert runner.spec.device == device and runner.params["embedding"].devices() == {device}
+    runner.close()
+
+
 def test_on_a_gpu_all_is_compiled_before_the_cache_takes_its_memory(model_dir, events, monkeypatch):
     """And run once it is there."""
     monkeypatch.setattr(build, "memory_of", lambda device: Memory(True, 2**30))
