@@ -18,13 +18,10 @@ from jbatch.cli.options import ENGINE, ENGINE_HELP, SAMPLING, flag_hint, with_op
 from jbatch.cli.streams import flush_stderr, flush_stdout, hold_streams
 from jbatch.config import EngineConfig
 from jbatch.distribution import version
-from jbatch.errors import ConfigError, JBatchError, JobError, describe_os_error, is_failure
+from jbatch.errors import JBatchError, JobError, describe_os_error, is_failure
 from jbatch.jobs.files import check_replaceable
 from jbatch.jobs.options import JOB_HELP, JobOptions
 from jbatch.jobs.signals import exit_at_once
-from jbatch.model_dir.generation_json import describe_model_defaults, load_sampling_defaults
-from jbatch.model_dir.paths import check_model_dir, why_no_tokenizer
-from jbatch.outputs import RequestOutput
 from jbatch.tracebacks import describe_unforeseen
 
 JOB = (JobOptions, JOB_HELP)
@@ -94,7 +91,9 @@ def generate(
     if chat_template is not None and not (chat or job_options):
         raise UsageError("--chat-template takes --chat, or -i")
     if not job_options:
-        _generate_prompts(model, prompt or [], engine_options, sampling_options, chat, chat_template)
+        from jbatch.cli.prompts import generate_prompts
+
+        generate_prompts(model, _say, prompt or [], engine_options, sampling_options, chat, chat_template)
         return
     from jbatch.jobs.command import run_generate
 
@@ -103,61 +102,26 @@ def generate(
         raise typer.Exit(code)
 
 
-def _rate(outputs: list[RequestOutput], num_tokens: int) -> str:
-    """Tokens per second from the first step on: before it, programs are compiled."""
-    ran = [o.metrics for o in outputs if o.metrics is not None and o.metrics.scheduled_ts is not None]
-    if not ran:
-        return ""
-    elapsed_s = max(m.finished_ts for m in ran) - min(m.scheduled_ts or 0.0 for m in ran)
-    return f"{num_tokens / max(elapsed_s, 1e-9):.0f} tokens/s; "
-
-
-def _generate_prompts(
-    model: Path,
-    prompt: list[str],
-    engine_options: dict[str, Any],
-    sampling_options: dict[str, Any],
-    chat: bool,
-    chat_template: str | None,
+@app.command(short_help="Join the outputs of all shards of a job, in the input's order.")
+def merge(
+    outputs: Annotated[list[str], typer.Argument(metavar="OUT...", help="Of all shards, in any order.")],
+    output_file: Annotated[
+        str, typer.Option("--output-file", "-o", metavar="MERGED", help="A file to make.")
+    ],
+    input_file: Annotated[
+        str | None,
+        typer.Option("--input-file", "-i", metavar="TEXT", help="The job's input, where it has moved."),
+    ] = None,
 ) -> None:
-    from jbatch.llm import LLM
-    from jbatch.sampling_params import SamplingParams
-    from jbatch.text.chat import ChatEncoder
+    """Join the outputs of `jbatch generate --shard 1/n` to `n/n`, once each line has exactly one result, all
+    of the same input, model and options. Else nothing is written, and what is wrong is said.
 
-    config = EngineConfig(**engine_options)
-    SamplingParams(**sampling_options)
-    check_model_dir(model)
-    if (reason := why_no_tokenizer(model)) is not None:
-        raise ConfigError("model", str(model), reason)
-    if chat:
-        ChatEncoder(model, None, chat_template).check()
-    defaults = load_sampling_defaults(model, config.generation_config)
-    params = SamplingParams(**{**defaults, **sampling_options})
-    # No more is compiled than these prompts need. Tokens are at most about as many as bytes, and the sizes of
-    # programs are powers of two, so that another prompt finds them in the cache.
-    num_bytes = sum(len(text.encode(errors="replace")) for text in prompt)
-    most_tokens = min(max(128, 1 << num_bytes.bit_length()), EngineConfig.max_num_batched_tokens)
-    engine_options.setdefault("max_num_seqs", min(len(prompt), EngineConfig.max_num_seqs))
-    engine_options.setdefault("max_num_batched_tokens", most_tokens)
-    engine_options["samplers"] = [params.sampler.name.lower()]
-    with LLM(model, chat_template=chat_template, **engine_options) as llm:
-        if chat:
-            outputs = llm.chat([[{"role": "user", "content": text}] for text in prompt], params)
-        else:
-            outputs = llm.generate(prompt, params)
-        summary = llm.engine.summary
-        compilations = llm.runner.compilations_after_warmup
-    for number, output in enumerate(outputs, start=1):
-        if output.error is None:
-            typer.echo(f"{'' if chat else output.prompt}{output.outputs[0].text}")
-        else:
-            _say(f"prompt {number} of {len(outputs)}: {output.error}")
-    rate = _rate(outputs, summary.output_tokens)
-    _say(f"{summary.describe()}; {rate}{compilations} compilations after warm-up")
-    if in_force := {name: value for name, value in defaults.items() if name not in sampling_options}:
-        _say(describe_model_defaults(in_force))
-    if any(output.error is not None for output in outputs):
-        raise typer.Exit(1)
+    Exit codes: 0 all answered, 1 some results are errors, 2 refused, 3 a failure.
+    """
+    from jbatch.jobs.merge import merge
+
+    if code := merge(outputs, output_file, input_file, _say):
+        raise typer.Exit(code)
 
 
 @app.command(short_help="Show what continuous batching does, on a small model that is included.")

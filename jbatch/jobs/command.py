@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,14 @@ def run_generate(
         engine = {name: getattr(config, name) for name in DEPENDS_ON}
         if config.logprobs_mode != EngineConfig.logprobs_mode:  # older jobs do not name it
             engine["logprobs_mode"] = config.logprobs_mode
-        return JobState(input=sha256, shard=options.shard, model=files, engine=engine, sampling=changed)
+        return JobState(
+            input=sha256,
+            shard=options.shard,
+            model=files,
+            engine=engine,
+            sampling=changed,
+            input_file=os.path.abspath(options.input) if os.path.isfile(options.input) else None,
+        )
 
     parse = functools.partial(parse_line, defaults=defaults)
     load = functools.partial(_load, model, {**engine_options, "chat_template": chat_template}, parse)

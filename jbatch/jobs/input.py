@@ -116,6 +116,10 @@ class Ids:
         self._digests = digests
         self._line_nos = np.frombuffer(self._line_nos, np.int64)[order]
 
+    def all_line_nos(self) -> np.ndarray:
+        """The line numbers of all ids, in no order, once it is sorted."""
+        return self._line_nos
+
     def duplicates(self) -> tuple[int, list[tuple[int, int]]]:
         """How many lines have the id of an earlier one, and the first NUM_SHOWN of them, each behind the line
         before it with that id."""

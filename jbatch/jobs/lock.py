@@ -14,6 +14,7 @@ from jbatch.jobs.files import NEVER_FOLLOW, is_at, naming
 
 HOLDER = re.compile(rb"(\d{1,10}\n?)?")  # a process id, also one whose writing was cut off
 MAX_HOLDER_BYTES = 11
+BY_ANOTHER_NAME = "another process is writing to it, by another name of the file"
 
 
 @contextmanager
@@ -34,14 +35,14 @@ def locked(path: str) -> Iterator[None]:
         os.close(fd)
 
 
-def lock_file(fd: int, path: str) -> None:
+def lock_file(fd: int, path: str, reason: str = BY_ANOTHER_NAME) -> None:
     """Lock an open output itself: it may have another name, whose PATH.lock is another. Goes with `fd`.
 
     Raises:
       ConfigError: where another process has locked it.
     """
     if not _try_lock(fd):
-        raise ConfigError("output", path, "another process is writing to it, by another name of the file")
+        raise ConfigError("output", path, reason)
 
 
 def _lock(path: str, lock_path: str) -> int:

@@ -17,6 +17,7 @@ SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".model", ".txt"})  # o
 WHOLE_BELOW = 2**24  # bytes: larger files are sampled
 NUM_SAMPLES, SAMPLE_BYTES = 64, 2**16
 OF_MODEL = ("room", "numerics")  # fields that are known once the model is loaded
+OF_NO_TEXT = ("input_file",)  # fields that no result depends on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class JobState:
     sampling: dict[str, Any]  # defaults of the lines, where they are not jbatch's own
     room: int | None = None  # tokens of a line without max_tokens, prompt included; known with the model
     numerics: dict[str, Any] | None = None  # device, versions, what JAX is told; known with the model
+    input_file: str | None = None  # where the input was, where that is a file: for `jbatch merge`
 
 
 def fingerprint(model_dir: str | Path) -> dict[str, str]:
@@ -89,8 +91,33 @@ def check_state(output_path: str, state: JobState) -> JobState:
             "take another output, or --force",
         )
     now = json.loads(json.dumps(dataclasses.asdict(state)))  # as it is read back
-    _check_same(output_path, before, {name: now[name] for name in now if name not in OF_MODEL})
+    _check_same(output_path, before, {name: now[name] for name in now if name not in OF_MODEL + OF_NO_TEXT})
     return dataclasses.replace(state, room=before.get("room"), numerics=before.get("numerics"))
+
+
+def load_state(output_path: str) -> JobState:
+    """The state beside an output. Raises ConfigError where there is none."""
+    content = _load_state(output_path)
+    if content is None or not all(isinstance(content.get(name), str) for name in ("input", "shard")):
+        name = os.path.basename(state_path(output_path))
+        raise ConfigError("output", output_path, f"{name} is not there, or no job's: no output of a job")
+    fields: dict[str, Any] = {field.name: content.get(field.name) for field in dataclasses.fields(JobState)}
+    return JobState(**fields)
+
+
+def differences(one: JobState, other: JobState, between: str) -> list[str]:
+    """What the results of two shards of a job must have in common and do not, as texts: the other's value,
+    and the one's. What only some lines need is compared where both have it.
+
+    Args:
+      between: what stands before the one's value.
+    """
+    fields = [field.name for field in dataclasses.fields(JobState) if field.name not in OF_NO_TEXT]
+    pairs: dict[str, tuple[Any, Any]] = {
+        name: (getattr(other, name), getattr(one, name)) for name in fields if name != "shard"
+    }
+    both = {name: pair for name, pair in pairs.items() if name not in OF_MODEL or None not in pair}
+    return [text for name, pair in both.items() for text in _changes(name, *pair, between)]
 
 
 def keep_of_model(output_path: str, state: JobState, room: int | None, numerics: dict[str, Any]) -> None:
@@ -141,15 +168,15 @@ def _check_same(output_path: str, before: dict[str, Any], now: dict[str, Any]) -
         )
 
 
-def _changes(field: str, before: Any, now: Any) -> list[str]:
+def _changes(field: str, before: Any, now: Any, between: str = "now") -> list[str]:
     """What changed in one field, as text."""
     if not isinstance(now, dict) or not isinstance(before, dict):
-        return [] if before == now else [f"{field} ({str(before)[:12]}, now {str(now)[:12]})"]
+        return [] if before == now else [f"{field} ({str(before)[:12]}, {between} {str(now)[:12]})"]
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if field == "model" and names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return [f"model ({', '.join(names[:3])}{more})"]
-    return [f"{name} ({_shown(before.get(name))}, now {_shown(now.get(name))})" for name in names]
+    return [f"{name} ({_shown(before.get(name))}, {between} {_shown(now.get(name))})" for name in names]
 
 
 def _shown(value: Any) -> str:
