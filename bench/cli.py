@@ -21,6 +21,7 @@ from bench.options import (
     Setting,
     parse_goodput,
 )
+from bench.simulate.flags import DATASETS, Costs, Dataset, HardwareName, Json, SimulatedModel
 from jbatch.cli.options import with_options
 from jbatch.distribution import install_hint
 from jbatch.errors import JBatchError
@@ -31,10 +32,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-DATASETS = (
-    "uniform_short, mixed_length, bursty_traffic, random, nano, sharegpt-like, prefix, few-shot, trace; "
-    "the first three are divided by 4 for the demo model."
-)
 Model = Annotated[
     str,
     typer.Option(
@@ -42,18 +39,6 @@ Model = Annotated[
         help="demo; llama2-7b, llama3-8b, llama3-70b, llama3.2-1b, llama3.2-3b, 150m (random weights); "
         "or a model directory.",
     ),
-]
-Costs = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Costs that `jbatch bench calibrate` measured.")
-]
-HardwareName = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Or costs derived from a data sheet: h200, a100.")
-]
-SimulatedModel = Annotated[
-    str, typer.Option(metavar="NAME", help="With --hardware: a name of --model elsewhere, but demo.")
-]
-Json = Annotated[
-    Path | None, typer.Option("--output-json", metavar="FILE", help="Write results there; must not exist.")
 ]
 
 
@@ -99,7 +84,7 @@ def throughput(
     workload_options: dict[str, Any],
     setting_options: dict[str, Any],
     model: Model = "demo",
-    dataset_name: Annotated[str, typer.Option(metavar="NAME", help=DATASETS)] = "random",
+    dataset_name: Dataset = "random",
     output_json: Json = None,
 ) -> None:
     """Measure offline throughput, as `vllm bench throughput` does."""
@@ -134,7 +119,7 @@ def prefix(
     workload_options: dict[str, Any],
     setting_options: dict[str, Any],
     model: Model = "demo",
-    dataset_name: Annotated[str, typer.Option(metavar="NAME", help=DATASETS)] = "few-shot",
+    dataset_name: Dataset = "few-shot",
     output_json: Json = None,
 ) -> None:
     """Run the same requests without a prefix cache, with an empty one, and once more."""
@@ -174,7 +159,7 @@ def policies(
     costs: Costs = None,
     hardware: HardwareName = None,
     model: SimulatedModel = "llama3-8b",
-    dataset_name: Annotated[str, typer.Option(metavar="NAME", help=DATASETS)] = "mixed_length",
+    dataset_name: Dataset = "mixed_length",
     policy: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="May be repeated. [default: all]")
     ] = None,

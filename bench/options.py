@@ -50,7 +50,7 @@ LATENCY_HELP = {
 ENGINE_OPTIONS = (
     *("max_num_seqs", "max_model_len", "max_num_batched_tokens", "page_size", "num_pages", "dtype", "device"),
     *("kv_cache_memory_bytes", "gpu_memory_utilization", "attention_backend", "load_format"),
-    "enable_prefix_caching",
+    *("enable_prefix_caching", "tuned"),
 )
 LIMITED = ("ttft", "tpot", "e2el")  # latencies that goodput may limit
 MAX_COUNT = 2**24

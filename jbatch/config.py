@@ -126,6 +126,7 @@ class EngineConfig:
     policy: PolicyName = "fcfs"
     admission: AdmissionName = "optimistic"  # how much of the page pool is kept for those that run
     max_preemption_probability: float = 0.1  # forecast: that the pages of those that run do not suffice
+    tuned: str | None = None  # a file of `jbatch tune`, whose options stand in the place of these defaults
     predictor: str | None = None  # of output lengths: running-mean, prompt-length, or a trained one's file
     seed: int = 0
     generation_config: GenerationConfigName = "auto"  # whose sampling defaults: the model's, or jbatch's own
@@ -179,6 +180,8 @@ class EngineConfig:
                 raise ConfigError(name, getattr(self, name), "must be true or false")
         if self.predictor is not None and not isinstance(self.predictor, str):
             raise ConfigError("predictor", self.predictor, "must be a name, or a path, as text")
+        if self.tuned is not None and not isinstance(self.tuned, str):
+            raise ConfigError("tuned", self.tuned, "must be a path, as text")
         if self.compilation_cache_dir is not None and not isinstance(self.compilation_cache_dir, str):
             raise ConfigError("compilation_cache_dir", self.compilation_cache_dir, "must be a path, as text")
         if self.samplers is not None:

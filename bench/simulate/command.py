@@ -28,9 +28,10 @@ from bench.options import (
 )
 from bench.results import ArmResult, Results, claimed, describe, write
 from bench.simulate.cluster import run_cluster
+from bench.simulate.flags import Costs, Dataset, Goodput, HardwareName, Json, SimulatedModel
 from bench.simulate.hardware import HARDWARE, derive, num_pages
 from bench.simulate.subject import Simulated, SimulatedSubject
-from bench.workloads.lengths import NAMES, SCENARIOS
+from bench.workloads.lengths import SCENARIOS
 from bench.workloads.workload import Workload, make_workload
 from jbatch.cli.options import with_options
 from jbatch.config import EngineConfig
@@ -50,24 +51,15 @@ def simulate(
     engine_options: dict[str, Any],
     workload_options: dict[str, Any],
     setting_options: dict[str, Any],
-    costs: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Costs that `jbatch bench calibrate` measured.")
-    ] = None,
-    hardware: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help=f"Or costs derived from a data sheet: {', '.join(HARDWARE)}."),
-    ] = None,
-    model: Annotated[
-        str, typer.Option(metavar="NAME", help=f"With --hardware: {', '.join(RUNNABLE)}.")
-    ] = "llama3-8b",
-    dataset_name: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(NAMES)}.")] = "mixed_length",
+    costs: Costs = None,
+    hardware: HardwareName = None,
+    model: SimulatedModel = "llama3-8b",
+    dataset_name: Dataset = "mixed_length",
     policy: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help=f"May be repeated: {', '.join(POLICIES)}. [default: fcfs]"),
     ] = None,
-    goodput: Annotated[
-        list[str] | None, typer.Option(metavar="ttft:MS", help="Limits: ttft, tpot, e2el. May be repeated.")
-    ] = None,
+    goodput: Goodput = None,
     replicas: Annotated[
         int, typer.Option(min=1, help="Engines behind a router; --policy is then that of each.")
     ] = 1,
@@ -79,10 +71,7 @@ def simulate(
         list[str] | None,
         typer.Option(metavar="NAME", help=f"May be repeated: {', '.join(ROUTERS)}. [default: all]"),
     ] = None,
-    output_json: Annotated[
-        Path | None,
-        typer.Option("--output-json", metavar="FILE", help="Write results there; must not exist."),
-    ] = None,
+    output_json: Json = None,
 ) -> None:
     """Run a workload through the engine and its scheduler as they are, on a clock of their own. Nothing is
     computed: each step takes what steps of its size and load cost.
@@ -127,13 +116,15 @@ def _measured(table: CostTable, options: Mapping[str, Any]) -> Simulated:
     """The engine that the costs were measured with, but for `options`."""
     about = table.about
     try:
-        measured = {name: about["engine"][name] for name in about["engine"] if name in ENGINE_OPTIONS}
+        said = (*ENGINE_OPTIONS, "decode_buckets", "token_buckets")
+        measured = {name: about["engine"][name] for name in about["engine"] if name in said}
         known = {name: about[name] for name in ("max_num_seqs", "num_pages", "max_model_len")}
         vocab_size = about["model_config"]["vocab_size"]
     except (KeyError, TypeError) as error:
         raise CostError(f"the costs do not say what they were measured with: {error} is missing") from None
     sizes = measured | known | dict(options)
-    sizes.pop("kv_cache_memory_bytes", None)
+    for name in ("kv_cache_memory_bytes", "tuned"):
+        sizes.pop(name, None)
     config = EngineConfig(**sizes)
     return Simulated(config, sizes["max_model_len"], sizes["num_pages"], vocab_size, table, about)
 
@@ -153,6 +144,7 @@ def _derived(hardware: str, model: str, options: Mapping[str, Any]) -> Simulated
         "device": f"{described.name}, derived from its data sheet and not measured",
         "max_num_seqs": config.max_num_seqs,
         "hardware": described._asdict(),
+        "model_config": dataclasses.asdict(of_model),
     }
     return Simulated(config, max_model_len, pages, of_model.vocab_size, derive(described, of_model), about)
 

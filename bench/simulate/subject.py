@@ -19,6 +19,7 @@ from jbatch.seam.bucket import buckets_of
 from jbatch.seam.shape import StateShape
 from jbatch.sim.clock import VirtualClock
 from jbatch.sim.cost import Chance, Cost, CostError, CostTable
+from jbatch.sim.load import Load
 from jbatch.sim.timed_runner import TimedIntake, TimedRunner
 
 
@@ -66,8 +67,10 @@ class SimulatedSubject:
         max_num_seqs: int,
         predictor: Predictor | None = None,
         policy: Policy | None = None,
+        loads: list[Load] | None = None,
     ) -> Engine:
-        """A fresh engine, at time 0; with another policy than the arm's, where one is given."""
+        """A fresh engine, at time 0; with another policy than the arm's, where one is given, and with its
+        steps' loads noted in `loads`."""
         sim, clock = self.simulated, VirtualClock()
         config = dataclasses.replace(sim.config, mode=arm.mode, policy=arm.policy)
         limits = StepLimits(config.max_num_batched_tokens, max_num_seqs)
@@ -93,7 +96,7 @@ class SimulatedSubject:
             predictor=predictor,
         )
         cost = Chance(sim.costs, self._seed) if isinstance(sim.costs, CostTable) else sim.costs
-        runner = TimedRunner(sim.shape, cost, clock, self._output_lens)
+        runner = TimedRunner(sim.shape, cost, clock, self._output_lens, loads)
         return Engine(scheduler, runner, intake, overlap=config.overlap, clock=clock, sleep=clock.advance)
 
     def num_compilations(self) -> int:

@@ -13,6 +13,7 @@ import typer
 
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError, nearest_name
+from jbatch.model_dir.tuned import with_tuned
 from jbatch.sampling_params import SamplingParams
 
 ENGINE_HELP = {
@@ -30,7 +31,9 @@ ENGINE_HELP = {
     "batch_wait_timeout_s": "static-full: seconds that the oldest request waits for a full batch.",
     "policy": "Who is admitted first: fcfs, sjf, ljf, priority, deadline, fair, adaptive.",
     "admission": "Pages kept for those that run: optimistic (none), forecast, no-evict (all).",
+    "max_preemption_probability": "forecast: of admitting what must be preempted later.",
     "predictor": "Of output lengths: running-mean, prompt-length, or a file of `jbatch predictor train`.",
+    "tuned": "A file of `jbatch tune`: its options in the place of the defaults here.",
     "device": "auto, cpu, cuda.",
     "attention_backend": "auto (on a GPU, what passes a check there), xla (plain JAX), triton, mosaic.",
     "logprobs_mode": "Of output tokens: raw_logprobs (the model's own), processed_logprobs (as drawn).",
@@ -71,6 +74,7 @@ def with_options(
                 {name: _parse(cls, name, given[name]) for name in helps if name in given}
                 for cls, helps in groups
             ]
+            options = [with_tuned(given) if "tuned" in given else given for given in options]
             command(*options, **arguments)
 
         own = list(inspect.signature(command, eval_str=True).parameters.values())[len(groups) :]

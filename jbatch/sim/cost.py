@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from jbatch.errors import JBatchError
+from jbatch.model_dir.data_file import Kind, read_data_file
 from jbatch.seam.bucket import Bucket
 from jbatch.sim.load import Load
 
@@ -19,6 +20,9 @@ SCHEMA = 1
 
 class CostError(JBatchError, ValueError):
     """Costs that cannot be read, or that lack what is asked of them: names file, entry and value."""
+
+
+KIND = Kind("costs", SCHEMA, "table of costs", "jbatch bench calibrate", CostError)
 
 
 class Cost(Protocol):
@@ -88,20 +92,13 @@ class CostTable:
     def write(self, path: str | Path) -> None:
         """As JSON, for `read_costs`."""
         buckets = [bucket._asdict() | cost._asdict() for bucket, cost in sorted(self.buckets.items())]
-        document = {"schema": SCHEMA, "kind": "costs", "host": self.host._asdict(), "buckets": buckets}
+        document = {"schema": SCHEMA, "kind": KIND.name, "host": self.host._asdict(), "buckets": buckets}
         Path(path).write_text(json.dumps(document | {"about": self.about}, indent=1, allow_nan=False) + "\n")
 
 
 def read_costs(path: str | Path) -> CostTable:
     """What `CostTable.write` wrote. Raises CostError, naming the file and the entry."""
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CostError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(document, dict) or document.get("kind") != "costs":
-        raise CostError(f"{path}: is no table of costs: `jbatch bench calibrate` writes one")
-    if document.get("schema") != SCHEMA:
-        raise CostError(f"{path}: schema={document.get('schema')!r}: must be {SCHEMA}")
+    document = read_data_file(path, KIND)
     try:
         host = HostCost(**{name: _seconds(f"host.{name}", v) for name, v in document["host"].items()})
         buckets = dict(_bucket(idx, entry) for idx, entry in enumerate(document["buckets"]))

@@ -18,7 +18,7 @@ from jbatch.seam.step_output import StepOutput
 from jbatch.seam.tenancy import Tenancy
 from jbatch.sim.clock import VirtualClock
 from jbatch.sim.cost import Cost
-from jbatch.sim.load import RowLoads
+from jbatch.sim.load import Load, RowLoads
 
 
 class TimedHandle(NamedTuple):
@@ -34,6 +34,7 @@ class TimedRunner:
 
     Args:
       output_lens: see RowLoads.
+      loads: where each step's load is noted, if anywhere.
     """
 
     samplers = tuple(Sampler)
@@ -45,15 +46,18 @@ class TimedRunner:
         cost: Cost,
         clock: VirtualClock,
         output_lens: Mapping[int, int] | None = None,
+        loads: list[Load] | None = None,
     ):
         self.shape, self.tenancy = shape, Tenancy()
         self._cost, self._clock = cost, clock
-        self._rows = RowLoads(shape, output_lens)
+        self._rows, self._loads = RowLoads(shape, output_lens), loads
         self._free = 0.0  # when the device is through with what it was given
 
     def submit(self, step: StepInput) -> TimedHandle:
         """Begin a step, once the device is free."""
         load, output = self._rows.take(step)
+        if self._loads is not None:
+            self._loads.append(load)
         host = self._cost.host
         self._clock.advance(host.step_s + host.slot_s * load.slots)
         self._free = max(self._free, self._clock()) + self._cost.step_s(load)

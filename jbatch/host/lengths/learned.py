@@ -18,6 +18,7 @@ from jbatch.host.lengths.features import FEATURES, features
 from jbatch.host.lengths.history import History
 from jbatch.host.lengths.prediction import LEVELS, Prediction, bounded
 from jbatch.host.request import Request
+from jbatch.model_dir.data_file import Kind, read_data_file
 
 SCHEMA = 1
 MISSING = -1.0  # in the place of NaN: all features are at least 0
@@ -25,6 +26,9 @@ MISSING = -1.0  # in the place of NaN: all features are at least 0
 
 class PredictorError(JBatchError, ValueError):
     """A predictor that cannot be read: names the file and what is wrong."""
+
+
+KIND = Kind("predictor", SCHEMA, "predictor", "jbatch predictor train", PredictorError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,19 +78,14 @@ class Learned:
         trees = [
             {name: np.asarray(value).tolist() for name, value in vars(each).items()} for each in self.levels
         ]
-        document = {"schema": SCHEMA, "kind": "predictor", "features": FEATURES, "levels": LEVELS}
+        document = {"schema": SCHEMA, "kind": KIND.name, "features": FEATURES, "levels": LEVELS}
         Path(path).write_text(json.dumps(document | {"trees": trees, "about": self.about}) + "\n")
 
 
 def read_predictor(path: str | Path) -> Learned:
     """What `Learned.write` wrote. Raises PredictorError, naming the file."""
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PredictorError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(document, dict) or document.get("kind") != "predictor":
-        raise PredictorError(f"{path}: is no predictor: `jbatch predictor train` writes one")
-    wanted = {"schema": SCHEMA, "features": list(FEATURES), "levels": list(LEVELS)}
+    document = read_data_file(path, KIND)
+    wanted = {"features": list(FEATURES), "levels": list(LEVELS)}
     for name, value in wanted.items():
         if document.get(name) != value:
             raise PredictorError(f"{path}: {name}={document.get(name)!r:.80}: must be {value}: train it anew")

@@ -1,0 +1,1 @@
+"""jbatch tune: an engine's options for a workload and an aim, found by simulation."""

@@ -1,0 +1,170 @@
+"""`jbatch tune`: options for an engine, chosen by simulation for a workload and an aim."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from bench.ladder.tables import console, describe_workload
+from bench.options import SIMULATED_ENGINE, SIMULATED_RUN, WORKLOAD, Setting, parse_goodput
+from bench.results import claimed, describe
+from bench.simulate.command import simulated_by, workload_for
+from bench.simulate.flags import Dataset, Goodput, HardwareName, SimulatedModel
+from bench.simulate.subject import Simulated
+from bench.tune.aim import Aim, AimName
+from bench.tune.candidate import Field
+from bench.tune.report import print_tuned
+from bench.tune.tune import Tuned, tune
+from bench.workloads.workload import Workload
+from jbatch.cli.options import with_options
+from jbatch.config import PAGE_SIZES, AdmissionName, PolicyName, check_choice
+from jbatch.distribution import version
+from jbatch.errors import ConfigError
+from jbatch.host.lengths.find import find_predictor
+from jbatch.model_dir.tuned import SIZES
+from jbatch.model_dir.tuned import Tuned as TunedFile
+from jbatch.sim.cost import CostTable
+
+# What an engine is tuned in cannot be said, too.
+SAID = (SIMULATED_ENGINE[0], {name: SIMULATED_ENGINE[1][name] for name in ("max_model_len", "num_pages")})
+RUN = (SIMULATED_RUN[0], {name: SIMULATED_RUN[1][name] for name in ("num_prompts", "seed")})
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command(name="tune", short_help="Options of an engine for a workload and an aim, found by simulation.")
+@with_options(SAID, WORKLOAD, RUN)
+def tune_command(
+    engine_options: dict[str, Any],
+    workload_options: dict[str, Any],
+    setting_options: dict[str, Any],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Must not exist.")],
+    costs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Costs that `jbatch bench calibrate` measured. May be repeated: for each page size, and for "
+            "more than one max_num_seqs.",
+        ),
+    ] = None,
+    hardware: HardwareName = None,
+    model: SimulatedModel = "llama3-8b",
+    dataset_name: Dataset = "mixed_length",
+    aim: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(get_args(AimName))}.")] = "throughput",
+    throughput_floor: Annotated[
+        float, typer.Option(metavar="X", help="p99-ttft: share of the default's throughput to keep.")
+    ] = 0.95,
+    goodput: Goodput = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="To choose from; may be repeated. [default: fcfs]"),
+    ] = None,
+    admission: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="To choose from; may be repeated. [default: all]"),
+    ] = None,
+    predictor: Annotated[
+        str,
+        typer.Option(metavar="NAME|FILE", help="Of lengths, for policies and admissions that go by them."),
+    ] = "running-mean",
+    time_budget: Annotated[
+        float, typer.Option(metavar="SECONDS", help="No other candidate is begun after that.")
+    ] = 300.0,
+) -> None:
+    """Search the options that a workload runs best with, in simulations of the engine and its scheduler, and
+    write them to a file for LLM(tuned=FILE) and --tuned FILE.
+
+    max_num_seqs, max_num_batched_tokens, the page size, policy and admission are searched one after the
+    other; then buckets that are not worth their programs are left out. The page pool keeps its tokens.
+    """
+    setting = Setting(**setting_options, repeats=1, goodput=parse_goodput(goodput or ()))
+    chosen = _aim(aim, throughput_floor, setting)
+    field = Field(
+        _by_page_size(costs or [], hardware, model, engine_options),
+        _names("policy", policy or ("fcfs",), get_args(PolicyName)),
+        _names("admission", admission or get_args(AdmissionName), get_args(AdmissionName)),
+    )
+    find_predictor(predictor)
+    first = next(iter(field.by_page_size.values()))
+
+    def draw(seed: int) -> Workload:
+        drawn = Setting(num_prompts=setting.num_prompts, seed=seed)
+        return workload_for(dataset_name, drawn, first, workload_options)
+
+    with claimed(output):
+        begin = time.monotonic()
+        tuned = tune(field, draw, setting.seed, chosen, predictor, time_budget)
+        workload = describe(draw(setting.seed))
+        _file(tuned, first, chosen, workload).write(output)
+    out = console()
+    out.print(describe_workload(workload))
+    print_tuned(out, first, tuned, chosen, time.monotonic() - begin)
+    out.print(f"wrote {output}: LLM(..., tuned={str(output)!r}), or --tuned {output}")
+
+
+def _aim(name: str, floor: float, setting: Setting) -> Aim:
+    check_choice("aim", name, get_args(AimName))
+    if not 0 < floor <= 1:
+        raise ConfigError("throughput_floor", floor, "must be above 0, at most 1")
+    if (name == "goodput") != bool(setting.goodput):
+        raise ConfigError(
+            "goodput", dict(setting.goodput), "the aim goodput needs limits, and only that has any"
+        )
+    return Aim(name, floor, setting.goodput)  # type: ignore[arg-type]
+
+
+def _names(field: str, names: Sequence[str], known: tuple[Any, ...]) -> Any:
+    for name in names:
+        check_choice(field, name, known)
+    return tuple(dict.fromkeys(names))
+
+
+def _by_page_size(
+    costs: Sequence[Path], hardware: str | None, model: str, options: dict[str, Any]
+) -> dict[int, Simulated]:
+    """An engine for each page size that costs hold for: derived ones for all, measured ones for their own."""
+    if not costs:
+        found = [simulated_by(None, hardware, model, options | {"page_size": size}) for size in PAGE_SIZES]
+        found.sort(key=lambda sim: sim.config.page_size != 64)  # the default's pool is kept
+        return {sim.config.page_size: sim for sim in found}
+    by_size: dict[int, Simulated] = {}
+    for path in costs:
+        sim = simulated_by(path, hardware, model, options)
+        first = next(iter(by_size.values()), sim)
+        if _sizes(sim) != _sizes(first):
+            raise ConfigError("costs", str(path), "was measured with another model than the first")
+        page_size = sim.config.page_size
+        by_size[page_size] = _joined(by_size[page_size], sim) if page_size in by_size else sim
+    return by_size
+
+
+def _joined(first: Simulated, second: Simulated) -> Simulated:
+    """The first with the costs of both; where both have costs of a step, the first's."""
+    ours, theirs = first.costs, second.costs
+    assert isinstance(ours, CostTable) and isinstance(theirs, CostTable)
+    return first._replace(costs=dataclasses.replace(ours, buckets=theirs.buckets | ours.buckets))
+
+
+def _sizes(sim: Simulated) -> dict[str, int]:
+    """The model's, as a file keeps them."""
+    return {name: sim.about["model_config"][name] for name in SIZES}
+
+
+def _file(tuned: Tuned, sim: Simulated, aim: Aim, workload: dict[str, Any]) -> TunedFile:
+    """What is written."""
+    hardware = sim.about.get("hardware")
+    about = {
+        "model": sim.about.get("model"),
+        "costs": sim.about.get("device"),
+        "workload": workload,
+        "aim": aim._asdict() | {"limits": dict(aim.limits)},
+        "predicted": {"default": tuned.default_held._asdict(), "tuned": tuned.best_held._asdict()},
+        "pool_tokens": (sim.num_pages - 1) * sim.config.page_size,
+    }
+    device = hardware["name"] if hardware else str(sim.about.get("device"))
+    return TunedFile(tuned.options, _sizes(sim), device, version(), about)
