@@ -21,12 +21,13 @@ import numpy as np
 
 from bench.measure.prefixes import describe, time_prefixes
 from jbatch.config import EngineConfig, ModelConfig
+from jbatch.host.config import SchedulerConfig
 from jbatch.host.pack import pack
 from jbatch.host.plan import StepPlan
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES
 from jbatch.host.request import Request
-from jbatch.host.scheduler import Scheduler, SchedulerConfig
+from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.seam.bucket import Bucket, buckets_of, decode_bucket
 from jbatch.seam.shape import StateShape

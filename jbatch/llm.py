@@ -29,12 +29,13 @@ from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of
 from jbatch.engine.stream import Deltas, TextDelta, stream
 from jbatch.engine.wishes import WishLists
 from jbatch.errors import ConfigError, RequestError, check_option_names
+from jbatch.host.config import SchedulerConfig
 from jbatch.host.lengths.find import find_predictor
 from jbatch.host.limits import Limits, StepLimits
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES, KeyFunction, Policy, policy_of
 from jbatch.host.reach import reach
-from jbatch.host.scheduler import Scheduler, SchedulerConfig
+from jbatch.host.scheduler import Scheduler
 from jbatch.model_dir.config_json import load_eos_token_ids, load_token_id
 from jbatch.model_dir.generation_json import load_sampling_defaults
 from jbatch.model_dir.paths import check_tokenizer_dir, unread_tokenizer

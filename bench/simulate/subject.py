@@ -10,11 +10,12 @@ from bench.ladder.arms import Arm
 from bench.measure.floor import Floor
 from jbatch.config import EngineConfig
 from jbatch.engine.engine import Engine
+from jbatch.host.config import SchedulerConfig
 from jbatch.host.lengths.prediction import Predictor
 from jbatch.host.limits import StepLimits
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES, Policy
-from jbatch.host.scheduler import Scheduler, SchedulerConfig
+from jbatch.host.scheduler import Scheduler
 from jbatch.seam.bucket import buckets_of
 from jbatch.seam.shape import StateShape
 from jbatch.sim.clock import VirtualClock

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jbatch.host.config import SchedulerConfig
 from jbatch.host.landing import Progress as Landed
 from jbatch.host.limits import Limits, SchedulerView, StepLimits
 from jbatch.host.metrics import StepRecord
@@ -22,7 +23,6 @@ from jbatch.host.plan import StepPlan
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES
 from jbatch.host.request import Sequence
-from jbatch.host.scheduler import SchedulerConfig
 from jbatch.outputs import FinishReason
 from jbatch.seam.step_output import StepOutput
 

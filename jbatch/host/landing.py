@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from jbatch.host.metrics import StepRecord
 from jbatch.host.plan import Chunk, StepPlan
 from jbatch.host.request import Sequence
 from jbatch.outputs import FinishReason
@@ -45,6 +46,32 @@ class Landing:
     def num_live(self) -> int:
         """Places of the step that some sequence held."""
         return self.useful_slots + self.useful_tokens + self.wasted + self.recomputed
+
+    def account(self, plan: StepPlan, *, pages_used: int, num_running: int, num_waiting: int) -> StepRecord:
+        """The step's record, once all is taken in, with what the scheduler then holds."""
+        bucket = plan.bucket
+        slots = bucket.slots * bucket.steps
+        return StepRecord(
+            step_idx=plan.step_idx,
+            slots=slots,
+            slots_used=len(plan.seq_ids) * bucket.steps,
+            tokens=bucket.tokens,
+            tokens_used=sum([len(chunk.token_ids) for chunk in plan.chunks]),
+            useful_slots=self.useful_slots,
+            useful_tokens=self.useful_tokens,
+            padded=slots + bucket.tokens - self.num_live,
+            wasted=self.wasted,
+            recomputed=self.recomputed,
+            output_tokens=self.output_tokens,
+            pages_used=pages_used,
+            num_running=num_running,
+            num_waiting=num_waiting,
+            num_preempted=len(plan.preempted),
+            looked_up=plan.lookup.wanted,
+            found=plan.lookup.found,
+            reachable=plan.lookup.reachable,
+            num_decode_steps=bucket.steps,
+        )
 
     def take_in(self, plan: StepPlan, output: StepOutput) -> None:
         """All draws: those of the slots, then those of the chunks."""

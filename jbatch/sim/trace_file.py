@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from jbatch.engine.trace import FORMAT, VERSION
 from jbatch.errors import JBatchError
+from jbatch.host.config import SchedulerConfig
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES
-from jbatch.host.scheduler import SchedulerConfig
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.shape import StateShape
 

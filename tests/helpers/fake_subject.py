@@ -9,10 +9,11 @@ from bench.measure.floor import Floor
 from jbatch.config import EngineConfig
 from jbatch.engine.engine import Engine
 from jbatch.engine.intake import Intake
+from jbatch.host.config import SchedulerConfig
 from jbatch.host.limits import StepLimits
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES
-from jbatch.host.scheduler import Scheduler, SchedulerConfig
+from jbatch.host.scheduler import Scheduler
 from jbatch.seam.bucket import buckets_of
 from jbatch.seam.rows import COLUMNS
 from jbatch.seam.shape import StateShape

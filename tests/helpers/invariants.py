@@ -36,17 +36,17 @@ def check_invariants(scheduler: Scheduler) -> None:
     samplers = [sequence.request.params.sampler for sequence in running]
     assert scheduler.holdings._num_sampler == {sampler: samplers.count(sampler) for sampler in Sampler}
 
-    queued = {sequence.seq_id for sequence in scheduler._waiting}
+    queued = {sequence.seq_id for sequence in scheduler.lifecycle.waiting}
     running_ids = {sequence.seq_id for sequence in running}
-    leaving_ids = {sequence.seq_id for sequence in scheduler._sequences.values() if sequence.leaving}
+    leaving_ids = {sequence.seq_id for sequence in scheduler.lifecycle.sequences.values() if sequence.leaving}
     assert not leaving_ids & (running_ids | queued), "it gave up its row, and waits or runs"
-    waiting_ids = scheduler._sequences.keys() - running_ids - leaving_ids
-    assert running_ids <= scheduler._sequences.keys(), "a sequence runs that is not known"
+    waiting_ids = scheduler.lifecycle.sequences.keys() - running_ids - leaving_ids
+    assert running_ids <= scheduler.lifecycle.sequences.keys(), "a sequence runs that is not known"
     assert waiting_ids == queued, "a sequence neither waits nor runs, or both"
     assert len(waiting_ids) == scheduler.num_waiting
-    for sequence in scheduler._sequences.values():
+    for sequence in scheduler.lifecycle.sequences.values():
         _check_sequence(sequence, scheduler)
-    assert scheduler.has_unfinished == bool(scheduler._sequences)
+    assert scheduler.has_unfinished == bool(scheduler.lifecycle.sequences)
 
 
 def check_pages(scheduler: Scheduler) -> None:
@@ -97,7 +97,7 @@ def dead_pages(scheduler: Scheduler) -> list[int]:
     pool, holdings = scheduler.pool, scheduler.holdings
     left = {
         left.page_id
-        for sequence in scheduler._sequences.values()
+        for sequence in scheduler.lifecycle.sequences.values()
         for left in sequence.left_pages
         if holdings._is_as_left(left)
     }
@@ -149,7 +149,9 @@ def _check_order(scheduler: Scheduler, admitted: tuple[Sequence, ...]) -> None:
     if scheduler.config.policy.ageing:
         return  # tests/property/test_ageing.py
     keys = [(s.key, s.seq_id) for s in admitted]
-    waiting = [(s.key, s.seq_id) for s in scheduler._sequences.values() if not (s.running or s.leaving)]
+    waiting = [
+        (s.key, s.seq_id) for s in scheduler.lifecycle.sequences.values() if not (s.running or s.leaving)
+    ]
     if scheduler.config.policy.rerank_steps:  # a user's tokens are counted with each admission
         keys, waiting = keys[:1], waiting if len(keys) == 1 and len(waiting) + 1 < TRIES else []
     assert keys == sorted(keys) and (not waiting or keys[-1] < min(waiting)), "one overtook the first in line"
@@ -198,7 +200,7 @@ def check_plan(scheduler: Scheduler, plan: StepPlan, limits: StepLimits) -> None
         joined = {draw.seq_id: draw.row for draw in chunk.draws[1:]}
         assert len(joined) == len(chunk.draws[1:]) and not joined.keys() & rows.keys(), "it draws twice"
         rows |= joined
-    sequences = {scheduler._sequences[seq_id]: row for seq_id, row in rows.items()}
+    sequences = {scheduler.lifecycle.sequences[seq_id]: row for seq_id, row in rows.items()}
     assert len(set(rows.values())) == len(rows), "a row is used twice"
     assert all(sequence.leaving or sequence.row == row for sequence, row in sequences.items())
     live = {*scheduler.running, *(sequence for sequence in sequences if sequence.leaving)}
@@ -224,12 +226,12 @@ def _check_writers(scheduler: Scheduler, plan: StepPlan) -> None:
     pool = scheduler.pool
     spans = [(chunk.seq_id, chunk.start, chunk.end, len(chunk.draws) > 1) for chunk in plan.chunks]
     for seq_id in plan.seq_ids:
-        sequence = scheduler._sequences[seq_id]
+        sequence = scheduler.lifecycle.sequences[seq_id]
         if not sequence.finished and sequence.num_planned < sequence.max_len:
             end = sequence.num_cached_planned
             spans.append((seq_id, end - plan.bucket.steps, end, False))
     for seq_id, start, end, shared in spans:
-        pages = scheduler._sequences[seq_id].pages  # one that leaves has none
+        pages = scheduler.lifecycle.sequences[seq_id].pages  # one that leaves has none
         for page in pages[start // pool.page_size : pool.pages_for(end)]:
             assert shared or pool.ref_count(page) == 1, "a step writes to a page of others"
     targets = [copy.dst for copy in plan.page_copies]

@@ -17,10 +17,11 @@ from jbatch.device.programs import DEFAULT_SAMPLERS, StepSpec
 from jbatch.device.runner import Runner
 from jbatch.engine.engine import Engine
 from jbatch.engine.intake import Intake
+from jbatch.host.config import SchedulerConfig
 from jbatch.host.limits import SchedulerView, StepLimits
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES
-from jbatch.host.scheduler import Scheduler, SchedulerConfig
+from jbatch.host.scheduler import Scheduler
 from jbatch.model_dir.config_json import parse_config
 from jbatch.outputs import RequestOutput
 from jbatch.sampling_params import Sampler, SamplingParams

@@ -34,6 +34,8 @@ class Mutant(NamedTuple):
 
 
 SCHEDULER, HOLDINGS = "jbatch/host/scheduler.py", "jbatch/host/holdings.py"
+ADMISSION, GROWTH = "jbatch/host/admission.py", "jbatch/host/growth.py"
+DECODE, PREFILL = "jbatch/host/decode.py", "jbatch/host/prefill.py"
 PAGES = "jbatch/host/pages.py"
 SAMPLING, DRAWS = "jbatch/device/sampling.py", "jbatch/device/draws.py"
 SPANS, STEP = "jbatch/device/spans.py", "jbatch/device/step.py"
@@ -64,28 +66,28 @@ MUTANTS = (
            "jax.random.wrap_key_data(jnp.stack([jnp.uint32(0), bits]), impl=\"threefry2x32\")",
            "jax.random.key(bits)",
            ("tests/jbatch/device/test_settings.py::test_a_step_is_traced_alike",)),
-    Mutant("a page comes one token late", SCHEDULER,
+    Mutant("a page comes one token late", DECODE,
            "num_cached > len(sequence.pages) * page_size",
            "num_cached > len(sequence.pages) * page_size + 1",
            ("tests/jbatch/host/test_scheduler.py::test_the_first_two_plans_and_their_accounts",)),
-    Mutant("the oldest is preempted", SCHEDULER,
-           "youngest = self._running[-1]",
-           "youngest = self._running[0]",
-           ("tests/jbatch/host/test_scheduler.py::test_the_youngest_is_preempted_and_computed_again",)),
+    Mutant("the oldest is preempted", GROWTH,
+           "youngest = lifecycle.running[-1]",
+           "youngest = lifecycle.running[0]",
+           ("tests/jbatch/host/test_growth.py::test_the_youngest_is_preempted_and_computed_again",)),
     Mutant("pages are not given back", HOLDINGS,
            "        self.pool.free(reversed(sequence.pages))\n",
            "",
-           ("tests/jbatch/host/test_scheduler.py::test_abort_gives_all_back_at_once_in_any_state",)),
-    Mutant("who was preempted does not wait for a token in flight", SCHEDULER,
+           ("tests/jbatch/host/test_lifecycle.py::test_abort_gives_all_back_at_once_in_any_state",)),
+    Mutant("who was preempted does not wait for a token in flight", ADMISSION,
            "if sequence.num_planned > sequence.num_known:  # its tokens are in flight",
            "if sequence.num_planned < 0:",
-           ("tests/jbatch/host/test_scheduler.py::"
+           ("tests/jbatch/host/test_growth.py::"
             "test_a_preempted_sequence_joins_again_only_once_its_tokens_have_landed",)),
-    Mutant("admission forgets the page of the first token", SCHEDULER,
-           "self.pool.pages_for(sequence.next_len) - shared",
-           "self.pool.pages_for(sequence.num_known) - shared",
-           ("tests/jbatch/host/test_scheduler.py::test_admission_leaves_pages_for_those_admitted_before",)),
-    Mutant("a step is planned after the last token", SCHEDULER,
+    Mutant("admission forgets the page of the first token", ADMISSION,
+           "self._pool.pages_for(sequence.next_len) - shared",
+           "self._pool.pages_for(sequence.num_known) - shared",
+           ("tests/jbatch/host/test_admission.py::test_admission_leaves_pages_for_those_admitted_before",)),
+    Mutant("a step is planned after the last token", DECODE,
            "ended = left <= 0 or",
            "ended = left < 0 or",
            ("tests/jbatch/host/test_scheduler.py::test_plans",)),
@@ -118,10 +120,10 @@ MUTANTS = (
            "min(sequence.num_known - 1, sequence.request.num_readable)",
            "min(sequence.num_known, sequence.request.num_readable)",
            ("tests/jbatch/host/test_prefix.py",)),
-    Mutant("a chunk ends within a page", SCHEDULER,
-           "                end -= end % self.pool.page_size\n",
+    Mutant("a chunk ends within a page", PREFILL,
+           "                end -= end % self._page_size\n",
            "",
-           ("tests/jbatch/host/test_scheduler.py::test_a_prompt_that_does_not_fit_goes_on_in_the_next_step",)),
+           ("tests/jbatch/host/test_prefill.py::test_a_prompt_that_does_not_fit_goes_on_in_the_next_step",)),
     Mutant("pages that another engine wrote to are found", "jbatch/engine/engine.py",
            "        self._follow_changes(version)\n",
            "",

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from jbatch.device.runner import Runner
 from jbatch.engine.engine import Engine
-from jbatch.host.scheduler import Scheduler, SchedulerConfig
+from jbatch.host.config import SchedulerConfig
+from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import FinishReason, RequestOutput
 from jbatch.sampling_params import Sampler, SamplingParams
 from jbatch.seam.bucket import Bucket, decode_bucket

@@ -21,8 +21,9 @@ from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
 from jbatch.sim.fake_runner import continuation
 from tests.helpers import tiny_engine
+from tests.helpers.driver import AgeingRunner
 from tests.helpers.invariants import check_invariants
-from tests.helpers.schedules import VOCAB_SIZE, AgeingRunner, scheduler_config
+from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.sizes import sized
 
 BAD_KEYS = {90: ("x",), 91: (float("nan"),), 92: 3, 93: ZeroDivisionError()}  # by a prompt's first token

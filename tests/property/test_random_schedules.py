@@ -6,7 +6,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES
-from tests.helpers.schedules import HOST_STOP, run_seeds
+from tests.helpers.driver import HOST_STOP
+from tests.helpers.random_schedules import run_seeds
 from tests.helpers.sizes import sized
 
 NUM_SCHEDULES = sized(1_000, 10_000)
@@ -14,7 +15,7 @@ CHUNK = 100
 
 
 def test_random_schedules():
-    """To see one again: `run_random_schedule(seed)` of tests/helpers/schedules.py."""
+    """To see one again: `run_random_schedule(seed)` of tests/helpers/random_schedules.py."""
     chunks = [range(begin, begin + CHUNK) for begin in range(0, NUM_SCHEDULES, CHUNK)]
     totals, failures = Counter(), {}
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -121,7 +121,7 @@ def random_engine(rng):
 def force_preemption(scheduler):
     """Of the youngest, as a full pool does. The one admitted first is never preempted, nor a padded batch."""
     if len(scheduler.running) > 1 and not scheduler.config.admission.hold_finished:
-        scheduler._preempt(scheduler._running[-1])
+        scheduler.lifecycle.preempt(scheduler.lifecycle.running[-1])
 
 
 def run_schedule(seed):

@@ -8,7 +8,8 @@ from jbatch.host.limits import StepLimits
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES
 from jbatch.outputs import FinishReason
-from tests.helpers.schedules import HOST_STOP, Driver, buckets, request, scheduler_config
+from tests.helpers.driver import HOST_STOP, Driver
+from tests.helpers.schedules import buckets, request, scheduler_config
 from tests.helpers.sizes import sized
 
 

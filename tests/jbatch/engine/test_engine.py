@@ -344,7 +344,7 @@ def test_seeds_derive_from_the_index_in_the_input():
     engine.add_request("b", PROMPT, index=7)
     engine.add_request("c", PROMPT, SamplingParams(seed=11))
     engine.add_request("d", PROMPT, index=0)
-    seeds = [sequence.request.seed for sequence in engine.scheduler._sequences.values()]
+    seeds = [sequence.request.seed for sequence in engine.scheduler.lifecycle.sequences.values()]
     assert seeds == [derive_seed(3, 0), derive_seed(3, 7), 11, derive_seed(3, 0)]
     assert len({derive_seed(seed, index) for seed in range(30) for index in range(30)}) == 900
 

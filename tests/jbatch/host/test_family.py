@@ -6,7 +6,8 @@ from jbatch.host.limits import StepLimits
 from jbatch.host.pack import pack
 from jbatch.outputs import FinishReason
 from jbatch.sim.fake_runner import FakeRunner
-from tests.helpers.schedules import VOCAB_SIZE, Driver, buckets, request, scheduler_config
+from tests.helpers.driver import Driver
+from tests.helpers.schedules import VOCAB_SIZE, buckets, request, scheduler_config
 
 TOKENS = (16, 32, 64, 128, 256)
 
@@ -121,7 +122,7 @@ def test_preempting_one_sample_keeps_what_the_others_share():
     for _ in range(5):
         driver.step()
     last, shared = family[2], family[0].pages[:2]
-    driver.scheduler._preempt(last)
+    driver.scheduler.lifecycle.preempt(last)
     assert [driver.scheduler.pool.ref_count(page) for page in shared] == [2, 2]
     plans = run(driver)
     (chunk,) = (chunk for plan in plans for chunk in plan.chunks)

@@ -4,7 +4,8 @@ import pytest
 
 from jbatch.errors import UserFunctionError
 from jbatch.host.limits import Company, SchedulerView, StepLimits, choose, fill
-from tests.helpers.schedules import Driver, request, scheduler_config
+from tests.helpers.driver import Driver
+from tests.helpers.schedules import request, scheduler_config
 
 SIZES = (32, 64, 128, 512)
 

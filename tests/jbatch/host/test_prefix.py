@@ -14,7 +14,8 @@ from jbatch.outputs import FinishReason
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam import bucket as bucket_module
 from jbatch.seam.step_output import Status, StepOutput, num_draws
-from tests.helpers.schedules import Driver, buckets, request, scheduler_config
+from tests.helpers.driver import Driver
+from tests.helpers.schedules import buckets, request, scheduler_config
 
 # Digests.
 
@@ -229,7 +230,7 @@ def test_a_preempted_sequence_finds_its_own_pages_with_its_output():
 def test_a_step_has_room_for_so_many_found_pages(monkeypatch):
     """For three. Of five that are there, a takes three; b waits for the next step."""
     monkeypatch.setattr("jbatch.host.holdings.PREFIX_PAGES", 3)
-    monkeypatch.setattr("jbatch.host.scheduler.PREFIX_PAGES", 3)
+    monkeypatch.setattr("jbatch.host.admission.PREFIX_PAGES", 3)
     driver = driver_of(num_pages=33)
     tokens = tuple(range(21))
     run(driver, request(tokens, 1))

@@ -10,7 +10,8 @@ from jbatch.host.reach import Reach, reach
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
-from tests.helpers.schedules import Driver, buckets, request, scheduler_config
+from tests.helpers.driver import Driver
+from tests.helpers.schedules import buckets, request, scheduler_config
 from tests.helpers.sizes import sized
 
 TOKENS, SLOTS = (16, 32, 64), (1, 2, 4)

@@ -18,7 +18,9 @@ from jbatch.seam.shape import StateShape
 from jbatch.sim.fake_runner import FakeRunner
 from jbatch.sim.plan_file import PlanFileError, PlanWriter, Recording, read_plans
 from jbatch.sim.replay import replay, tokens_by_sequence
-from tests.helpers.schedules import VOCAB_SIZE, Driver, random_config, random_request
+from tests.helpers.driver import Driver
+from tests.helpers.random_schedules import random_config, random_request
+from tests.helpers.schedules import VOCAB_SIZE
 from tests.helpers.sizes import sized
 
 NUM_SCHEDULES = sized(20, 40)
