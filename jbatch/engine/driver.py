@@ -8,7 +8,8 @@ from typing import ParamSpec, TypeVar
 
 from jbatch.engine.engine import Engine
 from jbatch.engine.prompts import UncheckedRequest
-from jbatch.engine.records import Aside, EngineStep
+from jbatch.engine.records import EngineStep
+from jbatch.engine.requests import Aside
 from jbatch.errors import JBatchError
 from jbatch.outputs import RequestOutput
 
@@ -62,7 +63,7 @@ class Driver:
                 )
             self.engine.tenancy.take(self.engine)
             self.engine.driver = self
-            self._aside = self.engine.set_aside()
+            self._aside = self.engine.requests.set_aside()
 
     def check_caller(self) -> None:
         """Raise JBatchError for a call of the engine that is not this driver's. One that an interrupt kept
@@ -108,7 +109,7 @@ class Driver:
                 self.engine.abort(request_id)
             while self.engine.has_unfinished and not self.engine.num_unfinished:
                 self._call(self.engine.step)  # what is in flight, and the outputs of the aborted
-            self.engine.give_back(self._aside)
+            self.engine.requests.give_back(self._aside)
             self.engine.driver = None
 
     def _call(self, method: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:

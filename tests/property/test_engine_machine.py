@@ -256,7 +256,7 @@ class EngineMachine(RuleBasedStateMachine):
             while engine.has_unfinished:
                 self.advance(which)
             assert not self.open[which] and engine.scheduler.pool.num_used == 0
-            assert not engine._samples and not engine._requests and engine.driver is None
+            assert not engine.requests.samples and not engine.requests.unfinished and engine.driver is None
 
 
 TestEngines = EngineMachine.TestCase

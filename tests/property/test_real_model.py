@@ -137,8 +137,8 @@ def run_schedule(seed):
         while todo and rng.random() < arrival_share:
             idx = todo.pop()
             engine.add_request(str(idx), *asked(idx))
-        if engine._requests and rng.random() < abort_share:
-            engine.abort(rng.choice(list(engine._requests)))
+        if engine.requests.unfinished and rng.random() < abort_share:
+            engine.abort(rng.choice(list(engine.requests.unfinished)))
         if rng.random() < preempt_share:
             force_preemption(engine.scheduler)
         step = engine.step()

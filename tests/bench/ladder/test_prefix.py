@@ -21,7 +21,7 @@ class Subject(FakeSubject):
         engine = super().new_engine(arm, max_num_seqs)
         caching = self.llm.config.enable_prefix_caching
         config = engine.scheduler.config._replace(enable_prefix_caching=caching)
-        engine.scheduler = Scheduler(config, engine.scheduler.limits)
+        engine.pipeline.scheduler = Scheduler(config, engine.scheduler.limits)
         return engine
 
 

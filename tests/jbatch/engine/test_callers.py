@@ -398,7 +398,7 @@ def test_any_number_of_tasks_that_come_and_go(seed):
     many = Many(shared, rng)
     run(many.main(60))
     shared.callers.settle()
-    assert shared.is_clean() and not shared.engine._samples and not shared.engine._requests
+    assert shared.is_clean() and not shared.engine.requests.samples and not shared.engine.requests.unfinished
     assert not shared.callers._calls and not shared.callers._wanted and shared.callers._thread is None
     assert many.num_checked > 20 and many.num_left > 5
 

@@ -423,7 +423,9 @@ def interrupted_run(number, second=None):
         if output.request_id != "after" and not output.error and output.request_id not in "12":
             assert output.outputs[0].token_ids == texts[output.request_id]
     check_invariants(engine.scheduler)
-    assert engine.scheduler.pool.num_used == 0 and not engine._samples and not engine._requests
+    assert (
+        engine.scheduler.pool.num_used == 0 and not engine.requests.samples and not engine.requests.unfinished
+    )
     engine.add_request("last", PROMPT, SamplingParams(max_tokens=3))
     assert drain(engine)["last"].outputs[0].token_ids == TOKENS[:3]
     return first.raised
@@ -475,7 +477,7 @@ class Failing:
 @pytest.mark.parametrize("at", range(6))
 def test_where_a_step_fails_every_request_ends_once_and_nothing_is_left(mode, method, at):
     engine = make_engine(mode)
-    engine.runner = Failing(engine.runner, method, at)
+    engine.pipeline.runner = Failing(engine.runner, method, at)
     for idx in range(6):
         engine.add_request(str(idx), [1, idx], SamplingParams(max_tokens=1 + idx))
     ended = []

@@ -32,7 +32,7 @@ def expected(prompt, max_tokens, sample_idx, stop_ids=()):
 
 def check_clean(engine):
     assert engine.scheduler.pool.num_used == 0 and engine.num_unfinished == 0 and not engine.has_unfinished
-    assert not engine._samples and not engine._requests
+    assert not engine.requests.samples and not engine.requests.unfinished
 
 
 # The fake device.
@@ -148,10 +148,10 @@ def test_a_step_that_fails_ends_every_sample_and_leaves_nothing():
     engine = make_engine()
     engine.add_request("r", PROMPT, SamplingParams(n=3, max_tokens=9))
     engine.step()
-    real, engine.runner = engine.runner, None
+    real, engine.pipeline.runner = engine.runner, None
     with pytest.raises(AttributeError):
         engine.step()
-    engine.runner = real
+    engine.pipeline.runner = real
     (output,) = drain(engine).values()
     assert [c.finish_reason for c in output.outputs] == ["error"] * 3
     assert all(f"sample {idx}: a step failed" in output.error for idx in range(3))

@@ -272,10 +272,10 @@ def test_a_step_that_fails_raises_and_leaves_the_engine_clean():
     engine = make_engine(wrapped(numbered()))
     steps = stream(engine, ask([[1, 2]] * 2, [LONG] * 2))
     next(steps)
-    runner, engine.runner = engine.runner, None
+    runner, engine.pipeline.runner = engine.runner, None
     with pytest.raises(AttributeError):
         list(steps)
-    engine.runner = runner
+    engine.pipeline.runner = runner
     assert is_clean(engine)
 
 
