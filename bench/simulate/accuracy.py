@@ -1,10 +1,12 @@
 """How far a simulation is from the machine whose costs it runs on, on workloads that they were not fitted to.
 
-    python -m bench.simulate.accuracy --costs FILE [--model NAME] [--num-prompts N] [--repeats N] [--json F]
+    python -m bench.simulate.accuracy [--model demo|150m|DIR] [--num-prompts N] [--repeats N] [--json F]
 
-Each workload runs a few times on the model, and once simulated. What counts is the error of the median; a
-real run does not repeat itself either, so the spread of its repeats stands beside it. An error beyond 5 %
-(10 % of a p99) and beyond that spread is a miss, and is said to be one. Leave the machine alone meanwhile.
+A machine is not the same from one minute to the next. So costs are measured anew before each repeat of the
+workloads, and each repeat is simulated on the costs from just before it: the error of a figure is the median
+of the repeats' errors. A real run does not repeat itself either, so the spread of its repeats stands beside
+it. An error beyond 5 % (10 % of a p99) and beyond that spread is a miss, and is said to be one. Leave the
+machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from bench.ladder.tables import console
 from bench.measure import manifest, measures
 from bench.measure.shapes import DEMO
 from bench.options import Setting
-from bench.simulate.command import simulated_by
+from bench.simulate.calibrate import measure, table_of
+from bench.simulate.command import measured_by
 from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.lengths import SCENARIOS
 from bench.workloads.workload import Workload, make_workload
@@ -36,6 +39,17 @@ LOAD = 0.8  # of the simulated capacity, for requests that come one by one
 SCALE = 0.25  # of the scenarios' lengths
 ALLOWED, ALLOWED_P99 = 0.05, 0.1
 POOL_SHARE = 0.4  # of the pages that as many of the longest requests would fill: some are preempted
+
+
+class Sizes(NamedTuple):
+    """What a model is measured with: a repeat takes a minute or two."""
+
+    max_num_seqs: int
+    max_model_len: int
+    num_prompts: int
+
+
+SIZES = {DEMO: Sizes(16, 1024, 1024), "150m": Sizes(8, 512, 128)}
 
 
 class Case(NamedTuple):
@@ -53,12 +67,13 @@ class Comparison(NamedTuple):
     figure: str
     real: float  # median of the repeats
     spread: float  # (most - least) / median of the repeats
-    simulated: float
+    simulated: float  # median of the simulations, one for each repeat
+    errors: tuple[float, ...]  # of each simulation, relative to its repeat
 
     @property
     def error(self) -> float:
-        """Of the simulation, relative to the median."""
-        return self.simulated / self.real - 1
+        """The median of the repeats' errors."""
+        return statistics.median(self.errors)
 
     @property
     def missed(self) -> bool:
@@ -109,62 +124,118 @@ def figures_of(subject: Subject, workload: Workload) -> dict[str, float]:
 
 
 def compare(
-    case: Case, real: Sequence[Mapping[str, float]], simulated: Mapping[str, float]
+    case: Case, real: Sequence[Mapping[str, float]], simulated: Sequence[Mapping[str, float]]
 ) -> list[Comparison]:
-    """A comparison for each figure that has a scale."""
+    """A comparison for each figure that has a scale; each repeat has its simulation."""
     made = []
-    for figure, value in simulated.items():
+    for figure in simulated[0]:
         if figure == "preempted":
             continue
         measured = [each[figure] for each in real]
+        computed = [each[figure] for each in simulated]
         middle = statistics.median(measured)
-        made.append(Comparison(case.name, figure, middle, (max(measured) - min(measured)) / middle, value))
+        errors = tuple(ours / theirs - 1 for ours, theirs in zip(computed, measured, strict=True))
+        spread = (max(measured) - min(measured)) / middle
+        made.append(Comparison(case.name, figure, middle, spread, statistics.median(computed), errors))
     return made
 
 
-def run_accuracy(costs: Path, model: str, num_prompts: int, repeats: int, seed: int) -> dict[str, Any]:
+class Passes(NamedTuple):
+    """The figures of a workload, repeat by repeat."""
+
+    real: list[dict[str, float]]
+    simulated: list[dict[str, float]]
+
+
+class Plan(NamedTuple):
+    """What is measured. Sizes of None are those of SIZES."""
+
+    model: str
+    num_prompts: int | None
+    repeats: int
+    seed: int
+    max_num_seqs: int | None = None
+    max_model_len: int | None = None
+
+
+def run_accuracy(plan: Plan) -> dict[str, Any]:
     """Measure, simulate and print; the result, for a file."""
-    sim = simulated_by(costs, None, model, {})
-    options = dict(sim.about["engine"])
-    options.pop("max_model_len", None)
-    made: list[Comparison] = []
-    preempted: dict[str, list[float]] = {}
-    for case in cases(sim, num_prompts, seed):
+    sizes = SIZES.get(plan.model, SIZES[DEMO])
+    max_model_len = plan.max_model_len or sizes.max_model_len
+    options = {"max_num_seqs": plan.max_num_seqs or sizes.max_num_seqs, "samplers": ("greedy",)}
+    subject = LLMSubject(plan.model, max_model_len, options, measure_floor=False)
+    subjects = {subject.llm.runner.shape.num_pages: subject}
+    try:
+        sim = _simulated(subject, plan.seed)  # warms the machine up, too
+        every = cases(sim, plan.num_prompts or sizes.num_prompts, plan.seed)
+        for pages in (case.num_pages for case in every if case.num_pages):
+            fewer = options | {"num_pages": pages}
+            subjects[pages] = LLMSubject(plan.model, max_model_len, fewer, measure_floor=False)
+        passes = {case.name: Passes([], []) for case in every}
+        for repeat in range(plan.repeats):
+            _repeat(subject, subjects, every, passes, plan.seed + 1 + repeat)
+            console().print(f"repeat {repeat + 1} of {plan.repeats}")
+    finally:
+        for each in subjects.values():
+            each.close()
+    return _report(plan, every, passes)
+
+
+def _simulated(subject: LLMSubject, seed: int) -> Simulated:
+    """The subject on costs that are measured now."""
+    return measured_by(table_of(subject, [measure(subject, seed)]), {})
+
+
+def _repeat(
+    subject: LLMSubject,
+    subjects: Mapping[int, LLMSubject],
+    every: Sequence[Case],
+    passes: Mapping[str, Passes],
+    seed: int,
+) -> None:
+    """Measure the costs, then run each workload and simulate it on them."""
+    sim = _simulated(subject, seed)
+    for case in every:
         pages = case.num_pages or sim.num_pages
-        subject = LLMSubject(model, sim.max_model_len, options | {"num_pages": pages}, measure_floor=False)
-        try:
-            real = [figures_of(subject, case.workload) for _ in range(repeats)]
-        finally:
-            subject.close()
-        of_pages = sim._replace(num_pages=pages)
-        simulated = figures_of(SimulatedSubject(of_pages, seed=seed), case.workload)
-        made += compare(case, real, simulated)
-        preempted[case.name] = [*(each["preempted"] for each in real), simulated["preempted"]]
-        _print(made[-len(simulated) + 1 :], preempted[case.name])
+        passes[case.name].real.append(figures_of(subjects[pages], case.workload))
+        simulated = SimulatedSubject(sim._replace(num_pages=pages), seed=seed)
+        passes[case.name].simulated.append(figures_of(simulated, case.workload))
+
+
+def _report(plan: Plan, every: Sequence[Case], passes: Mapping[str, Passes]) -> dict[str, Any]:
+    """Print what came of it; the same as a file has it."""
+    made: list[Comparison] = []
+    for case in every:
+        comparisons = compare(case, *passes[case.name])
+        _print(comparisons, passes[case.name])
+        made += comparisons
     missed = [comparison for comparison in made if comparison.missed]
     console().print(f"{len(missed)} of {len(made)} figures missed")
     rows = [
         comparison._asdict() | {"error": comparison.error, "missed": comparison.missed} for comparison in made
     ]
     return {
-        "schema": 1,
+        "schema": 2,
         "kind": "accuracy",
         "manifest": manifest.collect(),
+        "plan": plan._asdict(),
         "rows": rows,
-        "preempted": preempted,
+        "passes": {name: each._asdict() for name, each in passes.items()},
     }
 
 
-def _print(comparisons: Sequence[Comparison], preempted: Sequence[float]) -> None:
-    headings = "real", "spread", "simulated", "error", ""
+def _print(comparisons: Sequence[Comparison], passes: Passes) -> None:
+    headings = "real", "spread", "simulated", "error", "from", "to", ""
     table = Table(comparisons[0].case, *(Column(name, justify="right") for name in headings), box=box.SIMPLE)
     for each in comparisons:
         missed = "missed" if each.missed else ""
         real, simulated = f"{each.real:.4g} s", f"{each.simulated:.4g} s"
-        table.add_row(each.figure, real, f"{each.spread:.0%}", simulated, f"{each.error:+.1%}", missed)
+        errors = (f"{error:+.1%}" for error in (each.error, min(each.errors), max(each.errors)))
+        table.add_row(each.figure, real, f"{each.spread:.0%}", simulated, *errors, missed)
     out = console()
     out.print(table)
-    out.print(f"preempted: {', '.join(f'{number:.0f}' for number in preempted)} (the last one simulated)")
+    real, simulated = (", ".join(f"{each['preempted']:.0f}" for each in side) for side in passes)
+    out.print(f"preempted: {real}; simulated: {simulated}")
 
 
 def main() -> None:
@@ -172,18 +243,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--costs", type=Path, required=True, help="of `jbatch bench calibrate`, of this machine"
-    )
-    parser.add_argument("--model", default=DEMO, help="the costs' model")
-    parser.add_argument("--num-prompts", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", default=DEMO, help="demo, 150m (random weights), or a model directory")
+    parser.add_argument("--num-prompts", type=int, help="of each workload; 1024, of 150m 128")
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--max-num-seqs", type=int, help="16, of 150m 8")
+    parser.add_argument("--max-model-len", type=int, help="1024, of 150m 512")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
-    args = parser.parse_args()
-    result = run_accuracy(args.costs, args.model, args.num_prompts, args.repeats, args.seed)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    args = vars(parser.parse_args())
+    path = args.pop("json")
+    result = run_accuracy(Plan(**args))
+    if path:
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ them. So the costs are those of steps as they run: with the host beside them.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,26 +77,41 @@ class Scale(NamedTuple):
     size: int
 
 
+class Piece(NamedTuple):
+    """What one run of each size gave."""
+
+    steps: list[TimedStep]
+    request_s: list[float]  # the host's, for taking in a request: of each run
+
+
 def calibrate(model: str, max_model_len: int, options: dict[str, Any], repeats: int, seed: int) -> CostTable:
     """Measure. Raises what LLM raises, and ValueError where too few steps were seen."""
     subject = LLMSubject(model, max_model_len, options, measure_floor=False)
     try:
-        llm = subject.llm
-        steps: list[TimedStep] = []
-        request_s: list[float] = []
-        for repeat in range(repeats):
-            for number, scale in enumerate(_scales(max_model_len, llm.config.decode_sizes())):
-                workload = _workload(scale, (seed + repeat) * 1000 + number, llm)
-                seen, per_request_s = _run(subject, workload, scale.size)
-                steps += seen
-                request_s.append(per_request_s)
-        buckets = llm.engine.scheduler.config.buckets
-        request_s.sort()
-        host = fit_host(steps, request_s[len(request_s) // 2])
-        about = manifest.collect() | subject.about | {"shape": llm.runner.shape._asdict()}
-        return CostTable(fit(steps, buckets), host, about)
+        return table_of(subject, [measure(subject, seed + repeat) for repeat in range(repeats)])
     finally:
         subject.close()
+
+
+def measure(subject: LLMSubject, seed: int) -> Piece:
+    """Run each size once."""
+    llm = subject.llm
+    piece = Piece([], [])
+    for number, scale in enumerate(_scales(llm.max_model_len, llm.config.decode_sizes())):
+        steps, request_s = _run(subject, _workload(scale, seed * 1000 + number, llm), scale.size)
+        piece.steps.extend(steps)
+        piece.request_s.append(request_s)
+    return piece
+
+
+def table_of(subject: LLMSubject, pieces: Sequence[Piece]) -> CostTable:
+    """The costs of what was measured. Raises ValueError where too few steps were seen."""
+    steps = [step for piece in pieces for step in piece.steps]
+    request_s = sorted(seconds for piece in pieces for seconds in piece.request_s)
+    llm = subject.llm
+    host = fit_host(steps, request_s[len(request_s) // 2])
+    about = manifest.collect() | subject.about | {"shape": llm.runner.shape._asdict()}
+    return CostTable(fit(steps, llm.engine.scheduler.config.buckets), host, about)
 
 
 def _scales(max_model_len: int, sizes: tuple[int, ...]) -> list[Scale]:

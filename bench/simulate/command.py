@@ -109,11 +109,11 @@ def simulated_by(
     that holds none."""
     if (costs is None) == (hardware is None):
         raise ConfigError("costs", costs and str(costs), "give either --costs FILE or --hardware NAME")
-    return _measured(read_costs(costs), options) if costs else _derived(str(hardware), model, options)
+    return measured_by(read_costs(costs), options) if costs else _derived(str(hardware), model, options)
 
 
-def _measured(table: CostTable, options: Mapping[str, Any]) -> Simulated:
-    """The engine that the costs were measured with, but for `options`."""
+def measured_by(table: CostTable, options: Mapping[str, Any]) -> Simulated:
+    """The engine that costs were measured with, but for `options`. Raises CostError where they do not say."""
     about = table.about
     try:
         said = (*ENGINE_OPTIONS, "decode_buckets", "token_buckets")
