@@ -11,13 +11,13 @@ import statistics
 from bench.ladder.arms import ARMS
 from bench.measure.drive import drive
 from bench.measure.measures import request_rows
-from bench.measure.shapes import model_config
 from bench.simulate.hardware import HARDWARE, derive
 from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.workload import make_workload
 from jbatch.config import EngineConfig
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import Policy
+from jbatch.model_dir.shapes import model_config
 
 
 def short_prompts_first(request, now, view):

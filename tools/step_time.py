@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.measure.floor import floor_of
-from bench.measure.shapes import SHAPES, model_config
+from jbatch.model_dir.shapes import SHAPES, model_config
 from tools.gate import hlo
 from tools.gate import target as gpu_target
 from tools.gate.case import Case

@@ -21,7 +21,6 @@ import jax
 import numpy as np
 
 from bench.measure import ceilings
-from bench.measure.shapes import RUNNABLE, model_config
 from bench.measure.timing import CompiledArm, Times, time_in_turns
 from bench.steps import step_model
 from bench.steps.command import TINY, Case
@@ -30,6 +29,7 @@ from jbatch.config import EngineConfig
 from jbatch.device.backend import PLAIN, Attention
 from jbatch.device.platform import prepare_jax
 from jbatch.device.programs import StepSpec, program_for
+from jbatch.model_dir.shapes import RUNNABLE, model_config
 from jbatch.sampling_params import Sampler
 from jbatch.seam.step_input import StepInput
 

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.gpu_suite.task import Task
-from bench.measure.shapes import model_config
 from bench.steps.command import TINY
 from bench.steps.step_model import Model, Size, own_pages, why_not
 from jbatch.device import model as llama_model
 from jbatch.device.backend import Attention
 from jbatch.device.spans import Part, forward
+from jbatch.model_dir.shapes import model_config
 from jbatch.seam.bucket import Bucket, align, decode_bucket, prefill_bucket
 from pallas_kernels import RaggedMetadata
 

@@ -21,12 +21,12 @@ import jax
 from bench.gpu_suite import dumps
 from bench.gpu_suite.plan import BY_NAME
 from bench.gpu_suite.task import Compiled, Row, Task, compile_all, reason_of
-from bench.measure.shapes import SHAPES, model_config
 from bench.steps import step_model
 from bench.steps.command import CONTEXTS, TINY, Case, figures
 from bench.steps.step_model import GREEDY, Model, Size, state_shape
 from jbatch.device.compiler_options import SUMS_IN_PRODUCTS, WHOLE_PRODUCTS, options_for
 from jbatch.device.programs import StepSpec, program_for, temp_bytes
+from jbatch.model_dir.shapes import SHAPES, model_config
 from jbatch.sampling_params import Sampler
 from jbatch.seam.rows import RowSetup
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import importlib.util
 
 from bench.gpu_suite.task import NotHere, Row, Task
-from bench.measure.shapes import SHAPES, model_config
 from bench.steps.command import CONTEXTS, TINY, Case
 from bench.steps.step_model import Rates, Size
 from jbatch.distribution import install_hint
+from jbatch.model_dir.shapes import SHAPES, model_config
 
 MODEL, SLOTS, ROUNDS = "llama3-8b", 64, 9
 NOTE = "torch: decode buckets are CUDA graphs, steps with prompts are not (none is timed here)"

@@ -15,7 +15,7 @@ from bench.ladder.gains import gains
 from bench.ladder.ladder import best_sizes, climb, offered_load, sweep
 from bench.ladder.subject import DEMO_SCALE, LLMSubject, find_model
 from bench.measure import manifest
-from bench.measure.shapes import DEMO
+from bench.measure.models import DEMO
 from bench.options import Setting
 from bench.results import ArmResult, Results, SweepPoint, claimed, describe, write
 from bench.workloads.lengths import SCENARIOS

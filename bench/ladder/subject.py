@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bench.ladder.arms import Arm
 from bench.measure.floor import Floor, floor_of
-from bench.measure.shapes import DEMO, MODEL_NAMES, model_dir
+from bench.measure.models import DEMO, MODEL_NAMES, model_dir
 from jbatch.config import EngineConfig, ModeName
 from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import load_config
@@ -50,7 +50,7 @@ class LLMSubject:
     """An LLM under measurement; `about` goes into the manifest.
 
     Args:
-      model: a name of bench.measure.shapes (random weights, but for "demo"), or a model directory.
+      model: a name of bench.measure.models (random weights, but for "demo"), or a model directory.
       max_model_len: tokens of the longest request.
       options: fields of EngineConfig.
       measure_floor: measure the device's rates, before the model takes its memory.

@@ -26,7 +26,7 @@ from bench.ladder.ladder import offered_load, run_once
 from bench.ladder.subject import LLMSubject, Subject
 from bench.ladder.tables import console
 from bench.measure import manifest, measures
-from bench.measure.shapes import DEMO
+from bench.measure.models import DEMO
 from bench.options import Setting
 from bench.simulate.calibrate import measure, table_of
 from bench.simulate.command import measured_by

@@ -17,7 +17,7 @@ from bench.ladder import tables
 from bench.ladder.arms import Arm
 from bench.ladder.ladder import climb
 from bench.ladder.subject import DEMO_SCALE
-from bench.measure.shapes import DEMO, RUNNABLE, model_config
+from bench.measure.models import DEMO
 from bench.options import (
     ENGINE_OPTIONS,
     SIMULATED_ENGINE,
@@ -38,6 +38,7 @@ from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError
 from jbatch.host.policies import POLICIES
 from jbatch.host.router import ROUTERS, router_of
+from jbatch.model_dir.shapes import RUNNABLE, model_config
 from jbatch.sim.cost import CostError, CostTable, read_costs
 
 MEMORY_SHARE = 0.9

@@ -20,12 +20,12 @@ import jax
 import numpy as np
 
 from bench.measure.floor import floor_of
-from bench.measure.shapes import SHAPES, model_config
 from bench.measure.timing import Times
 from bench.steps import step_model
 from bench.steps.step_model import BACKENDS, Model, Rates, Rows, Size
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device.platform import prepare_jax
+from jbatch.model_dir.shapes import SHAPES, model_config
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.rows import RowSetup, row_columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from jbatch.errors import JBatchError, JobError, describe_os_error, is_failure
 from jbatch.jobs.files import check_replaceable
 from jbatch.jobs.options import JOB_HELP, JobOptions
 from jbatch.jobs.signals import exit_at_once
+from jbatch.model_dir.shapes import RUNNABLE, find_shape
 from jbatch.tracebacks import describe_unforeseen
 
 JOB = (JobOptions, JOB_HELP)
@@ -155,7 +157,9 @@ def doctor(
 @with_options((EngineConfig, ENGINE_HELP | {"max_num_seqs": "Sequences that run at once."}))
 def plan(
     engine_options: dict[str, Any],
-    model: Annotated[Path, typer.Argument(help="A model directory; config.json is all that is read.")],
+    model: Annotated[
+        Path, typer.Argument(help=f"A directory, of which config.json is read, or {', '.join(RUNNABLE)}.")
+    ],
     gpu_memory: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Of the GPU to plan for, e.g. 80GiB. [default: this device's]"),
@@ -170,7 +174,8 @@ def plan(
     from jbatch.device.memory import parse_bytes
 
     config = EngineConfig(**engine_options)
-    report = report_memory(model, config, None if gpu_memory is None else parse_bytes(gpu_memory))
+    report = report_memory(find_shape(model), config, None if gpu_memory is None else parse_bytes(gpu_memory))
+    report = dataclasses.replace(report, model=str(model))
     typer.echo(json.dumps(report.as_json(), indent=1) if json_output else report.describe())
 
 

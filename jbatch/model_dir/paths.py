@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from jbatch.errors import ConfigError
+from jbatch.model_dir.shapes import RUNNABLE
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -122,6 +123,8 @@ def _where_it_may_be(path: Path) -> str:
     if Path(home).is_dir():
         return f"; give {home}"
     name = str(path)
+    if name in RUNNABLE:
+        return "; it names a shape, for jbatch plan and jbatch bench: give a model's directory"
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII) is None:
         return ""
     if (snapshot := _cached(name)) is not None:

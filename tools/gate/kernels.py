@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.measure.shapes import SHAPES
+from jbatch.model_dir.shapes import SHAPES
 from pallas_kernels.names import COMPILERS, ROTATES
 from tools.gate import ptxas
 from tools.gate.target import Target, compiling, find_ptxas, thunks

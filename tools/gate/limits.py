@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.measure.shapes import SHAPES
+from jbatch.model_dir.shapes import SHAPES
 from jbatch.sampling_params import Sampler
 from tools.gate.case import Case
 

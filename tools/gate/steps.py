@@ -7,7 +7,7 @@ import re
 import time
 from typing import Any, NamedTuple
 
-from bench.measure.shapes import SHAPES, model_config
+from jbatch.model_dir.shapes import SHAPES, model_config
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket, room_of
 from jbatch.seam.shape import StateShape

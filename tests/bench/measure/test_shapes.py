@@ -3,9 +3,10 @@
 import pytest
 
 from bench.measure.floor import floor_of
-from bench.measure.shapes import DEMO, MODEL_NAMES, RUNNABLE, model_config, model_dir
+from bench.measure.models import DEMO, MODEL_NAMES, model_dir
 from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import load_config, load_eos_token_ids
+from jbatch.model_dir.shapes import RUNNABLE, model_config
 
 
 @pytest.mark.parametrize("name", RUNNABLE)

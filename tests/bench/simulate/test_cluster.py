@@ -3,11 +3,11 @@
 import pytest
 
 from bench.ladder.arms import ARMS
-from bench.measure.shapes import model_config
 from bench.simulate.cluster import faster, run_cluster
 from bench.simulate.hardware import HARDWARE, derive
 from bench.workloads.workload import make_workload
 from jbatch.host.router import ROUTERS, router_of
+from jbatch.model_dir.shapes import model_config
 from jbatch.seam.bucket import decode_bucket
 from jbatch.sim.load import Load
 from tests.bench.simulate.test_simulate import simulated

@@ -164,3 +164,11 @@ def test_a_gpu_at_hand_is_asked(tmp_path, monkeypatch):
     assert proven[0] == {"decode": "triton"}, "an engine would find the verdict, too"
     report = memory_report.report_memory(model, EngineConfig(max_num_seqs=2), 2 * 10**6)
     assert report.memory.limit_bytes == 1_800_000 and report.memory.step_bytes == 5000 + extra
+
+
+def test_a_shape_has_a_name(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = run(capsys, "plan", "llama3.2-1b", "--gpu-memory", "80GiB")
+    assert shown.out.startswith("llama3.2-1b on a GPU with 80.00 GiB")
+    (tmp_path / "llama3.2-1b").mkdir()
+    assert "it is empty" in run(capsys, "plan", "llama3.2-1b", "--gpu-memory", "80GiB").err

@@ -54,6 +54,10 @@ def test_a_model_directory(tmp_path):
     check_model_dir(str(tmp_path / "link"))
 
 
+def test_a_shape_is_no_model():
+    assert reason_of("llama3-8b").endswith("for jbatch plan and jbatch bench: give a model's directory")
+
+
 @pytest.mark.parametrize(
     ("names", "reason"),
     [

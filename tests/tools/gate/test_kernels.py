@@ -1,6 +1,6 @@
 import pytest
 
-from bench.measure.shapes import SHAPES
+from jbatch.model_dir.shapes import SHAPES
 from tools.gate import kernels as gate_kernels
 from tools.gate import ptxas
 from tools.gate import table as gate_table

@@ -1,4 +1,4 @@
-"""The shapes of public models, by the names that reports use, and directories to run them from."""
+"""The shapes of public models, by the names that reports use, and directories to plan and run them from."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jbatch.config import ModelConfig, RopeConfig
-from jbatch.errors import ConfigError
-
-DEMO = "demo"  # the small trained model that comes with jbatch: the only one here with weights
-DEMO_DIR = Path(__file__).resolve().parents[2] / "weights" / "demo"
 
 
 class Shape(NamedTuple):
@@ -39,7 +35,6 @@ SHAPES = {
 }
 # A model so small that a step shows the host's cost and not the device's; nobody has published it.
 RUNNABLE = SHAPES | {"150m": Shape(16, 768, 2048, 12, 4, 64, 32000, 1e4)}
-MODEL_NAMES = (*RUNNABLE, DEMO)
 
 
 def model_config(name: str, num_layers: int, max_model_len: int) -> ModelConfig:
@@ -72,21 +67,18 @@ def config_json(name: str) -> dict[str, object]:
     }
 
 
-def model_dir(name: str) -> Path:
-    """A model directory: of a shape, for `LLM(model_dir(name), load_format="dummy")`, gone when the process
-    ends; of "demo", the one with weights.
-
-    Raises:
-      ConfigError: for an unknown name.
-    """
-    if name == DEMO:
-        return DEMO_DIR
-    if name not in RUNNABLE:
-        raise ConfigError("model", name, f"must be a model directory or one of {', '.join(MODEL_NAMES)}")
+def shape_dir(name: str) -> Path:
+    """A directory with the config.json of a shape and no weights. It is gone when the process ends."""
     path = Path(_scratch().name) / name
     path.mkdir(exist_ok=True)
     (path / "config.json").write_text(json.dumps(config_json(name), indent=1) + "\n")
     return path
+
+
+def find_shape(path: Path) -> Path:
+    """A model's directory as it is; where there is none of that name, the directory of the shape."""
+    name = str(path)
+    return shape_dir(name) if name in RUNNABLE and not path.exists() else path
 
 
 @functools.cache
