@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
+from jbatch.engine.prompts import UncheckedRequest
 from jbatch.outputs import RequestOutput
 from jbatch.sampling_params import SamplingParams
 
@@ -21,6 +23,13 @@ class Score:
     ranks: list[int | None]  # among all tokens; 1: what greedy sampling would have drawn
     cumulative_logprob: float | None  # of all tokens but the first, as far as asked for
     error: str | None = None
+
+
+def scored_from(requests: Sequence[UncheckedRequest], firsts: Sequence[int]) -> list[UncheckedRequest]:
+    """The requests, each with the first token that is asked about. Raises ValueError for another number."""
+    if len(firsts) != len(requests):
+        raise ValueError(f"{len(firsts)} of first_scored for {len(requests)} prompts: give one for each")
+    return [request._replace(first_scored=first) for request, first in zip(requests, firsts, strict=True)]
 
 
 def score_of(output: RequestOutput, first_scored: int = 0) -> Score:

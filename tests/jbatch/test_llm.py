@@ -227,9 +227,9 @@ def test_stop_strings_and_stop_ids(llm):
 def test_the_end_of_sequence_is_what_config_and_generation_config_name(model_dir, llm):
     (model_dir / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
     with LLM(model_dir, **SMALL) as other:
-        assert other._eos_token_ids == {2, 7, 9}
+        assert other._opened.eos_token_ids == {2, 7, 9}
     (model_dir / "generation_config.json").unlink()
-    assert llm._eos_token_ids == {2}
+    assert llm._opened.eos_token_ids == {2}
 
 
 # Samples and streams.

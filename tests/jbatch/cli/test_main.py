@@ -36,7 +36,7 @@ def model(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def no_compiling(monkeypatch):
-    monkeypatch.setattr("jbatch.llm.Runner", lambda *_: pytest.fail("compiled before it checked"))
+    monkeypatch.setattr("jbatch.device.build.Runner", lambda *_: pytest.fail("compiled before it checked"))
 
 
 def start(*args, **options) -> subprocess.Popen:

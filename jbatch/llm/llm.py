@@ -4,52 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
-from jbatch.config import EngineConfig, ModeName, PolicyName, UpdateMode, check_choice, plain
-from jbatch.device.build import build_runner
-from jbatch.device.platform import prepare_jax
+from jbatch.config import EngineConfig, ModeName, UpdateMode, check_choice, plain
 from jbatch.device.process.user_fn import LogitsFn
-from jbatch.device.programs import programs_for
 from jbatch.device.runner import KV
 from jbatch.device.tree import sources_of
+from jbatch.engine.batch import complete
 from jbatch.engine.callers import AsyncStream, Callers
-from jbatch.engine.driver import Driver
 from jbatch.engine.engine import Engine
-from jbatch.engine.intake import Intake
 from jbatch.engine.metric import Metric
 from jbatch.engine.prefilled import PARAMS as PREFILL_PARAMS
 from jbatch.engine.prefilled import Prefilled, prefill
 from jbatch.engine.prompts import Prompt, UncheckedRequest, list_requests
-from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of
+from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of, scored_from
 from jbatch.engine.stream import Deltas, TextDelta, stream
 from jbatch.engine.wishes import WishLists
 from jbatch.errors import ConfigError, RequestError, check_option_names
-from jbatch.host.config import SchedulerConfig
-from jbatch.host.lengths.find import find_predictor
-from jbatch.host.limits import Limits, StepLimits
-from jbatch.host.policies import POLICIES
-from jbatch.host.policy import MODES, KeyFunction, Policy, policy_of
-from jbatch.host.reach import reach
-from jbatch.host.scheduler import Scheduler
-from jbatch.model_dir.config_json import load_eos_token_ids, load_token_id
-from jbatch.model_dir.generation_json import load_sampling_defaults
-from jbatch.model_dir.paths import check_tokenizer_dir, unread_tokenizer
-from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
+from jbatch.host.limits import Limits
+from jbatch.llm.compiling import compile_buckets, declare, prepare, prepare_reached
+from jbatch.llm.engines import AnyPolicy, new_engine
+from jbatch.llm.opening import open_model
 from jbatch.outputs import Label, RequestOutput
-from jbatch.progress import progress_bar
-from jbatch.sampling_params import Sampler, SamplingParams, to_compile, with_unions
-from jbatch.seam.bucket import Bucket, buckets_of
+from jbatch.sampling_params import SamplingParams
 from jbatch.seam.runner import Runner
-from jbatch.text.chat import ChatEncoder
 from jbatch.text.chat_options import ChatFields, options_of
 from jbatch.text.messages import Conversation, list_conversations
 from jbatch.text.model_tokenizer import ModelTokenizer
-from jbatch.text.tokenizer import Tokenizer, load_tokenizer
+
+Prompts = Prompt | Sequence[Prompt]
+ParamsOfAll = SamplingParams | Sequence[SamplingParams] | None
 
 
 class LLM:
@@ -86,31 +73,17 @@ class LLM:
     ):
         check_option_names(options, EngineConfig.__dataclass_fields__, "LLM")
         self.config = EngineConfig(**options)
-        model_dir = Path(model)
-        self.model_config = resolve_model(model_dir, self.config)
-        self.max_model_len = resolve_max_model_len(self.config, self.model_config)
-        self._sampling_defaults = load_sampling_defaults(model_dir, self.config.generation_config)
-        if tokenizer is not None:
-            check_tokenizer_dir(tokenizer)
-        elif (reason := unread_tokenizer(model_dir)) is not None:
-            warnings.warn(f"{model_dir} {reason}", stacklevel=2)  # prompts of token ids work
-        tokenizer_dir = Path(tokenizer or model_dir)
-        named = (load_token_id(model_dir, name) for name in ("bos_token_id", "eos_token_id"))
-        self._tokenizer = load_tokenizer(tokenizer_dir, *named)
-        self.chat_encoder = ChatEncoder(tokenizer_dir, self._tokenizer, chat_template)
-        prepare_jax(self.config)
-        self.runner = build_runner(model_dir, self.config, self.model_config, self.max_model_len, logits_fn)
-        self.model_config = self.runner.spec.config  # in the device's dtype
-        self._eos_token_ids = _eos_token_ids(model_dir, self._tokenizer)
-        self._predictor = find_predictor(self.config.predictor)
+        self._opened = open_model(Path(model), self.config, tokenizer, chat_template, logits_fn)
+        self.model_config, self.max_model_len = self._opened.model, self._opened.max_model_len
+        self.chat_encoder, self.runner = self._opened.chat_encoder, self._opened.runner
         self._request_ids = itertools.count()
-        self.engine = self._new_engine()
+        self.engine = new_engine(self._opened, self.config)
         self._callers = Callers(self.engine, self.prepare)
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: Prompts,
+        sampling_params: ParamsOfAll = None,
         *,
         use_tqdm: bool = True,
         **wishes: Unpack[WishLists],
@@ -134,36 +107,11 @@ class LLM:
           JBatchError: while `self.engine` has unfinished requests, of another call or added by hand. For many
             calls at once there is `agenerate`.
         """
-        return self._generate(self._list(prompts, sampling_params, wishes), use_tqdm)
-
-    def _generate(self, requests: list[UncheckedRequest], use_tqdm: bool) -> list[RequestOutput]:
-        """The output of each request."""
-        outputs = dict[str, RequestOutput]()
-        num_tokens, begin = 0, time.monotonic()
-        driver = Driver(self.engine, "generate")
-        try:
-            driver.begin()
-            self._declare(request.params for request in requests)
-            for request in requests:
-                if (refused := driver.add(request)) is not None:
-                    outputs[request.request_id] = refused
-            self._prepare_reached()
-            with progress_bar("generating", len(requests), enabled=use_tqdm) as update:
-                while driver.unfinished:
-                    step = driver.step()
-                    outputs |= {output.request_id: output for output in step.outputs}
-                    num_tokens += sum(len(new.token_ids) for new in step.progress)
-                    update(len(outputs), f"{num_tokens / (time.monotonic() - begin):.0f} tokens/s")
-        finally:  # after an interrupt, too
-            driver.left = True
-            driver.leave()
-        return [outputs[request.request_id] for request in requests]
+        requests = self._list(prompts, sampling_params, wishes)
+        return complete(self.engine, requests, *self._compiling(), show_progress=use_tqdm)
 
     async def agenerate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        **wishes: Unpack[WishLists],
+        self, prompts: Prompts, sampling_params: ParamsOfAll = None, **wishes: Unpack[WishLists]
     ) -> list[RequestOutput]:
         """`generate` for `await`. Any number of calls of this and of `astream` share one batch.
 
@@ -181,11 +129,7 @@ class LLM:
         return [by_id[request.request_id] for request in requests]
 
     def score(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        first_scored: Sequence[int] | None = None,
-        use_tqdm: bool = True,
+        self, prompts: Prompts, *, first_scored: Sequence[int] | None = None, use_tqdm: bool = True
     ) -> list[Score]:
         """The log-probability and the rank of each prompt's tokens; nothing is generated.
 
@@ -199,18 +143,14 @@ class LLM:
         """
         requests = self._list(prompts, SCORE_PARAMS, {})
         firsts = [0] * len(requests) if first_scored is None else list(first_scored)
-        if len(firsts) != len(requests):
-            raise ValueError(f"{len(firsts)} of first_scored for {len(requests)} prompts: give one for each")
-        asked = [
-            request._replace(first_scored=first) for request, first in zip(requests, firsts, strict=True)
-        ]
-        outputs = self._generate(asked, use_tqdm)
+        requests = scored_from(requests, firsts)
+        outputs = complete(self.engine, requests, *self._compiling(), show_progress=use_tqdm)
         return [score_of(output, first) for output, first in zip(outputs, firsts, strict=True)]
 
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: ParamsOfAll = None,
         *,
         use_tqdm: bool = True,
         **options: Unpack[ChatFields],
@@ -249,10 +189,7 @@ class LLM:
         return self.chat_encoder.encode(messages, options_of(options)).token_ids
 
     def stream(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        **wishes: Unpack[WishLists],
+        self, prompts: Prompts, sampling_params: ParamsOfAll = None, **wishes: Unpack[WishLists]
     ) -> Iterator[TextDelta]:
         """Complete each prompt, as `generate` does, and give the texts piece by piece while they grow.
 
@@ -262,20 +199,17 @@ class LLM:
         read at a time; for many there is `astream`.
         """
         requests = self._list(prompts, sampling_params, wishes, streamed=True)
-        return stream(self.engine, requests, self._declare, self._prepare_reached)
+        return stream(self.engine, requests, *self._compiling())
 
     def astream(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        **wishes: Unpack[WishLists],
+        self, prompts: Prompts, sampling_params: ParamsOfAll = None, **wishes: Unpack[WishLists]
     ) -> AsyncStream[TextDelta]:
         """`stream` for `async for`. Any number of calls of this and of `agenerate` share one batch.
 
         Cancelling a task that reads it, or `aclose`, aborts its requests and no others.
         """
         requests = self._list(prompts, sampling_params, wishes, streamed=True)
-        return AsyncStream(self._shared(), requests, Deltas(self._tokenizer, requests).take_in)
+        return AsyncStream(self._shared(), requests, Deltas(self._opened.tokenizer, requests).take_in)
 
     def _shared(self) -> Callers:
         """Who may call at once, for the present engine."""
@@ -285,17 +219,16 @@ class LLM:
             return self._callers
 
     def _list(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        wishes: WishLists,
-        *,
-        streamed: bool = False,
+        self, prompts: Prompts, params: ParamsOfAll, wishes: WishLists, *, streamed: bool = False
     ) -> list[UncheckedRequest]:
         """Raises what `generate` raises for its arguments."""
-        params = self.get_default_sampling_params() if sampling_params is None else sampling_params
+        params = self.get_default_sampling_params() if params is None else params
         requests = list_requests(prompts, params, wishes, self._request_ids)
         return [request._replace(streamed=streamed) for request in requests]
+
+    def _compiling(self) -> tuple[Any, Any]:
+        """What a call does before its requests are queued, and once they are."""
+        return partial(declare, self.runner), partial(prepare_reached, self.runner, self.engine)
 
     def prepare(self, params: Iterable[SamplingParams] | None = None) -> None:
         """Compile in advance what any number of requests with these parameters may need; by default, with all
@@ -304,34 +237,13 @@ class LLM:
         Requests that are added to an engine by hand are refused where nobody provided for their parameters.
         What else they need is compiled with their first step, if not before.
         """
-        in_run = self.engine.has_unfinished
-        params = None if params is None else list(params)
-        samplers = self.runner.samplers if params is None else self._declare(params)
-        self._compile(self.runner.buckets, samplers, in_run=in_run)
-        if params is None or any(sampling.n > 1 for sampling in params):
-            self.runner.prepare_sharing(in_run=in_run)
-
-    def _declare(self, params: Iterable[SamplingParams]) -> tuple[Sampler, ...]:
-        needed = to_compile(sampling.sampler for sampling in params)
-        self.runner.declare(sampler for sampler in needed if sampler.choose(self.runner.samplers) is None)
-        return with_unions(needed)
-
-    def _prepare_reached(self) -> None:
-        reached = reach(self.engine.scheduler)
-        self._compile(reached.buckets, reached.samplers)
-        if reached.shares_pages:
-            self.runner.prepare_sharing()
-
-    def _compile(self, buckets: Iterable[Bucket], samplers: Iterable[Sampler], in_run: bool = False) -> None:
-        provided = self.runner.samplers
-        chosen = [best for sampler in samplers if (best := sampler.choose(provided)) is not None]
-        self.runner.prepare(programs_for(buckets, chosen), in_run=in_run)
+        prepare(self.runner, params, in_run=self.engine.has_unfinished)
 
     def new_engine(
         self,
         *,
         mode: ModeName | None = None,
-        policy: PolicyName | Policy | KeyFunction | None = None,
+        policy: AnyPolicy | None = None,
         limits: Limits | None = None,
         runner: Runner[Any] | None = None,
     ) -> Engine:
@@ -344,47 +256,10 @@ class LLM:
         same runner, or on one that wraps it, is a JBatchError. `generate` uses `self.engine`,
         which may be set to it.
         """
-        engine = self._new_engine(mode, policy, limits, runner)
-        self._compile(engine.scheduler.config.buckets, self.runner.samplers)
+        engine = new_engine(self._opened, self.config, mode, policy, limits, runner)
+        compile_buckets(self.runner, engine.scheduler.config.buckets, self.runner.samplers)
         self.runner.prepare_sharing()
         return engine
-
-    def _new_engine(
-        self,
-        mode: ModeName | None = None,
-        policy: PolicyName | Policy | KeyFunction | None = None,
-        limits: Limits | None = None,
-        runner: Runner[Any] | None = None,
-    ) -> Engine:
-        key: Any = self.config.policy if policy is None else policy
-        own = callable(key) or isinstance(key, Policy)
-        name = self.config.policy if own else key  # which is checked
-        config = dataclasses.replace(self.config, mode=mode or self.config.mode, policy=name)
-        buckets = buckets_of(config, self.max_model_len)
-        self.runner.declare(buckets=buckets)  # another mode has other steps
-        scheduler = Scheduler(
-            SchedulerConfig(
-                shape=self.runner.shape,
-                max_model_len=self.max_model_len,
-                buckets=buckets,
-                policy=policy_of(key) if own else POLICIES[name],
-                admission=MODES[config.mode],
-                batch_wait_timeout_s=config.batch_wait_timeout_s,
-                reserve=config.admission,
-                max_preemption_probability=config.max_preemption_probability,
-                enable_prefix_caching=config.enable_prefix_caching,
-            ),
-            limits or (lambda view: StepLimits(config.max_num_batched_tokens, config.max_num_seqs)),
-        )
-        intake = Intake(
-            vocab_size=self.model_config.vocab_size,
-            max_seq_len=scheduler.max_seq_len,
-            eos_token_ids=self._eos_token_ids,
-            tokenizer=self._tokenizer,
-            seed=config.seed,
-            predictor=self._predictor,
-        )
-        return Engine(scheduler, self.runner if runner is None else runner, intake, overlap=config.overlap)
 
     def update_weights(
         self, tree: Any, *, weight_version: Label | None = None, mode: UpdateMode = "retract"
@@ -449,7 +324,7 @@ class LLM:
             reason = "prefill needs it: what it computes is found by its tokens"
             raise ConfigError("enable_prefix_caching", False, reason)
         (request,) = list_requests([prompt], PREFILL_PARAMS, {}, self._request_ids)
-        return prefill(self.engine, request, self._declare, self._prepare_reached)
+        return prefill(self.engine, request, *self._compiling())
 
     def kv(self, of: str | Prefilled, *, sample_idx: int = 0) -> KV:
         """Keys (0) and values (1) that are in the cache, on the host, in the model's dtype: of what `prefill`
@@ -505,11 +380,12 @@ class LLM:
 
         To change some of them: `dataclasses.replace(llm.get_default_sampling_params(), temperature=0)`.
         """
-        return SamplingParams(**self._sampling_defaults)
+        return SamplingParams(**self._opened.sampling_defaults)
 
     def get_tokenizer(self) -> ModelTokenizer | None:
         """The tokenizer and its chat template, or None where the model directory has no tokenizer."""
-        return None if self._tokenizer is None else ModelTokenizer(self._tokenizer, self.chat_encoder)
+        tokenizer = self._opened.tokenizer
+        return None if tokenizer is None else ModelTokenizer(tokenizer, self.chat_encoder)
 
     def close(self) -> None:
         """Free the device's memory. The LLM cannot be used afterwards. Nothing happens in a forked process:
@@ -525,10 +401,3 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _eos_token_ids(model_dir: Path, tokenizer: Tokenizer | None) -> frozenset[int]:
-    """What config, generation config and tokenizer name, together: Llama 3 has three."""
-    eos = load_eos_token_ids(model_dir)
-    named = None if tokenizer is None else tokenizer.eos_token_id
-    return eos if named is None else eos | {named}

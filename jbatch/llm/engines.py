@@ -1,0 +1,60 @@
+"""Engines on one opened model: each with its own mode, policy and limits."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jbatch.config import EngineConfig, ModeName, PolicyName
+from jbatch.engine.engine import Engine
+from jbatch.engine.intake import Intake
+from jbatch.host.config import SchedulerConfig
+from jbatch.host.limits import Limits, StepLimits
+from jbatch.host.policies import POLICIES
+from jbatch.host.policy import MODES, KeyFunction, Policy, policy_of
+from jbatch.host.scheduler import Scheduler
+from jbatch.llm.opening import Opened
+from jbatch.seam.bucket import buckets_of
+from jbatch.seam.runner import Runner
+
+AnyPolicy = PolicyName | Policy | KeyFunction
+
+
+def new_engine(
+    opened: Opened,
+    config: EngineConfig,
+    mode: ModeName | None = None,
+    policy: AnyPolicy | None = None,
+    limits: Limits | None = None,
+    runner: Runner[Any] | None = None,
+) -> Engine:
+    """See `LLM.new_engine`; what is not given is the config's. Its steps are declared, and not compiled."""
+    key: Any = config.policy if policy is None else policy
+    own = callable(key) or isinstance(key, Policy)
+    name = config.policy if own else key  # which is checked
+    config = dataclasses.replace(config, mode=mode or config.mode, policy=name)
+    buckets = buckets_of(config, opened.max_model_len)
+    opened.runner.declare(buckets=buckets)  # another mode has other steps
+    scheduler = Scheduler(
+        SchedulerConfig(
+            shape=opened.runner.shape,
+            max_model_len=opened.max_model_len,
+            buckets=buckets,
+            policy=policy_of(key) if own else POLICIES[name],
+            admission=MODES[config.mode],
+            batch_wait_timeout_s=config.batch_wait_timeout_s,
+            reserve=config.admission,
+            max_preemption_probability=config.max_preemption_probability,
+            enable_prefix_caching=config.enable_prefix_caching,
+        ),
+        limits or (lambda view: StepLimits(config.max_num_batched_tokens, config.max_num_seqs)),
+    )
+    intake = Intake(
+        vocab_size=opened.model.vocab_size,
+        max_seq_len=scheduler.max_seq_len,
+        eos_token_ids=opened.eos_token_ids,
+        tokenizer=opened.tokenizer,
+        seed=config.seed,
+        predictor=opened.predictor,
+    )
+    return Engine(scheduler, opened.runner if runner is None else runner, intake, overlap=config.overlap)
