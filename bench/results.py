@@ -291,7 +291,7 @@ def _refusing(path: Path) -> Iterator[None]:
 
 def write(path: Path, results: Results) -> None:
     """Replace the file as a whole, so that a run that is cut leaves the last one that was complete."""
-    content = json.dumps(_strict(results.to_json()), allow_nan=False)
+    content = json.dumps(_strict(results.to_json()), allow_nan=False, separators=(",", ":"))
     with replacing(str(path)) as file:
         file.write(content.encode() + b"\n")
 

@@ -28,11 +28,11 @@ from bench.gpu_suite import archive, environment, plan, processes
 from bench.gpu_suite.plan import Part
 from bench.gpu_suite.processes import Ears
 from bench.measure import manifest
-from jbatch.distribution import install_hint
+from bench.report import command as report
 
 BUDGET_S = 570.0
 TINY_BUDGET_S = 3600.0  # how busy a CPU is, nobody knows
-MAX_PICTURES = 2  # PNG files; the page has all
+MAX_PICTURES = 2  # files; the page has all
 RESULTS = manifest.ROOT / "bench" / "results"
 
 
@@ -171,7 +171,7 @@ def measure(parts: Sequence[Part], out: Path, work: Path, args: argparse.Namespa
     if left_out:
         print(f"{archive.NAME}: no room for {len(left_out)} files")
     print(f"\n{table(suite.result['parts'])}\n", flush=True)
-    write_report(out)
+    report.write(out, MAX_PICTURES)
     print(f"in {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
     return 0 if all(p["status"] in ("ok", "not run", "no time left") for p in suite.result["parts"]) else 1
 
@@ -188,16 +188,6 @@ def next_folder(results: Path, name: str) -> Path:
     while path.exists():
         path = results / f"{name}-{next(numbers)}"
     return path
-
-
-def write_report(out: Path) -> None:
-    """Write the page and the pictures; without matplotlib, print a line that says so."""
-    try:
-        from bench.report import command as report
-
-        report.write(out, MAX_PICTURES)
-    except ImportError as error:
-        print(f"no report: {error} ({install_hint('bench')}, then: jbatch bench report {out})")
 
 
 def table(parts: Sequence[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""`jbatch bench report DIR`: all results of a folder as one HTML page, and its pictures as PNG files."""
+"""`jbatch bench report DIR`: all results of a folder as one HTML page, and its pictures as files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.report import arms as report_arms
+from bench.report import gains
 from bench.report import page as report_page
 from bench.report import suite as report_suite
 from bench.report.page import Section
@@ -31,7 +32,7 @@ def write(folder: Path, max_pictures: int | None = None) -> Path:
     A file that cannot be read is named on the page, with the reason; the others are drawn.
 
     Args:
-      max_pictures: PNG files that the folder may hold in the end; the page has all pictures anyway.
+      max_pictures: pictures that the folder may hold in the end; the page has all of them anyway.
 
     Raises:
       ConfigError: for a folder without results.
@@ -47,10 +48,11 @@ def write(folder: Path, max_pictures: int | None = None) -> Path:
     page.write_text(report_page.page(title, _body(sections, left, across)), encoding="utf-8")
     pictures = sorted((p for s in sections for p in s.pictures), key=lambda picture: picture.rank)
     names = {picture.file for picture in pictures}
-    others = sum(file.name not in names for file in folder.glob("*.png"))
+    drawn = (file.name for file in folder.iterdir() if file.suffix in (".png", ".svg"))
+    others = sum(name not in names for name in drawn)
     room = None if max_pictures is None else max(0, max_pictures - others)
     for picture in pictures[:room]:
-        (folder / picture.file).write_bytes(picture.png)
+        (folder / picture.file).write_bytes(picture.data)
     return page
 
 
@@ -70,7 +72,7 @@ def read(files: Sequence[Path]) -> tuple[list[Section], list[Left], list[str]]:
         except (KeyError, TypeError, IndexError, AttributeError) as error:  # a result of another make
             left.append(Left(file.name, f"is malformed: {type(error).__name__}: {error}"))
     ordered = [section for _, section in sorted(sections, key=lambda pair: pair[0])]
-    return ordered, left, report_arms.over_unbatched(contents)
+    return ordered, left, gains.over_unbatched(contents)
 
 
 def _content(file: Path) -> dict[str, Any]:
@@ -87,7 +89,9 @@ def _content(file: Path) -> dict[str, Any]:
 
 
 def _body(sections: Sequence[Section], left: Sequence[Left], across: Sequence[str]) -> list[str]:
-    body = [report_page.contents((section.anchor, section.title) for section in sections)]
+    body = []
+    if len(sections) > 1:
+        body.append(report_page.contents((section.anchor, section.title) for section in sections))
     if left:
         body += [report_page.heading("Files left out"), report_page.table(("file", "why"), left)]
     return [*body, *across, *(section.html() for section in sections)]
@@ -97,7 +101,7 @@ def main(args: list[str]) -> int:
     """The command, with its own flags; the exit code."""
     parser = argparse.ArgumentParser(
         prog="jbatch bench report",
-        description="Draw all results (*.json) of a folder: DIR/report.html, and its pictures as DIR/*.png.",
+        description="Draw all results (*.json) of a folder: DIR/report.html, and its pictures as DIR/*.svg.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
     page = write(parser.parse_args(args).folder)

@@ -1,176 +1,86 @@
-"""The pictures of a report on arms of a comparison; each is a matplotlib figure."""
+"""The pictures of a report on arms of a comparison."""
 
 from __future__ import annotations
 
-import functools
-import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Iterable, Sequence
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from bench.report import bars, plot
+from bench.report.arm import Arm
+from bench.report.bars import Bar
+from bench.report.colours import BLUE, INK, colours
+from bench.report.plot import Plot
+from bench.report.svg import Key, Panel, Picture
 
-P = ParamSpec("P")
-R = TypeVar("R")
-WIDTH = 7.2  # inches; text stays legible where a phone shows the picture at half its size
-DPI = 150
-MAX_POINTS = 1500
+MAX_POINTS = 300  # of an arm, in a panel
+CONTIGUOUS = 0.15  # opacity
 KINDS = ("decode", "mixed", "prefill")  # of steps
-
-# Okabe & Ito 2008: told apart by people who do not see all colours.
-BLUE, ORANGE, GREEN, RED, SKY, PINK, GREY = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#d55e00",
-    "#56b4e9",
-    "#cc79a7",
-    "#707070",
+LATENCIES = (
+    ("TTFT: from arrival to the first token", "s"),
+    ("TPOT: per token after the first", "ms"),
+    ("E2EL: from arrival to the last token", "s"),
 )
-ARM_COLOURS = {
-    "unbatched": GREY,
-    "static": ORANGE,
-    "static-full": GREEN,
-    "static-padded": RED,
-    "static-sorted": SKY,
-    "static-sorted-predicted": PINK,
-    "continuous": BLUE,
-}
-OTHER_COLOURS = (GREEN, "#000000", "#8c6d1f", "#5b3fa0", ORANGE, SKY, PINK)
-STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "figure.facecolor": "white",
-}
+FLOOR_CAPTION = (
+    "Each step's time on the device over the least that its useful work can take, at the rates measured in "
+    "the same run: weights and cache over the read bandwidth, or products over the rate of matrix products. "
+    "A step's time begins when the result before it was taken in: where the host was late with that one, it "
+    "can fall below the floor."
+)
+PAGES_CAPTION = (
+    "Pages of the KV cache in use over time. Behind them: what the same sequences would hold in a cache "
+    "without pages, which reserves max_model_len for each."
+)
 
 
-class Arm(NamedTuple):
-    """What the pictures need of one arm; columns are lists of equal lengths, by field."""
-
-    name: str
-    figures: Mapping[str, Any]
-    steps: Mapping[str, list[Any]]
-    requests: Mapping[str, list[Any]]
-
-    @property
-    def num_slots(self) -> int:
-        """Slots to draw: the rows of device state that were used, and no fewer than decoding buckets have."""
-        rows = (row[0] + 1 for rows in self.steps.get("rows", ()) for row in rows)
-        steps = zip(self.steps.get("kind", ()), self.steps.get("slots", ()), strict=True)
-        return max([*rows, *(slots for kind, slots in steps if kind == "decode")], default=0)
-
-
-def columns(rows: Sequence[Sequence[Any]], fields: Sequence[str]) -> dict[str, list[Any]]:
-    """The values of each field. Raises ValueError where a row has other fields."""
-    if any(len(row) != len(fields) for row in rows):
-        raise ValueError(f"a row does not have the {len(fields)} fields {', '.join(fields)}")
-    return {name: [row[index] for row in rows] for index, name in enumerate(fields)}
-
-
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each arm, the same in every picture."""
-    others = [name for name in names if name not in ARM_COLOURS]
-    return {name: ARM_COLOURS.get(name) or OTHER_COLOURS[others.index(name) % 7] for name in names}
-
-
-def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Draw in this module's style, which holds nowhere else."""
-
-    @functools.wraps(draw)
-    def drawn(*args: P.args, **options: P.kwargs) -> R:
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **options)
-
-    return drawn
-
-
-@styled
-def to_png(figure: Figure) -> bytes:
-    """A figure as a PNG file: the same bytes for the same figures, without date and version."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def new_figure(height: float, rows: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure of so many inches, and its panels, one below the other."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots(rows, 1, squeeze=False, **options)[:, 0]
-
-
-def legend_columns(num_arms: int) -> int:
-    """Of a legend above a figure: as many as fit."""
-    return num_arms if num_arms <= 4 else 3
-
-
-def logarithmic(axis: Any) -> None:
-    """Give an x or y axis ticks at 1, 2, 5 of each power of ten, written out."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
-    axis.set_major_formatter(lambda value, _: f"{value:,g}")
-    axis.set_minor_formatter(NullFormatter())
-
-
-@styled
-def throughput(arms: Sequence[Arm]) -> Figure:
-    """Bars of output tokens per second, a dot for each repeat."""
-    figure, (axis,) = new_figure(1.1 + 0.42 * len(arms))
+def keys(arms: Sequence[Arm]) -> list[Key]:
+    """A legend of arms."""
     colour = colours([arm.name for arm in arms])
-    most = max(max(arm.figures["repeats"] or [0], default=0) for arm in arms)
-    for place, arm in enumerate(reversed(arms)):
-        value, repeats = arm.figures["output_throughput"], arm.figures["repeats"]
-        axis.barh(place, value, color=colour[arm.name], alpha=0.85, height=0.62)
-        axis.plot(repeats, [place] * len(repeats), "o", color="white", markeredgecolor="black", markersize=4)
-        text = f"median {value:,.0f}" if value >= 10 else f"median {value:.2f}"
-        axis.annotate(text, (max(value, *repeats, 0), place), (7, 0), textcoords="offset points", va="center")
-    axis.set_yticks(range(len(arms)), [arm.name for arm in reversed(arms)])
-    axis.set_xlim(0, 1.25 * most)
-    axis.grid(axis="y", visible=False)
-    axis.set_xlabel("output tokens/s (bar: the median repeat; dots: each repeat)")
-    return figure
+    return [Key(arm.name, colour[arm.name]) for arm in arms]
 
 
-@styled
-def latencies(arms: Sequence[Arm]) -> Figure:
+def throughput(arms: Sequence[Arm], file: str) -> Picture:
+    """Bars of output tokens per second: the median repeat, a dot for each, and a line over their spread."""
+    colour = colours([arm.name for arm in arms])
+    drawn = []
+    for arm in arms:
+        value, repeats = arm.figures["output_throughput"], arm.figures["repeats"] or []
+        drawn.append(Bar(arm.name, _rate(value, repeats), [(value, colour[arm.name])], repeats))
+    caption = "Output tokens per second. A bar is the median repeat, a dot each repeat."
+    alt = "Output tokens per second. " + "; ".join(f"{bar.name}: {bar.figure}" for bar in drawn) + "."
+    return Picture(file, [bars.panel(drawn)], caption, alt, rank=1)
+
+
+def _rate(value: float, repeats: Sequence[float]) -> str:
+    text = f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
+    if len(repeats) < 2:
+        return text
+    return f"{text} ({min(repeats):,.0f} to {max(repeats):,.0f})"
+
+
+def latencies(arms: Sequence[Arm], file: str) -> Picture:
     """Cumulative shares of the requests: time to the first token, per token, and to the end."""
-    figure, axes = new_figure(8.2, rows=3)
     colour = colours([arm.name for arm in arms])
-    titles = (
-        ("TTFT: from arrival to the first token", "s"),
-        ("TPOT: per token after the first", "ms"),
-        ("E2EL: from arrival to the last token", "s"),
-    )
-    for axis, index, (title, unit) in zip(axes, range(3), titles, strict=True):
-        for arm in arms:
-            values = np.sort(request_latencies(arm)[index]) * (1e3 if unit == "ms" else 1)
-            share = 100 * np.arange(len(values) + 1) / max(1, len(values))
-            axis.step(
-                [*values[:1], *values],
-                share,
-                where="post",
-                color=colour[arm.name],
-                linewidth=1.8,
-                label=arm.name,
-            )
-        axis.set_title(title)
-        axis.set_xscale("log")
-        logarithmic(axis.xaxis)
-        axis.set_ylim(0, 102)
-        axis.set_xlabel(f"{unit}, logarithmic")
-        axis.set_ylabel("requests, %")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(len(arms)), frameon=False)
-    return figure
+    panels, said = [], []
+    for index, (title, unit) in enumerate(LATENCIES):
+        scale = 1e3 if unit == "ms" else 1.0
+        values = {arm.name: scale * np.sort(request_latencies(arm)[index]) for arm in arms}
+        known = np.concatenate([v for v in values.values() if len(v)] or [np.ones(1)])
+        axes = Plot(
+            plot.logarithmic(f"{unit}, logarithmic", float(known.min()), float(known.max())),
+            plot.linear("requests, %", 100),
+        )
+        marks = [_cumulative(axes, v, colour[name]) for name, v in values.items() if len(v)]
+        panels.append(axes.panel(title, marks))
+        medians = ", ".join(f"{name} {np.median(v):.3g}" for name, v in values.items() if len(v))
+        said.append(f"{title[:4]}, median in {unit}: {medians}")
+    caption = "Share of the requests that waited at most so long: the further left, the better."
+    return Picture(file, panels, caption, "; ".join(said) + ".", keys(arms), rank=3, beside=True)
+
+
+def _cumulative(axes: Plot, values: np.ndarray, colour: str) -> str:
+    share = 100 * np.arange(len(values) + 1) / len(values)
+    return axes.stairs([values[0], *values], share, colour)
 
 
 def request_latencies(arm: Arm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -182,22 +92,29 @@ def request_latencies(arm: Arm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return first - arrival, (end - first)[many] / (tokens[many] - 1), end - arrival
 
 
-@styled
-def tokens_over_time(arms: Sequence[Arm]) -> Figure:
+def tokens_over_time(arms: Sequence[Arm], file: str) -> Picture:
     """Output tokens so far: a straight line is a batch that stays full."""
-    figure, (axis,) = new_figure(3.8)
     colour = colours([arm.name for arm in arms])
-    for arm in arms:
-        times, total = cumulative_tokens(arm)
-        axis.plot(times, total, color=colour[arm.name], linewidth=1.8, label=arm.name)
-        axis.plot(times[-1:], total[-1:], "o", color=colour[arm.name], markersize=5)
-    axis.set_xlim(0, None)
-    axis.set_ylim(0, None)
-    axis.set_xlabel("seconds since the run's begin")
-    axis.set_ylabel("output tokens so far")
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    figure.legend(loc="outside upper center", ncols=legend_columns(len(arms)), frameon=False)
-    return figure
+    found = {arm.name: cumulative_tokens(arm) for arm in arms}
+    found = {name: (_some(times), _some(total)) for name, (times, total) in found.items()}
+    latest = max(float(times[-1]) for times, _ in found.values())
+    most = max(float(total[-1]) for _, total in found.values())
+    axes = Plot(plot.linear("seconds since the run began", latest), plot.linear("output tokens so far", most))
+    marks = []
+    for name, (times, total) in found.items():
+        marks.append(axes.line([0.0, *times], [0.0, *total], colour[name]))
+        marks.append(axes.points(times[-1:], total[-1:], colour[name], 8, 1))
+    ends = "; ".join(
+        f"{name}: {total[-1]:,} after {times[-1]:.3g} s" for name, (times, total) in found.items()
+    )
+    caption = "Output tokens over time. Where a line flattens, the batch has emptied."
+    panel = axes.panel("Output tokens over time", marks, height=220)
+    return Picture(file, [panel], caption, f"Output tokens: {ends}.", keys(arms), rank=5)
+
+
+def _some(values: np.ndarray) -> np.ndarray:
+    """As many as a line needs: evenly spaced, with the first and the last."""
+    return values[np.unique(np.linspace(0, len(values) - 1, MAX_POINTS // 2).astype(int))]
 
 
 def cumulative_tokens(arm: Arm) -> tuple[np.ndarray, np.ndarray]:
@@ -213,58 +130,65 @@ def cumulative_tokens(arm: Arm) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(times)[order], np.cumsum(np.asarray(counts)[order])
 
 
-@styled
-def pages(arms: Sequence[Arm], num_pages: int | None) -> Figure:
+def pages(arms: Sequence[Arm], num_pages: int | None, file: str) -> Picture:
     """Pages of the cache in use: a panel for each arm, all on one scale; and, as far as it is known, what a
     cache without pages would hold."""
-    figure, axes = new_figure(0.8 + 0.95 * len(arms), rows=len(arms), sharex=True, sharey=True)
     colour = colours([arm.name for arm in arms])
-    most = max(max(arm.steps["pages_used"]) for arm in arms)
-    for axis, arm in zip(axes, arms, strict=True):
-        used, contiguous = arm.steps["pages_used"], arm.steps.get("pages_contiguous")
-        axis.fill_between(arm.steps["t"], used, step="post", color=colour[arm.name], linewidth=0, alpha=0.85)
-        title = f"{arm.name}: at most {max(used):,}" + (f" of {num_pages:,}" if num_pages else "")
+    most = max(max(_peaks(arm)) for arm in arms)
+    latest = max(arm.steps["t"][-1] for arm in arms)
+    axes = Plot(plot.linear("seconds since the run began", latest), plot.linear("pages", most, ticks=3))
+    panels, said = [], []
+    for arm in arms:
+        used, contiguous, times = arm.steps["pages_used"], arm.steps.get("pages_contiguous"), arm.steps["t"]
+        marks = [axes.area(times, used, colour[arm.name])]
+        text = f"at most {max(used):,}" + (f" of {num_pages:,}" if num_pages else "")
         if contiguous:
-            axis.step(arm.steps["t"], contiguous, where="post", color="black", linewidth=0.8)
-            most = max(most, *contiguous)
-            title += f"; contiguous (line): at most {max(contiguous):,}"
-        axis.set_title(title)
-        axis.set_ylabel("pages")
-        axis.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-    axes[-1].set_xlim(0, None)
-    axes[-1].set_ylim(0, 1.05 * most)
-    axes[-1].set_xlabel("seconds since the run's begin")
-    return figure
+            marks.insert(0, axes.area(times, contiguous, INK, CONTIGUOUS))
+            text += f"; contiguous: {max(contiguous):,}"
+        axes = axes._replace(y=axes.y._replace(label=f"pages: {text}"))
+        panels.append(axes.panel(arm.name, marks, height=70))
+        said.append(f"{arm.name}: {text}")
+    alt = "Pages in use. " + ". ".join(said) + "."
+    legend = [Key("pages in use (an arm's colour)", BLUE), Key("a cache without pages", INK, CONTIGUOUS)]
+    return Picture(file, panels, PAGES_CAPTION, alt, legend, rank=6, beside=True)
 
 
-@styled
-def step_times(arms: Sequence[Arm]) -> Figure | None:
+def _peaks(arm: Arm) -> Iterable[int]:
+    yield max(arm.steps["pages_used"])
+    yield max(arm.steps.get("pages_contiguous") or [0])
+
+
+def step_times(arms: Sequence[Arm], file: str) -> Picture | None:
     """Each step's time over its floor; None where no floor was measured."""
     known = [arm for arm in arms if any(floor for floor in arm.steps["floor_s"])]
     if not known:
         return None
     kinds = [kind for kind in KINDS if any(kind in arm.steps["kind"] for arm in known)]
-    figure, axes = new_figure(0.6 + 3.1 * len(kinds), rows=len(kinds))
-    colour = colours([arm.name for arm in arms])
-    for axis, kind in zip(axes, kinds, strict=True):
-        floors: list[float] = []
-        for arm in known:
-            columns = zip(arm.steps["kind"], arm.steps["floor_s"], arm.steps["device_s"], strict=True)
-            points = [(1e3 * floor, 1e3 * time) for k, floor, time in columns if k == kind and floor and time]
-            points = points[:: max(1, -(-len(points) // MAX_POINTS))]
-            if points:
-                axis.plot(*zip(*points, strict=True), "o", color=colour[arm.name], markersize=3, alpha=0.45)
-                floors += [floor for floor, _ in points]
-        if floors:
-            line = np.linspace(0.9 * min(floors), 1.1 * max(floors))
-            axis.plot(line, line, color="black", linewidth=1.5)
-            axis.annotate("the floor", (line[-1], line[-1]), (0, 5), textcoords="offset points", ha="right")
-            axis.set_yscale("log")
-            logarithmic(axis.yaxis)
-        axis.set_title(f"{kind} steps")
-        axis.set_xlabel("floor of the step's useful work, ms")
-        axis.set_ylabel("measured, ms, logarithmic")
-    handles = [Line2D([], [], marker="o", linestyle="", color=colour[arm.name]) for arm in known]
-    names = [arm.name for arm in known]
-    figure.legend(handles, names, loc="outside upper center", ncols=legend_columns(len(known)), frameon=False)
-    return figure
+    found = [_floor_panel(kind, known, colours([arm.name for arm in arms])) for kind in kinds]
+    panels = [panel for panel, _ in found if panel is not None]
+    alt = "Median time over the floor. " + "; ".join(said for _, said in found if said) + "."
+    legend = [*keys(known), Key("the floor", INK)]
+    return Picture(file, panels, FLOOR_CAPTION, alt, legend, rank=7, beside=True) if panels else None
+
+
+def _floor_panel(kind: str, arms: Sequence[Arm], colour: dict[str, str]) -> tuple[Panel | None, str]:
+    """The steps of one kind, and what they say in figures."""
+    points: dict[str, np.ndarray] = {}
+    for arm in arms:
+        columns = zip(arm.steps["kind"], arm.steps["floor_s"], arm.steps["device_s"], strict=True)
+        mine = [(1e3 * floor, 1e3 * time) for k, floor, time in columns if k == kind and floor and time]
+        if mine:
+            points[arm.name] = np.asarray(mine[:: max(1, -(-len(mine) // MAX_POINTS))])
+    if not points:
+        return None, ""
+    every = np.concatenate(list(points.values()))
+    axes = Plot(
+        plot.linear(
+            "floor of the step's useful work, ms", 1.05 * every[:, 0].max(), 0.95 * every[:, 0].min()
+        ),
+        plot.logarithmic("measured, ms, logarithmic", every.min(), every[:, 1].max()),
+    )
+    marks = [axes.points(mine[:, 0], mine[:, 1], colour[name], 5, 0.5) for name, mine in points.items()]
+    line = np.linspace(every[:, 0].min(), every[:, 0].max(), 20)
+    over = ", ".join(f"{name} {np.median(mine[:, 1] / mine[:, 0]):.2g} x" for name, mine in points.items())
+    return axes.panel(f"{kind} steps", [*marks, axes.line(line, line, INK)]), f"{kind}: {over}"

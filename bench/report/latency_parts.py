@@ -1,15 +1,15 @@
-"""Where the latency of each arm goes: a table, and bars of the means."""
+"""Where the latency of each arm goes: tables, and bars of the means."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
-
 from bench.measure.measures import PARTS
-from bench.report import page
-from bench.report.figures import BLUE, GREY, ORANGE, SKY, Arm, new_figure, styled
-from bench.report.page import Picture
+from bench.report import bars, page
+from bench.report.arm import Arm
+from bench.report.bars import Bar
+from bench.report.colours import BLUE, GREY, ORANGE, SKY
+from bench.report.svg import Key, Picture
 
 CAPTION = "Mean latency from arrival to the last token, and where it goes."
 TEXT = (
@@ -25,35 +25,29 @@ def known(arms: Sequence[Arm]) -> list[Arm]:
     return [arm for arm in arms if arm.figures.get("mean_decode_ms") is not None]
 
 
-def table(arms: Sequence[Arm]) -> list[str | Picture]:
-    """The parts of a page that say it in figures; nothing where it is known of no arm."""
-    header = ("arm", *(f"{part} {name}, ms" for part in PARTS for name in SHOWN))
-    rows = [
-        (arm.name, *(arm.figures[f"{name}_{part}_ms"] for part in PARTS for name in SHOWN))
-        for arm in known(arms)
+def tables(arms: Sequence[Arm]) -> str:
+    """Tables that say it in figures: the mean, the median and the 99th percentile."""
+    shown = [
+        page.table(
+            (f"{name}, ms", *PARTS),
+            [(arm.name, *(arm.figures[f"{name}_{part}_ms"] for part in PARTS)) for arm in known(arms)],
+        )
+        for name in SHOWN
     ]
-    if not rows:
-        return []
-    return [page.heading("Where the latency goes", 3), page.paragraph(TEXT), page.table(header, rows)]
+    return page.beside(shown)
 
 
-@styled
-def draw(arms: Sequence[Arm]) -> Figure:
+def draw(arms: Sequence[Arm], file: str) -> Picture:
     """Bars of the mean latency, each divided by where it goes."""
-    figure, (axis,) = new_figure(1.4 + 0.42 * len(arms))
-    most = max(sum(arm.figures[f"mean_{part}_ms"] for part in PARTS) for arm in arms)
-    for place, arm in enumerate(reversed(arms)):
-        left = 0.0
-        for part in PARTS:
-            width, label = arm.figures[f"mean_{part}_ms"], None if place else part
-            axis.barh(place, width, left=left, color=COLOURS[part], height=0.62, label=label)
-            left += width
-        total = f"{left:,.0f} ms" if left >= 10 else f"{left:.1f} ms"
-        axis.annotate(total, (left, place), (7, 0), textcoords="offset points", va="center")
-    axis.set_yticks(range(len(arms)), [arm.name for arm in reversed(arms)])
-    axis.set_xlim(0, 1.15 * most or 1)
-    axis.grid(axis="y", visible=False)
-    axis.set_axisbelow(True)
-    axis.set_xlabel("mean E2EL, ms")
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
-    return figure
+    drawn = []
+    for arm in arms:
+        parts = [(arm.figures[f"mean_{part}_ms"], COLOURS[part]) for part in PARTS]
+        total = sum(length for length, _ in parts)
+        drawn.append(Bar(arm.name, f"{total:,.0f} ms" if total >= 10 else f"{total:.1f} ms", parts))
+    said = "; ".join(
+        f"{arm.name}: {bar.figure}, of it "
+        + ", ".join(f"{part} {arm.figures[f'mean_{part}_ms']:.3g}" for part in PARTS)
+        for arm, bar in zip(arms, drawn, strict=True)
+    )
+    keys = [Key(part, COLOURS[part]) for part in PARTS]
+    return Picture(file, [bars.panel(drawn)], CAPTION, f"Mean E2EL. {said}.", keys, rank=4)

@@ -1,45 +1,46 @@
-"""The pieces of a report's page: one HTML file without scripts, images inside, for any screen."""
+"""The pieces of a report's page: one HTML file without scripts, with its pictures inside."""
 
 from __future__ import annotations
 
 import base64
 import html
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1c; --paper: #fff; --soft: #666; --line: #d0d0d0;
-  --card: #f5f5f5; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e8; --paper: #16181b; --soft: #a0a0a0; --line: #444; --card: #22252a; }
-}
-body { margin: 0 auto; padding: 1rem; max-width: 62rem; color: var(--ink); background: var(--paper);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.5rem; line-height: 1.3; }
-h3 { font-size: 1.05rem; margin: 1.75rem 0 .25rem; } p, figcaption, dd { max-width: 45rem; }
-figure { margin: 1.5rem 0; } figcaption { color: var(--soft); font-size: .9rem; }
-img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
-  border-radius: 6px; }
-.label { border-left: 4px solid #e69f00; background: var(--card); padding: .5rem .75rem; }
-.scroll { overflow-x: auto; margin: .75rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: right; white-space: nowrap; }
-thead th { vertical-align: bottom; } tbody th, td { vertical-align: top; } th { font-weight: 600; }
-tbody th, th:first-child, .text { text-align: left; }
-td.text { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
-pre { overflow-x: auto; background: var(--card); padding: .75rem; font-size: .8rem; border-radius: 6px; }
-details { margin: .75rem 0; } summary { cursor: pointer; } nav ul { padding-left: 1.2rem; }
-dt { font-weight: 600; } dd { margin: 0 0 .5rem 1.2rem; color: var(--soft); }
-""".strip()
+from bench.report.style import STYLE
+from bench.report.svg import Picture
 
 
-class Picture(NamedTuple):
-    """A PNG of the page, which is also a file."""
+class Png(NamedTuple):
+    """A picture that was drawn elsewhere: a PNG file."""
 
     file: str
-    png: bytes
+    data: bytes
     caption: str
-    rank: int = 9  # where not all may be files, the lowest are
+    rank: int = 9
+
+    def html(self) -> str:
+        """The picture inside a page."""
+        data, text = base64.b64encode(self.data).decode(), escape(self.caption)
+        return (
+            f'<figure><img src="data:image/png;base64,{data}" alt="{text}">'
+            f"<figcaption>{text}</figcaption></figure>"
+        )
+
+
+class Noted(NamedTuple):
+    """A cell with a note below it."""
+
+    value: str
+    note: str
+
+
+class Number(NamedTuple):
+    """A figure to be seen from afar, and what it has to be compared with."""
+
+    label: str
+    value: str
+    beside: Sequence[str]  # a line each
 
 
 class Section(NamedTuple):
@@ -47,16 +48,16 @@ class Section(NamedTuple):
 
     title: str
     anchor: str
-    content: list[str | Picture]
+    content: list[str | Picture | Png]
 
     @property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[Picture | Png]:
         """The section's pictures, in order."""
-        return [item for item in self.content if isinstance(item, Picture)]
+        return [item for item in self.content if not isinstance(item, str)]
 
     def html(self) -> str:
         """The section as HTML."""
-        parts = (figure(item) if isinstance(item, Picture) else item for item in self.content)
+        parts = (item if isinstance(item, str) else item.html() for item in self.content)
         return "\n".join((heading(self.title, 2, self.anchor), *parts))
 
 
@@ -85,17 +86,25 @@ def heading(text: str, level: int = 2, anchor: str = "") -> str:
     return f"<h{level}{attribute}>{escape(text)}</h{level}>"
 
 
-def paragraph(text: str, label: bool = False) -> str:
-    """A paragraph; as a `label`, one that stands out."""
-    attribute = ' class="label"' if label else ""
+def paragraph(text: str, kind: Literal["", "label", "soft"] = "") -> str:
+    """A paragraph; a `label` stands out, a `soft` one steps back."""
+    attribute = f' class="{kind}"' if kind else ""
     return f"<p{attribute}>{escape(text)}</p>"
 
 
-def figure(picture: Picture) -> str:
-    """A picture inside the page, with its caption."""
-    data = base64.b64encode(picture.png).decode()
-    image = f'<img src="data:image/png;base64,{data}" alt="{escape(picture.caption)}">'
-    return f"<figure>{image}<figcaption>{escape(picture.caption)}</figcaption></figure>"
+def numbers(shown: Iterable[Number]) -> str:
+    """Large figures side by side, where there is room."""
+    cards = (f"<div>{escape(n.label)}<b>{escape(n.value)}</b>{_lines(n.beside)}</div>" for n in shown)
+    return f'<div class="numbers">{"".join(cards)}</div>'
+
+
+def _lines(lines: Iterable[str]) -> str:
+    return "".join(f"<small>{escape(line)}</small>" for line in lines)
+
+
+def beside(parts: Iterable[str]) -> str:
+    """Parts beside each other, where there is room."""
+    return f'<div class="beside">{"".join(parts)}</div>'
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -104,18 +113,28 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     kept = [list(row) for row in rows]
     text = [any(_is_text(row[index]) for row in kept) for index in range(len(header))]
     head = "".join(
-        f'<th scope="col"{_class(left)}>{escape(cell)}</th>' for cell, left in zip(header, text, strict=True)
+        f'<th scope="col"{_class(left)}>{_whole(cell)}</th>' for cell, left in zip(header, text, strict=True)
     )
     body = "\n".join(f"<tr>{_cells(row, text)}</tr>" for row in kept)
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-    )
+    noted = ""
+    if any(isinstance(row[0], Noted) for row in kept):
+        noted = f' class="noted" style="--columns:{len(header) - 1}"'
+    content = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
+    return f'<div class="scroll"><table{noted}>{content}</table></div>'
 
 
 def _cells(row: Sequence[Any], text: Sequence[bool]) -> str:
-    first = f'<th scope="row">{escape(row[0])}</th>'
+    head, note = row[0] if isinstance(row[0], Noted) else (row[0], "")
+    small = f"<small>{escape(note)}</small>" if note else ""
+    first = f'<th scope="row">{escape(head)}{small}</th>'
     others = zip(row[1:], text[1:], strict=True)
     return first + "".join(f"<td{_class(left)}>{escape(number(value))}</td>" for value, left in others)
+
+
+def _whole(heading: str) -> str:
+    """A heading that wraps between words alone, and not at the slash of a unit."""
+    words = (f"<span>{escape(word)}</span>" if "/" in word else escape(word) for word in heading.split())
+    return " ".join(words)
 
 
 def _is_text(value: Any) -> bool:

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-import numpy as np
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from bench.report.arm import Arm
+from bench.report.colours import INK
+from bench.report.plot import linear
+from bench.report.svg import Key, Panel, Picture, element, share, text
 
-from bench.report.figures import Arm, new_figure, styled
-
-MAX_STEPS, MAX_SLOTS = 300, 32  # more could not be told apart
+MAX_SLOTS = 32  # more could not be told apart
 MAX_ARMS = 4
 PREFERRED = ("static-padded", "static", "static-sorted", "continuous")
 
 # Of requests: neighbours differ in hue and in lightness, and none is a grey.
-COLOURS = ("#0072b2", "#f3c46b", "#00795a", "#e58ac2", "#56b4e9", "#b44d00", "#8fd0a8", "#5b3fa0")
-HELD, PADDING, IDLE = "#757575", "#cfcfcf", "#ffffff"
-PREFILL_SHADE = 0.45  # of the request's colour
+COLOURS = ("#0072b2", "#f3c46b", "#00916b", "#e58ac2", "#56b4e9", "#c8590a", "#8fd0a8", "#7456b8")
+PROMPT, HELD, PADDING, WAITING = "prompt", "held", "padding", "waiting"
+SHADES = {PROMPT: ("#000", 0.5), HELD: (INK, 0.42), PADDING: (INK, 0.2), WAITING: (INK, 0.1)}
 IS_HELD, IS_PROMPT = 1, 2  # states in a StepRow's rows
+HEAD, FOOT, AXIS = 24, 14, 38  # pixels above and below an arm's slots, and of the axis
+CAPTION = (
+    "Who computed where. A row is a slot, a column a step, a colour a request (colours repeat). Each arm's "
+    "rows end where the arm is done. An idle slot costs nothing; a grey one is computed for nothing."
+)
+
+
+Fill = tuple[str, float]  # a colour and its opacity
+
+
+class Cell(NamedTuple):
+    """What a slot does in a step."""
+
+    request: int | None = None  # whose it is; None where it is nobody's, or no longer
+    shade: str | None = None
+
+
+IDLE = Cell()
 
 
 def choose(arms: Sequence[Arm]) -> list[Arm]:
@@ -31,61 +47,155 @@ def choose(arms: Sequence[Arm]) -> list[Arm]:
     return [arm for arm in arms if arm in kept]
 
 
-@styled
-def draw(arms: Sequence[Arm]) -> Figure:
-    """Draw a panel for each arm, all on one scale."""
-    heights = [0.75 + 0.085 * min(arm.num_slots, MAX_SLOTS) for arm in arms]
-    figure, axes = new_figure(
-        1.1 + sum(heights), rows=len(arms), sharex=True, gridspec_kw={"height_ratios": heights}
-    )
-    for axis, arm in zip(axes, arms, strict=True):
-        pixels = image(arm)
-        num_rows, num_steps = pixels.shape[:2]
-        axis.imshow(
-            pixels, aspect="auto", interpolation="nearest", extent=(0, num_steps, num_rows - 0.5, -0.5)
-        )
-        total = len(arm.steps["kind"])
-        shown = f"first {num_steps:,} of {total:,} steps" if total > num_steps else f"{total:,} steps"
-        use = arm.figures.get("slot_use")
-        text = f", {use:.0%} of computed rows useful" if use is not None else ""
-        axis.set_title(f"{arm.name}: {shown}{text}")
-        axis.set_ylabel("slot")
-        axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axis.grid(visible=False)
-    axes[-1].set_xlabel("step")
-    axes[-1].set_xlim(0, max(min(len(arm.steps["kind"]), MAX_STEPS) for arm in arms))
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=3, frameon=False)
-    return figure
-
-
-def image(arm: Arm) -> np.ndarray:
-    """Colours [slots, steps, 3]. A row that is in no step is idle. Of those, as many are padding as a decode
-    step's bucket has slots too many: padding has no row of its own, so the topmost idle ones stand for it."""
-    steps: dict[str, list[Any]] = {name: column[:MAX_STEPS] for name, column in arm.steps.items()}
-    pixels = np.ones((min(arm.num_slots, MAX_SLOTS), len(steps["kind"]), 3))
-    columns = zip(steps["kind"], steps["slots"], steps["slots_used"], steps["rows"], strict=True)
-    for index, (kind, slots, used, rows) in enumerate(columns):
-        present = {row: (request, state) for row, request, state in rows}
-        padding = slots - used if kind == "decode" else 0
-        for row in range(len(pixels)):
-            if row in present:
-                request, state = present[row]
-                colour = HELD if state == IS_HELD else COLOURS[request % len(COLOURS)]
-                shade = PREFILL_SHADE if kind == "prefill" or state == IS_PROMPT else 1.0
-                pixels[row, index] = np.asarray(to_rgb(colour)) * shade
-            elif padding:
-                pixels[row, index] = to_rgb(PADDING)
-                padding -= 1
-    return pixels
-
-
-def _legend() -> list[Patch]:
-    first = COLOURS[0]
-    dark = tuple(np.asarray(to_rgb(first)) * PREFILL_SHADE)
-    return [
-        Patch(color=first, label="decode (a colour: a request)"),
-        Patch(color=dark, label="prefill (its colour, dark)"),
-        Patch(color=HELD, label="ended, still computed"),
-        Patch(color=PADDING, label="padding of the bucket"),
-        Patch(facecolor=IDLE, edgecolor="black", linewidth=0.6, label="idle, or others prefill"),
+def draw(arms: Sequence[Arm], file: str) -> Picture:
+    """The picture: a panel for each arm, all on one axis, which is as long as the longest run."""
+    longest = max(num_shown(arm) for arm in arms)
+    panels = [*(_panel(arm, longest) for arm in arms), _axis(longest)]
+    keys = [
+        Key("a colour: a request", COLOURS[0]),
+        Key("dark: its prompt is read", "#003959"),
+        Key("has ended, still computed", INK, SHADES[HELD][1]),
+        Key("padding, computed too", INK, SHADES[PADDING][1]),
+        Key("idle", INK, outline=True),
     ]
+    cells = [cell for arm in arms for row in cells_of(arm) for cell in row]
+    if any(cell.shade == WAITING for cell in cells):
+        keys.append(Key("waits while others' prompts are read", INK, SHADES[WAITING][1]))
+    alt = "Slots over steps. " + "; ".join(f"{arm.name}: {_said(arm)}" for arm in arms) + "."
+    return Picture(file, panels, CAPTION, alt, keys, rank=2)
+
+
+def num_shown(arm: Arm) -> int:
+    """Steps of which it is recorded who was in them: results keep that of the first thousand."""
+    recorded = [index for index, rows in enumerate(arm.steps["rows"]) if rows]
+    return recorded[-1] + 1 if recorded else 0
+
+
+def cells_of(arm: Arm) -> list[list[Cell]]:
+    """What each slot does in each step [slots][steps]. A row that is in no step is idle. Of those, as many
+    are padding as a decode step's bucket has slots too many: padding has no row of its own, so the topmost
+    idle ones stand for it."""
+    num_slots, num_steps = min(arm.num_slots, MAX_SLOTS), num_shown(arm)
+    cells = [[IDLE] * num_steps for _ in range(num_slots)]
+    fields = (arm.steps[name][:num_steps] for name in ("kind", "slots", "slots_used", "rows"))
+    for step, (kind, slots, used, rows) in enumerate(zip(*fields, strict=True)):
+        padding = slots - used if kind == "decode" else 0
+        present = {row: _cell(kind, request, state) for row, request, state in rows}
+        for slot in range(num_slots):
+            cells[slot][step] = present.get(slot, Cell(None, PADDING) if padding > 0 else IDLE)
+            padding -= slot not in present
+    for slots_cells in cells:
+        _bridge(slots_cells, arm.steps["kind"])
+    return cells
+
+
+def _cell(kind: str, request: int, state: int) -> Cell:
+    if state == IS_HELD:
+        return Cell(None, HELD)
+    return Cell(request, PROMPT if kind == "prefill" or state == IS_PROMPT else None)
+
+
+def _bridge(cells: list[Cell], kinds: Sequence[str]) -> None:
+    """A sequence that is left out of a step with others' prompts still holds its slot: it waits."""
+    last = IDLE
+    for step, cell in enumerate(cells):
+        if cell is not IDLE:
+            last = cell
+        elif kinds[step] == "prefill" and last.request is not None:
+            after = next((c for c in cells[step:] if c is not IDLE), IDLE)
+            if after.request == last.request:
+                cells[step] = Cell(last.request, WAITING)
+
+
+def _said(arm: Arm) -> str:
+    """Where an arm is done, and how much of it was useful."""
+    total, shown = len(arm.steps["kind"]), num_shown(arm)
+    steps = f"done after {total:,} steps" if shown == total else f"first {shown:,} of {total:,} steps"
+    use = arm.figures.get("slot_use")
+    return steps + (f", {use:.0%} of computed slots useful" if use is not None else "")
+
+
+def _panel(arm: Arm, longest: int) -> Panel:
+    """An arm's name, and its slots, to where it is done."""
+    cells = cells_of(arm)
+    colour = _colours(arm)
+    height = max(4, min(15, 160 // len(cells)))  # of a slot, with the hairline above it
+    paths: dict[Fill, list[str]] = {}
+    for slot, row in enumerate(cells):
+        for first, length, fill in _runs(row, colour):
+            place = f"M{first} {slot * height}h{length}v{height - 1}h-{length}z"
+            paths.setdefault(fill, []).append(place)
+    prompts = SHADES[PROMPT]
+    drawn = "".join(_fill(fill, paths[fill]) for fill in sorted(paths, key=lambda fill: fill == prompts))
+    below = height * len(cells)
+    stretched = element(
+        "svg",
+        _fill(
+            (INK, 0.05),
+            [f"M0 {s * height}h{len(row)}v{height - 1}h-{len(row)}z" for s, row in enumerate(cells)],
+        )
+        + drawn,
+        y=HEAD,
+        width="100%",
+        height=below,
+        viewBox=f"0 0 {longest} {below}",
+        preserveAspectRatio="none",
+    )
+    head = text(arm.name, "0", 16, 13, font_weight=600)
+    done = text(_done(arm, longest), "100%", 16, text_anchor="end", soft=True)
+    end = share(min(1, len(cells[0]) / longest))
+    mark = element("line", x1=end, x2=end, y1=HEAD - 3, y2=HEAD + below + 2, stroke=INK, stroke_width=1.5)
+    return Panel(HEAD + below + FOOT, head + done + stretched + mark)
+
+
+def _done(arm: Arm, longest: int) -> str:
+    """What is written beside an arm's name."""
+    total, shown = len(arm.steps["kind"]), num_shown(arm)
+    return (
+        f"first {shown:,} of {total:,} steps" if shown < total else f"done at {total:,} of {longest:,} steps"
+    )
+
+
+def _colours(arm: Arm) -> dict[int, str]:
+    """A colour for each request, in the order in which they got a slot: so neighbours differ."""
+    order = dict.fromkeys(request for rows in arm.steps["rows"] for _, request, _ in rows)
+    return {request: COLOURS[index % len(COLOURS)] for index, request in enumerate(order)}
+
+
+def _runs(row: Sequence[Cell], colour: Mapping[int, str]) -> Iterator[tuple[int, int, Fill]]:
+    """Neighbouring steps that look alike, each as (first step, how many, fill): colours, then what lies on
+    them."""
+    step = 0
+    for request, cells in itertools.groupby(row, key=lambda cell: cell.request):
+        length = len(list(cells))
+        if request is not None:
+            yield step, length, (colour[request], 1.0)
+        step += length
+    step = 0
+    for shade, cells in itertools.groupby(row, key=lambda cell: cell.shade):
+        length = len(list(cells))
+        if shade is not None:
+            yield step, length, SHADES[shade]
+        step += length
+
+
+def _fill(fill: Fill, places: Sequence[str]) -> str:
+    colour, opacity = fill
+    attributes = {} if opacity == 1 else {"fill_opacity": opacity}
+    return element("path", d="".join(places), fill=colour, shape_rendering="crispEdges", **attributes)
+
+
+def _axis(longest: int) -> Panel:
+    """The steps, below all panels."""
+    axis = linear("step", longest, ticks=6)
+    parts = [element("line", x1="0", x2="100%", y1=0.5, y2=0.5, stroke=INK, stroke_opacity=0.3)]
+    for tick in axis.ticks:
+        place, anchor = tick / longest, "middle"
+        if place < 0.02 or place > 0.97:
+            anchor = "start" if place < 0.02 else "end"
+        parts.append(
+            element("line", x1=share(place), x2=share(place), y1=0, y2=5, stroke=INK, stroke_opacity=0.4)
+        )
+        parts.append(text(f"{tick:,g}", share(place), 18, soft=True, text_anchor=anchor))
+    parts.append(text("steps of the engine", "50%", 32, soft=True, text_anchor="middle"))
+    return Panel(AXIS, "".join(parts))

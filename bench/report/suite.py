@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from bench.kernels import report as kernel_report
-from bench.report import page
-from bench.report.figures import BLUE, GREEN, RED, new_figure, styled, to_png
-from bench.report.page import Picture, Section
+from bench.report import bars, page, plot
+from bench.report.bars import Bar
+from bench.report.colours import BLUE, GREEN, INK, RED
+from bench.report.page import Png, Section
+from bench.report.plot import Plot
+from bench.report.svg import Key, Panel, Picture
 from pallas_kernels.names import NAMES
 
 BACKEND_COLOURS = dict(zip(NAMES, itertools.cycle((RED, BLUE, GREEN)), strict=False))
@@ -33,11 +33,10 @@ def suite(file: Path, content: dict[str, Any]) -> Section:
         }
         for part in content["parts"]
     ]
-    shown: list[str | Picture] = [page.records(summary)]
+    shown: list[str | Picture | Png] = [page.records(summary)]
     shares = _shares(content["parts"])
     if shares:
-        caption = "Attention kernels and whole steps: their floor as a share of their time."
-        shown.append(Picture("shares.png", to_png(_draw_shares(shares, _label(content))), caption, rank=-1))
+        shown.append(_draw_shares(shares))
     for part in content["parts"]:
         if part["rows"]:
             shown += [page.heading(part["part"], 3), page.records([_short(row) for row in part["rows"]])]
@@ -55,18 +54,13 @@ def _shares(parts: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
     return [(case, 100 * share) for case, share in found if share is not None]
 
 
-@styled
-def _draw_shares(shares: Sequence[tuple[str, float]], label: str) -> Figure:
+def _draw_shares(shares: Sequence[tuple[str, float]]) -> Picture:
     """A bar for each row, from above."""
-    figure, (axis,) = new_figure(1.0 + 0.22 * len(shares))
-    names, values = zip(*shares, strict=True)
-    axis.barh(range(len(values)), values, color=BLUE)
-    axis.set_yticks(range(len(values)), names, fontsize=7)
-    axis.invert_yaxis()
-    axis.axvline(100, color="black", linewidth=1)
-    axis.set_xlabel("share of the floor, %")
-    figure.suptitle(textwrap.fill(f"Kernels and steps beside their floor: {label}", 80), fontsize=10)
-    return figure
+    drawn = [Bar(case, f"{share:.1f} %", [(share, BLUE)]) for case, share in shares]
+    caption = "Attention kernels and whole steps: their floor as a share of their time, up to 100 %."
+    alt = "Share of the floor. " + "; ".join(f"{bar.name}: {bar.figure}" for bar in drawn) + "."
+    high = max(100.0, *(share for _, share in shares))
+    return Picture("shares.svg", [bars.panel(drawn, high)], caption, alt, rank=-1)
 
 
 def ceilings(file: Path, content: dict[str, Any]) -> Section:
@@ -89,12 +83,10 @@ def steps(file: Path, content: dict[str, Any]) -> Section:
     """The section on decode or prefill steps of whole models."""
     kind = content["kind"].removesuffix("-steps")
     rows = content["rows"]
-    parts: list[str | Picture] = [page.paragraph(STEPS_TEXTS[kind])]
+    parts: list[str | Picture | Png] = [page.paragraph(STEPS_TEXTS[kind])]
     timed = [row for row in rows if row["status"] == "ok"]
     if timed:
-        caption = f"{kind.capitalize()} steps: their floor as a share of their time; a dot is a step."
-        rank = 0 if kind == "decode" else 8
-        parts.append(Picture(f"{file.stem}.png", to_png(_draw_steps(timed, kind)), caption, rank))
+        parts.append(_draw_steps(timed, kind, f"{file.stem}.svg"))
     parts += [page.records([_short(row) for row in rows]), _manifest(content)]
     return Section(f"{kind.capitalize()} steps against their floor ({_label(content)})", file.stem, parts)
 
@@ -107,41 +99,49 @@ STEPS_TEXTS = {
 }
 
 
-@styled
-def _draw_steps(rows: Sequence[Mapping[str, Any]], kind: str) -> Figure:
+def _draw_steps(rows: Sequence[Mapping[str, Any]], kind: str, file: str) -> Picture:
     """Share of the floor by number of sequences (decode) or tokens (prefill): a panel for each model."""
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure, axes = new_figure(0.6 + 2.4 * len(models), rows=len(models))
-    for axis, model in zip(axes, models, strict=True):
-        mine = [row for row in rows if row["model"] == model]
-        for backend, colour in BACKEND_COLOURS.items():
-            points = sorted(
-                (row["number"] * (1 if kind == "decode" else row["length"]), 100 * row["share_of_floor"])
-                for row in mine
-                if row["attention"] == backend
-            )
-            if points:
-                axis.plot(*zip(*points, strict=True), "o-", color=colour, label=f"{backend} attention")
-        context = f", {mine[0]['length']:,} tokens of context each" if kind == "decode" else ""
-        axis.set_title(f"{model}{context}")
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-        axis.set_ylim(0, 105)
-        axis.axhline(100, color="black", linewidth=1)
-        axis.set_xlabel("sequences" if kind == "decode" else "tokens of the step")
-        axis.set_ylabel("share of the floor, %")
-        axis.legend(loc="lower left", frameon=False)
-    return figure
+    panels = [_steps_panel([row for row in rows if row["model"] == model], kind) for model in models]
+    shown = [name for name in BACKEND_COLOURS if any(row["attention"] == name for row in rows)]
+    keys = [*(Key(f"{name} attention", BACKEND_COLOURS[name]) for name in shown), Key("the floor", INK)]
+    caption = f"{kind.capitalize()} steps: their floor as a share of their time; a dot is a step."
+    best = (max(rows, key=lambda row: row["share_of_floor"] if row["model"] == m else -1.0) for m in models)
+    said = (f"{row['model']}: at most {row['share_of_floor']:.1%}, at {_size(row, kind):,}" for row in best)
+    alt = f"Share of the floor of {kind} steps. " + "; ".join(said) + "."
+    return Picture(file, panels, caption, alt, keys, rank=0 if kind == "decode" else 8, beside=True)
+
+
+def _size(row: Mapping[str, Any], kind: str) -> int:
+    """Sequences of a decode step, tokens of a prefill step."""
+    return int(row["number"] * (1 if kind == "decode" else row["length"]))
+
+
+def _steps_panel(rows: Sequence[Mapping[str, Any]], kind: str) -> Panel:
+    """The steps of one model."""
+    sizes = sorted({_size(row, kind) for row in rows})
+    label = "sequences" if kind == "decode" else "tokens of the step"
+    axes = Plot(plot.doubling(label, sizes), plot.linear("share of the floor, %", 105))
+    marks = [axes.line([sizes[0], axes.x.high], [100, 100], INK)]
+    for backend, colour in BACKEND_COLOURS.items():
+        points = sorted(
+            (_size(r, kind), 100 * r["share_of_floor"]) for r in rows if r["attention"] == backend
+        )
+        if points:
+            xs, ys = zip(*points, strict=True)
+            marks += [axes.line(xs, ys, colour), axes.points(xs, ys, colour, 6, 1)]
+    context = f", {rows[0]['length']:,} tokens of context each" if kind == "decode" else ""
+    return axes.panel(f"{rows[0]['model']}{context}", marks)
 
 
 def kernels(file: Path, content: dict[str, Any]) -> Section:
     """The section on the kernels: the table of bench.kernels, and the pictures that it left."""
     table = kernel_report.table(content["rows"])
-    parts: list[str | Picture] = [page.preformatted(table)]
+    parts: list[str | Picture | Png] = [page.preformatted(table)]
     for name in ("kernels-decode", "kernels-prefill"):
         picture = file.parent / f"{name}.png"
         if picture.exists():
-            parts.append(Picture(picture.name, picture.read_bytes(), f"{name}: see the axes.", rank=0))
+            parts.append(Png(picture.name, picture.read_bytes(), f"{name}: see the axes.", rank=0))
     return Section(f"Attention kernels ({_label(content)})", file.stem, parts)
 
 

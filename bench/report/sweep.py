@@ -6,29 +6,32 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from bench.report.figures import colours, columns, legend_columns, logarithmic, new_figure, styled
+from bench.report import plot
+from bench.report.arm import columns
+from bench.report.colours import colours
+from bench.report.plot import Plot
+from bench.report.svg import Key, Panel, Picture
 
 Columns = dict[str, list[Any]]  # by the fields of SweepPoint
-CAPTION = "Each arm at several batch sizes, once each; a ring is its best throughput."
+CAPTION = "Each arm at several batch sizes, once each; the large dot is its best throughput."
 
 
-class Panel(NamedTuple):
+class Measure(NamedTuple):
     """What is drawn over the batch size: a field of SweepPoint, and another one dashed."""
 
     field: str
+    title: str
     label: str
     dashed: str = ""
     scale: float = 1.0
     logarithmic: bool = False
 
 
-PANELS = (
-    Panel("output_throughput", "output tokens/s"),
-    Panel("p50_e2el_ms", "E2EL, ms (dashed: p99)", "p99_e2el_ms", logarithmic=True),
-    Panel("slot_use", "slot use, %\n(dashed: device busy)", "device_busy_share", scale=100),
+MEASURES = (
+    Measure("output_throughput", "Throughput", "output tokens/s"),
+    Measure("p50_e2el_ms", "Latency", "E2EL, ms (dashed: p99)", "p99_e2el_ms", logarithmic=True),
+    Measure("slot_use", "Use", "slot use, % (dashed: device busy)", "device_busy_share", scale=100),
 )
 
 
@@ -39,44 +42,48 @@ def curves(content: Mapping[str, Any]) -> dict[str, Columns]:
     return {name: columns(points, fields) for name, points in points_of.items() if points}
 
 
-@styled
-def draw(curves: Mapping[str, Columns]) -> Figure:
-    """Throughput, latency and use over the batch size; a ring around each arm's best throughput.
+def draw(curves: Mapping[str, Columns], file: str) -> Picture:
+    """Throughput, latency and use over the batch size; a large dot at each arm's best throughput.
 
     Args:
       curves: of each arm, columns by the fields of SweepPoint; older results have the first two alone.
     """
-    panels = [panel for panel in PANELS if all(panel.field in curve for curve in curves.values())]
-    figure, axes = new_figure(0.9 + 2.6 * len(panels), rows=len(panels), sharex=True)
+    shown = [m for m in MEASURES if all(m.field in curve for curve in curves.values())]
     colour = colours(list(curves))
-    for axis, panel in zip(axes, panels, strict=True):
-        for name, curve in curves.items():
-            _curve(axis, panel, curve, colour[name])
-        axis.set_ylabel(panel.label)
-        if panel.logarithmic:
-            axis.set_yscale("log")
-            logarithmic(axis.yaxis)
-        else:
-            axis.set_ylim(0, 1.05 * axis.get_ylim()[1])  # room for a ring
-            axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    best = []
+    for name, curve in curves.items():
+        at = int(np.argmax(curve["output_throughput"]))
+        best.append(f"{name} {curve['output_throughput'][at]:,.0f} at {curve['max_num_seqs'][at]}")
+    alt = "Best output tokens/s, and the batch size: " + "; ".join(best) + "."
+    panels = [_panel(measure, curves, colour) for measure in shown]
+    keys = [Key(name, colour[name]) for name in curves]
+    return Picture(file, panels, CAPTION, alt, keys, rank=8, beside=True)
+
+
+def _panel(measure: Measure, curves: Mapping[str, Columns], colour: Mapping[str, str]) -> Panel:
+    """One measure of all arms."""
     sizes = sorted({size for curve in curves.values() for size in curve["max_num_seqs"]})
-    axes[-1].set_xscale("log", base=2)
-    axes[-1].set_xticks(sizes, [f"{size:g}" for size in sizes])
-    axes[-1].set_xlabel("max_num_seqs: sequences that may run at once")
-    handles = [Line2D([], [], marker="o", markersize=4, color=colour[name], label=name) for name in curves]
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=legend_columns(len(curves)), frameon=False
-    )
-    return figure
+    known = [
+        v for c in curves.values() for f in (measure.field, measure.dashed) for v in _values(measure, c, f)
+    ]
+    known = [value for value in known if np.isfinite(value)] or [1.0]
+    if measure.logarithmic:
+        axis = plot.logarithmic(measure.label, min(known), max(known))
+    else:
+        axis = plot.linear(measure.label, 1.05 * max(known))
+    axes = Plot(plot.doubling("max_num_seqs: sequences at once", sizes), axis)
+    marks = []
+    for name, curve in curves.items():
+        at, values = curve["max_num_seqs"], _values(measure, curve, measure.field)
+        best = int(np.argmax(curve["output_throughput"]))
+        marks.append(axes.line(at, values, colour[name]))
+        marks.append(axes.points(at, values, colour[name], 5, 1))
+        marks.append(axes.points(at[best : best + 1], values[best : best + 1], colour[name], 11, 1))
+        if (dashed := _values(measure, curve, measure.dashed)).size:
+            marks.append(axes.line(at, dashed, colour[name], dashed=True))
+    return axes.panel(measure.title, marks)
 
 
-def _curve(axis: Any, panel: Panel, curve: Columns, colour: str) -> None:
-    """One arm's lines in one panel, and its ring."""
-    sizes, best = curve["max_num_seqs"], int(np.argmax(curve["output_throughput"]))
-    for field, style in ((panel.field, "o-"), (panel.dashed, "o--")):
-        values = panel.scale * np.asarray(curve.get(field, []), np.float64)  # None becomes NaN: no point
-        if not values.size:
-            continue
-        axis.plot(sizes, values, style, color=colour, markersize=4, linewidth=1.6)
-        if field == panel.field:
-            axis.plot(sizes[best], values[best], "o", color=colour, fillstyle="none", markersize=11)
+def _values(measure: Measure, curve: Columns, field: str) -> np.ndarray:
+    """A field's values; what is not known is NaN, and no point."""
+    return measure.scale * np.asarray(curve.get(field, []), np.float64)

@@ -133,6 +133,17 @@ def _name(outcome: Outcome) -> str:
     return ", ".join(part for part in parts if part not in ("none", "optimistic"))
 
 
+PICTURE_STYLE: Any = {
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+}
+
+
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
     """Mean and 99th percentile of the latency, and the makespan, as bars."""
     import matplotlib
@@ -140,7 +151,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    from bench.report.figures import BLUE, GREY, ORANGE, STYLE
+    from bench.report.colours import BLUE, GREY, ORANGE
 
     names = [_name(outcome) for outcome in outcomes]
     columns = (
@@ -148,7 +159,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
         ("p99 latency", "p99_e2el", ORANGE),
         ("makespan", "makespan", GREY),
     )
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(PICTURE_STYLE):
         figure = Figure(figsize=(9, 0.6 + 0.26 * len(names)), layout="constrained")
         axes = figure.subplots(1, len(columns), sharey=True)
         for axis, (title, field, colour) in zip(axes, columns, strict=True):

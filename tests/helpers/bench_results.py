@@ -1,5 +1,6 @@
 """A results file of a comparison that can be worked out with a pencil: 6 requests on 2 slots."""
 
+from bench.report.arm import read_arms
 from bench.results import RequestRow, StepRow, SweepPoint
 
 OUTPUT_LENS = (4, 1, 2, 3, 1, 2)
@@ -31,6 +32,19 @@ def content(**changes):
         "gains": {"continuous / static-padded": 1.5},
     }
     return found | changes
+
+
+def arms(**changes):
+    """The arms that ran, as pictures take them."""
+    return read_arms(content(**changes))[0]
+
+
+def bars_only(**changes):
+    """Results without steps and requests: one picture, which is quick."""
+    changed = content(sweep={}, sweep_points={}, **changes)
+    for name in ("static-padded", "continuous"):
+        changed["arms"][name] |= {"steps": [], "requests": [], "mean_decode_ms": None}
+    return changed
 
 
 def arm(name, refill):
