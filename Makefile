@@ -14,7 +14,7 @@ PYTHON311 ?= $(call find_python,3.11)
 PYTHON312 ?= $(call find_python,3.12)
 AOT_VENVS = $(or $(strip $(if $(PYTHON312),.venv-aot-312) $(if $(PYTHON311),.venv-aot-311)),.venv-aot)
 
-.PHONY: demo test test-long test-core test-312 test-lm-eval lint gate gate-quick clean $(AOT_VENVS:%=%/h200) $(AOT_VENVS:%=%/a100)
+.PHONY: demo test test-long test-core test-312 test-lm-eval test-report lint gate gate-quick clean $(AOT_VENVS:%=%/h200) $(AOT_VENVS:%=%/a100)
 
 demo: $(VENV)/.core
 	$(VENV)/bin/jbatch demo
@@ -38,6 +38,11 @@ test-312:
 # harness brings many packages along.
 test-lm-eval: .venv-lm-eval/.ready
 	.venv-lm-eval/bin/python -m pytest tests/jbatch/integrations/test_lm_eval.py
+
+# A report in headless Chromium; it leaves screenshots in build/report, to be looked at.
+test-report: $(VENV)/.test
+	@command -v chromedriver >/dev/null || { echo "no chromedriver: apt-get install chromium chromium-driver" >&2; exit 1; }
+	$(VENV)/bin/python -m pytest --long tests/bench/report/test_browser.py
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -10,6 +10,9 @@ from typing import Any, Literal, NamedTuple
 from bench.report.style import STYLE
 from bench.report.svg import Picture
 
+NARROW, WIDE = 368, 1150  # pixels that a table has on a phone, and on a large screen
+CHARACTER, PADDING, TEXT = 7.3, 8, 128  # pixels of a table's cells; text wraps down to a width
+
 
 class Png(NamedTuple):
     """A picture that was drawn elsewhere: a PNG file."""
@@ -116,11 +119,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         f'<th scope="col"{_class(left)}>{_whole(cell)}</th>' for cell, left in zip(header, text, strict=True)
     )
     body = "\n".join(f"<tr>{_cells(row, text)}</tr>" for row in kept)
-    noted = ""
-    if any(isinstance(row[0], Noted) for row in kept):
-        noted = f' class="noted" style="--columns:{len(header) - 1}"'
+    layout = _layout(header, kept, text)
     content = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
-    return f'<div class="scroll"><table{noted}>{content}</table></div>'
+    return f'<div class="scroll"><table{layout}>{content}</table></div>'
 
 
 def _cells(row: Sequence[Any], text: Sequence[bool]) -> str:
@@ -129,6 +130,34 @@ def _cells(row: Sequence[Any], text: Sequence[bool]) -> str:
     first = f'<th scope="row">{escape(head)}{small}</th>'
     others = zip(row[1:], text[1:], strict=True)
     return first + "".join(f"<td{_class(left)}>{escape(number(value))}</td>" for value, left in others)
+
+
+def _layout(header: Sequence[str], rows: Sequence[Sequence[Any]], text: Sequence[bool]) -> str:
+    """Of a table with notes, or too wide for a phone: there each row's first cell gets a line of its own; of
+    one that is too wide for any screen, everywhere."""
+    widths = [
+        TEXT
+        if is_text
+        else PADDING + CHARACTER * max(_least(head), *(_cell_width(row[index]) for row in rows))
+        for index, (head, is_text) in enumerate(zip(header, text, strict=True))
+        if rows
+    ]
+    noted = any(isinstance(row[0], Noted) for row in rows)
+    if not noted and sum(widths) <= NARROW:
+        return ""
+    kind = "stacked always" if sum(widths) > WIDE else "stacked"
+    return f' class="{kind}" style="--columns:{min(len(header) - 1, 4)}"'
+
+
+def _cell_width(value: Any) -> int:
+    """Characters of a cell: figures do not wrap, names of arms wrap at hyphens."""
+    text = number(value.value if isinstance(value, Noted) else value)
+    return len(text) if text[:1].isdigit() else _least(text)
+
+
+def _least(text: str) -> int:
+    """Characters of the longest part that does not wrap."""
+    return max(map(len, text.replace("-", "- ").split()), default=0)
 
 
 def _whole(heading: str) -> str:

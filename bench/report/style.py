@@ -1,6 +1,15 @@
 """How a report's page looks, on any screen, light or dark."""
 
-STYLE = """
+# A row's first cell gets a line of its own; the others stand in columns below it.
+STACKED = """
+TABLE tr { display: grid; grid-template-columns: repeat(COLUMNS, minmax(0, 1fr));
+  border-bottom: 1px solid var(--line); }
+TABLE tr th, TABLE tr td { border: 0; white-space: normal; overflow-wrap: anywhere; width: auto; min-width: 0;
+  text-align: left; padding-left: 0; }
+TABLE tr th:first-child { grid-column: 1 / -1; }
+""".strip()
+
+PAGE = """
 :root { color-scheme: light dark; --ink: #1f2328; --paper: #fff; --soft: #59636e; --line: #d1d9e0;
   --card: #f6f8fa; --mark: #e69f00; }
 @media (prefers-color-scheme: dark) {
@@ -48,10 +57,11 @@ a { color: inherit; text-decoration-color: var(--soft); text-underline-offset: .
 dl { font-size: .9375rem; } dt { font-weight: 600; } dd { margin: 0 0 .5rem; color: var(--soft); }
 @media (max-width: 40rem) {
   table { font-size: .8125rem; } th, td { padding: .3rem .25rem; } .numbers b { font-size: 1.9rem; }
-  .noted tr { display: grid; grid-template-columns: repeat(var(--columns), 1fr);
-    border-bottom: 1px solid var(--line); }
-  .noted th, .noted td { border: 0; white-space: normal; width: auto; min-width: 0; text-align: left;
-    padding-left: 0; }
-  .noted th:first-child { grid-column: 1 / -1; }
+  NARROW
 }
-""".strip()
+"""
+
+STYLE = (
+    STACKED.replace("TABLE", "table.always").replace("COLUMNS", "8")
+    + PAGE.replace("  NARROW", STACKED.replace("TABLE", "table.stacked").replace("COLUMNS", "var(--columns)"))
+).strip()

@@ -16,19 +16,6 @@ from typing import Any
 DRIVER = shutil.which("chromedriver")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage")
 
-# What is wider than its window, or than the box that lets it scroll.
-WIDE = """
-const width = document.documentElement.clientWidth, wide = [];
-for (const box of document.querySelectorAll('body *')) {
-  if (box.closest('svg') && box.tagName !== 'text') continue;
-  const {left, right} = box.getBoundingClientRect();
-  if (right > width + 1 || left < -1) wide.push(box.tagName + ' ' + (box.textContent || '').slice(0, 40));
-  if (box.scrollWidth > box.clientWidth + 1 && box.className === 'scroll')
-    wide.push('scrolls: ' + box.textContent.slice(0, 40));
-}
-return {page: document.documentElement.scrollWidth - width, wide};
-"""
-
 
 class Browser:
     """One window; use it as a context."""
