@@ -16,7 +16,11 @@ from bench.report.page import Section
 from jbatch.errors import ConfigError
 
 PAGE = "report.html"
-MAKERS = report_suite.MAKERS | report_arms.MAKERS  # in the order of the page, by the kind of result
+
+# What makes a section of a result's file, by the result's kind and in the order of the page. A section is text
+# from `page`, and pictures: panels of `bars`, `plot` or elements of their own, with a caption, a legend and an
+# `alt` that says what they show.
+MAKERS = report_suite.MAKERS | report_arms.MAKERS
 
 
 class Left(NamedTuple):

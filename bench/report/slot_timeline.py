@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from bench.report.arm import Arm
 from bench.report.colours import INK
 from bench.report.plot import linear
+from bench.report.slot_cells import HELD, PADDING, PROMPT, SOMEONE, WAITING, Cell, cells_of, num_recorded
 from bench.report.svg import Key, Panel, Picture, element, share, text
 
-MAX_SLOTS = 32  # more could not be told apart
 MAX_ARMS = 4
 PREFERRED = ("static-padded", "static", "static-sorted", "continuous")
 
 # Of requests: neighbours differ in hue and in lightness, and none is a grey.
 COLOURS = ("#0072b2", "#f3c46b", "#00916b", "#e58ac2", "#56b4e9", "#c8590a", "#8fd0a8", "#7456b8")
-PROMPT, HELD, PADDING, WAITING = "prompt", "held", "padding", "waiting"
-SHADES = {PROMPT: ("#000", 0.5), HELD: (INK, 0.42), PADDING: (INK, 0.2), WAITING: (INK, 0.1)}
-IS_HELD, IS_PROMPT = 1, 2  # states in a StepRow's rows
+SHADES = {
+    PROMPT: ("#000", 0.5),
+    HELD: (INK, 0.42),
+    PADDING: (INK, 0.2),
+    WAITING: (INK, 0.1),
+    SOMEONE: ("#56b4e9", 0.45),
+}
 HEAD, FOOT, AXIS = 24, 14, 38  # pixels above and below an arm's slots, and of the axis
 CAPTION = (
     "Who computed where. A row is a slot, a column a step, a colour a request (colours repeat). Each arm's "
@@ -28,16 +31,6 @@ CAPTION = (
 
 
 Fill = tuple[str, float]  # a colour and its opacity
-
-
-class Cell(NamedTuple):
-    """What a slot does in a step."""
-
-    request: int | None = None  # whose it is; None where it is nobody's, or no longer
-    shade: str | None = None
-
-
-IDLE = Cell()
 
 
 def choose(arms: Sequence[Arm]) -> list[Arm]:
@@ -49,7 +42,7 @@ def choose(arms: Sequence[Arm]) -> list[Arm]:
 
 def draw(arms: Sequence[Arm], file: str) -> Picture:
     """The picture: a panel for each arm, all on one axis, which is as long as the longest run."""
-    longest = max(num_shown(arm) for arm in arms)
+    longest = max(len(arm.steps["kind"]) for arm in arms)
     panels = [*(_panel(arm, longest) for arm in arms), _axis(longest)]
     keys = [
         Key("a colour: a request", COLOURS[0]),
@@ -58,59 +51,21 @@ def draw(arms: Sequence[Arm], file: str) -> Picture:
         Key("padding, computed too", INK, SHADES[PADDING][1]),
         Key("idle", INK, outline=True),
     ]
-    cells = [cell for arm in arms for row in cells_of(arm) for cell in row]
-    if any(cell.shade == WAITING for cell in cells):
+    shades = {cell.shade for arm in arms for row in cells_of(arm) for cell in row}
+    if WAITING in shades:
         keys.append(Key("waits while others' prompts are read", INK, SHADES[WAITING][1]))
+    if SOMEONE in shades:
+        keys.append(Key("a request, not recorded which", *SHADES[SOMEONE]))
     alt = "Slots over steps. " + "; ".join(f"{arm.name}: {_said(arm)}" for arm in arms) + "."
     return Picture(file, panels, CAPTION, alt, keys, rank=2)
 
 
-def num_shown(arm: Arm) -> int:
-    """Steps of which it is recorded who was in them: results keep that of the first thousand."""
-    recorded = [index for index, rows in enumerate(arm.steps["rows"]) if rows]
-    return recorded[-1] + 1 if recorded else 0
-
-
-def cells_of(arm: Arm) -> list[list[Cell]]:
-    """What each slot does in each step [slots][steps]. A row that is in no step is idle. Of those, as many
-    are padding as a decode step's bucket has slots too many: padding has no row of its own, so the topmost
-    idle ones stand for it."""
-    num_slots, num_steps = min(arm.num_slots, MAX_SLOTS), num_shown(arm)
-    cells = [[IDLE] * num_steps for _ in range(num_slots)]
-    fields = (arm.steps[name][:num_steps] for name in ("kind", "slots", "slots_used", "rows"))
-    for step, (kind, slots, used, rows) in enumerate(zip(*fields, strict=True)):
-        padding = slots - used if kind == "decode" else 0
-        present = {row: _cell(kind, request, state) for row, request, state in rows}
-        for slot in range(num_slots):
-            cells[slot][step] = present.get(slot, Cell(None, PADDING) if padding > 0 else IDLE)
-            padding -= slot not in present
-    for slots_cells in cells:
-        _bridge(slots_cells, arm.steps["kind"])
-    return cells
-
-
-def _cell(kind: str, request: int, state: int) -> Cell:
-    if state == IS_HELD:
-        return Cell(None, HELD)
-    return Cell(request, PROMPT if kind == "prefill" or state == IS_PROMPT else None)
-
-
-def _bridge(cells: list[Cell], kinds: Sequence[str]) -> None:
-    """A sequence that is left out of a step with others' prompts still holds its slot: it waits."""
-    last = IDLE
-    for step, cell in enumerate(cells):
-        if cell is not IDLE:
-            last = cell
-        elif kinds[step] == "prefill" and last.request is not None:
-            after = next((c for c in cells[step:] if c is not IDLE), IDLE)
-            if after.request == last.request:
-                cells[step] = Cell(last.request, WAITING)
-
-
 def _said(arm: Arm) -> str:
     """Where an arm is done, and how much of it was useful."""
-    total, shown = len(arm.steps["kind"]), num_shown(arm)
-    steps = f"done after {total:,} steps" if shown == total else f"first {shown:,} of {total:,} steps"
+    total, recorded = len(arm.steps["kind"]), num_recorded(arm)
+    steps = f"done after {total:,} steps"
+    if recorded < total:
+        steps += f" (requests are known of the first {recorded:,})"
     use = arm.figures.get("slot_use")
     return steps + (f", {use:.0%} of computed slots useful" if use is not None else "")
 
@@ -142,18 +97,11 @@ def _panel(arm: Arm, longest: int) -> Panel:
         preserveAspectRatio="none",
     )
     head = text(arm.name, "0", 16, 13, font_weight=600)
-    done = text(_done(arm, longest), "100%", 16, text_anchor="end", soft=True)
-    end = share(min(1, len(cells[0]) / longest))
+    said = f"done at {len(cells[0]):,} of {longest:,} steps"
+    done = text(said, "100%", 16, text_anchor="end", soft=True)
+    end = share(len(cells[0]) / longest)
     mark = element("line", x1=end, x2=end, y1=HEAD - 3, y2=HEAD + below + 2, stroke=INK, stroke_width=1.5)
     return Panel(HEAD + below + FOOT, head + done + stretched + mark)
-
-
-def _done(arm: Arm, longest: int) -> str:
-    """What is written beside an arm's name."""
-    total, shown = len(arm.steps["kind"]), num_shown(arm)
-    return (
-        f"first {shown:,} of {total:,} steps" if shown < total else f"done at {total:,} of {longest:,} steps"
-    )
 
 
 def _colours(arm: Arm) -> dict[int, str]:

@@ -3,30 +3,7 @@
 import re
 
 from bench.report import slot_timeline
-from bench.report.slot_timeline import HELD, IDLE, PADDING, PROMPT, WAITING, Cell
 from tests.helpers.bench_results import arms
-
-
-def column(cells, step):
-    return [row[step] for row in cells]
-
-
-def test_all_states_are_told_apart():
-    padded, continuous = (slot_timeline.cells_of(arm) for arm in arms())
-    assert column(padded, 0) == [Cell(0, PROMPT), Cell(1, PROMPT)]
-    assert column(padded, 1) == [Cell(0), Cell(None, HELD)]  # request 1 has ended
-    mixed = arms()[1]
-    mixed.steps["kind"][1], mixed.steps["rows"][1] = "mixed", [[0, 0, 0], [1, 1, 2]]
-    assert column(slot_timeline.cells_of(mixed), 1) == [Cell(0), Cell(1, PROMPT)]
-    assert continuous[0][-1] == Cell(None, PADDING)  # one sequence in a bucket of two
-
-
-def test_a_step_with_others_prompts_is_no_gap_in_a_sequence():
-    continuous = slot_timeline.cells_of(arms()[1])
-    assert continuous[0][:3] == [Cell(0, PROMPT), Cell(0, WAITING), Cell(0)]
-    alone = arms()[1]
-    alone.steps["rows"][2:] = [[[1, 2, 0]]] * len(alone.steps["rows"][2:])
-    assert slot_timeline.cells_of(alone)[0][1] == IDLE  # it never comes back: nobody waits
 
 
 def test_whole_runs_share_one_axis():
@@ -45,15 +22,14 @@ def test_whole_runs_share_one_axis():
     )
 
 
-def test_a_run_that_is_recorded_in_part_says_so():
+def test_a_run_that_is_recorded_in_part_is_drawn_whole():
     _, arm = arms()
     total = len(arm.steps["rows"])
     arm.steps["rows"][3:] = [[]] * (total - 3)
     picture = slot_timeline.draw([arm], "slots.svg")
-    assert (
-        f"first 3 of {total} steps" in picture.panels[0].elements
-        and f"first 3 of {total} steps" in picture.alt
-    )
+    assert f"done at {total} of {total} steps" in picture.panels[0].elements
+    assert f"done after {total} steps (requests are known of the first 3)" in picture.alt
+    assert "a request, not recorded which" in [key.label for key in picture.keys]
 
 
 def test_neighbours_in_a_slot_differ_in_colour():
