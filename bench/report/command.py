@@ -17,9 +17,9 @@ from jbatch.errors import ConfigError
 
 PAGE = "report.html"
 
-# What makes a section of a result's file, by the result's kind and in the order of the page. A section is text
-# from `page`, and pictures: panels of `bars`, `plot` or elements of their own, with a caption, a legend and an
-# `alt` that says what they show.
+# What makes a section of a result's file, by the result's kind and in the order of the page. A section is
+# text from `page`, and pictures: panels of `bars`, `plot` or elements of their own, with a caption, a legend
+# and an `alt` that says what they show.
 MAKERS = report_suite.MAKERS | report_arms.MAKERS
 
 
