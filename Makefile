@@ -14,7 +14,7 @@ PYTHON311 ?= $(call find_python,3.11)
 PYTHON312 ?= $(call find_python,3.12)
 AOT_VENVS = $(or $(strip $(if $(PYTHON312),.venv-aot-312) $(if $(PYTHON311),.venv-aot-311)),.venv-aot)
 
-.PHONY: demo test test-long test-core test-312 test-lm-eval test-report lint gate gate-quick clean $(AOT_VENVS:%=%/h200) $(AOT_VENVS:%=%/a100)
+.PHONY: demo test test-long test-core test-312 test-lm-eval test-ray test-report lint gate gate-quick clean $(AOT_VENVS:%=%/h200) $(AOT_VENVS:%=%/a100)
 
 demo: $(VENV)/.core
 	$(VENV)/bin/jbatch demo
@@ -43,6 +43,10 @@ test-lm-eval: .venv-lm-eval/.ready
 test-report: $(VENV)/.test
 	@command -v chromedriver >/dev/null || { echo "no chromedriver: apt-get install chromium chromium-driver" >&2; exit 1; }
 	$(VENV)/bin/python -m pytest --long tests/bench/report/test_browser.py
+
+# jbatch in a Ray cluster of this machine; in an environment of its own, for Ray takes 600 MB.
+test-ray: .venv-ray/.ready
+	.venv-ray/bin/python -m pytest tests/jbatch/integrations/ray_data
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -82,6 +86,11 @@ $(VENV)/.test-core: $(VENV)/.core
 	.venv-lm-eval/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-lm-eval
 	.venv-lm-eval/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	.venv-lm-eval/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test,lm-eval]" "lm-eval[hf]"
+	touch $@
+
+.venv-ray/.ready: pyproject.toml
+	.venv-ray/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test-core,ray]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core

@@ -101,7 +101,7 @@ def run_here(directory: Path, *args: object, **model: Any) -> Ended:
 
     with (
         chdir(directory),
-        mock.patch.object(job_command, "_load", load),
+        mock.patch.object(job_command, "load_answerer", load),
         mock.patch.object(cli, "app", _command()),
         mock.patch.object(cli, "_say", said.append),
         mock.patch.object(cli, "describe_unforeseen", _raise),
@@ -273,7 +273,7 @@ def _child(directory: str, args: list[str], streams: list[str], faults: Faults) 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     tempfile.tempdir = directory  # for tracebacks
     faults.arm()
-    job_command._load = lambda model, options, parse, scan: _load(faults, options, parse)
+    job_command.load_answerer = lambda model, options, parse, scan: _load(faults, options, parse)
     cli.main(args)
 
 

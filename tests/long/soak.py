@@ -203,7 +203,7 @@ def write_requests(path: Path, num: int) -> None:
 
 def watch_engines() -> list:
     """The engines that jobs will use, as they are made."""
-    engines, real = [], job_command._load
+    engines, real = [], job_command.load_answerer
 
     @contextmanager
     def load(*args: object) -> Iterator[Answerer]:
@@ -211,7 +211,7 @@ def watch_engines() -> list:
             engines.append(answerer.engine)
             yield answerer
 
-    job_command._load = load
+    job_command.load_answerer = load
     return engines
 
 
