@@ -65,6 +65,17 @@ _ALSO_CALLED = {
     "output_file": "output out",
 }
 
+# Options elsewhere for what there is not here, and what to do instead.
+_MORE_HOSTS = (
+    "one model runs within one host. Spread it over the GPUs of this one (tensor_parallel_size), or run "
+    "one replica on each host: jbatch generate --ray, jbatch.integrations.ray_data, or --shard i/n"
+)
+_INSTEAD = {
+    _MORE_HOSTS: """pipeline_parallel_size pipeline_parallel pp_size distributed_executor_backend nnodes
+        num_nodes node_rank master_addr master_port dist_init_addr data_parallel_address
+        data_parallel_rpc_port data_parallel_backend ray_workers_use_nsight""",
+}
+
 
 class JBatchError(Exception):
     """Base of every error that jbatch raises on purpose."""
@@ -156,7 +167,14 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
     return next(iter([*same, *meant, *close]), None)
 
 
+def instead_of(name: str) -> str | None:
+    """What to do where an option elsewhere asks for what there is not here; None for any other name."""
+    return next((text for text, names in _INSTEAD.items() if _plain(name) in names.split()), None)
+
+
 def _no_option(name: str, known: list[str], what: str) -> str:
+    if (instead := instead_of(name)) is not None:
+        return f"{what} has no option {name!r}: {instead}"
     nearest = nearest_name(name, known)
     hint = f"; known: {', '.join(sorted(known))}" if nearest is None else f"; did you mean {nearest!r}?"
     return f"{what} has no option {name!r}{hint}"

@@ -75,6 +75,13 @@ def generate(
         str | None,
         typer.Option(metavar="FILE", help="A Jinja template for chats, instead of the model's."),
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Let a Ray cluster answer: -i is a folder or a file, -o a folder.")
+    ] = False,
+    replicas: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With --ray, engines. [default: one for each GPU, or one]"),
+    ] = None,
 ) -> None:
     """Complete prompts with a model, and print the texts in the prompts' order (-p), or answer a file of
     JSONL requests, each result written as it comes (-i and -o).
@@ -92,14 +99,24 @@ def generate(
         raise UsageError("--chat takes -p: the lines of a file are chats where they have messages")
     if chat_template is not None and not (chat or job_options):
         raise UsageError("--chat-template takes --chat, or -i")
+    if replicas is not None and not ray:
+        raise UsageError("--replicas takes --ray")
+    if ray and not job_options:
+        raise UsageError("--ray takes -i and -o")
     if not job_options:
         from jbatch.cli.prompts import generate_prompts
 
         generate_prompts(model, _say, prompt or [], engine_options, sampling_options, chat, chat_template)
         return
-    from jbatch.jobs.command import run_generate
+    options = (model, engine_options, sampling_options, job_options, _say, chat_template)
+    if ray:
+        from jbatch.integrations.ray_data.job import run_ray
 
-    code = run_generate(model, engine_options, sampling_options, job_options, _say, chat_template)
+        code = run_ray(*options, replicas)
+    else:
+        from jbatch.jobs.command import run_generate
+
+        code = run_generate(*options)
     if code:
         raise typer.Exit(code)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from jbatch.config import EngineConfig
-from jbatch.errors import ConfigError, nearest_name
+from jbatch.errors import ConfigError, instead_of, nearest_name
 from jbatch.model_dir.tuned import with_tuned
 from jbatch.sampling_params import SamplingParams
 
@@ -134,6 +134,8 @@ def flag_hint(flag: str, params: Iterable[Any]) -> str:
     ):
         if name in cls.__dataclass_fields__:
             return f"; {name} is among the {where}"
+    if (instead := instead_of(name)) is not None:
+        return f"; {instead}"
     nearest = nearest_name(name, flags) if len(name) > 1 else None
     return "" if nearest is None else f"; did you mean {flags[nearest]}?"
 

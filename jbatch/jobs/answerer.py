@@ -39,13 +39,14 @@ class Pending:
     request: RequestLine
     bound: int  # tokens at most
     num_bytes: int  # of the line
+    prefix: str = ""  # of its requests' ids, where an engine has lines of several inputs
     num_tokens: int = 0  # so far
     outputs: dict[str, RequestOutput] = dataclasses.field(default_factory=dict)  # by request id, as they end
 
     @property
     def request_ids(self) -> list[str]:
         """Of its prompts, in order."""
-        first = str(self.line_no)
+        first = f"{self.prefix}{self.line_no}"
         return [first, *(f"{first}.{idx}" for idx in range(1, self.request.num_prompts))]
 
     @property
@@ -72,8 +73,11 @@ class Answerer:
         engine = self.engine
         return engine.monitor.read(engine.scheduler, engine.summary, self.compilations())
 
-    def admit(self, line: InputLine) -> Pending | LineResult:
+    def admit(self, line: InputLine, prefix: str = "") -> Pending | LineResult:
         """Give a line to the engine; its result where that is an error already.
+
+        Args:
+          prefix: of its requests' ids.
 
         Raises:
           JobError: where something is missing on this machine.
@@ -88,6 +92,7 @@ class Answerer:
             request,
             self._bound(request),
             len(line.raw),
+            prefix,
         )
         try:
             self._add_requests(pending)

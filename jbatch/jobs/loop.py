@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from jbatch.errors import JobError
-from jbatch.host.landing import NON_FINITE
 from jbatch.jobs.answerer import Answerer, LineResult, Pending
 from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.input import InputLine
 from jbatch.jobs.ledger import Ledger
+from jbatch.jobs.non_finite import NonFiniteWatch
 from jbatch.outputs import RequestOutput
 
 MAX_BYTES_AT_ONCE = 2**22
-MAX_NON_FINITE = 100  # requests: where all of so many fail, the others would, too
 MAX_BYTES_PENDING = 2**26  # of lines that the engine has
 WINDOW = 4  # times the sequences that run at once: enough that none waits for the next line
 
@@ -28,7 +27,7 @@ class Job:
         self._window = WINDOW * answerer.engine.scheduler.config.shape.num_rows
         self._pending: dict[str, Pending] = {}  # by request id
         self._bytes_pending = 0
-        self._num_non_finite: int | None = 0  # requests; None once one did not end so
+        self._non_finite = NonFiniteWatch()
 
     def run(self, lines: Iterator[InputLine], stop: Callable[[], bool], on_step: Callable[[], None]) -> bool:
         """Answer all lines; False where `stop` said to end before. Then what has finished is written, and
@@ -106,21 +105,7 @@ class Job:
             self._bytes_pending -= pending.num_bytes
             self._tokens_left.end(pending.bound, pending.num_tokens)
             self._ledger.write(self._answerer.answer(pending))
-        self._watch_non_finite(output)
-
-    def _watch_non_finite(self, output: RequestOutput) -> None:
-        """Raise JobError where a model gives nothing else: it has overflowed, or its weights are broken."""
-        if self._num_non_finite is None:
-            return
-        if not all(NON_FINITE in (sample.error or "") for sample in output.outputs):
-            self._num_non_finite = None
-            return
-        self._num_non_finite += 1
-        if self._num_non_finite == MAX_NON_FINITE:
-            raise JobError(
-                f"all of the first {MAX_NON_FINITE} requests ended with logits that are not finite. A "
-                "float16 model may overflow: try --dtype bfloat16, with --force --retry-errors"
-            )
+        self._non_finite.see(output)
 
     def _drop_pending(self) -> None:
         """Leave the engine empty."""

@@ -11,6 +11,7 @@ from jbatch.errors import (
     FAILURES,
     check_option_names,
     describe_os_error,
+    instead_of,
     is_failure,
     nearest_name,
 )
@@ -93,3 +94,16 @@ def test_failures_of_the_machine_are_told_from_mistakes():
     for code in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP):
         assert not is_failure(OSError(code, "a mistake"))
     assert not is_failure(OSError("a text alone"))
+
+
+@pytest.mark.parametrize("name", ["pipeline_parallel_size", "distributed_executor_backend", "nnodes"])
+def test_one_model_on_more_than_one_host(name):
+    with pytest.raises(TypeError) as error:
+        check_option_names([name], EngineConfig.__dataclass_fields__, "LLM")
+    assert str(error.value).startswith(f"LLM has no option '{name}': one model runs within one host.")
+    assert "did you mean" not in str(error.value) and "--ray" in str(error.value)
+
+
+def test_nothing_is_refused_that_there_is():
+    for name in (*EngineConfig.__dataclass_fields__, *SamplingParams.__dataclass_fields__):
+        assert instead_of(name) is None

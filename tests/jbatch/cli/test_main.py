@@ -80,6 +80,7 @@ def test_help_of_a_command_fits_80_columns(command, capsys, monkeypatch):
         ),
         ("generate m --max-completion-tokens 1", "did you mean --max-tokens? (see jbatch generate --help)"),
         ("generate m --block-size 1", "No such option: --block-size; did you mean --page-size? (see"),
+        ("generate m --pipeline-parallel-size 2", "; one model runs within one host. Spread it over"),
         ("generate m --output x", "did you mean --output-file?"),
         ("generate m --n 4", "--n; n is among the fields of JSONL lines and of SamplingParams (see"),
         ("generate m --overlap", "--overlap; overlap is among the options of jbatch.LLM in Python (see"),

@@ -8,6 +8,7 @@ from jbatch.engine.intake import derive_seed
 from jbatch.errors import ConfigError, JobError, RequestError
 from jbatch.jobs import answerer as job_answerer
 from jbatch.jobs import loop as job_loop
+from jbatch.jobs import non_finite
 from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.loop import WINDOW
 from jbatch.seam.step_output import Status
@@ -166,7 +167,7 @@ def test_samples_that_fail(monkeypatch, num_failed, code):
 
 @pytest.mark.parametrize("num_good_steps", [0, 20])
 def test_a_model_that_gives_nothing_finite_stops_the_job(monkeypatch, num_good_steps):
-    monkeypatch.setattr(job_loop, "MAX_NON_FINITE", 5)
+    monkeypatch.setattr(non_finite, "MAX_NON_FINITE", 5)
     engine, output = make_engine(), Kept()
     submit = engine.runner.submit
 
