@@ -50,7 +50,7 @@ LATENCY_HELP = {
 ENGINE_OPTIONS = (
     *("max_num_seqs", "max_model_len", "max_num_batched_tokens", "page_size", "num_pages", "dtype", "device"),
     *("kv_cache_memory_bytes", "gpu_memory_utilization", "attention_backend", "load_format"),
-    *("enable_prefix_caching", "tuned"),
+    *("enable_prefix_caching", "target_itl_ms", "tuned"),
 )
 LIMITED = ("ttft", "tpot", "e2el")  # latencies that goodput may limit
 MAX_COUNT = 2**24
@@ -168,7 +168,9 @@ _LADDER_HELP = {
     "batch_wait_timeout_s": "static-full: seconds that the oldest request waits for a full batch.",
 }
 LADDER_ENGINE = (EngineConfig, _ENGINE_HELP | _LADDER_HELP)
-_SIZES = ("max_num_seqs", "max_model_len", "max_num_batched_tokens", "page_size", "num_pages")
+_SIZES = (
+    *("max_num_seqs", "max_model_len", "max_num_batched_tokens", "target_itl_ms", "page_size", "num_pages"),
+)
 SIMULATED_ENGINE = (
     EngineConfig,
     {name: ENGINE_HELP[name] for name in _SIZES} | {"max_num_seqs": "Sequences that run at once."},

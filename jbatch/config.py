@@ -11,6 +11,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 PAGE_SIZES = (16, 32, 64, 128)
 TOKEN_ALIGN = 8  # every chunk starts at a multiple of it in the packed token axis
 MAX_BATCH_WAIT_S = 3600
+MAX_ITL_MS = 3_600_000
 WHOLE_PAGE = ": a page, or the longest sequence, must fit into a step"
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
@@ -117,6 +118,7 @@ class EngineConfig:
     max_model_len: int | None = None  # tokens of prompt and output; None: the model's limit
     max_num_seqs: int = 64  # sequences that run at once
     max_num_batched_tokens: int = 2048  # of prompts, in one step; decoding sequences are besides
+    target_itl_ms: float | None = None  # prompt tokens beside what decodes: as many as keep it, measured
     page_size: int = 64  # tokens
     num_pages: int | None = None  # page 0 is never used; None: from the two below
     kv_cache_memory_bytes: int | None = None
@@ -171,6 +173,11 @@ class EngineConfig:
         share = self.max_preemption_probability
         if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share < 1:
             raise ConfigError("max_preemption_probability", share, "must be a number above 0, below 1")
+        target = self.target_itl_ms
+        known = isinstance(target, (int, float)) and not isinstance(target, bool)
+        if target is not None and not (known and 0 < target <= MAX_ITL_MS):
+            limit = f"must be a number of milliseconds above 0, at most {MAX_ITL_MS}"
+            raise ConfigError("target_itl_ms", target, limit)
         wait = self.batch_wait_timeout_s
         if not isinstance(wait, (int, float)) or isinstance(wait, bool) or not 0 <= wait <= MAX_BATCH_WAIT_S:
             limit = f"must be a number of seconds from 0 to {MAX_BATCH_WAIT_S}"

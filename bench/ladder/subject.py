@@ -77,12 +77,10 @@ class LLMSubject:
 
     def new_engine(self, arm: Arm, max_num_seqs: int, runner: Runner[Any] | None = None) -> Engine:
         """As `Subject` has it; on another runner than the LLM's where one is given."""
-        from jbatch.host.limits import StepLimits
+        from jbatch.host.itl_limits import limits_of
 
-        limits = StepLimits(self.llm.config.max_num_batched_tokens, max_num_seqs)
-        return self.llm.new_engine(
-            mode=arm.mode, policy=arm.policy, limits=lambda view: limits, runner=runner
-        )
+        limits = limits_of(self.llm.config, self.llm.engine.scheduler.config.buckets, max_num_seqs)
+        return self.llm.new_engine(mode=arm.mode, policy=arm.policy, limits=limits, runner=runner)
 
     def num_compilations(self) -> int:
         """Programs that were compiled since the engine was ready."""

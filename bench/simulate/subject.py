@@ -11,8 +11,8 @@ from bench.measure.floor import Floor
 from jbatch.config import EngineConfig
 from jbatch.engine.engine import Engine
 from jbatch.host.config import SchedulerConfig
+from jbatch.host.itl_limits import limits_of
 from jbatch.host.lengths.prediction import Predictor
-from jbatch.host.limits import StepLimits
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES, Policy
 from jbatch.host.scheduler import Scheduler
@@ -74,19 +74,20 @@ class SimulatedSubject:
         steps' loads noted in `loads`."""
         sim, clock = self.simulated, VirtualClock()
         config = dataclasses.replace(sim.config, mode=arm.mode, policy=arm.policy)
-        limits = StepLimits(config.max_num_batched_tokens, max_num_seqs)
+        buckets = buckets_of(config, sim.max_model_len)
+        limits = limits_of(config, buckets, max_num_seqs)
         scheduler = Scheduler(
             SchedulerConfig(
                 shape=sim.shape,
                 max_model_len=sim.max_model_len,
-                buckets=buckets_of(config, sim.max_model_len),
+                buckets=buckets,
                 policy=policy or POLICIES[arm.policy],
                 admission=MODES[arm.mode],
                 batch_wait_timeout_s=config.batch_wait_timeout_s,
                 reserve=config.admission,
                 max_preemption_probability=config.max_preemption_probability,
             ),
-            lambda view: limits,
+            limits,
         )
         intake = TimedIntake(
             sim.costs,
@@ -98,7 +99,15 @@ class SimulatedSubject:
         )
         cost = Chance(sim.costs, self._seed) if isinstance(sim.costs, CostTable) else sim.costs
         runner = TimedRunner(sim.shape, cost, clock, self._output_lens, loads)
-        return Engine(scheduler, runner, intake, overlap=config.overlap, clock=clock, sleep=clock.advance)
+        return Engine(
+            scheduler,
+            runner,
+            intake,
+            overlap=config.overlap,
+            clock=clock,
+            sleep=clock.advance,
+            on_record=getattr(limits, "landed", None),
+        )
 
     def num_compilations(self) -> int:
         """None: there are no programs."""

@@ -23,6 +23,7 @@ ENGINE_HELP = {
     "max_model_len": "Tokens of prompt and output. [default: the model's limit]",
     "max_num_seqs": "Sequences that run at once. [default: as many as prompts, 64 at most]",
     "max_num_batched_tokens": "Prompt tokens of one step.",
+    "target_itl_ms": "Fewer prompt tokens beside what decodes, where steps take longer than that.",
     "page_size": "Tokens per page of the KV cache: 16, 32, 64, 128.",
     "num_pages": "Pages of the KV cache. [default: what the memory holds]",
     "kv_cache_memory_bytes": "Memory for the KV cache, instead of a number of pages.",

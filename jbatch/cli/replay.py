@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
+from jbatch.config import AdmissionName, EngineConfig, check_choice
 from jbatch.errors import ConfigError
 from jbatch.host.policies import POLICIES
 from jbatch.sim.trace_chrome import to_chrome
 from jbatch.sim.trace_file import Trace, TraceError, read_trace
 from jbatch.sim.trace_replay import repeat
 from jbatch.sim.trace_rerun import Outcome, recorded, rerun
+
+ADMISSIONS = get_args(AdmissionName)
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -25,23 +30,34 @@ def replay(
         list[str] | None,
         typer.Option(metavar="NAME", help=f"Compare with this one; may be repeated: {', '.join(POLICIES)}."),
     ] = None,
+    admission: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help=f"Likewise; may be repeated: {', '.join(ADMISSIONS)}. [default: the trace's]"
+        ),
+    ] = None,
     chrome: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the trace for Perfetto there; nothing is repeated."),
     ] = None,
 ) -> None:
     """Tell a new scheduler all that the trace's was told, in the same order, and compare every plan with the
-    trace's, byte for byte. With --policy, let the same requests come under another policy and count steps.
+    trace's, byte for byte. With --policy or --admission, let the same requests come under another one and
+    count steps.
     """
-    for name in policy or ():
-        if name not in POLICIES:
-            raise ConfigError("policy", name, f"must be one of {', '.join(POLICIES)}")
+    for field, names, known in (("policy", policy, tuple(POLICIES)), ("admission", admission, ADMISSIONS)):
+        for name in names or ():
+            check_choice(field, name, known)
+    if chrome is not None and (policy or admission):
+        raise ConfigError(
+            "chrome", str(chrome), "writes the trace as it is: leave --policy and --admission out"
+        )
     read = read_trace(trace)
     if chrome is not None:
         chrome.write_text(json.dumps(to_chrome(read)), encoding="utf-8")
         typer.echo(f"wrote {chrome}: open it in Perfetto")
-    elif policy:
-        _compare(read, policy)
+    elif policy or admission:
+        _compare(read, policy or [None], admission or [None])
     else:
         _repeat(read)
 
@@ -57,17 +73,19 @@ def _repeat(trace: Trace) -> None:
     typer.echo(f"{done.plans} plans, all equal to the trace's. It ends: {trace.closed}")
 
 
-def _compare(trace: Trace, policies: list[str]) -> None:
-    typer.echo(f"{'policy':<12}{'steps':>8}{'makespan':>10}{'preempted':>11}{'mean latency':>14}   in steps")
+def _compare(trace: Trace, policies: Sequence[str | None], admissions: Sequence[str | None]) -> None:
+    columns = f"{'steps':>8}{'makespan':>10}{'preempted':>11}{'mean latency':>14}   in steps"
+    typer.echo(f"{'policy':<12}{'admission':<12}{columns}")
     own = trace.config["policy"] or "its own"
-    _print(f"{own}*", recorded(trace))
-    for name in policies:
-        _print(name, rerun(trace, name))
+    kept = trace.config.get("reserve", EngineConfig.admission)
+    _print(f"{own}*", f"{kept}*", recorded(trace))
+    for policy, admission in itertools.product(policies, admissions):
+        _print(policy or own, admission or kept, rerun(trace, policy, admission))
     typer.echo(
         "* as recorded. The others: the same requests, as many steps after the first, of equal lengths"
     )
 
 
-def _print(name: str, outcome: Outcome) -> None:
+def _print(policy: str, admission: str, outcome: Outcome) -> None:
     steps, makespan, preempted, latency = outcome
-    typer.echo(f"{name:<12}{steps:>8}{makespan:>10}{preempted:>11}{latency:>14.1f}")
+    typer.echo(f"{policy:<12}{admission:<12}{steps:>8}{makespan:>10}{preempted:>11}{latency:>14.1f}")

@@ -21,7 +21,7 @@ from jbatch.engine.trace import TraceWriter
 from jbatch.engine.turn import STEP, Turn
 from jbatch.engine.updating import Updates
 from jbatch.errors import JBatchError, RequestError
-from jbatch.host.metrics import Summary
+from jbatch.host.metrics import StepRecord, Summary
 from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam.runner import Runner
@@ -48,6 +48,9 @@ class Engine:
       driver: the call of LLM that adds requests and steps until they have ended, while there is one.
       monitor: what it counts for `LLM.get_metrics`.
       pipeline: its steps; only for who has the turn.
+
+    Args:
+      on_record: is told of each step once it has landed, with its times; limits that follow them are.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Engine:
         overlap: bool = True,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        on_record: Callable[[StepRecord], None] | None = None,
     ):
         self.intake, self.tokenizer, self.clock = intake, intake.tokenizer, clock
         self.tenancy = runner.tenancy
@@ -67,6 +71,8 @@ class Engine:
         self.pipeline = Pipeline(
             scheduler, runner, self.requests, intake.vocab_size, depth=int(overlap), clock=clock, sleep=sleep
         )
+        if on_record is not None:
+            self.pipeline.on_record = on_record
         self.driver: Driver | None = None
         self._turn, self._notes = Turn(), Notes()
         self._updates = Updates(self._turn, self._notes, self.pipeline, sleep)

@@ -43,6 +43,7 @@ class Pipeline:
     Attributes:
       is_whole: False while something changes, and from where that was cut off.
       summary: of all steps.
+      on_record: is told of each step, with its times.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Pipeline:
     ):
         self.scheduler, self.runner, self.requests = scheduler, runner, requests
         self.summary = Summary()
+        self.on_record: Callable[[StepRecord], None] = lambda record: None
         self.is_whole = True
         self._vocab_size, self._depth, self._clock, self._sleep = vocab_size, depth, clock, sleep
         self._trace = NoTrace()
@@ -204,6 +206,7 @@ class Pipeline:
         record = dataclasses.replace(record, host_s=host_s, device_s=device_s)
         self.summary = self.summary.with_step(record)
         self.requests.monitor.step_ended(record, self._clock())
+        self.on_record(record)
         return record, progress
 
     def _follow(self, sequence: Sequence, token_ids: list[int], now: float, version: Version) -> Progress:

@@ -21,6 +21,7 @@ from jbatch.jobs.run import run_command
 from jbatch.jobs.state import JobState, fingerprint
 from jbatch.model_dir.generation_json import load_sampling_defaults
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
+from jbatch.model_dir.tuned import check_tuned
 from jbatch.sampling_params import Sampler, SamplingParams, to_compile
 from jbatch.text.chat_options import read_chat_template
 
@@ -72,7 +73,9 @@ def job_model(
     """Check a model and options; nothing is loaded. Raises ConfigError."""
     config = EngineConfig(**engine_options)
     SamplingParams(**sampling_options)
-    resolve_max_model_len(config, resolve_model(model, config))  # what LLM would refuse, before the input
+    model_config = resolve_model(model, config)
+    resolve_max_model_len(config, model_config)  # what LLM would refuse, before the input
+    check_tuned(config, model_config)
     of_model = load_sampling_defaults(model, config.generation_config)
     defaults = {**of_model, **sampling_options}
     params = SamplingParams(**defaults)

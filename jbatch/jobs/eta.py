@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
+ENOUGH = 8  # lines that have ended, before a range is given
+P90 = 1.2816  # of the standard normal distribution: 10 % are above, and 10 % below its negative
+
 
 class TokensLeft:
     """Estimates the tokens that are still to come.
@@ -10,17 +15,22 @@ class TokensLeft:
     ended is expected to take its bound times the share of their bounds that ended lines took; before any has,
     all of it. Lines that were not read yet have the mean bound of the input. The estimate is low
     at first, as short outputs end first.
+
+    The range is from the 10 % to the 90 % quantile: lines differ, and so does the mean of those that ended
+    from the mean of all.
     """
 
     def __init__(self, mean_bound: float, num_lines: int):
         self._mean_bound, self._num_unread = mean_bound, num_lines
         self._running_bound = self._running_tokens = 0.0
-        self._ended_bound = self._ended_tokens = 0.0
+        self._ended_bound = self._ended_tokens = self._ended_squares = 0.0
+        self._num_running = self._num_ended = 0
         self.num_tokens = 0
 
     def begin(self, bound: int) -> None:
         """Count a line that enters the engine."""
         self._num_unread -= 1
+        self._num_running += 1
         self._running_bound += bound
 
     def skip(self) -> None:
@@ -38,6 +48,9 @@ class TokensLeft:
         self._running_tokens -= num_tokens
         self._ended_bound += bound
         self._ended_tokens += num_tokens
+        self._ended_squares += num_tokens**2
+        self._num_running -= 1
+        self._num_ended += 1
 
     @property
     def left(self) -> float:
@@ -45,10 +58,33 @@ class TokensLeft:
         to_come = share * (self._running_bound + self._mean_bound * max(0, self._num_unread))
         return max(0.0, to_come - self._running_tokens)
 
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """From how many tokens to how many, in 8 of 10 cases; None where too few lines have ended."""
+        if self._num_ended < ENOUGH:
+            return None
+        num_left = self._num_running + max(0, self._num_unread)
+        mean = self._ended_tokens / self._num_ended
+        variance = max(0.0, self._ended_squares / self._num_ended - mean**2)
+        off = P90 * math.sqrt(variance * (num_left + num_left**2 / self._num_ended))
+        return max(0.0, self.left - off), self.left + off
+
     def note(self, elapsed_s: float) -> str:
-        """Tokens per second since the start, and the time left at that rate."""
+        """Tokens per second since the start, and the time left at that rate: a range, once lines have ended."""
         rate = self.num_tokens / elapsed_s if elapsed_s > 0 else 0.0
-        return f"{rate:.0f} tokens/s" + (f", {duration(self.left / rate)} left" if rate else "")
+        if not rate:
+            return "0 tokens/s"
+        known = self.range
+        left = duration(self.left / rate) if known is None else span(known[0] / rate, known[1] / rate)
+        return f"{rate:.0f} tokens/s, {left} left"
+
+
+def span(low: float, high: float) -> str:
+    """Two numbers of seconds in the unit that suits the larger, as "3-5 min"."""
+    units = ("s", 1, 90, 0), ("min", 60, 5400, 0), ("h", 3600, math.inf, 1)
+    unit, size, _, digits = next(unit for unit in units if high < unit[2])
+    first, last = (f"{seconds / size:.{digits}f}" for seconds in (low, high))
+    return f"{last if first == last else f'{first}-{last}'} {unit}"
 
 
 def duration(seconds: float) -> str:

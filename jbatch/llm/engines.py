@@ -9,7 +9,8 @@ from jbatch.config import EngineConfig, ModeName, PolicyName
 from jbatch.engine.engine import Engine
 from jbatch.engine.intake import Intake
 from jbatch.host.config import SchedulerConfig
-from jbatch.host.limits import Limits, StepLimits
+from jbatch.host.itl_limits import limits_of
+from jbatch.host.limits import Limits
 from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES, KeyFunction, Policy, policy_of
 from jbatch.host.scheduler import Scheduler
@@ -35,6 +36,7 @@ def new_engine(
     config = dataclasses.replace(config, mode=mode or config.mode, policy=name)
     buckets = buckets_of(config, opened.max_model_len)
     opened.runner.declare(buckets=buckets)  # another mode has other steps
+    limits = limits or limits_of(config, buckets, config.max_num_seqs)
     scheduler = Scheduler(
         SchedulerConfig(
             shape=opened.runner.shape,
@@ -47,7 +49,7 @@ def new_engine(
             max_preemption_probability=config.max_preemption_probability,
             enable_prefix_caching=config.enable_prefix_caching,
         ),
-        limits or (lambda view: StepLimits(config.max_num_batched_tokens, config.max_num_seqs)),
+        limits,
     )
     intake = Intake(
         vocab_size=opened.model.vocab_size,
@@ -57,4 +59,10 @@ def new_engine(
         seed=config.seed,
         predictor=opened.predictor,
     )
-    return Engine(scheduler, opened.runner if runner is None else runner, intake, overlap=config.overlap)
+    return Engine(
+        scheduler,
+        opened.runner if runner is None else runner,
+        intake,
+        overlap=config.overlap,
+        on_record=getattr(limits, "landed", None),
+    )

@@ -28,6 +28,7 @@ from jbatch.host.limits import Limits
 from jbatch.llm.compiling import compile_buckets, declare, prepare, prepare_reached
 from jbatch.llm.engines import AnyPolicy, new_engine
 from jbatch.llm.opening import open_model
+from jbatch.model_dir.tuned import with_tuned
 from jbatch.outputs import Label, RequestOutput
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam.runner import Runner
@@ -54,7 +55,8 @@ class LLM:
       logits_fn: a jittable function (logits [slots, vocab] float32, jbatch.LogitsState) -> logits, compiled
         into every step. Each row of its result must depend on the same row of its arguments alone. A token
         whose logit it sets to -inf is ruled out; a NaN ends that request with an error.
-      options: the fields of EngineConfig, by name.
+      options: the fields of EngineConfig, by name. With `tuned`, a file of `jbatch tune`, its options stand
+        in the place of the defaults.
 
     Raises:
       ConfigError: for a model or an option that jbatch refuses, naming it.
@@ -72,7 +74,7 @@ class LLM:
         **options: Any,
     ):
         check_option_names(options, EngineConfig.__dataclass_fields__, "LLM")
-        self.config = EngineConfig(**options)
+        self.config = EngineConfig(**with_tuned(options))
         self._opened = open_model(Path(model), self.config, tokenizer, chat_template, logits_fn)
         self.model_config, self.max_model_len = self._opened.model, self._opened.max_model_len
         self.chat_encoder, self.runner = self._opened.chat_encoder, self._opened.runner
@@ -248,8 +250,9 @@ class LLM:
         runner: Runner[Any] | None = None,
     ) -> Engine:
         """A fresh engine on the same weights, cache and compiled programs: for another mode, another order of
-        admission (a name, or any sort key), other budgets per step, or another runner: one that wraps
-        `self.runner`, to see or change what passes, or one over a cache of its own of the same sizes.
+        admission (a name, or any sort key), other budgets per step (a function; its `landed`, where it has
+        one, is given each step's record), or another runner: one that wraps `self.runner`, to see or change
+        what passes, or one over a cache of its own of the same sizes.
         Its programs are compiled here, as `prepare` does.
 
         Only one engine of an LLM may have unfinished requests at a time: `add_request` of a second one on the

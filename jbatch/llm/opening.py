@@ -11,12 +11,14 @@ from jbatch.device.build import build_runner
 from jbatch.device.platform import prepare_jax
 from jbatch.device.process.user_fn import LogitsFn
 from jbatch.device.runner import Runner
+from jbatch.distribution import version
 from jbatch.host.lengths.find import find_predictor
 from jbatch.host.lengths.prediction import Predictor
 from jbatch.model_dir.config_json import load_eos_token_ids, load_token_id
 from jbatch.model_dir.generation_json import load_sampling_defaults
 from jbatch.model_dir.paths import check_tokenizer_dir, unread_tokenizer
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
+from jbatch.model_dir.tuned import check_tuned, tuned_doubts
 from jbatch.text.chat import ChatEncoder
 from jbatch.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -49,6 +51,7 @@ def open_model(
     """See LLM. What can be refused without JAX is refused first."""
     model = resolve_model(model_dir, config)
     max_model_len = resolve_max_model_len(config, model)
+    check_tuned(config, model)
     sampling_defaults = load_sampling_defaults(model_dir, config.generation_config)
     if tokenizer is not None:
         check_tokenizer_dir(tokenizer)
@@ -61,6 +64,8 @@ def open_model(
     predictor = find_predictor(config.predictor)
     prepare_jax(config)
     runner = build_runner(model_dir, config, model, max_model_len, logits_fn)
+    for doubt in tuned_doubts(config, runner.spec.device.device_kind, version()):
+        warnings.warn(doubt, stacklevel=3)
     return Opened(
         runner.spec.config,
         max_model_len,

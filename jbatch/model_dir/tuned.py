@@ -61,24 +61,6 @@ class Tuned:
         document = {"schema": KIND.schema, "kind": KIND.name} | dataclasses.asdict(self)
         Path(path).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
-    def check_model(self, path: str, model: ModelConfig) -> None:
-        """Raise TunedError for another model than that of the file."""
-        for name in SIZES:
-            if self.model[name] != getattr(model, name):
-                raise TunedError(
-                    f"{path}: was made for another model: {name}={self.model[name]} there, and "
-                    f"{getattr(model, name)} here"
-                )
-
-    def doubts(self, path: str, device: str, version: str) -> list[str]:
-        """Why the options may not be the best here."""
-        pairs = ("device", self.device, device), ("version of jbatch", self.version, version)
-        return [
-            f"{path}: was made for another {name}: {there}, and this is {here}"
-            for name, there, here in pairs
-            if there != here
-        ]
-
 
 def read_tuned(path: str | Path) -> Tuned:
     """What `Tuned.write` wrote. Raises TunedError, naming the file and the entry."""
@@ -116,3 +98,29 @@ def with_tuned(options: Mapping[str, Any]) -> dict[str, Any]:
     void = {name for said in given for name in VOID.get(said, ())}
     found = read_tuned(options["tuned"]).options
     return {name: value for name, value in found.items() if name not in void} | dict(options)
+
+
+def check_tuned(config: EngineConfig, model: ModelConfig) -> None:
+    """Raise TunedError where an engine's tuned options are those of another model."""
+    if config.tuned is None:
+        return
+    made_for = read_tuned(config.tuned).model
+    for name in SIZES:
+        if made_for[name] != getattr(model, name):
+            raise TunedError(
+                f"{config.tuned}: was made for another model: {name}={made_for[name]} there, and "
+                f"{getattr(model, name)} here"
+            )
+
+
+def tuned_doubts(config: EngineConfig, device: str, version: str) -> list[str]:
+    """Why an engine's tuned options may not be the best here."""
+    if config.tuned is None:
+        return []
+    tuned = read_tuned(config.tuned)
+    pairs = ("device", tuned.device, device), ("version of jbatch", tuned.version, version)
+    return [
+        f"{config.tuned}: was made for another {name}: {there}, and this is {here}"
+        for name, there, here in pairs
+        if there != here
+    ]

@@ -44,8 +44,8 @@ class Trace(NamedTuple):
     lines: tuple[Line, ...]
     closed: str  # why it ends
 
-    def config_for(self, policy: str | None = None) -> SchedulerConfig:
-        """The scheduler's configuration, or the same under another policy.
+    def config_for(self, policy: str | None = None, admission: str | None = None) -> SchedulerConfig:
+        """The scheduler's configuration, or the same under another policy, or another admission.
 
         Raises:
           TraceError: where the policy is a function of the user's, and no other is named; for configurations
@@ -62,6 +62,8 @@ class Trace(NamedTuple):
             given["shape"] = StateShape(**given["shape"])
             given["buckets"] = tuple(Bucket(*bucket) for bucket in given["buckets"])
             given["policy"], given["admission"] = POLICIES[name], MODES[given["admission"]]
+            if admission is not None:
+                given["reserve"] = admission
             return SchedulerConfig(**given)
         except (TypeError, KeyError, ValueError) as error:
             raise TraceError(f"{self.path}, line 1: no scheduler of this version: {error}") from None

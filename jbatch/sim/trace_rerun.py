@@ -50,13 +50,13 @@ def recorded(trace: Trace) -> Outcome:
     return Outcome(steps, steps, past.num_preempted, _mean(latencies))
 
 
-def rerun(trace: Trace, policy: str) -> Outcome:
-    """What would have become of them under another policy.
+def rerun(trace: Trace, policy: str | None = None, admission: str | None = None) -> Outcome:
+    """What would have become of them under another policy or admission; the trace's own where none is named.
 
     Raises:
       TraceError: for a trace without steps, or of another version.
     """
-    return _Rerun(trace, policy).run()
+    return _Rerun(trace, policy, admission).run()
 
 
 def _past(trace: Trace) -> _Past:
@@ -90,9 +90,9 @@ def _ends_in(line: Line) -> list[Any]:
 
 
 class _Rerun:
-    def __init__(self, trace: Trace, policy: str):
+    def __init__(self, trace: Trace, policy: str | None, admission: str | None):
         self._past = past = _past(trace)
-        self._config = trace.config_for(policy)
+        self._config = trace.config_for(policy, admission)
         self._scheduler = Scheduler(self._config, lambda view: past.limits)
         self._sequences, self._known = TraceSequences(trace), dict[int, Sequence]()
         self._left = {seq_id: tokens for seq_id, (_, tokens, _) in past.ends.items()}

@@ -14,28 +14,37 @@ from tests.helpers.command import run
 
 TEXT = (Path(__file__).parents[2] / "docs/scheduling.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"^    (jbatch .*)$", TEXT, re.MULTILINE)]
-SIMULATIONS = [command for command in COMMANDS if command[0] == "simulate" or "policies" in command]
+SIMULATIONS = [command for command in COMMANDS if command[0] in ("simulate", "tune") or "policies" in command]
 OPTIONS = {"max_num_seqs": 16, "page_size": 16, "max_model_len": 1024}
+SIZES = dict.fromkeys(("embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim"), 8)
 
 
 def made_up_costs(path):
     buckets = dict.fromkeys(buckets_of(EngineConfig(**OPTIONS), 1024), BucketCost(1e-3, 0, 0, 0, 0))
-    about = {"model": "demo", "engine": OPTIONS, "num_pages": 999, "model_config": {"vocab_size": 264}}
+    about = {
+        "model": "demo",
+        "engine": OPTIONS,
+        "num_pages": 999,
+        "model_config": SIZES | {"vocab_size": 264},
+    }
     CostTable(buckets, HostCost(), about | OPTIONS).write(path)
 
 
 @pytest.mark.parametrize("command", SIMULATIONS, ids=" ".join)
 def test_simulations_run(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    made_up_costs("costs.json")
-    ended = run(capsys, *command, "--num-prompts", "20")
+    for name in ("costs.json", "costs64.json"):
+        made_up_costs(name)
+    num_prompts = "5" if command[0] == "tune" else "20"
+    ended = run(capsys, *command, "--num-prompts", num_prompts)
     assert (ended.code, ended.err) == (0, "") and "simulated: " in ended.out
 
 
 def test_calibrate_takes_its_flags(capsys):
-    (command,) = (command for command in COMMANDS if command[:2] == ["bench", "calibrate"])
     shown = run(capsys, "bench", "calibrate", "--help").out
-    assert all(flag in shown for flag in command if flag.startswith("-"))
+    commands = [command for command in COMMANDS if command[:2] == ["bench", "calibrate"]]
+    flags = [flag for command in commands for flag in command if flag.startswith("-")]
+    assert len(commands) == 2 and all(flag in shown for flag in flags)
 
 
 def test_how_many_steps_are_enough():

@@ -33,8 +33,18 @@ def test_policies_are_compared(path, capsys):
     assert replay(path, "--policy", "sjf", "--policy", "fcfs") == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines[1:4]] == ["fcfs*", "sjf", "fcfs"]
-    assert lines[1][1:] == lines[3][1:], "the same policy, on the same clock of steps"
-    assert float(lines[2][4]) < float(lines[1][4])
+    assert lines[1][2:] == lines[3][2:], "the same policy, on the same clock of steps"
+    assert float(lines[2][5]) < float(lines[1][5])
+
+
+def test_admissions_are_compared(path, capsys):
+    """Two rows and pages for all: they admit alike; and each with each policy."""
+    assert replay(path, "--admission", "no-evict", "--admission", "forecast", "--policy", "sjf") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][:2] == ["policy", "admission"] and lines[1][:2] == ["fcfs*", "optimistic*"]
+    assert [line[:2] for line in lines[2:4]] == [["sjf", "no-evict"], ["sjf", "forecast"]]
+    assert replay(path, "--admission", "no-evict") == 0
+    assert capsys.readouterr().out.splitlines()[2].split()[:2] == ["fcfs", "no-evict"]
 
 
 def test_it_is_written_for_perfetto(path, tmp_path, capsys):
@@ -43,6 +53,12 @@ def test_it_is_written_for_perfetto(path, tmp_path, capsys):
 
 
 def test_what_cannot_be_repeated_is_refused(path, tmp_path, capsys):
+    assert replay(path, "--admission", "all") == cli.REFUSED
+    assert replay(path, "--admission", "no-evict", "--chrome", tmp_path / "x") == cli.REFUSED
+    said = capsys.readouterr().err.splitlines()
+    assert (
+        "admission='all': must be one of optimistic, forecast, no-evict" in said[0] and "chrome=" in said[1]
+    )
     assert replay(path, "--policy", "none") == cli.REFUSED
     assert replay(tmp_path / "gone") == cli.REFUSED
     lines = path.read_text().splitlines(keepends=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jbatch.host.metrics import StepRecord, summarise
-from jbatch.jobs.eta import TokensLeft, duration
+from jbatch.jobs.eta import TokensLeft, duration, span
 from jbatch.jobs.summary import Histogram, JobSummary, describe
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 
@@ -144,6 +144,37 @@ def test_afterwards_it_takes_the_share_that_others_took():
     left.begin(10)
     left.end(10, 0)
     assert left.left == 0 and left.num_tokens == 14
+
+
+def test_once_lines_have_ended_the_time_left_is_a_range():
+    """Eight lines took 10 or 30 tokens of 40: 20 on average, give or take 10. Twelve more are to come."""
+    left = TokensLeft(mean_bound=40, num_lines=20)
+    for number in range(8):
+        assert left.range is None
+        left.begin(40)
+        left.add(10 + 20 * (number % 2))
+        left.end(40, 10 + 20 * (number % 2))
+    low, high = left.range
+    off = 1.2816 * 10 * (12 + 12**2 / 8) ** 0.5
+    assert (low, high) == (pytest.approx(240 - off), pytest.approx(240 + off)) and left.left == 240
+    assert left.note(1.0) == "160 tokens/s, 1-2 s left" and left.note(160.0) == "1 tokens/s, 3-5 min left"
+
+
+def test_where_all_lines_take_the_same_the_range_is_a_number():
+    left = TokensLeft(mean_bound=40, num_lines=20)
+    for _ in range(8):
+        left.begin(40)
+        left.add(10)
+        left.end(40, 10)
+    assert left.range == (120, 120) and left.note(80.0) == "1 tokens/s, 2 min left"
+
+
+@pytest.mark.parametrize(
+    "low, high, text",
+    [(40, 55, "40-55 s"), (80, 100, "1-2 min"), (180, 301, "3-5 min"), (5000, 9000, "1.4-2.5 h")],
+)
+def test_spans_for_people(low, high, text):
+    assert span(low, high) == text
 
 
 def test_an_estimate_that_was_passed_is_none_left():
