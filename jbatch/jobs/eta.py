@@ -70,7 +70,7 @@ class TokensLeft:
         return max(0.0, self.left - off), self.left + off
 
     def note(self, elapsed_s: float) -> str:
-        """Tokens per second since the start, and the time left at that rate: a range, once lines have ended."""
+        """Tokens per second since the start, and the time left at that rate: at last as a range."""
         rate = self.num_tokens / elapsed_s if elapsed_s > 0 else 0.0
         if not rate:
             return "0 tokens/s"
