@@ -47,15 +47,20 @@ def _number(measure: Measure, arm: Arm, content: Mapping[str, Any], arms: Sequen
     left = [other for other in others if other not in rivals]
     if left:  # whoever comes closest, or is ahead
         rivals.append(measure.best(left, key=lambda other: other.figures[measure.field]))
-    named = content.get("gains") or {}
-    beside = [
-        f"{rival.name}: {number(rounded(rival.figures[measure.field]))}" + _ratio(measure, arm, rival, named)
-        for rival in rivals
-    ]
-    ranges = [relative_range(gains.repeat_ratios(f"{arm.name} / {r.name}", content["arms"])) for r in rivals]
-    if measure.field != "num_steps" and max((r or 0.0 for r in ranges), default=0.0) > TRUSTED_RANGE:
+    beside, doubted = [], False
+    for rival in rivals:
+        doubt = measure.field != "num_steps" and _spread(arm, rival, content) > TRUSTED_RANGE
+        gain = "" if doubt else _gain(measure, arm, rival, content.get("gains") or {})
+        beside.append(f"{rival.name}: {number(rounded(rival.figures[measure.field]))}{gain}")
+        doubted = doubted or doubt
+    if doubted:
         beside.append("not to be trusted: repeats differ too much")
     return Number(f"{measure.unit}, {arm.name}", number(rounded(arm.figures[measure.field])), beside)
+
+
+def _spread(arm: Arm, rival: Arm, content: Mapping[str, Any]) -> float:
+    """By how much the ratio of two arms differs between repeats."""
+    return relative_range(gains.repeat_ratios(f"{arm.name} / {rival.name}", content["arms"])) or 0.0
 
 
 def rounded(value: float) -> float:
@@ -63,6 +68,6 @@ def rounded(value: float) -> float:
     return round(value) if value >= 10 else value
 
 
-def _ratio(measure: Measure, arm: Arm, rival: Arm, named: Mapping[str, Any]) -> str:
+def _gain(measure: Measure, arm: Arm, rival: Arm, named: Mapping[str, Any]) -> str:
     value = named.get(measure.ratio.format(over=arm.name, under=rival.name))
     return f", gain {value:.2f} x" if isinstance(value, (int, float)) else ""

@@ -135,12 +135,11 @@ def _cells(row: Sequence[Any], text: Sequence[bool]) -> str:
 def _layout(header: Sequence[str], rows: Sequence[Sequence[Any]], text: Sequence[bool]) -> str:
     """Of a table with notes, or too wide for a phone: there each row's first cell gets a line of its own; of
     one that is too wide for any screen, everywhere."""
+    wrapped = [is_text and index > 0 for index, is_text in enumerate(text)]
+    cells = [[_cell_width(cell) for cell in column] for column in zip(*rows, strict=True)]
     widths = [
-        TEXT
-        if is_text
-        else PADDING + CHARACTER * max(_least(head), *(_cell_width(row[index]) for row in rows))
-        for index, (head, is_text) in enumerate(zip(header, text, strict=True))
-        if rows
+        TEXT if wraps else PADDING + CHARACTER * max(_least(head), *column)
+        for head, column, wraps in zip(header, cells, wrapped, strict=False)
     ]
     noted = any(isinstance(row[0], Noted) for row in rows)
     if not noted and sum(widths) <= NARROW:

@@ -3,7 +3,7 @@
 # A row's first cell gets a line of its own; the others stand in columns below it.
 STACKED = """
 TABLE tr { display: grid; grid-template-columns: repeat(COLUMNS, minmax(0, 1fr));
-  border-bottom: 1px solid var(--line); }
+  column-gap: .5rem; border-bottom: 1px solid var(--line); }
 TABLE tr th, TABLE tr td { border: 0; white-space: normal; overflow-wrap: anywhere; width: auto; min-width: 0;
   text-align: left; padding-left: 0; }
 TABLE tr th:first-child { grid-column: 1 / -1; }

@@ -42,6 +42,7 @@ def test_times_that_differ_too_much_are_not_trusted_and_counts_are():
     wild = numbers(content(continuous={"repeats": [50.0, 100.0]}))
     doubted = [any("not to be trusted" in line for line in shown.beside) for shown in wild]
     assert doubted == [False, True, True]
+    assert "gain" in wild[0].beside[0] and not any("gain" in line for line in wild[1].beside)
 
 
 def test_no_gain_is_named_where_it_is_refused():
