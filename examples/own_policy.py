@@ -1,9 +1,7 @@
-"""A policy of one's own, tried in a simulation: no model, no GPU, a second or two.
+"""A policy of one's own, tried in a simulation, without a model: python examples/own_policy.py
 
-    python examples/own_policy.py
-
-Short prompts go first; ageing keeps long ones from waiting for ever. Costs are derived from the data sheet of
-an H200, and not measured.
+Short prompts go first; ageing keeps long ones from waiting for ever. Costs are derived from an H200's data
+sheet, and not measured.
 """
 
 import statistics
@@ -35,9 +33,8 @@ def main(num_prompts=256):
         engine = SimulatedSubject(sim).new_engine(ARMS["continuous"], 16, policy=policy)
         rows = sorted(request_rows(drive(engine, work)), key=lambda row: row.prompt_len)
         half = len(rows) // 2
-        short, long = (
-            statistics.mean(row.end - row.arrival for row in part) for part in (rows[:half], rows[half:])
-        )
+        waits = [row.end - row.arrival for row in rows]
+        short, long = statistics.mean(waits[:half]), statistics.mean(waits[half:])
         print(f"{name}: {short:.1f} s for short prompts, {long:.1f} s for long ones")
 
 
