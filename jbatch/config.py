@@ -12,6 +12,7 @@ PAGE_SIZES = (16, 32, 64, 128)
 TOKEN_ALIGN = 8  # every chunk starts at a multiple of it in the packed token axis
 MAX_BATCH_WAIT_S = 3600
 MAX_ITL_MS = 3_600_000
+MAX_REPLICAS = 64  # in one process
 WHOLE_PAGE = ": a page, or the longest sequence, must fit into a step"
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
@@ -133,6 +134,7 @@ class EngineConfig:
     seed: int = 0
     generation_config: GenerationConfigName = "auto"  # whose sampling defaults: the model's, or jbatch's own
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    data_parallel_size: int = 1  # replicas, each on devices of its own, that share the requests
     attention_backend: BackendName = "auto"  # "auto": kernels that pass a check on this GPU, else plain JAX
     enable_prefix_caching: bool = True  # full pages of the same first tokens are computed once
     num_decode_steps: int = 1  # per dispatch, where nothing waits and nobody must see each token at once
@@ -162,6 +164,7 @@ class EngineConfig:
         check_range("max_num_batched_tokens", self.max_num_batched_tokens, least, 2**20, WHOLE_PAGE)
         check_range("seed", self.seed, 0, 2**32 - 1, "; only a request's own seed may be another one")
         check_range("num_decode_steps", self.num_decode_steps, 1, 64)
+        check_range("data_parallel_size", self.data_parallel_size, 1, MAX_REPLICAS)
         for name, low in (("max_model_len", 2), ("num_pages", 2), ("kv_cache_memory_bytes", 1)):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), low, 2**62)

@@ -77,10 +77,12 @@ class LLMSubject:
 
     def new_engine(self, arm: Arm, max_num_seqs: int, runner: Runner[Any] | None = None) -> Engine:
         """As `Subject` has it; on another runner than the LLM's where one is given."""
+        from jbatch.engine.replicas import single
         from jbatch.host.itl_limits import limits_of
 
         limits = limits_of(self.llm.config, self.llm.engine.scheduler.config.buckets, max_num_seqs)
-        return self.llm.new_engine(mode=arm.mode, policy=arm.policy, limits=limits, runner=runner)
+        engine = self.llm.new_engine(mode=arm.mode, policy=arm.policy, limits=limits, runner=runner)
+        return single(engine, "a comparison")
 
     def num_compilations(self) -> int:
         """Programs that were compiled since the engine was ready."""

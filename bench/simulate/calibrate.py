@@ -62,6 +62,10 @@ class Watched:
         self.loads.append(self._rows.take(step)[0])
         return handle
 
+    def is_ready(self, handle: Any) -> bool:
+        """As the inner one."""
+        return self._inner.is_ready(handle)
+
     def collect(self, handle: Any) -> tuple[StepOutput, float]:
         """As the inner one."""
         result = self._inner.collect(handle)

@@ -36,6 +36,7 @@ ENGINE_HELP = {
     "predictor": "Of output lengths: running-mean, prompt-length, or a file of `jbatch predictor train`.",
     "tuned": "A file of `jbatch tune`: its options in the place of the defaults here.",
     "device": "auto, cpu, cuda.",
+    "data_parallel_size": "Replicas of the model, each on devices of its own, that share the requests.",
     "attention_backend": "auto (on a GPU, what passes a check there), xla (plain JAX), triton, mosaic.",
     "logprobs_mode": "Of output tokens: raw_logprobs (the model's own), processed_logprobs (as drawn).",
     "enable_prefix_caching": "Compute prompts' common first tokens once. It is on by default.",

@@ -277,6 +277,10 @@ class Runner:
             self.prepare(in_run=True)
         return self._programs[program]
 
+    def is_ready(self, handle: Handle) -> bool:
+        """Whether a step has ended, or failed, so that `collect` does not wait."""
+        return bool(handle.output.is_ready())  # type: ignore[attr-defined]  # which jax.Array leaves out
+
     def collect(self, handle: Handle) -> tuple[StepOutput, float]:
         """Wait for a step's output; with it, when the host had it (time.monotonic, seconds)."""
         try:

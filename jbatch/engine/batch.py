@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jbatch.engine.driver import Driver
-from jbatch.engine.engine import Engine
 from jbatch.engine.prompts import UncheckedRequest
+from jbatch.engine.replicas import AnyEngine
 from jbatch.outputs import RequestOutput
 from jbatch.progress import progress_bar
 from jbatch.sampling_params import SamplingParams
 
 
 def complete(
-    engine: Engine,
+    engine: AnyEngine,
     requests: Sequence[UncheckedRequest],
     declare: Callable[[Iterable[SamplingParams]], Any] = lambda params: None,
     prepare: Callable[[], None] = lambda: None,

@@ -16,9 +16,9 @@ from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
 from jbatch.engine.driver import Driver
-from jbatch.engine.engine import Engine
 from jbatch.engine.prompts import UncheckedRequest
 from jbatch.engine.records import Progress
+from jbatch.engine.replicas import AnyEngine
 from jbatch.errors import JBatchError
 from jbatch.outputs import RequestOutput
 from jbatch.sampling_params import SamplingParams
@@ -49,7 +49,7 @@ class Callers:
       prepare: called with the parameters of each call's requests before they are added.
     """
 
-    def __init__(self, engine: Engine, prepare: Callable[[Iterable[SamplingParams]], None]):
+    def __init__(self, engine: AnyEngine, prepare: Callable[[Iterable[SamplingParams]], None]):
         self.engine, self._prepare = engine, prepare
         self._mutex = threading.Lock()  # of the next three; never held for long
         self._notes: deque[Note] = deque()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-from jbatch.engine.engine import Engine
 from jbatch.engine.prompts import UncheckedRequest
 from jbatch.engine.records import EngineStep
-from jbatch.engine.requests import Aside
+from jbatch.engine.replicas import AnyEngine
 from jbatch.errors import JBatchError
 from jbatch.outputs import RequestOutput
 
@@ -39,11 +38,11 @@ class Driver:
       unfinished: the ids of its requests that have not ended.
     """
 
-    def __init__(self, engine: Engine, name: str, settle: Callable[[], None] = lambda: None):
+    def __init__(self, engine: AnyEngine, name: str, settle: Callable[[], None] = lambda: None):
         self.engine, self.name, self._settle = engine, name, settle
         self.unfinished: set[str] = set()
         self.left = False
-        self._aside = Aside({}, [])  # of requests by hand that ended before
+        self._aside: Any = None  # what ended before, of requests by hand
         self._calling: int | None = None  # the thread in which it calls the engine, while it does
 
     def begin(self) -> None:
@@ -63,7 +62,7 @@ class Driver:
                 )
             self.engine.tenancy.take(self.engine)
             self.engine.driver = self
-            self._aside = self.engine.requests.set_aside()
+            self._aside = self.engine.set_aside()
 
     def check_caller(self) -> None:
         """Raise JBatchError for a call of the engine that is not this driver's. One that an interrupt kept
@@ -77,7 +76,7 @@ class Driver:
     def add(self, request: UncheckedRequest) -> RequestOutput | None:
         """Queue a request; its output, where it is refused."""
         self.unfinished.add(request.request_id)
-        refused = self._call(request.add_to, self.engine)
+        refused = self.call(request.add_to, self.engine)
         if refused is not None:
             self.unfinished.discard(request.request_id)
         return refused
@@ -89,13 +88,9 @@ class Driver:
                 f"{len(self.unfinished)} requests of {self.name} ended in another's step: "
                 "one at a time may drive an engine"
             )
-        step = self._call(self.engine.step)
+        step = self.call(self.engine.step)
         self.unfinished.difference_update(output.request_id for output in step.outputs)
         return step
-
-    def hold(self, token_ids: list[int], salt: str | None) -> int:
-        """Keep pages that have just been computed: see `Engine.hold`."""
-        return self._call(self.engine.hold, token_ids, salt)
 
     def leave(self) -> None:
         """Abort what has not ended, and leave the engine idle, but for outputs that were there before."""
@@ -108,11 +103,12 @@ class Driver:
             for request_id in self.unfinished:
                 self.engine.abort(request_id)
             while self.engine.has_unfinished and not self.engine.num_unfinished:
-                self._call(self.engine.step)  # what is in flight, and the outputs of the aborted
-            self.engine.requests.give_back(self._aside)
+                self.call(self.engine.step)  # what is in flight, and the outputs of the aborted
+            if self._aside is not None:
+                self.engine.give_back(self._aside)
             self.engine.driver = None
 
-    def _call(self, method: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+    def call(self, method: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
         """Call the engine as its driver."""
         self._calling = threading.get_ident()
         try:

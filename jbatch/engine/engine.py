@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import sys
 import time
@@ -12,16 +11,18 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from jbatch.config import UpdateMode, plain
 from jbatch.engine.forked import forked
-from jbatch.engine.intake import Intake, Schedule, ScheduleFields
+from jbatch.engine.intake import Asked, Intake, Schedule, ScheduleFields
+from jbatch.engine.metric import Metric
 from jbatch.engine.notes import LetGo, New, Notes
 from jbatch.engine.pipeline import Pages, Pipeline, ReadPages
 from jbatch.engine.records import EngineStep
-from jbatch.engine.requests import Requests
+from jbatch.engine.requests import Aside, Requests
 from jbatch.engine.trace import TraceWriter
 from jbatch.engine.turn import STEP, Turn
 from jbatch.engine.updating import Updates
 from jbatch.errors import JBatchError, RequestError
 from jbatch.host.metrics import StepRecord, Summary
+from jbatch.host.request import Key, Request
 from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam.runner import Runner
@@ -46,7 +47,6 @@ class Engine:
 
     Attributes:
       driver: the call of LLM that adds requests and steps until they have ended, while there is one.
-      monitor: what it counts for `LLM.get_metrics`.
       pipeline: its steps; only for who has the turn.
 
     Args:
@@ -67,7 +67,6 @@ class Engine:
         self.intake, self.tokenizer, self.clock = intake, intake.tokenizer, clock
         self.tenancy = runner.tenancy
         self.requests = Requests(intake.tokenizer, intake.history, clock)
-        self.monitor = self.requests.monitor
         self.pipeline = Pipeline(
             scheduler, runner, self.requests, intake.vocab_size, depth=int(overlap), clock=clock, sleep=sleep
         )
@@ -92,6 +91,15 @@ class Engine:
     def summary(self) -> Summary:
         """Of all its steps."""
         return self.pipeline.summary
+
+    @property
+    def num_rows(self) -> int:
+        """Sequences that may run at once."""
+        return self.scheduler.config.shape.num_rows
+
+    def metrics(self, compilations: int) -> list[Metric]:
+        """What `LLM.get_metrics` gives; `compilations`: after warm-up."""
+        return self.requests.monitor.read(self.scheduler, self.summary, compilations)
 
     def add_request(
         self,
@@ -124,24 +132,33 @@ class Engine:
         """
         self._check_caller()
         self.tidy()
-        params = params or SamplingParams()
         index = next(self._request_idx) if index is None else plain(index)
-        compiled = self.runner.samplers
-        request = self.intake.request(request_id, prompt, params, index, Schedule(**schedule), compiled)
-        known_by = index % 2**31 if request_idx is None else plain(request_idx)
-        request = dataclasses.replace(
-            request, request_idx=known_by, first_scored=plain(first_scored), cache_salt=cache_salt
-        )
+        asked = Asked(index, request_idx, first_scored, cache_salt, Schedule(**schedule))
+        request = self.checked(request_id, prompt, params or SamplingParams(), asked)
+        self.queue(request, self.scheduler.key_of(request))
+
+    def checked(
+        self, request_id: str, prompt: str | Sequence[int], params: SamplingParams, asked: Asked
+    ) -> Request:
+        """A request that can be queued. Raises RequestError for one that cannot be served."""
+        request = self.intake.request(request_id, prompt, params, asked, self.runner.samplers)
         self.scheduler.check(request)
-        new = New(next(self._serials), request, self.scheduler.key_of(request))
+        return request
+
+    def queue(self, request: Request, key: Key) -> None:
+        """Queue a request that has been checked; `key`: what the policy gives it. Raises as `add_request`."""
         with self.tenancy.lock:
-            self._check_caller()  # again: someone may have come
+            self._check_caller()  # someone may have come
             self.tenancy.take(self)
-            # It may go from the one to the other meanwhile, so they are looked at in this order.
-            if request_id in self._notes.new_ids or request_id in self.requests.unfinished:
-                raise RequestError("request_id", request_id, "a request of this id has not ended yet")
-            self._notes.leave(new)
+            if self.has(request.request_id):
+                raise RequestError("request_id", request.request_id, "a request of this id has not ended yet")
+            self._notes.leave(New(next(self._serials), request, key))
         self.tidy()
+
+    def has(self, request_id: str) -> bool:
+        """Whether a request of this id has not ended."""
+        # It may go from the one to the other meanwhile, so they are looked at in this order.
+        return request_id in self._notes.new_ids or request_id in self.requests.unfinished
 
     def abort(self, request_id: str) -> None:
         """End a request in whatever state it is, with all its samples; its output comes with the next step.
@@ -162,6 +179,14 @@ class Engine:
             self._turn.leave()
         return True
 
+    def set_aside(self) -> Aside:
+        """Take what no step has handed out yet; to be given back."""
+        return self.requests.set_aside()
+
+    def give_back(self, aside: Aside) -> None:
+        """Hand out these with the next steps, too."""
+        self.requests.give_back(aside)
+
     @property
     def has_unfinished(self) -> bool:
         """Whether `step` still has something to do."""
@@ -177,12 +202,15 @@ class Engine:
         """Requests that have not ended."""
         return len(self.requests.unfinished) + len(self._notes.new_ids)
 
-    def step(self) -> EngineStep:
+    def step(self, *, wait: bool = True) -> EngineStep:
         """Launch the next step, then take in the result of the one before (of this one, without overlap).
 
         Where that raises, every request ends with an error, which the next call hands out. Where all there is
         to do is to wait (mode "static-full", for a full batch), it waits a millisecond and returns: new
         requests may be added.
+
+        Args:
+          wait: for the result; without, it is taken in by a later call where the device is not done.
 
         Raises:
           JBatchError: while another step is under way, in another thread or around this call.
@@ -196,7 +224,7 @@ class Engine:
         try:
             self._notes.follow(self.pipeline, self._updates.hold_back)
             if not self.requests.has_steps:
-                self.pipeline.step(waits=self._updates.hold_back())
+                self.pipeline.step(wait=wait, holds_back=self._updates.hold_back())
             return self.requests.hand_out()
         finally:
             self._turn.leave()

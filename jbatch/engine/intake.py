@@ -48,6 +48,16 @@ class Schedule(NamedTuple):
     streamed: bool = False  # its tokens are shown one by one: no step draws several
 
 
+class Asked(NamedTuple):
+    """What is asked for a request beside its prompt and parameters: see `Engine.add_request`."""
+
+    input_idx: int
+    request_idx: int | None = None
+    first_scored: int = 0
+    cache_salt: str | None = None
+    schedule: Schedule = Schedule()
+
+
 class Intake:
     """Makes requests for one model and one engine.
 
@@ -81,8 +91,7 @@ class Intake:
         request_id: str,
         prompt: str | Sequence[int],
         params: SamplingParams,
-        index: int,
-        schedule: Schedule,
+        asked: Asked,
         compiled: Iterable[Sampler],
     ) -> Request:
         """The request, with everything resolved that depends on the model and the engine.
@@ -91,7 +100,7 @@ class Intake:
           RequestError: naming field, value and limit.
         """
         check_params(params, self.vocab_size, compiled)
-        schedule = Schedule(*map(plain, schedule))
+        schedule, index = Schedule(*map(plain, asked.schedule)), asked.input_idx
         token_ids = self._truncated(self._token_ids(prompt), params, is_text=isinstance(prompt, str))
         if params.stop and self.tokenizer is None:
             raise RequestError("stop", list(params.stop), "this model has no tokenizer: use stop_token_ids")
@@ -111,6 +120,9 @@ class Intake:
             streamed=schedule.streamed,
             prompt=prompt if isinstance(prompt, str) else None,
             bad_word_ids=bad_word_ids(params, self.tokenizer, self.vocab_size),
+            request_idx=index % 2**31 if asked.request_idx is None else plain(asked.request_idx),
+            first_scored=plain(asked.first_scored),
+            cache_salt=asked.cache_salt,
         )
         if self._predictor is None or request.predicted_len is not None:
             return request

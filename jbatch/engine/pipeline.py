@@ -135,11 +135,12 @@ class Pipeline:
 
     # Steps.
 
-    def step(self, *, waits: bool) -> None:
+    def step(self, *, holds_back: bool, wait: bool = True) -> None:
         """Launch the next step, take in the result of the one before, and lay ready what it gave.
 
         Args:
-          waits: there are requests that are held back; where there is nothing else to do, it takes a nap.
+          holds_back: there may be requests that wait for other weights.
+          wait: for the result, and take a nap where there is nothing to do but to wait.
         """
         begin = self._clock()
         self.is_whole = False
@@ -147,8 +148,9 @@ class Pipeline:
         progress: list[Progress] = []
         try:
             with self._tenancy.weights.lock:
-                plan = self._launch(begin)
-            if self._in_flight and (plan is None or len(self._in_flight) > self._depth):
+                plan = self._launch(begin) if len(self._in_flight) <= self._depth else None
+            due = self._in_flight and (plan is None or len(self._in_flight) > self._depth)
+            if due and (wait or self.runner.is_ready(self._in_flight[0].handle)):
                 record, progress = self._collect(self._in_flight.popleft())
         except UserFunctionError:
             self.is_whole = True  # it is the first thing that a step does
@@ -158,7 +160,7 @@ class Pipeline:
             raise
         self.is_whole = True
         idle = plan is None and record is None and not self.requests.has_ended
-        if idle and (waits or self.requests.samples):
+        if idle and wait and (holds_back or self.requests.samples):
             self._sleep(NAP_S)
         self.requests.lay_ready(plan, record, progress)
 

@@ -69,7 +69,7 @@ def prefill(
         if output.error is not None:
             raise JBatchError(f"prefill: {output.error}")
         token_ids, page_size = output.prompt_token_ids, engine.scheduler.pool.page_size
-        hold_id = driver.hold(token_ids, request.cache_salt)
+        hold_id = driver.call(engine.hold, token_ids, request.cache_salt)
         return Prefilled(engine, hold_id, token_ids, len(token_ids) // page_size * page_size)
     finally:
         driver.left = True

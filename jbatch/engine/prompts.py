@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jbatch.engine.engine import Engine
+from jbatch.engine.replicas import AnyEngine
 from jbatch.engine.wishes import schedule_fields, wishes_of_each
 from jbatch.errors import JBatchError, RequestError
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
@@ -35,7 +35,7 @@ class UncheckedRequest(NamedTuple):
         """What it shares keys and values by."""
         return self.prompt.get("cache_salt") if isinstance(self.prompt, dict) else None
 
-    def add_to(self, engine: Engine) -> RequestOutput | None:
+    def add_to(self, engine: AnyEngine) -> RequestOutput | None:
         """Queue it; its output, where it is refused."""
         try:
             engine.add_request(

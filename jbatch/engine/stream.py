@@ -7,9 +7,9 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 from jbatch.engine.driver import Driver
-from jbatch.engine.engine import Engine
 from jbatch.engine.prompts import UncheckedRequest
 from jbatch.engine.records import Progress
+from jbatch.engine.replicas import AnyEngine
 from jbatch.errors import RequestError
 from jbatch.outputs import CompletionOutput, FinishReason, RequestOutput
 from jbatch.sampling_params import SamplingParams
@@ -30,7 +30,7 @@ class TextDelta:
 
 
 def stream(
-    engine: Engine,
+    engine: AnyEngine,
     requests: Sequence[UncheckedRequest],
     declare: Callable[[Iterable[SamplingParams]], Any] = lambda params: None,
     prepare: Callable[[], None] = lambda: None,

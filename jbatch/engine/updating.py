@@ -60,6 +60,6 @@ class Updates:
                 continue
             try:
                 self._notes.follow(self._pipeline, self.hold_back)
-                self._pipeline.step(waits=self.hold_back())
+                self._pipeline.step(holds_back=self.hold_back())
             finally:
                 self._turn.leave()

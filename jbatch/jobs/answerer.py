@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jbatch.engine.engine import Engine
 from jbatch.engine.metric import Metric
+from jbatch.engine.replicas import AnyEngine
 from jbatch.engine.wishes import schedule_fields
 from jbatch.errors import ConfigError, JobError, RequestError
 from jbatch.jobs.input import InputLine, Parse, id_of
@@ -59,7 +59,7 @@ class Pending:
 class Answerer:
     """What a job needs of a loaded model. Whatever is wrong with a line becomes its result; others go on."""
 
-    engine: Engine
+    engine: AnyEngine
     parse: Parse
     encode_chat: EncodeChat
     compilations: Callable[[], int]  # since the model was loaded
@@ -70,8 +70,7 @@ class Answerer:
 
     def metrics(self) -> list[Metric]:
         """Of the engine, as they are now."""
-        engine = self.engine
-        return engine.monitor.read(engine.scheduler, engine.summary, self.compilations())
+        return self.engine.metrics(self.compilations())
 
     def admit(self, line: InputLine, prefix: str = "") -> Pending | LineResult:
         """Give a line to the engine; its result where that is an error already.

@@ -24,7 +24,7 @@ class Job:
     def __init__(self, answerer: Answerer, ledger: Ledger, tokens_left: TokensLeft):
         self._answerer, self._engine = answerer, answerer.engine
         self._ledger, self._tokens_left = ledger, tokens_left
-        self._window = WINDOW * answerer.engine.scheduler.config.shape.num_rows
+        self._window = WINDOW * answerer.engine.num_rows
         self._pending: dict[str, Pending] = {}  # by request id
         self._bytes_pending = 0
         self._non_finite = NonFiniteWatch()

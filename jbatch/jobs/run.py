@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
+from jbatch.engine.replicas import single
 from jbatch.errors import JobError, describe_os_error
 from jbatch.host.metrics import Summary
 from jbatch.jobs.answerer import Answerer
@@ -73,7 +74,7 @@ class _Run:
         if path is None:
             yield
             return
-        trace = answerer.engine.trace_to(path)
+        trace = single(answerer.engine, "a trace").trace_to(path)
         try:
             yield
         finally:

@@ -1,15 +1,43 @@
-"""Which programs a runner must have, for requests to come and for those that are queued."""
+"""Which programs runners must have, for requests to come and for those that are queued."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from jbatch.device.programs import programs_for
 from jbatch.device.runner import Runner
 from jbatch.engine.engine import Engine
+from jbatch.engine.replicas import AnyEngine
 from jbatch.host.reach import reach
 from jbatch.sampling_params import Sampler, SamplingParams, to_compile, with_unions
 from jbatch.seam.bucket import Bucket
+
+
+class CallPrograms:
+    """The programs of one call's requests.
+
+    Args:
+      runners: one for each replica.
+    """
+
+    def __init__(self, runners: Sequence[Runner], engine: AnyEngine):
+        self._runners, self._engine = runners, engine
+        self._params: list[SamplingParams] = []
+
+    def declare(self, params: Iterable[SamplingParams]) -> None:
+        """Provide for requests with these parameters."""
+        self._params = list(params)
+        for runner in self._runners:
+            declare(runner, self._params)
+
+    def prepare(self) -> None:
+        """Compile what the requests that wait can come to need. With several replicas: what any requests of
+        the kind can, for nobody knows which ones will be where."""
+        if isinstance(self._engine, Engine):
+            _prepare_reached(self._runners[0], self._engine)
+            return
+        for runner in self._runners:
+            prepare(runner, self._params, in_run=False)
 
 
 def declare(runner: Runner, params: Iterable[SamplingParams]) -> tuple[Sampler, ...]:
@@ -28,8 +56,7 @@ def prepare(runner: Runner, params: Iterable[SamplingParams] | None, *, in_run: 
         runner.prepare_sharing(in_run=in_run)
 
 
-def prepare_reached(runner: Runner, engine: Engine) -> None:
-    """Compile what the requests that wait can come to need."""
+def _prepare_reached(runner: Runner, engine: Engine) -> None:
     reached = reach(engine.scheduler)
     compile_buckets(runner, reached.buckets, reached.samplers)
     if reached.shares_pages:

@@ -1,4 +1,4 @@
-"""Engines on one opened model: each with its own mode, policy and limits."""
+"""Engines on one opened model: each with its own mode, policy and limits. Several replicas are one engine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from jbatch.config import EngineConfig, ModeName, PolicyName
 from jbatch.engine.engine import Engine
 from jbatch.engine.intake import Intake
+from jbatch.engine.replicas import AnyEngine, Replicas
+from jbatch.errors import ConfigError
 from jbatch.host.config import SchedulerConfig
 from jbatch.host.itl_limits import limits_of
 from jbatch.host.limits import Limits
@@ -28,18 +30,21 @@ def new_engine(
     policy: AnyPolicy | None = None,
     limits: Limits | None = None,
     runner: Runner[Any] | None = None,
-) -> Engine:
+) -> AnyEngine:
     """See `LLM.new_engine`; what is not given is the config's. Its steps are declared, and not compiled."""
+    if runner is not None and len(opened.runners) > 1:
+        reason = "one for several replicas: with data_parallel_size=1 an engine may have another runner"
+        raise ConfigError("runner", type(runner).__name__, reason)
     key: Any = config.policy if policy is None else policy
     own = callable(key) or isinstance(key, Policy)
     name = config.policy if own else key  # which is checked
     config = dataclasses.replace(config, mode=mode or config.mode, policy=name)
     buckets = buckets_of(config, opened.max_model_len)
-    opened.runner.declare(buckets=buckets)  # another mode has other steps
-    limits = limits or limits_of(config, buckets, config.max_num_seqs)
-    scheduler = Scheduler(
-        SchedulerConfig(
-            shape=opened.runner.shape,
+    schedulers, all_limits = [], []
+    for own_runner in opened.runners:
+        own_runner.declare(buckets=buckets)  # another mode has other steps
+        scheduler_config = SchedulerConfig(
+            shape=own_runner.shape,
             max_model_len=opened.max_model_len,
             buckets=buckets,
             policy=policy_of(key) if own else POLICIES[name],
@@ -48,21 +53,21 @@ def new_engine(
             reserve=config.admission,
             max_preemption_probability=config.max_preemption_probability,
             enable_prefix_caching=config.enable_prefix_caching,
-        ),
-        limits,
-    )
+        )
+        all_limits.append(limits or limits_of(config, buckets, config.max_num_seqs))
+        schedulers.append(Scheduler(scheduler_config, all_limits[-1]))
     intake = Intake(
         vocab_size=opened.model.vocab_size,
-        max_seq_len=scheduler.max_seq_len,
+        max_seq_len=min(scheduler.max_seq_len for scheduler in schedulers),
         eos_token_ids=opened.eos_token_ids,
         tokenizer=opened.tokenizer,
         seed=config.seed,
         predictor=opened.predictor,
     )
-    return Engine(
-        scheduler,
-        opened.runner if runner is None else runner,
-        intake,
-        overlap=config.overlap,
-        on_record=getattr(limits, "landed", None),
-    )
+    engines = [
+        Engine(scheduler, each, intake, overlap=config.overlap, on_record=getattr(own_limits, "landed", None))
+        for scheduler, each, own_limits in zip(
+            schedulers, opened.runners if runner is None else (runner,), all_limits, strict=True
+        )
+    ]
+    return engines[0] if len(engines) == 1 else Replicas(engines)

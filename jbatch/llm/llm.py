@@ -20,12 +20,13 @@ from jbatch.engine.metric import Metric
 from jbatch.engine.prefilled import PARAMS as PREFILL_PARAMS
 from jbatch.engine.prefilled import Prefilled, prefill
 from jbatch.engine.prompts import Prompt, UncheckedRequest, list_requests
+from jbatch.engine.replicas import AnyEngine, Replicas, single
 from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of, scored_from
 from jbatch.engine.stream import Deltas, TextDelta, stream
 from jbatch.engine.wishes import WishLists
 from jbatch.errors import ConfigError, RequestError, check_option_names
 from jbatch.host.limits import Limits
-from jbatch.llm.compiling import compile_buckets, declare, prepare, prepare_reached
+from jbatch.llm.compiling import CallPrograms, compile_buckets, prepare
 from jbatch.llm.engines import AnyPolicy, new_engine
 from jbatch.llm.opening import open_model
 from jbatch.model_dir.tuned import with_tuned
@@ -77,7 +78,7 @@ class LLM:
         self.config = EngineConfig(**with_tuned(options))
         self._opened = open_model(Path(model), self.config, tokenizer, chat_template, logits_fn)
         self.model_config, self.max_model_len = self._opened.model, self._opened.max_model_len
-        self.chat_encoder, self.runner = self._opened.chat_encoder, self._opened.runner
+        self.chat_encoder, self.runner = self._opened.chat_encoder, self._opened.runners[0]
         self._request_ids = itertools.count()
         self.engine = new_engine(self._opened, self.config)
         self._callers = Callers(self.engine, self.prepare)
@@ -230,7 +231,8 @@ class LLM:
 
     def _compiling(self) -> tuple[Any, Any]:
         """What a call does before its requests are queued, and once they are."""
-        return partial(declare, self.runner), partial(prepare_reached, self.runner, self.engine)
+        programs = CallPrograms(self._opened.runners, self.engine)
+        return programs.declare, programs.prepare
 
     def prepare(self, params: Iterable[SamplingParams] | None = None) -> None:
         """Compile in advance what any number of requests with these parameters may need; by default, with all
@@ -239,7 +241,9 @@ class LLM:
         Requests that are added to an engine by hand are refused where nobody provided for their parameters.
         What else they need is compiled with their first step, if not before.
         """
-        prepare(self.runner, params, in_run=self.engine.has_unfinished)
+        params = None if params is None else list(params)
+        for runner in self._opened.runners:
+            prepare(runner, params, in_run=self.engine.has_unfinished)
 
     def new_engine(
         self,
@@ -248,7 +252,7 @@ class LLM:
         policy: AnyPolicy | None = None,
         limits: Limits | None = None,
         runner: Runner[Any] | None = None,
-    ) -> Engine:
+    ) -> AnyEngine:
         """A fresh engine on the same weights, cache and compiled programs: for another mode, another order of
         admission (a name, or any sort key), other budgets per step (a function; its `landed`, where it has
         one, is given each step's record), or another runner: one that wraps `self.runner`, to see or change
@@ -260,8 +264,9 @@ class LLM:
         which may be set to it.
         """
         engine = new_engine(self._opened, self.config, mode, policy, limits, runner)
-        compile_buckets(self.runner, engine.scheduler.config.buckets, self.runner.samplers)
-        self.runner.prepare_sharing()
+        for each in self._opened.runners:
+            compile_buckets(each, engine.scheduler.config.buckets, each.samplers)
+            each.prepare_sharing()
         return engine
 
     def update_weights(
@@ -298,9 +303,13 @@ class LLM:
             raise ConfigError("weight_version", weight_version, "must be text or an integer")
         self.runner.check_open()
         sources = sources_of(tree, self.model_config)
+        replace = [partial(runner.replace_params, sources, weight_version) for runner in self._opened.runners]
+        if isinstance(self.engine, Replicas):
+            self.engine.update(replace, mode)
+            return
         tenant = self.runner.tenancy.tenant
         engine = tenant if isinstance(tenant, Engine) else self.engine
-        engine.update(lambda: self.runner.replace_params(sources, weight_version), mode)
+        engine.update(replace[0], mode)
 
     def weights(self) -> dict[str, Any]:
         """The model's parameters by name, as arrays on the device.
@@ -323,11 +332,12 @@ class LLM:
             held, one sequence as long as any may be must find pages.
           JBatchError: for a prompt that is refused, and while someone else has the engine.
         """
-        if not self.engine.scheduler.config.enable_prefix_caching:
+        engine = single(self.engine, "prefill")
+        if not engine.scheduler.config.enable_prefix_caching:
             reason = "prefill needs it: what it computes is found by its tokens"
             raise ConfigError("enable_prefix_caching", False, reason)
         (request,) = list_requests([prompt], PREFILL_PARAMS, {}, self._request_ids)
-        return prefill(self.engine, request, *self._compiling())
+        return prefill(engine, request, *self._compiling())
 
     def kv(self, of: str | Prefilled, *, sample_idx: int = 0) -> KV:
         """Keys (0) and values (1) that are in the cache, on the host, in the model's dtype: of what `prefill`
@@ -349,7 +359,7 @@ class LLM:
 
         if isinstance(of, Prefilled):
             return of.engine.read_held(of.hold_id, read)
-        return self.engine.read_pages(of, read, sample_idx)
+        return single(self.engine, "kv").read_pages(of, read, sample_idx)
 
     def reset_prefix_cache(self) -> bool:
         """Forget the keys and values of all prompts: the next ones are computed as a whole. False, and
@@ -361,8 +371,7 @@ class LLM:
     def get_metrics(self) -> list[Metric]:
         """Counters, gauges and histograms of the present engine since it was made, under vLLM's names with
         the prefix "jbatch:". From any thread."""
-        engine = self.engine
-        return engine.monitor.read(engine.scheduler, engine.summary, self.runner.compilations_after_warmup)
+        return self.engine.metrics(self.runner.compilations_after_warmup)
 
     def start_profile(self, directory: str | Path) -> None:
         """Trace what JAX and the device do, until `stop_profile`, into a directory that TensorBoard and
@@ -396,7 +405,8 @@ class LLM:
         if self.runner.tenancy.forked:
             return
         self._callers.close()
-        self.runner.close()
+        for runner in self._opened.runners:
+            runner.close()
         self.chat_encoder.close()
 
     def __enter__(self) -> LLM:

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device.build import build_runner
+from jbatch.device.groups import device_groups
 from jbatch.device.platform import prepare_jax
 from jbatch.device.process.user_fn import LogitsFn
 from jbatch.device.runner import Runner
+from jbatch.device.verdict import prove_kernels
 from jbatch.distribution import version
 from jbatch.host.lengths.find import find_predictor
 from jbatch.host.lengths.prediction import Predictor
@@ -38,7 +40,7 @@ class Opened(NamedTuple):
     eos_token_ids: frozenset[int]
     chat_encoder: ChatEncoder
     predictor: Predictor | None
-    runner: Runner
+    runners: tuple[Runner, ...]  # one for each replica
 
 
 def open_model(
@@ -63,18 +65,26 @@ def open_model(
     chat_encoder = ChatEncoder(tokenizer_dir, loaded, chat_template)
     predictor = find_predictor(config.predictor)
     prepare_jax(config)
-    runner = build_runner(model_dir, config, model, max_model_len, logits_fn)
-    for doubt in tuned_doubts(config, runner.spec.device.device_kind, version()):
+    runners: tuple[Runner, ...]
+    if config.data_parallel_size == 1:
+        runners = (build_runner(model_dir, config, model, max_model_len, logits_fn),)
+    else:
+        prove_kernels(config, model, max_model_len)  # before this process opens CUDA
+        groups = device_groups(config)
+        runners = tuple(
+            build_runner(model_dir, config, model, max_model_len, logits_fn, group) for group in groups
+        )
+    for doubt in tuned_doubts(config, runners[0].spec.device.device_kind, version()):
         warnings.warn(doubt, stacklevel=3)
     return Opened(
-        runner.spec.config,
+        runners[0].spec.config,
         max_model_len,
         sampling_defaults,
         loaded,
         _eos_token_ids(model_dir, loaded),
         chat_encoder,
         predictor,
-        runner,
+        runners,
     )
 
 

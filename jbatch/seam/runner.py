@@ -30,5 +30,8 @@ class Runner(Protocol[Handle]):
     def submit(self, step: StepInput) -> Handle:
         """Begin a step; returns before it has ended."""
 
+    def is_ready(self, handle: Handle) -> bool:
+        """Whether a step has ended, so that `collect` does not wait."""
+
     def collect(self, handle: Handle) -> tuple[StepOutput, float]:
         """Wait for a step's output; with it, when it was there (time.monotonic, seconds)."""

@@ -83,6 +83,10 @@ class FakeRunner:
         self._draw_from_chunks(fields, step.bucket.slots, output)
         return output
 
+    def is_ready(self, handle: StepOutput) -> bool:
+        """Steps end at once."""
+        return True
+
     def collect(self, handle: StepOutput) -> tuple[StepOutput, float]:
         """A step's output and when it was ready."""
         return handle, 0.0

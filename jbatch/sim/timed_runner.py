@@ -63,6 +63,10 @@ class TimedRunner:
         self._free = max(self._free, self._clock()) + self._cost.step_s(load)
         return TimedHandle(output, self._free)
 
+    def is_ready(self, handle: TimedHandle) -> bool:
+        """Whether a step has ended by now."""
+        return handle.ready <= self._clock()
+
     def collect(self, handle: TimedHandle) -> tuple[StepOutput, float]:
         """Wait for a step's output; with it, when it was ready."""
         self._clock.advance_to(handle.ready)

@@ -151,7 +151,7 @@ class EngineMachine(RuleBasedStateMachine):
                     request_id = next(self.ids)
                     self.open[which][request_id] = (prompt, params)
                     driver.unfinished.add(request_id)
-                    driver._call(engine.add_request, request_id, prompt, params)
+                    driver.call(engine.add_request, request_id, prompt, params)
             while driver.unfinished:
                 with pytest.raises(JBatchError, match="generate has the engine"):
                     engine.step()

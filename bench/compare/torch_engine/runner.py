@@ -133,6 +133,10 @@ class TorchRunner:
         output, event = self._to_host(self._run(self.memory, step))
         return Handle(output, event, step.bucket, step.sampler)
 
+    def is_ready(self, handle: Handle) -> bool:
+        """Whether a step has ended."""
+        return handle.event is None or bool(handle.event.query())
+
     def collect(self, handle: Handle) -> tuple[StepOutput, float]:
         """Wait for a step's output; with it, when the host had it (time.monotonic, seconds)."""
         if handle.event is not None:

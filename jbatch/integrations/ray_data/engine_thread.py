@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from jbatch.engine.engine import Engine
+from jbatch.engine.replicas import AnyEngine
 from jbatch.errors import JobError
 from jbatch.outputs import RequestOutput
 
@@ -18,7 +18,7 @@ class EngineThread:
     """Steps an engine as long as anyone waits for an output. A step that fails ends it: whoever waits, and
     whoever comes later, gets a JobError."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: AnyEngine):
         self._engine = engine
         self._changed = threading.Condition()  # of what follows
         self._waiting: dict[str, Future[RequestOutput]] = {}  # by request id

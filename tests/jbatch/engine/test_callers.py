@@ -565,7 +565,7 @@ def test_outputs_that_another_took_are_an_error_and_no_endless_loop():
     driver.begin()
     (asked,) = shared.ask([[1, 2]], SamplingParams(max_tokens=1))
     driver.add(asked)
-    driver._call(tiny_engine.drain, shared.engine)
+    driver.call(tiny_engine.drain, shared.engine)
     with pytest.raises(JBatchError, match="1 requests of generate ended in another's step"):
         driver.step()
     driver.leave()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jbatch.engine.intake import ID_FIELDS, Intake, Schedule, bad_word_ids, check_params, derive_seed
+from jbatch.engine.intake import ID_FIELDS, Asked, Intake, Schedule, bad_word_ids, check_params, derive_seed
 from jbatch.errors import RequestError
 from jbatch.host.lengths.predictors import RunningMean
 from jbatch.sampling_params import Sampler, SamplingParams, UpTo, seed_bits
@@ -75,8 +75,8 @@ def test_bad_words_are_of_the_models_vocabulary():
 
 def request_of(prompt=(5, 6), params=None, index=4, schedule=None, **options):
     options = {"vocab_size": 97, "max_seq_len": 128, "seed": 3, "clock": lambda: 17.5, **options}
-    params = SamplingParams(**params or {})
-    return Intake(**options).request("r", prompt, params, index, schedule or Schedule(), tuple(Sampler))
+    params, asked = SamplingParams(**params or {}), Asked(index, schedule=schedule or Schedule())
+    return Intake(**options).request("r", prompt, params, asked, tuple(Sampler))
 
 
 def schedule_of(request):
@@ -136,7 +136,7 @@ def truncated(prompt, most, *, bos=False, **params):
     """The token ids of a request with so many at most, where a sequence has room for 20."""
     asked = SamplingParams(truncate_prompt_tokens=most, **params)
     intake = Intake(vocab_size=300, max_seq_len=20, tokenizer=wrapped(byte_level(bos=bos)))
-    return intake.request("r", prompt, asked, 0, Schedule(), Sampler).prompt_token_ids
+    return intake.request("r", prompt, asked, Asked(0), Sampler).prompt_token_ids
 
 
 def test_a_prompt_keeps_its_last_tokens():
@@ -162,8 +162,8 @@ def test_a_predictor_says_how_long_answers_will_be():
     intake = Intake(vocab_size=97, max_seq_len=128, predictor=RunningMean())
 
     def predicted(**schedule):
-        params = SamplingParams(max_tokens=50)
-        return intake.request("r", [5], params, 0, Schedule(**schedule), tuple(Sampler)).predicted_len
+        params, asked = SamplingParams(max_tokens=50), Asked(0, schedule=Schedule(**schedule))
+        return intake.request("r", [5], params, asked, tuple(Sampler)).predicted_len
 
     assert predicted() == 50  # nothing has ended
     intake.history.add(1, 8)

@@ -16,7 +16,7 @@ from tests.jbatch.engine.test_engine import make_engine
 
 def read(engine):
     """Metrics by name, or by name and label."""
-    metrics = engine.monitor.read(engine.scheduler, engine.summary, 0)
+    metrics = engine.metrics(0)
     return {(m.name.removeprefix("jbatch:"), *m.labels.values()): m for m in metrics}
 
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jbatch.engine.intake import Schedule
+from jbatch.engine.intake import Asked
 from jbatch.host.pack import pack
 from jbatch.host.plan import StepPlan
 from jbatch.sampling_params import Sampler, SamplingParams
@@ -53,5 +53,5 @@ def test_a_request_takes_time_to_take_in():
     clock = VirtualClock()
     intake = TimedIntake(Constant(0.0, HostCost(request_s=0.25)), clock, vocab_size=9, max_seq_len=8)
     for index in range(2):
-        request = intake.request("a", [1], SamplingParams(max_tokens=1), index, Schedule(), tuple(Sampler))
+        request = intake.request("a", [1], SamplingParams(max_tokens=1), Asked(index), tuple(Sampler))
         assert request.arrival == clock() == 0.25 * (index + 1)
