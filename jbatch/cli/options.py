@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from jbatch.config import EngineConfig
-from jbatch.errors import ConfigError, instead_of, nearest_name
+from jbatch.errors import ConfigError
 from jbatch.model_dir.tuned import with_tuned
+from jbatch.names_elsewhere import instead_of, nearest_name
 from jbatch.sampling_params import SamplingParams
 
 ENGINE_HELP = {
