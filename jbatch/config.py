@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, get_args
 
 from jbatch.errors import ConfigError
@@ -12,6 +13,7 @@ PAGE_SIZES = (16, 32, 64, 128)
 TOKEN_ALIGN = 8  # every chunk starts at a multiple of it in the packed token axis
 MAX_BATCH_WAIT_S = 3600
 MAX_ITL_MS = 3_600_000
+MAX_RANKS = 64  # devices of one host
 MAX_REPLICAS = 64  # in one process
 WHOLE_PAGE = ": a page, or the longest sequence, must fit into a step"
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -94,6 +96,38 @@ class ModelConfig:
         itemsize = 4 if self.dtype == "float32" else 2
         return self.num_layers * 2 * self.num_kv_heads * self.head_dim * itemsize
 
+    @property
+    def possible_ranks(self) -> tuple[int, ...]:
+        """The values of tensor_parallel_size that this model can be split for."""
+        kv_heads, sizes = self.num_kv_heads, math.gcd(self.num_heads, self.mlp_dim)
+        return tuple(
+            n for n in range(1, MAX_RANKS + 1) if sizes % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)
+        )
+
+    def split(self, num_ranks: int) -> ModelConfig:
+        """What each of `num_ranks` devices computes of this model, as a model of its own: a part of its
+        heads, of its MLP, and of its vocabulary, rounded up. Where there are more devices than KV heads,
+        several have the same one.
+
+        Raises:
+          ConfigError: for heads or an MLP that cannot be cut so.
+        """
+        if num_ranks == 1:
+            return self
+        if num_ranks not in self.possible_ranks:
+            sizes = f"num_attention_heads={self.num_heads} and intermediate_size={self.mlp_dim}"
+            kv_heads = f"num_key_value_heads={self.num_kv_heads}, or be a multiple of that"
+            would_do = ", ".join(map(str, self.possible_ranks))
+            reason = f"must divide the model's {sizes}, and divide {kv_heads}: {would_do} would do"
+            raise ConfigError("tensor_parallel_size", num_ranks, reason)
+        return dataclasses.replace(
+            self,
+            vocab_size=-(-self.vocab_size // num_ranks),
+            mlp_dim=self.mlp_dim // num_ranks,
+            num_heads=self.num_heads // num_ranks,
+            num_kv_heads=max(1, self.num_kv_heads // num_ranks),
+        )
+
     def check_context(self, max_model_len: int) -> None:
         """Raise ConfigError where the model's sliding window would cut into a context of `max_model_len`:
         up to the window's length sliding and full attention are the same, beyond it they differ."""
@@ -134,6 +168,7 @@ class EngineConfig:
     seed: int = 0
     generation_config: GenerationConfigName = "auto"  # whose sampling defaults: the model's, or jbatch's own
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensor_parallel_size: int = 1  # devices that compute each step together, each a part of the model
     data_parallel_size: int = 1  # replicas, each on devices of its own, that share the requests
     attention_backend: BackendName = "auto"  # "auto": kernels that pass a check on this GPU, else plain JAX
     enable_prefix_caching: bool = True  # full pages of the same first tokens are computed once
@@ -164,6 +199,7 @@ class EngineConfig:
         check_range("max_num_batched_tokens", self.max_num_batched_tokens, least, 2**20, WHOLE_PAGE)
         check_range("seed", self.seed, 0, 2**32 - 1, "; only a request's own seed may be another one")
         check_range("num_decode_steps", self.num_decode_steps, 1, 64)
+        check_range("tensor_parallel_size", self.tensor_parallel_size, 1, MAX_RANKS)
         check_range("data_parallel_size", self.data_parallel_size, 1, MAX_REPLICAS)
         for name, low in (("max_model_len", 2), ("num_pages", 2), ("kv_cache_memory_bytes", 1)):
             if getattr(self, name) is not None:

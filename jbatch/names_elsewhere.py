@@ -42,6 +42,7 @@ _ALSO_CALLED = {
         max_batched_tokens max_num_tokens""",
     "max_model_len": """max_seq_len max_context_len context_length context_len ctx_size n_ctx max_length
         max_len max_sequence_length max_position_embeddings""",
+    "tensor_parallel_size": "tp_size tp tensor_parallel tensor_parallel_degree num_gpus",
     "dtype": "torch_dtype precision",
     "policy": "scheduling_policy schedule_policy scheduler_policy",
     "mode": "batching batching_mode",
@@ -94,7 +95,7 @@ _INSTEAD = {
     "texts are all that a model is given here: leave it out": """limit_mm_per_prompt multi_modal_data
         mm_processor_kwargs mm_encoder_tp_mode images disable_mm_preprocessor_cache""",
     "sequence, context and expert parallelism are not built: tensor_parallel_size spreads a model": """
-        sequence_parallel_size enable_sequence_parallel context_parallel_size enable_expert_parallel
+        sequence_parallel_size enable_sequence_parallel enable_sp context_parallel_size enable_expert_parallel
         decode_context_parallel_size prefill_context_parallel_size expert_parallel_size ep_size""",
     "engines are as many as data_parallel_size says, each step by step: leave it out": """
         data_parallel_rank data_parallel_size_local data_parallel_start_rank""",

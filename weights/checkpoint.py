@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from weights import manifest
 from weights.errors import WeightsError, raise_if_any
+from weights.hugging_face import Form
 
 PARAMS = "params"
 COPIED = (
@@ -62,8 +64,11 @@ def load_checkpoint(
     model_dir: str | Path,
     like: Mapping[str, jax.ShapeDtypeStruct],
     shardings: Mapping[str, Any] | None = None,
+    forms: Mapping[str, Form] | None = None,
 ) -> dict[str, jax.Array]:
     """The parameters named by `like`, in its order, shapes and dtypes, from a directory `save` wrote.
+
+    Those that have a form, see `load`, are on the host together before they are moved.
 
     Raises WeightsError, naming files or parameters, if any bit of the directory has changed, or if the
     parameters are not those of `like`.
@@ -72,13 +77,20 @@ def load_checkpoint(
     root = Path(model_dir).absolute()
     shardings = shardings or {}
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    restore_args = {
-        name: ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=shardings.get(name) or leaf.sharding or default)
-        for name, leaf in like.items()
-    }
+    where = {name: shardings.get(name) or leaf.sharding or default for name, leaf in like.items()}
+    forms = forms or {}
+
+    def how(name: str, leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+        if name in forms:
+            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+        return ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=where[name])
+
+    restore_args = {name: how(name, leaf) for name, leaf in like.items()}
     with _checkpointer() as checkpointer:
         args = ocp.args.PyTreeRestore(item=dict(like), restore_args=restore_args)
         restored = checkpointer.restore(root / PARAMS, args=args)
+    for name, form in forms.items():
+        restored[name] = jax.block_until_ready(jax.device_put(form(restored[name]), where[name]))
     return {name: restored[name] for name in like}
 
 

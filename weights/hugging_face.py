@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +37,37 @@ _QUANTISED = re.compile(
 _TAKE_FLOATS = "take the model's bfloat16 or float16 weights"
 _WEIGHTS_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors", re.ASCII)
 
+Form = Callable[[np.ndarray], np.ndarray]
+
 
 def load_hugging_face(
     model_dir: str | Path,
     like: Mapping[str, jax.ShapeDtypeStruct],
     shardings: Mapping[str, Any] | None = None,
+    forms: Mapping[str, Form] | None = None,
 ) -> dict[str, jax.Array]:
     """The parameters named by `like`, in its order, shapes and dtypes, on the device.
 
     Every header is checked before the first tensor is read; then one parameter at a time is assembled on
-    the host and moved, so the host holds one parameter and one of its parts above the model.
+    the host and moved, so the host holds one parameter and one of its parts above the model; or one and its
+    form, where there is one.
 
     Args:
       like: parameter name -> shape and dtype, and the sharding where `shardings` names none.
       shardings: parameter name -> sharding.
+      forms: parameter name -> a function from the parameter, on the host, to the form that is kept of it.
     Raises:
       WeightsError: files that are missing, damaged or outside the directory; tensors that are missing,
         unexpected, there twice, of another shape, or not floating point. It names them.
     """
     tensors = check_hugging_face(model_dir, like)
     table = {name: names.parts(name, leaf.shape) for name, leaf in like.items()}
-    shardings = shardings or {}
+    shardings, forms = shardings or {}, forms or {}
     params = {}
     for name, leaf in like.items():
         host = _assemble(leaf, table[name], tensors)
+        if name in forms:
+            host = forms[name](host)
         sharding = shardings.get(name, leaf.sharding)
         params[name] = jax.block_until_ready(jax.device_put(host, sharding))  # before the next is read
         del host

@@ -13,7 +13,7 @@ import numpy as np
 
 from weights import names
 from weights.errors import raise_if_any
-from weights.hugging_face import other_names
+from weights.hugging_face import Form, other_names
 from weights.safetensors_file import aligned_empty
 
 _FLOATS = tuple(map(np.dtype, (ml_dtypes.bfloat16, np.float16, np.float32, np.float64)))
@@ -89,15 +89,24 @@ def _same(array: Any, embedding: Any) -> bool:
     )
 
 
-def make(source: Source, leaf: jax.ShapeDtypeStruct, device: jax.Device) -> jax.Array:
+def make(
+    source: Source,
+    leaf: jax.ShapeDtypeStruct,
+    sharding: jax.sharding.Sharding,
+    form: Form | None = None,
+) -> jax.Array:
     """A parameter in memory of its own, whatever becomes of the arrays: their owner may change or donate
     them. Waits until it is there.
 
     It is rounded to the dtype of `leaf` as on loading, and no more memory is taken on the device. Functions
     that join and round arrays there are compiled once for each shape and dtype; all else compiles nothing.
+
+    Args:
+      form: see `load`: from the parameter on the host, so it goes by there.
     """
     arrays, axis = source
-    if not all(isinstance(array, jax.Array) and array.devices() == {device} for array in arrays):
+    there = sharding.device_set
+    if form or not all(isinstance(array, jax.Array) and array.devices() == there for array in arrays):
         host = aligned_empty(leaf.shape, np.dtype(leaf.dtype))
         shapes = _shapes(source, leaf)
         with np.errstate(over="ignore"):  # as a device has it: infinite
@@ -107,12 +116,12 @@ def make(source: Source, leaf: jax.ShapeDtypeStruct, device: jax.Device) -> jax.
                 out=host,
                 casting="unsafe",
             )
-        made = jax.device_put(host, device)
+        made = jax.device_put(host if form is None else form(host), sharding)
     elif len(arrays) == 1 and arrays[0].shape == leaf.shape and arrays[0].dtype == leaf.dtype:
-        made = jax.device_put(arrays[0], device, may_alias=False)
+        made = jax.device_put(arrays[0], sharding, may_alias=False)
     else:
         joined = _join(arrays, _shapes(source, leaf), axis, np.dtype(leaf.dtype))
-        made = jax.device_put(joined, device)
+        made = jax.device_put(joined, sharding)
     return jax.block_until_ready(made)
 
 

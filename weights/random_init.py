@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from weights.errors import WeightsError
+from weights.hugging_face import Form
 
 
 def random(
@@ -19,16 +21,23 @@ def random(
     *,
     scale: float = 0.02,
     shardings: Mapping[str, Any] | None = None,
+    forms: Mapping[str, Form] | None = None,
 ) -> dict[str, jax.Array]:
     """Parameters named by `like`, drawn on the device one by one: norms one, biases zero, all else
-    normal with standard deviation `scale`. Values depend on the seed (32 bits) and the name alone."""
+    normal with standard deviation `scale`. Values depend on the seed (32 bits) and the name alone. `forms` as
+    in `load`."""
     if not 0 <= seed < 2**32:
         raise WeightsError(f"seed {seed} is not in [0, 2**32)")
-    shardings = shardings or {}
-    return {
-        name: _draw(name, leaf, seed, scale, shardings.get(name, leaf.sharding))
-        for name, leaf in like.items()
-    }
+    shardings, forms = shardings or {}, forms or {}
+    params = {}
+    for name, leaf in like.items():
+        sharding = shardings.get(name, leaf.sharding)
+        if name in forms:
+            whole = np.asarray(_draw(name, leaf, seed, scale, None))
+            params[name] = jax.block_until_ready(jax.device_put(forms[name](whole), sharding))
+        else:
+            params[name] = _draw(name, leaf, seed, scale, sharding)
+    return params
 
 
 def _draw(name: str, leaf: jax.ShapeDtypeStruct, seed: int, scale: float, sharding: Any) -> jax.Array:

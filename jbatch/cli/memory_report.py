@@ -26,10 +26,11 @@ ESTIMATE = "temporaries, and state of penalties; estimated"
 
 @dataclasses.dataclass(frozen=True)
 class MemoryReport:
-    """What an engine takes of a memory, and the programs that go with it."""
+    """What an engine takes of the memory of each of its devices, and the programs that go with it."""
 
     model: str
     device: str
+    num_devices: int
     num_params: int
     dtype: str
     memory: MemoryUse
@@ -61,7 +62,8 @@ class MemoryReport:
             ),
             ("largest step", memory.step_bytes, self.step_source),
         ]
-        lines = [f"{self.model} on {self.device}"]
+        each = "" if self.num_devices == 1 else f"{self.num_devices} devices, on each of them: "
+        lines = [f"{self.model} on {each}{self.device}"]
         lines += [f"  {name:<13}{describe_bytes(size):>12}   {text}" for name, size, text in rows]
         if memory.limit_bytes is not None:
             free = memory.limit_bytes - memory.weight_bytes - memory.cache_bytes - memory.step_bytes
@@ -99,12 +101,12 @@ def report_memory(model_dir: str | Path, config: EngineConfig, gpu_memory: int |
         warnings.simplefilter("ignore" if gpu_memory is not None else "default")
         device = find_device(config.device)
     where = "a GPU" if device.platform == "cpu" and gpu_memory is not None else device.device_kind
-    memory = memory_of(device)
+    memory = memory_of(device, config.tensor_parallel_size)
     if gpu_memory is not None:
         where, memory = f"{where} with {describe_bytes(gpu_memory)}", gpu_share(gpu_memory, config)
 
     def estimate(config: EngineConfig) -> int:
-        spec = spec_for(device, config, model, max_model_len, proven=proven_on(device, verdict))
+        spec = spec_for([device], config, model, max_model_len, proven=proven_on(device, verdict))
         return step_bytes_of(spec, buckets_of(config, max_model_len))
 
     if gpu_memory is None:
@@ -124,14 +126,19 @@ def make_report(
     """The report on a memory that is yet to take the weights. Raises what `divide_memory` raises."""
     max_model_len = resolve_max_model_len(config, model)
     params = abstract_params(model).values()
-    memory = memory._replace(in_use=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in params))
+
+    def weight_bytes(num_ranks: int) -> int:
+        parts = abstract_params(model.split(num_ranks)).values()
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in parts)
+
     buckets = buckets_of(config, max_model_len)
     return MemoryReport(
         model=str(model_dir),
         device=device,
+        num_devices=config.tensor_parallel_size,
         num_params=sum(math.prod(leaf.shape) for leaf in params),
         dtype=model.dtype,
-        memory=divide_memory(config, model, max_model_len, memory, step_bytes),
+        memory=divide_memory(config, model, max_model_len, memory, step_bytes, weight_bytes),
         step_source=step_source,
         prefill_tokens=tuple(bucket.tokens for bucket in buckets if bucket.tokens),
         decode_slots=tuple(bucket.slots for bucket in buckets if not bucket.tokens),

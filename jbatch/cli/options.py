@@ -37,6 +37,7 @@ ENGINE_HELP = {
     "predictor": "Of output lengths: running-mean, prompt-length, or a file of `jbatch predictor train`.",
     "tuned": "A file of `jbatch tune`: its options in the place of the defaults here.",
     "device": "auto, cpu, cuda.",
+    "tensor_parallel_size": "Devices of this machine that compute each step together, each a part of it.",
     "data_parallel_size": "Replicas of the model, each on devices of its own, that share the requests.",
     "attention_backend": "auto (on a GPU, what passes a check there), xla (plain JAX), triton, mosaic.",
     "logprobs_mode": "Of output tokens: raw_logprobs (the model's own), processed_logprobs (as drawn).",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device.backend import NOTHING_PROVEN, Proven, attention_bytes, choose_attention
 from jbatch.device.memory import Memory, StepSize, choose_num_pages, estimate_step_bytes
 from jbatch.device.model import abstract_params
-from jbatch.device.platform import find_device, memory_of
+from jbatch.device.platform import find_devices, memory_of
 from jbatch.device.process import extra_bytes
 from jbatch.device.process.user_fn import LogitsFn, check_logits_fn
 from jbatch.device.programs import DEFAULT_SAMPLERS, Program, StepSpec, programs_for, temp_bytes
 from jbatch.device.runner import Runner
 from jbatch.device.settings import fixed_settings
+from jbatch.device.sharding import forms_of, mesh_of
 from jbatch.device.verdict import prove_kernels, proven_on
 from jbatch.errors import ConfigError
 from jbatch.model_dir.resolve import resolve_dtype
@@ -52,21 +54,21 @@ def build_runner(
     """
     buckets, samplers = buckets_of(config, max_model_len), samplers_of(config, logits_fn)
     verdict = prove_kernels(config, model, max_model_len)  # before this process opens CUDA
-    (device,) = devices or (find_device(config.device),)
-    model = resolve_dtype(config, model, device.platform)
-    spec = spec_for(device, config, model, max_model_len, logits_fn, proven_on(device, verdict))
+    devices = tuple(devices) or find_devices(config.device, config.tensor_parallel_size)
+    model = resolve_dtype(config, model, devices[0].platform)
+    spec = spec_for(devices, config, model, max_model_len, logits_fn, proven_on(devices[0], verdict))
     if logits_fn is not None:
         for draws in sorted({num_draws(bucket, spec.shape) for bucket in buckets}):
             check_logits_fn(logits_fn, draws, model.vocab_size)
     with progress_bar("loading weights", enabled=config.show_progress), fixed_settings():
-        params = _load(model_dir, config, model, device)
+        params = _load(model_dir, config, spec)
         jax.block_until_ready(params)
-    memory = memory_of(device)
+    memory = memory_of(devices[0], len(devices))
     if memory.on_gpu:
         memory = memory._replace(step=step_bytes_of(spec, buckets))
 
     def with_pool(memory: Memory) -> StepSpec:
-        num_pages = choose_num_pages(config, model, max_model_len, memory)
+        num_pages = choose_num_pages(config, spec.part, max_model_len, memory)
         return spec._replace(shape=spec.shape._replace(num_pages=num_pages))
 
     if not memory.on_gpu:
@@ -128,7 +130,7 @@ def samplers_of(config: EngineConfig, logits_fn: LogitsFn | None = None) -> tupl
 
 
 def spec_for(
-    device: jax.Device | Any,
+    devices: Sequence[jax.Device | Any],
     config: EngineConfig,
     model: ModelConfig,
     max_model_len: int,
@@ -138,6 +140,7 @@ def spec_for(
     """What an engine compiles for, but with the smallest pool: to ask what does not grow with it.
 
     Args:
+      devices: that compute each step together; the first of them is enough to ask, and to compile nothing.
       proven: kernels that the backend "auto" may use.
 
     Raises:
@@ -145,13 +148,15 @@ def spec_for(
     """
     shape = StateShape(config.max_num_seqs, 2, config.page_size, -(-max_model_len // config.page_size))
     buckets = buckets_of(config, max_model_len)
-    attention = choose_attention(config.attention_backend, model, shape, buckets, device, proven)
-    return StepSpec(model, shape, device, attention, logits_fn, config.logprobs_mode)
+    device, part = devices[0], model.split(config.tensor_parallel_size)
+    attention = choose_attention(config.attention_backend, part, shape, buckets, device, proven)
+    mesh = mesh_of(devices, config.tensor_parallel_size)
+    return StepSpec(model, shape, device, attention, logits_fn, config.logprobs_mode, mesh)
 
 
 def step_bytes_of(spec: StepSpec, buckets: tuple[Bucket, ...]) -> int:
-    """Bytes that steps take on a GPU beside weights and cache: the temporaries of the largest one, estimated,
-    and the state of all sampling features.
+    """Bytes that steps take on each GPU beside weights and cache: the temporaries of the largest one,
+    estimated, and the state of all sampling features.
 
     Of the largest in every variant: those that are compiled later find room, too.
     """
@@ -160,30 +165,29 @@ def step_bytes_of(spec: StepSpec, buckets: tuple[Bucket, ...]) -> int:
             bucket.num_places,
             num_draws(bucket, spec.shape),
             bucket.tokens > 0,
-            attention_bytes(spec.attention, spec.config, spec.shape, bucket, spec.device),
+            attention_bytes(spec.attention, spec.part, spec.shape, bucket, spec.device),
         )
         for bucket in buckets
     ]
-    largest = estimate_step_bytes(spec.config, sizes)
+    sampled = dataclasses.replace(spec.part, vocab_size=spec.config.vocab_size)  # from all ranks' logits
+    largest = estimate_step_bytes(sampled, sizes)
     return largest + extra_bytes(Sampler.EXTENDED, spec.shape.num_rows, spec.config.vocab_size)
 
 
-def _load(
-    model_dir: Path, config: EngineConfig, model: ModelConfig, device: jax.Device
-) -> dict[str, jax.Array]:
-    like = abstract_params(model)
-    shardings = dict.fromkeys(like, jax.sharding.SingleDeviceSharding(device))
+def _load(model_dir: Path, config: EngineConfig, spec: StepSpec) -> dict[str, jax.Array]:
+    like, forms = abstract_params(spec.config), forms_of(spec.config, spec.ranks.size)
+    shardings = {name: leaf.sharding for name, leaf in spec.params.items()}
     if config.load_format == "dummy":
-        return weights.random(like, config.seed, shardings=shardings)
-    return weights.load(model_dir, like, shardings)
+        return weights.random(like, config.seed, shardings=shardings, forms=forms)
+    return weights.load(model_dir, like, shardings, forms)
 
 
 def _out_of_memory(
     config: EngineConfig, spec: StepSpec, params: dict[str, jax.Array], step_bytes: int
 ) -> ConfigError:
-    weight_bytes = sum(leaf.nbytes for leaf in params.values())
+    weight_bytes = sum(leaf.addressable_shards[0].data.nbytes for leaf in params.values())
     num_pages = spec.shape.num_pages
-    cache_bytes = num_pages * config.page_size * spec.config.kv_bytes_per_token
+    cache_bytes = num_pages * config.page_size * spec.part.kv_bytes_per_token
     return ConfigError(
         "num_pages",
         num_pages,

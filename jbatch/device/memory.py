@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -73,7 +74,7 @@ def _available(config: EngineConfig, memory: Memory) -> tuple[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryUse:
-    """What an engine takes of a memory; sizes in bytes."""
+    """What an engine takes of the memory of each of its devices; sizes in bytes."""
 
     limit_bytes: int | None
     weight_bytes: int
@@ -115,24 +116,28 @@ def divide_memory(
     max_model_len: int,
     memory: Memory,
     step_bytes: Callable[[EngineConfig], int],
+    weight_bytes: Callable[[int], int],
 ) -> MemoryUse:
-    """How an engine divides a memory whose `in_use` is the weights.
+    """How an engine divides the memory of each of its devices, which is yet to take the weights.
 
     Args:
       step_bytes: temporaries of the largest step of an engine with other options: asked for `config` first,
         and for smaller steps where these do not fit.
+      weight_bytes: of each device, for a number of devices.
 
     Raises:
       ConfigError: for what cannot fit, saying which option to change, and to what.
     """
-    memory = memory._replace(step=step_bytes(config))
+    num_ranks = config.tensor_parallel_size
+    part = model.split(num_ranks)
+    memory = memory._replace(step=step_bytes(config), in_use=weight_bytes(num_ranks))
     try:
-        num_pages = choose_num_pages(config, model, max_model_len, memory)
+        num_pages = choose_num_pages(config, part, max_model_len, memory)
         use = MemoryUse(
             memory.limit,
             memory.in_use,
             memory.step,
-            model.kv_bytes_per_token,
+            part.kv_bytes_per_token,
             config.page_size,
             num_pages,
             max_model_len,
@@ -142,7 +147,10 @@ def divide_memory(
             reason = f"the KV cache holds {use.cache_tokens} tokens, so no such request can be served"
             raise ConfigError("max_model_len", max_model_len, f"{reason}; {use.cache_tokens} would do")
     except ConfigError as error:
-        changes = _changes(config, model, max_model_len, memory, step_bytes)
+        changes = _changes(config, part, max_model_len, memory, step_bytes)
+        more = _more_ranks(config, model, max_model_len, memory, step_bytes, weight_bytes)
+        if more is not None:
+            changes.append(f"tensor_parallel_size={more} would do")
         reason = "; or ".join([error.reason, *changes])
         raise ConfigError(error.field, error.value, reason) from None
     return use
@@ -174,6 +182,28 @@ def _changes(
         else:
             changes.append(f"{describe_bytes(need)} of memory would do")
     return changes
+
+
+def _more_ranks(
+    config: EngineConfig,
+    model: ModelConfig,
+    max_model_len: int,
+    memory: Memory,
+    step_bytes: Callable[[EngineConfig], int],
+    weight_bytes: Callable[[int], int],
+) -> int | None:
+    """The fewest GPUs, each with such a memory, that can do it; None where no number can."""
+    if not memory.on_gpu:
+        return None
+    for num_ranks in model.possible_ranks:
+        if num_ranks > config.tensor_parallel_size:
+            split = dataclasses.replace(config, tensor_parallel_size=num_ranks)
+            need = memory._replace(in_use=weight_bytes(num_ranks), step=step_bytes(split))
+            with contextlib.suppress(ConfigError):
+                pages = choose_num_pages(split, model.split(num_ranks), max_model_len, need)
+                if config.max_model_len is None or (pages - 1) * config.page_size >= max_model_len:
+                    return num_ranks
+    return None
 
 
 def _smaller(

@@ -3,6 +3,7 @@
 The model knows nothing of pages or batches: it maps tokens and positions to hidden states and calls
 `attend(layer_idx, qkv, cos, sin)` for attention, so that a paged step, a training loop and a hook share it.
 Weights keep Hugging Face's [out, in] orientation, with qkv grouped by KV head and gate-up stacked.
+On several devices each has a part of the model (`ModelConfig.split`) and sums or joins what the parts make.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from jbatch.config import ModelConfig
 from jbatch.device import rotary
 from jbatch.device.project import project
+from jbatch.device.ranks import ALONE, Ranks
 
 
 @runtime_checkable  # the tests check types, too
@@ -58,8 +60,8 @@ class RMSNorm(nnx.Module):
 class Attention(nnx.Module):
     """Grouped-query attention (Ainslie et al. 2023) with fused q, k and v projections."""
 
-    def __init__(self, config: ModelConfig):
-        self.config = config
+    def __init__(self, config: ModelConfig, ranks: Ranks):
+        self.config, self.ranks = config, ranks
         kv_heads, group, head_dim = config.num_kv_heads, config.group, config.head_dim
         self.qkv = _param(kv_heads, group + 2, head_dim, config.embed_dim, dtype=config.dtype)
         self.o = _param(config.embed_dim, config.num_heads, head_dim, dtype=config.dtype)
@@ -82,14 +84,15 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k, v = jnp.split(qkv, (self.config.group, self.config.group + 1), axis=-2)
             qkv = jnp.concatenate([self.q_norm(q), self.k_norm(k), v], axis=-2)
-        out = project(attend(layer_idx, qkv, cos, sin), self.o[...], num_out=1)
+        out = self.ranks.sum(project(attend(layer_idx, qkv, cos, sin), self.o[...], num_out=1))
         return out if self.o_bias is None else out + self.o_bias[...]
 
 
 class MLP(nnx.Module):
     """SwiGLU (Shazeer 2020) with fused gate and up projections."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, ranks: Ranks):
+        self.ranks = ranks
         self.gate_up = _param(2, config.mlp_dim, config.embed_dim, dtype=config.dtype)
         self.down = _param(config.embed_dim, config.mlp_dim, dtype=config.dtype)
         self.gate_up_bias = _param(2, config.mlp_dim, dtype=config.dtype) if config.mlp_bias else None
@@ -100,18 +103,18 @@ class MLP(nnx.Module):
         if self.gate_up_bias is not None:
             gate_up = gate_up + self.gate_up_bias[...]
         hidden = jax.nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
-        out = project(hidden, self.down[...], num_out=1)
+        out = self.ranks.sum(project(hidden, self.down[...], num_out=1))
         return out if self.down_bias is None else out + self.down_bias[...]
 
 
 class Block(nnx.Module):
     """One pre-norm transformer block."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, ranks: Ranks):
         self.attention_norm = RMSNorm(config.embed_dim, config)
-        self.attention = Attention(config)
+        self.attention = Attention(config, ranks)
         self.mlp_norm = RMSNorm(config.embed_dim, config)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, ranks)
 
     def __call__(
         self,
@@ -128,10 +131,11 @@ class Block(nnx.Module):
 class Llama(nnx.Module):
     """A LLaMA (Touvron et al. 2023), and what is one up to a flag: Mistral, Qwen2, Qwen3."""
 
-    def __init__(self, config: ModelConfig):
-        self.config = config
+    def __init__(self, config: ModelConfig, ranks: Ranks = ALONE):
+        self.vocab_size, self.ranks = config.vocab_size, ranks
+        self.config = config = config.split(ranks.size)
         self.embedding = _param(config.vocab_size, config.embed_dim, dtype=config.dtype)
-        self.layers = nnx.List([Block(config) for _ in range(config.num_layers)])
+        self.layers = nnx.List([Block(config, ranks) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config.embed_dim, config)
         tied = config.tie_word_embeddings
         self.unembedding = None if tied else _param(config.vocab_size, config.embed_dim, dtype=config.dtype)
@@ -141,7 +145,7 @@ class Llama(nnx.Module):
     ) -> Float[Array, "*tokens embed"]:
         """Final hidden states, normed."""
         cos, sin = rotary.cos_sin(positions, self.config.rope, self.config.head_dim)
-        x = self.embedding[...][tokens]
+        x = self.ranks.look_up(self.embedding[...], tokens)
         for layer_idx, block in enumerate(self.layers):  # unrolled: a scan would copy weights and cache
             x = block(x, cos, sin, layer_idx, attend)
         return self.norm(x)
@@ -149,25 +153,28 @@ class Llama(nnx.Module):
     def logits(self, hidden: Float[Array, "*n embed"]) -> Float[Array, "*n vocab"]:
         """Unnormalised log-probabilities, float32."""
         unembedding = self.embedding if self.unembedding is None else self.unembedding
-        return project(hidden, unembedding[...], num_out=1, dtype=jnp.float32)
+        logits = project(hidden, unembedding[...], num_out=1, dtype=jnp.float32)
+        return self.ranks.join(logits, self.vocab_size)
 
 
 def abstract_params(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Name -> shape and dtype of every parameter, e.g. 'layers.3.attention.qkv', in a fixed order."""
-    return {name: jax.ShapeDtypeStruct(p.shape, p.dtype) for name, p in _flat_state(config)[1].items()}
+    return {name: jax.ShapeDtypeStruct(p.shape, p.dtype) for name, p in _flat_state(config, ALONE)[1].items()}
 
 
-def build(config: ModelConfig, params: tuple[jax.Array, ...]) -> Llama:
+def build(config: ModelConfig, params: tuple[jax.Array, ...], ranks: Ranks = ALONE) -> Llama:
     """The model over `params`, which are in `abstract_params` order. Call it inside a jitted function:
-    a flat tuple of leaves is the cheapest thing to pass across the jit boundary."""
-    graphdef, state = _flat_state(config)
+    a flat tuple of leaves is the cheapest thing to pass across the jit boundary.
+
+    On several devices, call it where each sees its own part of `params`."""
+    graphdef, state = _flat_state(config, ranks)
     paths = [tuple(int(k) if k.isdigit() else k for k in name.split(".")) for name in state]
     leaves = {path: nnx.Param(value) for path, value in zip(paths, params, strict=True)}
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))
 
 
 @functools.cache  # it costs a tenth of what tracing a step does, and each step asks twice
-def _flat_state(config: ModelConfig):
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Llama(config)))
+def _flat_state(config: ModelConfig, ranks: Ranks):
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Llama(config, ranks)))
     flat = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
     return graphdef, flat

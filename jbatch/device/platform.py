@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from jbatch.distribution import install_hint
 from jbatch.errors import ConfigError
 
 NO_GPU = "no NVIDIA GPU found: jbatch runs on the CPU"
+FORCE_DEVICES = "--xla_force_host_platform_device_count"
 INSTALL_HINT = f"install the CUDA plugin: {install_hint('cuda12', 'cuda13')}, with an NVIDIA driver"
 
 
@@ -30,6 +32,9 @@ def prepare_jax(config: EngineConfig) -> None:
         os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
     if config.device == "cpu":
         jax.config.update("jax_platforms", "cpu")  # else JAX would claim a GPU's memory, too
+    if config.tensor_parallel_size > 1 and FORCE_DEVICES not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # JAX has started: `find_devices` says what is missing
+            jax.config.update("jax_num_cpu_devices", config.tensor_parallel_size)
     cache_dir = config.compilation_cache_dir
     if cache_dir is None or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
@@ -71,6 +76,25 @@ def find_device(name: str) -> jax.Device:
         return cpu
 
 
+def find_devices(name: str, count: int) -> tuple[jax.Device, ...]:
+    """`count` devices to compute each step together, the first of a kind.
+
+    Raises:
+      ConfigError: where there are fewer; and what `find_device` raises.
+    """
+    first = find_device(name)
+    if count == 1:
+        return (first,)
+    there = jax.devices(first.platform)
+    if count > len(there):
+        reason = f"only {len(there)} of {first.device_kind} {'is' if len(there) == 1 else 'are'} there"
+        hint = ""
+        if first.platform == "cpu":
+            hint = f": before JAX starts, XLA_FLAGS={FORCE_DEVICES}={count} divides a CPU into {count}"
+        raise ConfigError("tensor_parallel_size", count, reason + hint)
+    return tuple(there[:count])
+
+
 def _cpu() -> jax.Device:
     try:
         return jax.devices("cpu")[0]
@@ -80,12 +104,13 @@ def _cpu() -> jax.Device:
         raise ConfigError("JAX_PLATFORMS", platforms, reason) from None
 
 
-def memory_of(device: jax.Device | Any) -> Memory:
-    """What the device says of its memory: on a GPU the share that JAX may use, and how much of it is used."""
+def memory_of(device: jax.Device | Any, num_ranks: int = 1) -> Memory:
+    """What the device says of its memory: on a GPU the share that JAX may use, and how much of it is used.
+    `num_ranks` devices of a CPU share its memory."""
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         return Memory(True, stats.get("bytes_limit"), stats.get("bytes_in_use", 0))
     try:
-        return Memory(False, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        return Memory(False, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // num_ranks)
     except (AttributeError, ValueError, OSError):  # not everywhere
         return Memory(False, None)

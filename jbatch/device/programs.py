@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jbatch.config import LogprobsMode, ModelConfig
+from jbatch.device import sharding
 from jbatch.device.backend import PLAIN, Attention
 from jbatch.device.compiled import compile_anew_if_foreign
 from jbatch.device.compiler_options import options_for
@@ -17,6 +19,7 @@ from jbatch.device.draws import Drawing
 from jbatch.device.model import abstract_params
 from jbatch.device.process import abstract_extra, features_of, mask
 from jbatch.device.process.user_fn import LogitsFn
+from jbatch.device.ranks import Ranks
 from jbatch.device.settings import fixed_settings
 from jbatch.device.state import EngineState, abstract_state
 from jbatch.device.step import make_step
@@ -69,6 +72,38 @@ class StepSpec(NamedTuple):
     attention: Attention = PLAIN
     logits_fn: LogitsFn | None = None
     logprobs_mode: LogprobsMode = "raw_logprobs"
+    mesh: Mesh | AbstractMesh | None = None  # of the devices that compute each step; None: `device` alone
+
+    @property
+    def ranks(self) -> Ranks:
+        return Ranks(1 if self.mesh is None else self.mesh.size)
+
+    @property
+    def part(self) -> ModelConfig:
+        """What each device computes, as a model of its own."""
+        return self.config.split(self.ranks.size)
+
+    @property
+    def params(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The parameters by name, as they lie on the devices."""
+        like = abstract_params(self.part)
+        return dict(zip(like, self._placed(tuple(like.values()), self._param_specs), strict=True))
+
+    @property
+    def state(self) -> EngineState:
+        """An EngineState, as it lies on the devices, without memory."""
+        placed: EngineState = self._placed(abstract_state(self.part, self.shape), sharding.STATE)
+        return placed
+
+    def feature_state(self, feature: str) -> Any:
+        """The state of one feature, as it lies on the devices, without memory."""
+        module = features_of(Sampler.EXTENDED)[feature]
+        return self._placed(module.abstract(self.shape.num_rows, self.config.vocab_size))
+
+    @property
+    def everywhere(self) -> jax.sharding.Sharding:
+        """Where an array lies that each device has as a whole."""
+        return self._sharding(sharding.WHOLE)
 
     def lower(self, program: Program) -> jax.stages.Lowered:
         """A program, traced but not compiled. No memory is taken."""
@@ -76,18 +111,20 @@ class StepSpec(NamedTuple):
         draws, vocab_size = num_draws(bucket, self.shape), self.config.vocab_size
         leaf: Any = jax.ShapeDtypeStruct
         arguments = (
-            tuple(abstract_params(self.config).values()),
-            abstract_state(self.config, self.shape),
-            abstract_extra(sampler, self.shape.num_rows, vocab_size),
-            leaf((input_size(bucket, self.shape, sampler),), jnp.int32),
-            leaf((draws, mask.num_words(vocab_size)), jnp.int32) if sampler.processes else None,
+            tuple(self.params.values()),
+            self.state,
+            self._placed(abstract_extra(sampler, self.shape.num_rows, vocab_size)),
+            self._placed(leaf((input_size(bucket, self.shape, sampler),), jnp.int32)),
+            self._placed(leaf((draws, mask.num_words(vocab_size)), jnp.int32)) if sampler.processes else None,
         )
         drawing = Drawing(sampler, self.logits_fn, self.logprobs_mode)
-        step = make_step(self.config, self.shape, bucket, drawing, self.attention)
+        step = make_step(self.config, self.shape, bucket, drawing, self.attention, self.ranks)
+        whole, state = sharding.WHOLE, sharding.STATE
+        step = self._on_ranks(step, (self._param_specs, state, whole, whole, whole), (state, whole, whole))
         # float32 means float32 on a GPU too, not TensorFloat-32.
         precision = "highest" if self.config.dtype == "float32" else None
         with fixed_settings(precision):
-            return jax.jit(step, donate_argnums=(1, 2)).lower(*self._placed(arguments))
+            return jax.jit(step, donate_argnums=(1, 2)).lower(*arguments)
 
     def compile(self, program: Program) -> jax.stages.Compiled:
         """A program, ahead of time. No memory is taken."""
@@ -111,14 +148,14 @@ class StepSpec(NamedTuple):
 
     def compile_set_row(self, feature: str) -> jax.stages.Compiled:
         """The program that puts a row's data of one feature in place."""
-        vocab_size = self.config.vocab_size
-        module = features_of(Sampler.EXTENDED)[feature]
-        packed = jax.ShapeDtypeStruct((row_data_size(feature, vocab_size),), jnp.int32)
-        arguments = self._placed((module.abstract(self.shape.num_rows, vocab_size), packed))
+        packed = jax.ShapeDtypeStruct((row_data_size(feature, self.config.vocab_size),), jnp.int32)
+        arguments = self.feature_state(feature), self._placed(packed)
+        whole = sharding.WHOLE
+        set_row = self._on_ranks(features_of(Sampler.EXTENDED)[feature].set_row, (whole, whole), whole)
 
         def lower() -> jax.stages.Lowered:
             with fixed_settings():
-                return jax.jit(module.set_row, donate_argnums=0).lower(*arguments)
+                return jax.jit(set_row, donate_argnums=0).lower(*arguments)
 
         return compile_anew_if_foreign(lower)
 
@@ -152,18 +189,45 @@ class StepSpec(NamedTuple):
         self, function: Callable[[EngineState, jax.Array], Any], shape: tuple[int, ...], changes: bool = True
     ) -> jax.stages.Compiled:
         """A function of the state, which it changes in place or only reads, and an integer array."""
-        array = jax.ShapeDtypeStruct(shape, jnp.int32)
-        arguments = self._placed((abstract_state(self.config, self.shape), array))
+        arguments = self.state, self._placed(jax.ShapeDtypeStruct(shape, jnp.int32))
+        result = sharding.STATE if changes else sharding.PAGES_READ
+        on_ranks = self._on_ranks(function, (sharding.STATE, sharding.WHOLE), result)
 
         def lower() -> jax.stages.Lowered:
             with fixed_settings():
-                return jax.jit(function, donate_argnums=0 if changes else ()).lower(*arguments)
+                return jax.jit(on_ranks, donate_argnums=0 if changes else ()).lower(*arguments)
 
         return compile_anew_if_foreign(lower)
 
-    def _placed(self, tree: Any) -> Any:
-        """Abstract arrays, on the device."""
-        sharding = jax.sharding.SingleDeviceSharding(self.device)
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-        )
+    @property
+    def _param_specs(self) -> tuple[PartitionSpec, ...]:
+        return tuple(map(sharding.spec_of, abstract_params(self.config)))
+
+    def _on_ranks(self, function: Callable[..., Any], given: Any, result: Any) -> Callable[..., Any]:
+        """A function that each device calls with its parts, cut as `given` says, for its part of `result`.
+
+        Nothing is left to XLA's partitioner: it would gather what it does not understand, as a kernel's
+        operands.
+        """
+        if self.mesh is None:
+            return function
+        # Not checked: a kernel does not say what of its results is the same on all devices.
+        return jax.shard_map(function, mesh=self.mesh, in_specs=given, out_specs=result, check_vma=False)
+
+    def _placed(self, tree: Any, specs: Any = sharding.WHOLE) -> Any:
+        """Abstract arrays as they lie on the devices, each of which has arrays like those in `tree`."""
+
+        def placed(spec: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            if self.mesh is None:
+                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._sharding(spec))
+            return sharding.joined(leaf, spec, self.mesh)
+
+        def of_spec(spec: PartitionSpec, leaves: Any) -> Any:
+            return jax.tree.map(lambda leaf: placed(spec, leaf), leaves)
+
+        return jax.tree.map(of_spec, specs, tree, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+
+    def _sharding(self, spec: PartitionSpec) -> jax.sharding.Sharding:
+        if self.mesh is None:
+            return jax.sharding.SingleDeviceSharding(self.device)
+        return NamedSharding(self.mesh, spec)

@@ -7,50 +7,29 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Shaped
 
 import weights
 from jbatch.device.compile_counter import compile_counter
-from jbatch.device.model import abstract_params
-from jbatch.device.process import ExtraState, features_of, mask
+from jbatch.device.features import Features
+from jbatch.device.page_programs import KV, PagePrograms
+from jbatch.device.params import Params
+from jbatch.device.process import features_of
 from jbatch.device.profile import Profile
-from jbatch.device.programs import (
-    COPIES,
-    DEFAULT_SAMPLERS,
-    READS,
-    TABLES,
-    Program,
-    StepSpec,
-    program_for,
-    programs_for,
-)
-from jbatch.device.settings import call, fixed_settings
-from jbatch.device.state import EngineState, abstract_state, zeros
-from jbatch.errors import JBatchError
+from jbatch.device.programs import DEFAULT_SAMPLERS, Program, StepSpec, program_for, programs_for
+from jbatch.device.settings import call
+from jbatch.device.state import EngineState, zeros
 from jbatch.outputs import Label
 from jbatch.progress import progress_bar
 from jbatch.sampling_params import Sampler, with_unions
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.row_data import RowData, row_data_size
 from jbatch.seam.step_input import StepInput, check_pages, padding
-from jbatch.seam.step_output import StepOutput, num_draws, unpack_output
+from jbatch.seam.step_output import StepOutput, unpack_output
 from jbatch.seam.tenancy import Tenancy
-
-CLOSED = "it was closed, and its memory is free: make a new one"
-HALF_REPLACED = (
-    "its weights are half old and half new: an update ended at parameter {name}; call update_weights with a "
-    "whole tree once more, or make a new LLM"
-)
-DELETED = (
-    "parameter {name} was deleted, or donated to a function: what weights() gives is the engine's own; call "
-    "update_weights with a whole tree, or make a new LLM"
-)
-KV = Shaped[np.ndarray, "layers 2 tokens kv_heads head_dim"]
-ALL_BITS = -1  # of a mask of tokens
 
 
 class Handle(NamedTuple):
@@ -86,22 +65,12 @@ class Runner:
         self.spec, self.shape = spec, spec.shape
         self.tenancy, self.profile = Tenancy(), Profile()
         self._lock = threading.RLock()  # of the state: `prepare` may be called beside a run
-        self._params: tuple[jax.Array, ...] = tuple(params[name] for name in abstract_params(spec.config))
+        self._params, self._pages, self._features = Params(spec, params), PagePrograms(spec), Features(spec)
         self.buckets = tuple(buckets)
         self._programs: dict[Program, jax.stages.Compiled] = dict(programs or {})
         # None until programs are compiled: on a GPU that takes memory, too.
         self._state: EngineState | None = None
-        self._half_replaced: str | None = None  # the parameter at which an update was cut off
-        self._extra: ExtraState = {}  # of features whose programs are compiled
         self._failed = False  # a step on the device, whose state is not to be trusted
-        self._set_row: dict[str, jax.stages.Compiled] = {}
-        self._copy: jax.stages.Compiled | None = None  # these two: until `prepare_sharing`
-        self._put_tables: jax.stages.Compiled | None = None
-        self._read: jax.stages.Compiled | None = None  # until the first `read_pages`
-        self._no_copies = np.array([(0, self.shape.num_pages)] * COPIES, np.int32)
-        self._no_tables = np.zeros((TABLES, 1 + self.shape.pages_per_seq), np.int32)
-        self._no_tables[:, 0] = self.shape.num_rows
-        self._no_masks: dict[int, jax.Array] = {}  # by the number of draws: all tokens may be drawn
         self.samplers = with_unions(samplers)
         self._show_progress = show_progress
         self._compiled_before = compile_counter().count  # by others, and before a run
@@ -131,41 +100,33 @@ class Runner:
             if self._state is None:
                 self._state = self._new_state()
             for program in (*self._programs, *compiled):
-                self._prepare_features(program)
+                self._features.prepare(program)
             self._programs |= compiled  # a step that finds them finds what they need, too
             if self.spec.device.platform != "cpu":
                 self.warm_up(missing)
         if not in_run:
             self._compiled_before += compile_counter().count - before
 
-    def _prepare_features(self, program: Program) -> None:
-        vocab_size = self.spec.config.vocab_size
-        for name in features_of(program.sampler):
-            if name not in self._extra:
-                self._set_row[name] = self.spec.compile_set_row(name)
-                self._extra[name] = self._new_extra(name)
-        draws = num_draws(program.bucket, self.shape)
-        if program.sampler.processes and draws not in self._no_masks:
-            no_mask = np.full((draws, mask.num_words(vocab_size)), ALL_BITS, np.int32)
-            self._no_masks[draws] = jax.device_put(no_mask, self.spec.device)
-
     def prepare_sharing(self, *, in_run: bool = False) -> None:
         """Compile what sequences that share pages take: to copy pages, and to put whole block tables in
         place. What comes before it was prepared has it compiled, too."""
         with self._lock:
-            if self._copy is not None and self._put_tables is not None:
+            if self._pages.prepared:
                 return
             before = compile_counter().count
-            self._copy, self._put_tables = self.spec.compile_copy(), self.spec.compile_tables()
+            self._pages.prepare()
             if self.spec.device.platform != "cpu" and self._state is not None:
-                self._share_pages(self._state, self._no_tables[:1], self._no_copies[:1])
+                self._pages.warm_up(self._state, self._keep)
             if not in_run:
                 self._compiled_before += compile_counter().count - before
 
     @property
     def params(self) -> dict[str, jax.Array]:
         """The parameters by name, on the device; empty after `close`."""
-        return dict(zip(abstract_params(self.spec.config), self._params, strict=False))
+        before = compile_counter().count
+        named = self._params.by_name()
+        self._compiled_before += compile_counter().count - before  # of what lies there in another form
+        return named
 
     def replace_params(self, sources: Mapping[str, weights.Source], label: Label | None = None) -> None:
         """Compute with other weights from the next step on, by the same programs.
@@ -183,26 +144,16 @@ class Runner:
             self.check_open()
             self._wait_for_steps()
             before = compile_counter().count
-            for idx, (name, leaf) in enumerate(abstract_params(self.spec.config).items()):
-                with fixed_settings():
-                    new = weights.make(sources[name], leaf, self.spec.device)
-                self._half_replaced = name
-                self._params = (*self._params[:idx], new, *self._params[idx + 1 :])
-                self.tenancy.pages_lost()
-            loaded.count(label)
-            self._half_replaced = None
+            self._params.replace(sources, self.tenancy.pages_lost, lambda: loaded.count(label))
             self._compiled_before += compile_counter().count - before  # they are no steps
 
     def check_open(self) -> None:
         """Raise JBatchError after `close`."""
-        if not self._params:
-            raise JBatchError(CLOSED)
+        self._params.check_open()
 
     def check_params(self) -> None:
         """Raise JBatchError where no step can compute with the weights that are there."""
-        self.check_open()
-        if self._half_replaced is not None:
-            raise JBatchError(HALF_REPLACED.format(name=self._half_replaced))
+        self._params.check()
 
     def _wait_for_steps(self) -> None:
         """Until all steps have ended; how is for `collect` to say."""
@@ -247,9 +198,7 @@ class Runner:
                 if self._is_lost():  # it may hang on in the frames that were left: there is no room for two
                     self.tenancy.pages_lost()
                     traceback.clear_frames(error.__traceback__)
-                deleted = [name for name, leaf in self.params.items() if leaf.is_deleted()]
-                if deleted:
-                    raise JBatchError(DELETED.format(name=deleted[0])) from error
+                self._params.check_not_deleted(error)
                 raise
 
     def _dispatch(self, step: StepInput) -> Handle:
@@ -258,15 +207,12 @@ class Runner:
         state = self._whole_state()
         state = self._share_pages(state, step.tables, step.page_copies)
         for row_data in step.row_data:
-            self._set_row_data(row_data)
-        extra = {name: self._extra[name] for name in features_of(program.sampler)}
-        token_mask: Any = None
-        if program.sampler.processes:
-            no_mask = self._no_masks[num_draws(step.bucket, self.shape)]
-            token_mask = no_mask if step.token_mask is None else step.token_mask
-        arguments = (self._params, state, extra, step.packed, token_mask)
+            self._features.put_row(row_data)
+        extra = self._features.of(program.sampler)
+        token_mask = self._features.token_mask(step, program.sampler)
+        arguments = (self._params.leaves, state, extra, step.packed, token_mask)
         self._state, extra, output = call(compiled, *arguments)
-        self._extra |= extra
+        self._features.state |= extra
         output.copy_to_host_async()
         return Handle(output, program)
 
@@ -296,11 +242,12 @@ class Runner:
         """Free the device's memory, and end a profile."""
         if self.profile.under_way:
             self.profile.stop()
-        for leaf in jax.tree.leaves((self._params, self._state, self._extra, self._no_masks)):
+        self._params.free()
+        self._features.free()
+        for leaf in jax.tree.leaves(self._state):
             if not leaf.is_deleted():
                 leaf.delete()
-        self._state, self._params = None, ()
-        self._extra, self._no_masks, self._programs = {}, {}, {}
+        self._state, self._programs = None, {}
 
     def warm_up(self, programs: Iterable[Program] | None = None) -> None:
         """Run each program once on padding, which changes nothing: a GPU loads code at its first call."""
@@ -313,16 +260,11 @@ class Runner:
             packed = padding(program.bucket, self.shape, program.sampler)
             self.collect(self.submit(StepInput(*program, packed, no_row)))
 
-    def _set_row_data(self, row_data: RowData) -> None:
-        name = row_data.feature
-        self._extra[name] = call(self._set_row[name], self._extra[name], row_data.packed)
-
     def _whole_state(self) -> EngineState:
         """The state; a new one where it was lost."""
         if self._is_lost():
             self._state = None  # first: there is no room for two
-            for name in self._extra:
-                self._extra[name] = self._new_extra(name)
+            self._features.renew()
             self._state = self._new_state()
             self._failed = False
         assert self._state is not None, "only close leaves none"
@@ -332,16 +274,11 @@ class Runner:
         """Whether a step took the state, or that of a feature, and did not give it back."""
         if self._failed or self._state is None or self._state.rows.is_deleted():
             return True
-        return any(leaf.is_deleted() for leaf in jax.tree.leaves(self._extra))
+        return self._features.lost
 
     def _new_state(self) -> EngineState:
-        state: EngineState = zeros(abstract_state(self.spec.config, self.spec.shape), self.spec.device)
+        state: EngineState = zeros(self.spec.state)
         return state
-
-    def _new_extra(self, name: str) -> Any:
-        module = features_of(Sampler.EXTENDED)[name]
-        abstract = module.abstract(self.shape.num_rows, self.spec.config.vocab_size)
-        return zeros(abstract, self.spec.device)
 
     def _share_pages(
         self, state: EngineState, tables: np.ndarray | None, copies: np.ndarray | None
@@ -349,13 +286,12 @@ class Runner:
         """Put block tables in place, and copy pages."""
         if tables is None and copies is None:
             return state
-        if self._copy is None or self._put_tables is None:
+        if not self._pages.prepared:
             self.prepare_sharing(in_run=True)
-        if tables is not None:
-            state = self._dispatch_parts(state, self._put_tables, tables, self._no_tables)
-        if copies is not None:
-            state = self._dispatch_parts(state, self._copy, copies, self._no_copies)
-        return state
+        return self._pages.change(state, tables, copies, self._keep)
+
+    def _keep(self, state: EngineState) -> None:
+        self._state = state
 
     def read_pages(self, page_ids: list[int], num_tokens: int, *, in_run: bool) -> KV:
         """The keys (0) and values (1) of the first `num_tokens` tokens that these pages hold, in their order.
@@ -365,31 +301,9 @@ class Runner:
         """
         with self._lock:
             self.check_open()
-            if self._read is None:
+            if not self._pages.can_read:
                 before = compile_counter().count
-                self._read = self.spec.compile_read()
+                self._pages.prepare_read()
                 if not in_run:
                     self._compiled_before += compile_counter().count - before
-            state, parts = self._whole_state(), []
-            for begin in range(0, len(page_ids), READS):
-                part = np.zeros(READS, np.int32)  # of page 0 where there are no more
-                given = page_ids[begin : begin + READS]
-                part[: len(given)] = given
-                parts.append(np.asarray(call(self._read, state, part))[:, : len(given)])
-        config, page_size = self.spec.config, self.shape.page_size
-        sizes = (config.num_layers, 0, 2, config.num_kv_heads, page_size, config.head_dim)
-        pages = np.concatenate([np.zeros(sizes, state.kv_pages[0].dtype), *parts], axis=1)
-        tokens = pages.transpose(0, 2, 1, 4, 3, 5)
-        return tokens.reshape(config.num_layers, 2, -1, config.num_kv_heads, config.head_dim)[
-            :, :, :num_tokens
-        ]
-
-    def _dispatch_parts(
-        self, state: EngineState, compiled: Any, entries: np.ndarray, nowhere: np.ndarray
-    ) -> EngineState:
-        """Change the state by all entries, as many at a time as `nowhere` has, which is dropped."""
-        for begin in range(0, len(entries), len(nowhere)):
-            given, part = entries[begin : begin + len(nowhere)], nowhere.copy()
-            part[: len(given)] = given
-            state = self._state = call(compiled, state, part)
-        return state
+            return self._pages.read(self._whole_state(), page_ids, num_tokens)

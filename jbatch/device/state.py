@@ -34,10 +34,14 @@ def abstract_state(config: ModelConfig, shape: StateShape) -> Any:
     )
 
 
-def zeros(abstract: Any, device: jax.Device) -> Any:
-    """A tree of zeros on `device`: the state of an idle engine."""
+def zeros(abstract: Any, device: jax.Device | None = None) -> Any:
+    """A tree of zeros, on `device` or where its leaves are to lie: the state of an idle engine."""
+
+    def made(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.zeros(leaf.shape, leaf.dtype, device=device if leaf.sharding is None else leaf.sharding)
+
     with fixed_settings():
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=device), abstract)
+        return jax.tree.map(made, abstract)
 
 
 class Rows:

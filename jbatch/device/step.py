@@ -21,6 +21,7 @@ from jbatch.device.backend import Attention
 from jbatch.device.draws import Drawing, Sampled, draws_of, sample
 from jbatch.device.logprobs import pack_logprobs, report, report_drawn, report_targets
 from jbatch.device.process import ExtraState, take_in
+from jbatch.device.ranks import ALONE, Ranks
 from jbatch.device.spans import forward, parts_of
 from jbatch.device.state import EngineState
 from jbatch.seam.bucket import Bucket
@@ -40,11 +41,15 @@ def make_step(
     bucket: Bucket,
     drawing: Drawing,
     attention: Attention,
+    ranks: Ranks = ALONE,
 ) -> Step:
     """The function to compile for a bucket and a way of drawing.
 
     Its arguments are parameters, state, the state of the features that the program has, the packed input, and
     a mask of tokens, or None where the program does not change logits.
+
+    With several ranks each device calls it, with its part of the parameters and of the cache; all else is the
+    same on all of them, and so is what is drawn.
 
     A bucket of several steps decodes as often in a loop on the device; it reports no log-probabilities.
     """
@@ -58,7 +63,7 @@ def make_step(
         token_mask: Int[Array, "draws words"] | None,
     ) -> Result:
         fields = unpack(packed, bucket, shape, sampler)
-        llama = model.build(config, params)
+        llama = model.build(config, params, ranks)
         tables = _update_tables(state.block_tables, fields.table_updates)
 
         def draw(rows: Array, kv_pages: KvPages, extra: ExtraState) -> _Drawn:

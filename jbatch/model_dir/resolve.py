@@ -15,9 +15,11 @@ def resolve_model(model: str | Path, config: EngineConfig) -> ModelConfig:
     config.json, until `resolve_dtype` knows the device.
 
     Raises:
-      ConfigError: for what is no model directory, and for a config.json that jbatch refuses.
+      ConfigError: for what is no model directory, for a config.json that jbatch refuses, and for a
+        `tensor_parallel_size` that does not fit the model.
     """
     model_config = load_config(model)
+    model_config.split(config.tensor_parallel_size)  # or it is refused
     if config.dtype == "auto":
         return model_config
     return dataclasses.replace(model_config, dtype=config.dtype)

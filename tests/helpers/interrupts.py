@@ -11,6 +11,8 @@ from typing import Any
 from jbatch.engine.engine import Engine
 from jbatch.sampling_params import SamplingParams
 
+OF_THE_RUNNER = tuple(f"jbatch/device/{name}.py" for name in ("runner", "features", "page_programs"))
+
 
 class Interrupts:
     """Within `with`, raises KeyboardInterrupt at the n-th event of code that `wanted` accepts by its file and
@@ -53,8 +55,7 @@ def interrupt_the_runner(
     end and leave nothing. False where there are not so many events; `only`: of one function."""
 
     def wanted(file: str, function: str) -> bool:
-        in_runner = file.endswith(("jbatch/device/runner.py", "jax/_src/stages.py"))
-        return in_runner and only in (None, function)
+        return file.endswith((*OF_THE_RUNNER, "jax/_src/stages.py")) and only in (None, function)
 
     for idx in range(3):
         engine.add_request(str(idx), [idx, 2], params)

@@ -344,10 +344,10 @@ def test_what_samples_take_is_compiled_before_they_run(model_dir):
     """To share their prompt's pages. Who asks for one sample need not wait for that."""
     with LLM(model_dir, **SMALL) as llm:
         (one,) = llm.generate([5, 6, 7], dataclasses.replace(GREEDY))
-        assert llm.runner._copy is None
+        assert not llm.runner._pages.prepared
         (many,) = llm.generate([5, 6, 7], dataclasses.replace(GREEDY, n=3))
         assert [sample.token_ids for sample in many.outputs] == [one.outputs[0].token_ids] * 3
-        assert llm.runner._copy is not None and llm.runner.compilations_after_warmup == 0
+        assert llm.runner._pages.prepared and llm.runner.compilations_after_warmup == 0
 
 
 def test_only_what_is_named_is_compiled(model_dir, llm):
@@ -663,7 +663,7 @@ def test_a_tokenizer_from_elsewhere(tmp_path, model_dir):
 
 def test_close_frees_the_memory(model_dir):
     with LLM(model_dir, **SMALL) as llm:
-        leaves = jax.tree.leaves((llm.runner._params, llm.runner._state))
+        leaves = jax.tree.leaves((llm.runner._params.leaves, llm.runner._state))
         assert not any(leaf.is_deleted() for leaf in leaves)
     assert all(leaf.is_deleted() for leaf in leaves)
 

@@ -40,7 +40,7 @@ ENGINE = tuple(EngineConfig.__dataclass_fields__)
         ("length_penalty", REQUEST, None),
         ("prompt", REQUEST, None),
         ("answer", REQUEST, None),
-        ("tensor_parallel_size", ENGINE, None),
+        ("tp_size", ENGINE, "tensor_parallel_size"),
         ("quantization", ENGINE, None),
         ("trust_remote_code", ENGINE, None),
         ("tokenizer_mode", ENGINE, None),

@@ -104,7 +104,7 @@ def pair(request, tmp_path_factory):
 
 
 def _params(llm):
-    return dict(zip(abstract_params(llm.model_config), llm.runner._params, strict=True))
+    return dict(zip(abstract_params(llm.model_config), llm.runner._params.leaves, strict=True))
 
 
 def reference_log_probs(reference, sequences):

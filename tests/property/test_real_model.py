@@ -264,8 +264,8 @@ def test_equal_bits(seed):
 
 def replace_param(monkeypatch, name, change):
     runner = shared_runner()
-    params = dict(zip(tiny_params(), runner._params, strict=True))
-    monkeypatch.setattr(runner, "_params", tuple((params | {name: change(params[name])}).values()))
+    params = dict(zip(tiny_params(), runner._params.leaves, strict=True))
+    monkeypatch.setattr(runner._params, "leaves", tuple((params | {name: change(params[name])}).values()))
 
 
 def test_a_row_that_is_not_finite_ends_alone(monkeypatch):

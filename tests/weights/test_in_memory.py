@@ -23,9 +23,9 @@ def _like(config):
 
 
 def _make_all(arrays, like):
-    device = jax.devices("cpu")[0]
+    there = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     matched = weights.match(arrays, like)
-    return {name: weights.make(matched[name], leaf, device) for name, leaf in like.items()}
+    return {name: weights.make(matched[name], leaf, there) for name, leaf in like.items()}
 
 
 @pytest.mark.parametrize("to", [np.array, jnp.array], ids=["numpy", "jax"])

@@ -88,14 +88,18 @@ def step_bytes(
     from jbatch.sampling_params import Sampler
     from jbatch.seam.bucket import buckets_of
 
-    spec, buckets = spec_for(target.device, config, model, max_model_len), buckets_of(config, max_model_len)
+    spec = spec_for((target.device,), config, model, max_model_len)
+    buckets = buckets_of(config, max_model_len)
+    estimate = step_bytes_of(spec, buckets)
+    if config.tensor_parallel_size > 1:  # there is one device to compile for
+        return estimate, estimate
     every_page = config.max_num_seqs * spec.shape.pages_per_seq
     large = spec._replace(shape=spec.shape._replace(num_pages=every_page))
     largest = {bucket.tokens > 0: bucket for bucket in sorted(buckets, key=lambda b: b.num_places)}
     with gpu_target.compiling(target):
         sizes = [temp_bytes(large.compile(Program(bucket, Sampler.EXTENDED))) for bucket in largest.values()]
     extra = extra_bytes(Sampler.EXTENDED, spec.shape.num_rows, model.vocab_size)
-    return max(sizes) + extra, step_bytes_of(spec, buckets)
+    return max(sizes) + extra, estimate
 
 
 if __name__ == "__main__":

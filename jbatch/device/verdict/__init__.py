@@ -91,6 +91,7 @@ def problems_to_check(config: EngineConfig, model: ModelConfig, max_model_len: i
     """Of each op, those of an engine's smallest and its largest step."""
     shape = StateShape(config.max_num_seqs, 2, config.page_size, -(-max_model_len // config.page_size))
     buckets = buckets_of(config, max_model_len)
+    model = model.split(config.tensor_parallel_size)  # each device's part
     found = [p for bucket in buckets for p in problems_of(model, shape, bucket)]
     found += [rotation_of(model, shape, bucket) for bucket in buckets]
     chosen: list[Problem] = []

@@ -99,6 +99,11 @@ def test_in_words(eight_b, capsys):
         ("--gpu-memory 18.4GiB --max-num-seqs 4096", "max_num_seqs=256 would do"),
         ("--gpu-memory 24GB --dtype float32", "dtype=bfloat16 would do"),
         ("--gpu-memory 80XB", "gpu_memory='80XB': must be a size"),
+        ("--gpu-memory 12GB --max-num-seqs 1", "tensor_parallel_size=2 would do"),
+        (
+            "--gpu-memory 80GB --tensor-parallel-size 3",
+            "tensor_parallel_size=3: must divide the model's num_att",
+        ),
         ("--gpu-memory 80GB --page-size 17", "page_size=17: must be one of 16"),
         ("--gpu-memory 80GB --max-model-len 9000", "max_model_len=9000: must be at most 8192"),
     ],
@@ -114,6 +119,20 @@ def test_the_memory_that_would_do_does(eight_b, capsys):
     size = ended.err.split(" of GPU memory would do")[0].split("; or ")[-1]
     ended = run(capsys, "plan", eight_b, "--gpu-memory", size)
     assert ended.code == 0 and "of up to 8192 tokens; 1 of that length" in ended.out
+
+
+def test_the_number_of_devices_that_would_do_does(eight_b, capsys):
+    """Each of them has half of the weights and of the cache."""
+    flags = ("--max-num-seqs", "1", "--gpu-memory")
+    ended = run(capsys, "plan", eight_b, *flags, "12GB", "--tensor-parallel-size", "2")
+    assert ended.code == 0 and " on 2 devices, on each of them: a GPU with " in ended.out
+    one, two = (
+        json.loads(run(capsys, "plan", eight_b, *flags, "80GB", "--json", *more).out)
+        for more in ((), ("--tensor-parallel-size", "2"))
+    )
+    assert (one["num_devices"], two["num_devices"]) == (1, 2) and one["num_params"] == two["num_params"]
+    assert one["kv_bytes_per_token"] == 2 * two["kv_bytes_per_token"]
+    assert 0.5 < two["weight_bytes"] / one["weight_bytes"] < 0.501  # norms are whole on each
 
 
 def test_no_model(tmp_path, capsys):
@@ -134,7 +153,7 @@ def test_the_report_is_what_an_engine_does(tmp_path, capsys):
     with LLM(model, **options) as llm:
         assert llm.runner.shape.num_pages == figures["num_pages"]
         assert len(programs_for(llm.runner.buckets, llm.runner.samplers)) == figures["num_programs"]
-        assert sum(leaf.nbytes for leaf in llm.runner._params) == figures["weight_bytes"]
+        assert sum(leaf.nbytes for leaf in llm.runner._params.leaves) == figures["weight_bytes"]
         buckets = llm.runner.buckets
     assert [bucket.tokens for bucket in buckets if bucket.tokens] == figures["prefill_tokens"]
     assert [bucket.slots for bucket in buckets if not bucket.tokens] == figures["decode_slots"]

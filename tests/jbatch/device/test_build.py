@@ -133,7 +133,7 @@ def test_on_a_cpu_nothing_is_compiled_before_it_is_needed(model_dir, events):
 
 
 def test_a_device_that_is_given_is_the_one(model_dir, monkeypatch):
-    monkeypatch.setattr(build, "find_device", None)
+    monkeypatch.setattr(build, "find_devices", None)
     config, device = EngineConfig(**SMALL), jax.devices()[-1]
     runner = build_runner(model_dir, config, resolve_model(model_dir, config), 96, devices=[device])
     assert runner.spec.device == device and runner.params["embedding"].devices() == {device}
@@ -142,7 +142,7 @@ def test_a_device_that_is_given_is_the_one(model_dir, monkeypatch):
 
 def test_on_a_gpu_all_is_compiled_before_the_cache_takes_its_memory(model_dir, events, monkeypatch):
     """And run once it is there."""
-    monkeypatch.setattr(build, "memory_of", lambda device: Memory(True, 2**30))
+    monkeypatch.setattr(build, "memory_of", lambda *_: Memory(True, 2**30))
     monkeypatch.setattr(build, "choose_attention", lambda *_: Attention())
     runner = build_tiny(model_dir, samplers=("greedy",))
     assert events == ["compile", "_new_state"]  # a CPU's programs need no warm-up
@@ -163,9 +163,9 @@ def test_kernels_are_checked_before_the_device_is_opened(model_dir, monkeypatch)
         seen.append(args[-1])
         return Attention()
 
-    find_device = build.find_device
+    find_devices = build.find_devices
     monkeypatch.setattr(build, "prove_kernels", lambda *_: noted("checked", verdict))
-    monkeypatch.setattr(build, "find_device", lambda name: noted("opened", find_device(name)))
+    monkeypatch.setattr(build, "find_devices", lambda *given: noted("opened", find_devices(*given)))
     monkeypatch.setattr(build, "choose_attention", choose)
     build_tiny(model_dir).close()
     assert order == ["checked", "opened"] and seen == [{"decode": "triton"}]
@@ -188,7 +188,7 @@ def test_out_of_memory_names_what_to_lower(model_dir, monkeypatch):
     def no_room(*_: Any) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr(build, "memory_of", lambda device: Memory(True, 2**30))
+    monkeypatch.setattr(build, "memory_of", lambda *_: Memory(True, 2**30))
     monkeypatch.setattr(Runner, "_new_state", no_room)
     with pytest.raises(build.ConfigError, match=r"^num_pages=64: out of memory: .* lower num_pages"):
         build_tiny(model_dir, samplers=("greedy",))

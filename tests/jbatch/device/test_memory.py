@@ -80,7 +80,12 @@ def test_a_gpu_that_says_nothing_does_what_it_is_told():
 def divide(memory: Memory, step: Any = 0, context: int = 64, **options: Any) -> MemoryUse:
     config = EngineConfig(page_size=16, **{"max_num_seqs": 4, **options})
     step_bytes = step if callable(step) else lambda config: step
-    return device_memory.divide_memory(config, MODEL, config.max_model_len or context, memory, step_bytes)
+    max_model_len = config.max_model_len or context
+
+    def weight_bytes(num_ranks: int) -> int:
+        return memory.in_use // num_ranks
+
+    return device_memory.divide_memory(config, MODEL, max_model_len, memory, step_bytes, weight_bytes)
 
 
 def test_a_memory_divided_by_hand():
@@ -117,6 +122,7 @@ def step_of(config: EngineConfig) -> int:
             dict(max_num_batched_tokens=64, max_model_len=64),
             ["max_model_len=64", "holds 32 tokens", "; 32 would do"],
         ),
+        (gpu(30 * PAGE, 29 * PAGE), dict(max_num_batched_tokens=64), ["tensor_parallel_size=2 would do"]),
         (Memory(False, 3 * PAGE), {}, ["kv_cache_memory_bytes", "of memory would do"]),
     ],
 )
@@ -127,8 +133,18 @@ def test_what_would_do_instead(memory, options, words):
         assert word in str(refused.value)
 
 
+def test_devices_share_what_one_would_hold():
+    """Weights, and half of each page."""
+    one = divide(gpu(100 * PAGE, 20 * PAGE), 8 * PAGE, max_num_seqs=64)
+    two = divide(gpu(100 * PAGE, 20 * PAGE), 8 * PAGE, max_num_seqs=64, tensor_parallel_size=2)
+    assert two.page_bytes == PAGE / 2 and two.weight_bytes == one.weight_bytes / 2
+    assert two.num_pages == 2 * (one.num_pages + 10)
+
+
 def test_every_suggestion_would_do():
     memory = gpu(30 * PAGE)
+    tight = gpu(30 * PAGE, 29 * PAGE)
+    assert divide(tight, step_of, max_num_batched_tokens=64, tensor_parallel_size=2).num_pages >= 2
     assert divide(memory, step_of, max_num_batched_tokens=1024).num_pages >= 2
     assert divide(memory, step_of, max_num_seqs=16, max_num_batched_tokens=64).num_pages >= 2
     with pytest.raises(ConfigError):

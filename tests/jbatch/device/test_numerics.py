@@ -9,6 +9,7 @@ import pytest
 from jbatch.device.backend import Attention
 from jbatch.device.numerics import numerics_of
 from jbatch.device.programs import StepSpec
+from jbatch.device.sharding import mesh_of
 from tests.helpers.tiny_engine import SHAPE, tiny_config
 
 SPEC = StepSpec(tiny_config(), SHAPE, jax.devices("cpu")[0])
@@ -33,6 +34,8 @@ def test_numerics(monkeypatch):
     assert numerics_of(SPEC)["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=true"
     mixed = SPEC._replace(attention=Attention("mosaic", "xla"))
     assert numerics_of(mixed)["attention_backend"] == "mosaic/xla"
+    together = SPEC._replace(mesh=mesh_of([SPEC.device], 2))
+    assert numerics_of(together)["tensor_parallel_size"] == 2
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_a_wrong_shape_is_an_error_and_not_a_compilation(change):
 
 def test_close_frees_the_memory():
     runner = make_runner()
-    leaves = jax.tree.leaves((runner._params, runner._state))
+    leaves = jax.tree.leaves((runner._params.leaves, runner._state))
     runner.close()
     assert all(leaf.is_deleted() for leaf in leaves)
     runner.close()  # again: nothing to do

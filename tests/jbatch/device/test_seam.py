@@ -332,7 +332,7 @@ def test_penalties_count_the_whole_prompt_whatever_was_cached():
         data = row_data(sequence, 1, tiny_config().vocab_size, Sampler.PROCESSED)
         step = prefill(chunk(PROMPT[cached:], 1, (1, begun), start=cached), updates=(TableUpdate(1, 0, 3),))
         tokens.append(run(runner, step, sampler=Sampler.PROCESSED, row_data=data).tokens[0, 0])
-        counts = runner._extra["counts"]
+        counts = runner._features.state["counts"]
         assert np.flatnonzero(counts.in_prompt[1]).tolist() == sorted(PROMPT)
         assert np.flatnonzero(counts.in_output[1]).tolist() == [tokens[-1]]
     assert tokens[0] == tokens[1] and tokens[0] not in PROMPT

@@ -53,7 +53,7 @@ def snapshot(runner):
 
 
 def snapshot_extra(runner):
-    return jax.tree.map(lambda leaf: np.asarray(leaf).copy(), runner._extra)
+    return jax.tree.map(lambda leaf: np.asarray(leaf).copy(), runner._features.state)
 
 
 def equal(state, other):

@@ -40,10 +40,10 @@ def test_alias_bytes_are_both_states():
     for program, compiled in runner._programs.items():
         extra = extra_bytes(program.sampler, NUM_ROWS, VOCAB)
         assert compiled.memory_analysis().alias_size_in_bytes == state + extra
-    for feature, set_row in runner._set_row.items():
-        leaves = jax.tree.leaves(runner._extra[feature])
+    for feature, set_row in runner._features._set_row.items():
+        leaves = jax.tree.leaves(runner._features.state[feature])
         assert set_row.memory_analysis().alias_size_in_bytes == sum(leaf.nbytes for leaf in leaves)
-    assert runner._copy.memory_analysis().alias_size_in_bytes == state
+    assert runner._pages._copy.memory_analysis().alias_size_in_bytes == state
 
 
 def test_each_variant_brings_its_own_state_and_no_other():
@@ -64,15 +64,15 @@ def test_each_variant_brings_its_own_state_and_no_other():
 
 def test_prepare_compiles_what_is_missing_and_the_rest_stays():
     runner = make_runner(Sampler.GREEDY, buckets=(DECODE, PREFILL))
-    assert runner.samplers == (Sampler.GREEDY,) and not runner._extra
+    assert runner.samplers == (Sampler.GREEDY,) and not runner._features.state
     assert set(runner._programs) == {Program(PREFILL, Sampler.FILTERED), Program(DECODE, Sampler.GREEDY)}
     compiled = dict(runner._programs)
     runner.declare([Sampler.PLAIN, Sampler.EXTENDED])
-    assert runner.num_programs == 2 and not runner._extra, "declared, and no more"
+    assert runner.num_programs == 2 and not runner._features.state, "declared, and no more"
     runner.prepare(in_run=True)
     assert runner.num_programs == 5
     assert runner.samplers == (Sampler.GREEDY, Sampler.PLAIN, Sampler.EXTENDED)
-    assert set(runner._extra) == {"bias", "bad_words", "counts", "logprob_ids"}
+    assert set(runner._features.state) == {"bias", "bad_words", "counts", "logprob_ids"}
     assert all(runner._programs[program] is compiled[program] for program in compiled)
     compiled = runner.compilations_after_warmup
     assert compiled >= 3, "what is compiled in the middle of a run counts, whoever asked for it"
@@ -82,7 +82,7 @@ def test_prepare_compiles_what_is_missing_and_the_rest_stays():
     jax.jit(lambda x: x + 3)(jnp.zeros(7)).block_until_ready()
     assert runner.compilations_after_warmup > compiled, "what others compile counts"
     runner.close()
-    assert not runner._extra
+    assert not runner._features.state
 
 
 def test_requests_of_two_variants_in_one_step():
@@ -230,9 +230,9 @@ def test_ordinary_steps_stay_one_dispatch(monkeypatch):
     runner, calls = runner_of_all(), []
     counting = {
         name: lambda *args, name=name, set_row=set_row: calls.append(name) or set_row(*args)
-        for name, set_row in runner._set_row.items()
+        for name, set_row in runner._features._set_row.items()
     }
-    monkeypatch.setattr(runner, "_set_row", counting)
+    monkeypatch.setattr(runner._features, "_set_row", counting)
     generate([[5] * 40, [6]], [SamplingParams(**ALL), SamplingParams(**GREEDY, logprobs=1)], chunk=16)
     assert sorted(calls) == ["bias", "counts"]
     calls.clear()
@@ -247,7 +247,7 @@ def test_an_interrupt_anywhere_leaves_the_state_of_features_usable():
     engine.add_request("alone", [5, 6], params)
     alone = drain(engine)["alone"].outputs
     number = lost = 0
-    while interrupt_the_runner(engine, params, number, "opcode", only="_set_row_data"):
+    while interrupt_the_runner(engine, params, number, "opcode", only="put_row"):
         lost += runner._is_lost() and not runner._state.rows.is_deleted()
         engine.add_request("alone", [5, 6], params)
         assert drain(engine)["alone"].outputs == alone

@@ -266,9 +266,9 @@ def test_a_sample_that_is_not_finite_ends_alone(monkeypatch):
     others = {token for idx in (0, 1, 3) for token in tokens[idx]} | {5, 6}
     at, poisoned = next((i, token) for i, token in enumerate(tokens[2][:-1]) if token not in others)
     runner = tiny_engine.shared_runner()
-    params = dict(zip(tiny_engine.tiny_params(), runner._params, strict=True))
+    params = dict(zip(tiny_engine.tiny_params(), runner._params.leaves, strict=True))
     params["embedding"] = params["embedding"].at[poisoned].set(jnp.nan)
-    monkeypatch.setattr(runner, "_params", tuple(params.values()))
+    monkeypatch.setattr(runner._params, "leaves", tuple(params.values()))
     engine = tiny_engine.make_engine()
     engine.add_request("r", [5, 6], SamplingParams(n=4, **DRAWN))
     output = drain(engine)["r"]
