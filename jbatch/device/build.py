@@ -12,9 +12,10 @@ import jax
 import weights
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device.backend import NOTHING_PROVEN, Proven, attention_bytes, choose_attention
+from jbatch.device.groups import device_groups
 from jbatch.device.memory import Memory, StepSize, choose_num_pages, estimate_step_bytes
 from jbatch.device.model import abstract_params
-from jbatch.device.platform import find_devices, memory_of
+from jbatch.device.platform import memory_of
 from jbatch.device.process import extra_bytes
 from jbatch.device.process.user_fn import LogitsFn, check_logits_fn
 from jbatch.device.programs import DEFAULT_SAMPLERS, Program, StepSpec, programs_for, temp_bytes
@@ -54,7 +55,7 @@ def build_runner(
     """
     buckets, samplers = buckets_of(config, max_model_len), samplers_of(config, logits_fn)
     verdict = prove_kernels(config, model, max_model_len)  # before this process opens CUDA
-    devices = tuple(devices) or find_devices(config.device, config.tensor_parallel_size)
+    devices = tuple(devices) or device_groups(config)[0]
     model = resolve_dtype(config, model, devices[0].platform)
     spec = spec_for(devices, config, model, max_model_len, logits_fn, proven_on(devices[0], verdict))
     if logits_fn is not None:

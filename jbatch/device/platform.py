@@ -32,9 +32,10 @@ def prepare_jax(config: EngineConfig) -> None:
         os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
     if config.device == "cpu":
         jax.config.update("jax_platforms", "cpu")  # else JAX would claim a GPU's memory, too
-    if config.tensor_parallel_size > 1 and FORCE_DEVICES not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # JAX has started: `find_devices` says what is missing
-            jax.config.update("jax_num_cpu_devices", config.tensor_parallel_size)
+    num_devices = config.tensor_parallel_size * config.data_parallel_size
+    if num_devices > 1 and FORCE_DEVICES not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # JAX has started: `device_groups` says what is missing
+            jax.config.update("jax_num_cpu_devices", num_devices)  # if it runs on one
     cache_dir = config.compilation_cache_dir
     if cache_dir is None or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
@@ -74,25 +75,6 @@ def find_device(name: str) -> jax.Device:
         cpu = _cpu()
         warnings.warn(f"{NO_GPU} (device='cpu' says that this is meant)", stacklevel=4)
         return cpu
-
-
-def find_devices(name: str, count: int) -> tuple[jax.Device, ...]:
-    """`count` devices to compute each step together, the first of a kind.
-
-    Raises:
-      ConfigError: where there are fewer; and what `find_device` raises.
-    """
-    first = find_device(name)
-    if count == 1:
-        return (first,)
-    there = jax.devices(first.platform)
-    if count > len(there):
-        reason = f"only {len(there)} of {first.device_kind} {'is' if len(there) == 1 else 'are'} there"
-        hint = ""
-        if first.platform == "cpu":
-            hint = f": before JAX starts, XLA_FLAGS={FORCE_DEVICES}={count} divides a CPU into {count}"
-        raise ConfigError("tensor_parallel_size", count, reason + hint)
-    return tuple(there[:count])
 
 
 def _cpu() -> jax.Device:

@@ -133,7 +133,7 @@ def test_on_a_cpu_nothing_is_compiled_before_it_is_needed(model_dir, events):
 
 
 def test_a_device_that_is_given_is_the_one(model_dir, monkeypatch):
-    monkeypatch.setattr(build, "find_devices", None)
+    monkeypatch.setattr(build, "device_groups", None)
     config, device = EngineConfig(**SMALL), jax.devices()[-1]
     runner = build_runner(model_dir, config, resolve_model(model_dir, config), 96, devices=[device])
     assert runner.spec.device == device and runner.params["embedding"].devices() == {device}
@@ -163,9 +163,9 @@ def test_kernels_are_checked_before_the_device_is_opened(model_dir, monkeypatch)
         seen.append(args[-1])
         return Attention()
 
-    find_devices = build.find_devices
+    device_groups = build.device_groups
     monkeypatch.setattr(build, "prove_kernels", lambda *_: noted("checked", verdict))
-    monkeypatch.setattr(build, "find_devices", lambda *given: noted("opened", find_devices(*given)))
+    monkeypatch.setattr(build, "device_groups", lambda config: noted("opened", device_groups(config)))
     monkeypatch.setattr(build, "choose_attention", choose)
     build_tiny(model_dir).close()
     assert order == ["checked", "opened"] and seen == [{"decode": "triton"}]

@@ -112,3 +112,14 @@ def test_a_cache_directory_that_cannot_be_used(name, jax_options, tmp_path, monk
 def test_no_cache(jax_options):
     device.prepare_jax(EngineConfig(compilation_cache_dir=None))
     assert jax_options == {"jax_compiler_enable_remat_pass": False}
+
+
+def test_a_cpu_is_divided_into_as_many_devices_as_are_asked_for(jax_options, monkeypatch):
+    """Unless a user has said into how many."""
+    config = EngineConfig(compilation_cache_dir=None, tensor_parallel_size=4, data_parallel_size=2)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    device.prepare_jax(config)
+    assert jax_options.pop("jax_num_cpu_devices") == 8
+    monkeypatch.setenv("XLA_FLAGS", f"{device.FORCE_DEVICES}=3")
+    device.prepare_jax(config)
+    assert "jax_num_cpu_devices" not in jax_options
