@@ -181,6 +181,7 @@ POLICIES_ENGINE = (
     | {
         "max_num_seqs": "Sequences that run at once. [default: 16]",
         "num_pages": "Pages of the KV cache. [default: half of what as many of the longest fill]",
+        "max_preemption_probability": ENGINE_HELP["max_preemption_probability"],
     },
 )
 SIMULATED_RUN = (Setting, {name: SETTING_HELP[name] for name in ("num_prompts", "seed", "max_concurrency")})

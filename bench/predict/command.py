@@ -51,20 +51,22 @@ def train(
     """Train on the first two thirds, judge on the last, beside predictors that need no training; then train
     on all and write that.
     """
-    samples = _samples(results, input_file, trace, num_requests, max_tokens)
-    about = {"source": str((results or trace or Path()).name)}
-    cut = len(samples) - int(HELD_OUT * len(samples))
-    seen, judged = samples[:cut], samples[cut:]
-    contenders: dict[str, Predictor] = {
-        "running mean": RunningMean(),
-        "prompt length": PromptLength(),
-        "learned": train_predictor(seen, about),
-    }
-    scores = {name: judge(predictor, seen, judged) for name, predictor in contenders.items()}
     with claimed(output):
+        samples = _samples(results, input_file, trace, num_requests, max_tokens)
+        about = {"source": str((results or trace or Path()).name)}
+        cut = len(samples) - int(HELD_OUT * len(samples))
+        seen, judged = samples[:cut], samples[cut:]
+        contenders: dict[str, Predictor] = {
+            "running mean": RunningMean(),
+            "prompt length": PromptLength(),
+            "learned": train_predictor(seen, about),
+        }
+        scores = {name: judge(predictor, seen, judged) for name, predictor in contenders.items()}
         if output is not None:
             train_predictor(samples, about).write(output)
     _print(len(seen), judged, scores)
+    if output is not None:
+        typer.echo(f"wrote {output}: LLM(..., predictor={str(output)!r}), or --predictor {output}")
 
 
 def _samples(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from bench.report import arms as report_arms
 from bench.report import gains
 from bench.report import page as report_page
+from bench.report import policies as report_policies
 from bench.report import suite as report_suite
 from bench.report.page import Section
 from jbatch.errors import ConfigError
@@ -20,7 +21,7 @@ PAGE = "report.html"
 # What makes a section of a result's file, by the result's kind and in the order of the page. A section is
 # text from `page`, and pictures: panels of `bars`, `plot` or elements of their own, with a caption, a legend
 # and an `alt` that says what they show.
-MAKERS = report_suite.MAKERS | report_arms.MAKERS
+MAKERS = report_suite.MAKERS | report_arms.MAKERS | report_policies.MAKERS
 
 
 class Left(NamedTuple):

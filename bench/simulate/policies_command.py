@@ -14,9 +14,10 @@ from rich.table import Column, Table
 
 from bench.ladder.tables import console, describe_workload
 from bench.options import Setting
+from bench.report.policies import MEANING, NO_QUEUE_TEXT, name_of, queued
 from bench.results import claimed, describe
 from bench.simulate.command import simulated_by, workload_for
-from bench.simulate.policies import Outcome, run_lab
+from bench.simulate.policies import Outcome, predictor_of, run_lab
 from bench.simulate.subject import Simulated
 from bench.workloads.workload import Workload
 from jbatch.config import AdmissionName, check_choice
@@ -24,7 +25,6 @@ from jbatch.errors import ConfigError
 
 DEFAULT_SEQS = 16
 POOL_SHARE = 0.5  # of the pages that as many of the longest requests would fill
-NO_QUEUE = 0.05  # share of steps in which a request waited, below which policies cannot matter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +53,20 @@ def run_policies(
         sim = _constrained(sim, workload)
     for admission in lab.admissions:
         check_choice("admission", admission, get_args(AdmissionName))
+    for name in lab.predictors:
+        predictor_of(name, workload, setting.seed)  # where no policy asks for it, too
     budget = _budget(sim, workload)
     with claimed(lab.output_json), claimed(lab.output_png):
         outcomes = run_lab(sim, workload, lab.policies, lab.predictors, lab.admissions, budget, setting.seed)
         if lab.output_json is not None:
             rows = [outcome._asdict() for outcome in outcomes]
             content = {"schema": 1, "kind": "policies", "workload": describe(workload), "outcomes": rows}
+            content["simulated"] = {
+                "model": sim.about.get("model"),
+                "device": sim.about.get("device"),
+                "max_num_seqs": sim.config.max_num_seqs,
+                "num_pages": sim.num_pages,
+            }
             lab.output_json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         if lab.output_png is not None:
             draw(outcomes, lab.output_png)
@@ -101,36 +109,32 @@ def print_lab(out: Console, sim: Simulated, workload: Workload, outcomes: Sequen
         f"simulated: {sim.about.get('model')} on {sim.about.get('device')}; "
         f"{sim.config.max_num_seqs} sequences at once, {sim.num_pages - 1} pages\n"
     )
-    if max(outcome.queued for outcome in outcomes) < NO_QUEUE:
-        out.print("No queue formed: policies cannot matter here. Offer more load, or run fewer at once.")
-    headings = ("makespan", "mean", "p99", "TTFT", "met", "fair", "preempted", "again", "regret")
-    names = ("policy", "lengths", "admission")
-    table = Table(*names, *(Column(name, justify="right", no_wrap=True) for name in headings), box=box.SIMPLE)
+    if not queued([outcome._asdict() for outcome in outcomes]):
+        out.print(NO_QUEUE_TEXT)
+    out.print(_table(outcomes))
+    out.print(MEANING)
+
+
+def _table(outcomes: Sequence[Outcome]) -> Table:
+    """A row for each; what is the same in all rows is said once, above them, and takes no column."""
+    names = {"policy": "policy", "predictor": "lengths", "admission": "admission"}
+    varied = [name for name in names if len({getattr(o, name) for o in outcomes}) > 1] or ["policy"]
+    same = (f"{names[name]}: {getattr(outcomes[0], name)}" for name in names if name not in varied)
+    headings = ("make-\nspan", "mean", "p99", "TTFT", "met", "fair", "pre-\nempted", "again", "regret")
+    table = Table(
+        *(names[name] for name in varied),
+        *(Column(name, justify="right", no_wrap=True) for name in headings),
+        title=", ".join(same),
+        title_justify="left",
+        box=box.SIMPLE,
+        padding=0,
+    )
     for o in outcomes:
         times = (f"{value:.2f}" for value in (o.makespan, o.mean_e2el, o.p99_e2el, o.mean_ttft))
         shares = f"{o.met:.0%}", f"{o.fairness:.2f}", f"{o.num_preempted}", f"{o.recomputed}"
-        table.add_row(
-            o.policy,
-            o.predictor,
-            o.admission,
-            *times,
-            *shares,
-            "" if o.regret is None else f"{o.regret:+.0%}",
-        )
-    out.print(table)
-    out.print(
-        "Times are seconds from arrival, of the simulated clock. met: of the requests with a limit of their "
-        "latency, how many kept it. fair: Jain's index over users of the tokens per second that each got "
-        "while a request of its waited; 1 where all got as many. again: prompt tokens computed a second "
-        "time after a preemption. regret: mean latency against the same policy with an oracle. lengths: "
-        "who predicts them; none: max_tokens."
-    )
-
-
-def _name(outcome: Outcome) -> str:
-    """What a picture calls it: what is not as it is by default."""
-    parts = outcome.policy, outcome.predictor, outcome.admission
-    return ", ".join(part for part in parts if part not in ("none", "optimistic"))
+        regret = "" if o.regret is None else f"{o.regret:+.0%}"
+        table.add_row(*(getattr(o, name) for name in varied), *times, *shares, regret)
+    return table
 
 
 PICTURE_STYLE: Any = {
@@ -153,7 +157,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
 
     from bench.report.colours import BLUE, GREY, ORANGE
 
-    names = [_name(outcome) for outcome in outcomes]
+    names = [name_of(outcome._asdict()) for outcome in outcomes]
     columns = (
         ("mean latency", "mean_e2el", BLUE),
         ("p99 latency", "p99_e2el", ORANGE),

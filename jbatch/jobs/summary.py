@@ -62,7 +62,7 @@ class JobSummary:
         self.num_results = 0
         self.finish_reasons: Counter[str] = Counter()  # of outputs: n per request
         self.errors: Counter[str] = Counter()  # by code
-        self.input_tokens = self.output_tokens = 0
+        self.input_tokens = self.output_tokens = self.cached_tokens = 0
         self.latencies = {"ttft": Histogram(), "tpot": Histogram(), "e2el": Histogram()}
 
     def add(self, outputs: Iterable[RequestOutput]) -> None:
@@ -70,6 +70,7 @@ class JobSummary:
         self.num_results += 1
         for output in outputs:
             self.input_tokens += len(output.prompt_token_ids)
+            self.cached_tokens += output.num_cached_tokens
             for completion in output.outputs:
                 self.finish_reasons[str(completion.finish_reason)] += 1
                 self.output_tokens += len(completion.token_ids)
@@ -107,6 +108,7 @@ class JobSummary:
             "duration_s": elapsed_s,
             "total_input_tokens": self.input_tokens,
             "total_output_tokens": self.output_tokens,
+            "total_cached_tokens": self.cached_tokens,  # of the prompts'
             "request_throughput": (self.num_results - num_errors) / seconds,
             "output_throughput": self.output_tokens / seconds,
             "total_token_throughput": (self.input_tokens + self.output_tokens) / seconds,
@@ -155,8 +157,9 @@ def describe(figures: dict[str, Any]) -> list[str]:
     lines.append("; ".join(_latencies(figures, name) for name in ("ttft", "tpot", "e2el")))
     lines.append(
         f"{figures['slot_use']:.0%} of decode slots used, {figures['prefill_padding']:.0%} of prefill tokens "
-        f"padding, {figures['prefix_hit_rate']:.0%} of prompts from the cache "
-        f"({figures['reachable_prefix_hit_rate']:.0%} from one that forgets nothing), "
+        f"padding, {figures['total_cached_tokens'] / max(1, figures['total_input_tokens']):.0%} of prompt "
+        f"tokens from the cache ({figures['prefix_hit_rate']:.0%} of those looked up, "
+        f"{figures['reachable_prefix_hit_rate']:.0%} in one that forgets nothing), "
         f"{figures['preemptions']} preemptions, "
         f"{figures['compilations_after_warmup']} compilations after warm-up"
     )

@@ -106,9 +106,17 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert (ended.code, ended.err) == (0, "")
     assert "trained on 200 answers, judged on the 100 after them" in ended.out
     assert "best by mean absolute error: learned" in ended.out
+    assert f"wrote {tmp_path / 'made.json'}" in ended.out
     made, asked = read_predictor(tmp_path / "made.json"), samples(300)[0].request
     assert made.about == {"source": "out.jsonl", "num_samples": 300}
     assert 1 <= made.predict(asked, History()).expected <= 1000
+
+
+def test_a_file_that_exists_is_refused_before_anything_is_read(tmp_path, capsys):
+    (tmp_path / "made.json").write_text("mine")
+    ended = run(capsys, "predictor", "train", tmp_path / "nosuch.jsonl", "-o", tmp_path / "made.json")
+    assert ended.code == 2 and "made.json" in ended.err and "nosuch" not in ended.err
+    assert (tmp_path / "made.json").read_text() == "mine"
 
 
 def test_results_of_openais_form(tmp_path):

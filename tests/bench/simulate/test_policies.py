@@ -141,3 +141,17 @@ def test_a_pool_of_its_own_holds_every_request(capsys):
 def test_it_says_so_where_no_queue_formed(capsys):
     ended = run(capsys, "bench", "policies", *FLAGS, "--num-prompts", "4", "--predictor", "oracle")
     assert ended.code == 0 and "No queue formed: policies cannot matter here." in ended.out
+
+
+def test_a_predictor_is_looked_at_where_no_policy_asks_for_it(capsys):
+    flags = ("--hardware", "h200", "--max-model-len", "1024", "--num-prompts", "4", "--policy", "fcfs")
+    ended = run(capsys, "bench", "policies", *flags, "--predictor", "nosuch")
+    assert ended.code == 2 and "predictor='nosuch': must be none, oracle" in ended.err
+
+
+def test_the_table_fits_a_terminal(capsys):
+    """What is the same in all rows takes no column."""
+    flags = ("--hardware", "h200", "--max-model-len", "1024", "--num-prompts", "16", "--max-num-seqs", "2")
+    ended = run(capsys, "bench", "policies", *flags, "--policy", "sjf", "--policy", "adaptive")
+    rows = [line for line in ended.out.splitlines() if line.strip().startswith(("sjf", "adaptive"))]
+    assert len(rows) == 8 and max(map(len, rows)) <= 80 and "admission: optimistic" in ended.out

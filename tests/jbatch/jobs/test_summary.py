@@ -1,5 +1,6 @@
 """What a run reports: counts, latencies, the time that is left."""
 
+import dataclasses
 import json
 import math
 import random
@@ -81,12 +82,15 @@ def test_figures():
 
 
 def test_hits_are_said_beside_those_that_could_be_reached():
+    """Looked up twice, after a preemption: half of that was found; of the prompt, a quarter."""
     summary = JobSummary()
-    summary.add([output(10)])
+    summary.add([dataclasses.replace(output(10), prompt_token_ids=[1] * 8, num_cached_tokens=2)])
     found = StepRecord(0, 4, 3, 0, 0, 3, 0, 1, 0, 0, 3, 1, 3, 0, 2, looked_up=1000, found=500, reachable=875)
     figures = summary.figures(summarise([found]), 2.0, 0)
     assert figures["reachable_prefix_hit_rate"] == 0.875
-    assert "50% of prompts from the cache (88% from one that forgets nothing)" in describe(figures)[-1]
+    assert figures["total_cached_tokens"] == 2
+    said = "25% of prompt tokens from the cache (50% of those looked up, 88% in one that forgets nothing)"
+    assert said in describe(figures)[-1]
 
 
 def test_defaults_of_the_model_are_said():
