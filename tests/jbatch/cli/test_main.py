@@ -85,7 +85,6 @@ def test_help_of_a_command_fits_80_columns(command, capsys, monkeypatch):
         ("generate m --n 4", "--n; n is among the fields of JSONL lines and of SamplingParams (see"),
         ("generate m --overlap", "--overlap; overlap is among the options of jbatch.LLM in Python (see"),
         ("generate m --tp-size 2", "No such option: --tp-size; did you mean --tensor-parallel-size? (see"),
-        ("generate m --quantization x", "No such option: --quantization (see"),
         ("generate", "Missing argument"),
         ("generate m", "jbatch: give prompts (-p), or an input and an output file (-i and -o)"),
         ("generate m -p", "requires an argument"),
