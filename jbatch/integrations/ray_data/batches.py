@@ -24,6 +24,7 @@ from jbatch.integrations.ray_data.rows import (
     failed,
     request_of,
 )
+from jbatch.sampling_params import SamplingParams
 from jbatch.text.chat_options import ChatOptions
 
 COLUMNS = {
@@ -50,11 +51,8 @@ class Batches:
 
         self._llm = LLM(config.model_source, **config.engine_kwargs)
         self._id_column = config.id_column
-        self._defaults = {
-            name: getattr(params, name)
-            for params in [self._llm.get_default_sampling_params()]
-            for name in params.__dataclass_fields__
-        }
+        params = self._llm.get_default_sampling_params()
+        self._defaults = {name: getattr(params, name) for name in SamplingParams.__dataclass_fields__}
         self._engine = EngineThread(self._llm.engine)
         self._request_ids = map(str, itertools.count())
         self._prepared: set[Any] = set()

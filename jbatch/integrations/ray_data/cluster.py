@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from jbatch.jobs.command import JobModel, Needs
 
 STORE_BYTES = 2**28  # of a cluster that is started: lines and results go through it
 ADDRESS = "RAY_ADDRESS"
+CONNECT_S = 10.0
 
 
 class RayHandle:
@@ -78,8 +80,8 @@ def _in_short(error: Exception) -> str:
 
 @contextmanager
 def connected() -> Iterator[Any]:
-    """Ray, connected to the cluster that RAY_ADDRESS names or that runs on this machine; else to one that is
-    started here, on the loopback device, and ends with this.
+    """Ray, connected to the cluster that this process has or RAY_ADDRESS names, or that runs on this machine;
+    else to one that is started here, on the loopback device, and ends with this.
 
     Raises:
       JBatchError: where Ray is not installed.
@@ -90,6 +92,9 @@ def connected() -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise JBatchError(f"--ray needs Ray ({error}): pip install 'jbatch-llm[ray]'") from error
+    if ray.is_initialized():
+        yield ray
+        return
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         _connect(ray)
@@ -100,9 +105,23 @@ def connected() -> Iterator[Any]:
         ray.shutdown()
 
 
+def check_reachable(address: str) -> None:
+    """Raise ConfigError where an address host:port does not answer; any other is Ray's to understand."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        reason = f"the cluster cannot be reached: {getattr(error, 'strerror', None) or error}"
+        raise ConfigError(ADDRESS, address, reason) from None
+
+
 def _connect(ray: Any) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get(ADDRESS)
+    if address:
+        check_reachable(address)  # Ray itself would wait for minutes
     try:
         ray.init(address=address or "auto", **quiet)
     except Exception as error:  # of many kinds

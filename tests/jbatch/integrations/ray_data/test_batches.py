@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from jbatch import LLM, SamplingParams
+from jbatch.errors import JobError
 from jbatch.integrations.ray_data import JBatchProcessorConfig
 from jbatch.integrations.ray_data.batches import Batches
 from jbatch.integrations.ray_data.rows import ERROR
@@ -42,10 +43,8 @@ def test_texts_are_those_of_generate_and_slots_stay_full(batches):
         params = [SamplingParams(**row["sampling_params"]) for row in rows]
         outputs = llm.generate([row["prompt"] for row in rows], params, use_tqdm=False)
         whole = llm.engine.summary.slot_use
-    before = batches._llm.engine.summary
     answers = answer(batches, rows, batch_size=20)
     assert [row["generated_text"] for row in answers] == [output.outputs[0].text for output in outputs]
-    assert before.output_tokens == 0 or before is not batches._llm.engine.summary
     assert batches._llm.engine.summary.slot_use > 0.97 * whole
 
 
@@ -69,3 +68,24 @@ def test_a_batch_without_any_prompt(batches):
     table = asyncio.run(batches(pa.table({"other": [1, 2]})))
     assert [bool(error) for error in table[ERROR].to_pylist()] == [True, True]
     assert asyncio.run(batches(pa.table({"prompt": pa.array([], pa.string())}))).num_rows == 0
+
+
+class Exited(Exception):
+    """In place of the end of a process."""
+
+
+@pytest.mark.parametrize("has_worked", [True, False])
+def test_a_device_that_is_lost(monkeypatch, has_worked):
+    def exit_at_once(code):
+        raise Exited(code)
+
+    def on_fire(step):
+        raise RuntimeError("on fire")
+
+    monkeypatch.setattr("os._exit", exit_at_once)
+    batches = Batches(CONFIG)
+    if has_worked:
+        answer(batches, rows_of(4), batch_size=4)
+    monkeypatch.setattr(batches._llm.runner, "submit", on_fire)
+    with pytest.raises(Exited if has_worked else JobError):
+        answer(batches, rows_of(4), batch_size=4)
