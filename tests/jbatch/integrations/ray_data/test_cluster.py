@@ -34,7 +34,7 @@ def test_a_cluster_that_cannot_be_reached():
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="make test-ray")
 def test_replicas_that_are_killed(cluster, tmp_path):
-    """Two of them, with kill -9, in the middle: the results are those of the job without Ray, byte for byte."""
+    """Two of them, with kill -9, in the middle: the results are those without Ray, byte for byte."""
     inputs = tmp_path / "in"
     inputs.mkdir()
     lines = [{"prompt": row["prompt"], **row["sampling_params"]} for row in rows_of(NUM_LINES)]
