@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ class JBatchProcessorConfig:
       id_column: names each row: what a row draws by its own seed depends on this, and on neither its place
         nor its batch. An integer from 0 on draws as the prompt of this number does in `LLM.generate` and, one
         less than the number of its line, in a JSONL job. Without it rows of the same request draw alike.
-      num_gpus, num_cpus: of each actor. By default a GPU, and none for the device "cpu".
+      num_gpus, num_cpus: of each actor. By default the GPUs that its engine takes, and none for "cpu".
       runtime_env: of each actor, as Ray has it.
 
     Raises:
@@ -67,4 +68,9 @@ class JBatchProcessorConfig:
     def gpus_per_actor(self) -> float:
         if self.num_gpus is not None:
             return self.num_gpus
-        return 0 if self.engine_kwargs.get("device") == "cpu" else 1
+        return 0 if self.engine_kwargs.get("device") == "cpu" else gpus_of(self.engine_kwargs)
+
+
+def gpus_of(llm_options: Mapping[str, Any]) -> int:
+    """The GPUs that an LLM with these options takes."""
+    return math.prod(llm_options.get(name) or 1 for name in ("tensor_parallel_size", "data_parallel_size"))

@@ -11,7 +11,7 @@ from jbatch.errors import ConfigError, JobError
 from jbatch.host.metrics import Summary
 from jbatch.integrations.ray_data.replica import Answered, Exchange, Loaded, Refused, Routed
 
-WINDOW = 2  # times the sequences that a replica runs at once: enough that none waits for the next line
+WINDOW = 4  # times the sequences that a replica runs at once: enough that none waits for the next line
 MAX_BYTES_AT_ONCE = 2**22
 MAX_LOSSES = 3  # of a replica, in a row, without a result
 POLL_S = 0.2  # between looks at whether to stop

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 from jbatch.config import check_range
 from jbatch.errors import ConfigError, JobError
 from jbatch.integrations.ray_data.cluster import RayCluster, connected
+from jbatch.integrations.ray_data.config import gpus_of
 from jbatch.integrations.ray_data.fleet import Fleet
 from jbatch.integrations.ray_data.replica import Answered, Loaded, Routed
 from jbatch.jobs.command import JobModel, Needs, job_model
@@ -33,7 +33,6 @@ from jbatch.progress import progress_bar
 from jbatch.text.chat_options import read_chat_template
 
 NOT_WITH_RAY = ("metrics_file", "trace")  # of one engine
-PER_REPLICA = ("tensor_parallel_size", "data_parallel_size")  # engine options that multiply its GPUs
 
 
 MAX_REPLICAS = 2**16
@@ -220,7 +219,7 @@ def size_of(resources: Mapping[str, float], llm_options: Mapping[str, Any], repl
         if (replicas or 1) > cpus:
             raise ConfigError("replicas", replicas, f"the cluster has {cpus} CPUs")
         return Size(replicas or 1, 0)
-    gpus = math.prod(llm_options.get(name) or 1 for name in PER_REPLICA)
+    gpus = gpus_of(llm_options)
     most = cluster_gpus // gpus
     if (replicas or 1) > most:
         raise ConfigError("replicas", replicas, f"each takes {gpus} GPUs, and the cluster has {cluster_gpus}")

@@ -33,4 +33,6 @@ def test_defaults():
     assert (config.batch_size, config.num_actors, config.gpus_per_actor) == (32, (1, 1), 1)
     on_cpu = JBatchProcessorConfig("model", concurrency=(1, 4), engine_kwargs={"device": "cpu"})
     assert (on_cpu.num_actors, on_cpu.gpus_per_actor) == ((1, 4), 0)
+    replicated = JBatchProcessorConfig("model", engine_kwargs={"data_parallel_size": 3})
+    assert replicated.gpus_per_actor == 3
     assert JBatchProcessorConfig("model", num_gpus=2).gpus_per_actor == 2
