@@ -66,8 +66,9 @@ class Admitter:
             spare -= claim
             room -= len(found)
             self._lifecycle.admit(sequence, sequence.num_known - start)
-            if not start:
+            if found:
                 holdings.take_found(sequence, found)
+            if not start:
                 self._note_lookup(sequence)
             num_running = len(running)
             yield sequence

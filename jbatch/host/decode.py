@@ -62,8 +62,6 @@ class Decode:
                 continue
             left = sequence.max_len - sequence.num_planned
             ended = left <= 0 or sequence.finish_reason is not None
-            if ended and not hold:
-                continue
             if not ended:
                 steps = num_steps if num_steps < left else left
                 num_cached = sequence.num_cached_planned + steps
@@ -77,8 +75,11 @@ class Decode:
                 sequence.num_planned += steps
                 if steps == left:
                     last.append(sequence)
+            elif not hold:
+                continue
             sequences.append(sequence)
-            frozen.append(ended)
-        if all(frozen):
+            if hold:
+                frozen.append(ended)
+        if not sequences or (frozen and all(frozen)):
             return Slots()
-        return Slots(tuple(sequences), tuple(frozen) if hold else (), num_steps, last)
+        return Slots(tuple(sequences), tuple(frozen), num_steps, last)

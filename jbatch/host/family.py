@@ -24,6 +24,8 @@ def source_of(sequence: Sequence, step_idx: int) -> Sequence | None:
 
 def is_on_the_way(sequence: Sequence) -> bool:
     """Whether another sample computes the prompt, so that it is worth waiting."""
+    if len(sequence.family) < 2:
+        return False
     return shared_start(sequence) > 0 and any(
         sample.row >= 0
         and sample.num_cached_planned > 0

@@ -51,7 +51,7 @@ class Holdings:
         sequence.row = self._free_rows.pop()
         sequence.left_pages = ()
         sequence.publish_at = self.pool.page_size if self._prefix_caching else NEVER
-        self._num_sampler[sequence.request.params.sampler] += 1
+        self._num_sampler[sequence.sampler] += 1
         self.num_watched += sequence.watched
         self._num_expected += sequence.request.expected_len
 
@@ -119,7 +119,7 @@ class Holdings:
         self.pool.free(reversed(sequence.pages))
         sequence.pages, sequence.forked, sequence.prompt_step = [], False, NOT_YET
         self._free_rows.append(sequence.row)
-        self._num_sampler[sequence.request.params.sampler] -= 1
+        self._num_sampler[sequence.sampler] -= 1
         self.num_watched -= sequence.watched
         self._num_expected -= sequence.request.expected_len
         sequence.row = -1

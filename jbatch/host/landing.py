@@ -7,6 +7,7 @@ then the plan is taken back so far.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 
 from jbatch.host.metrics import StepRecord
 from jbatch.host.plan import Chunk, StepPlan
@@ -36,11 +37,7 @@ class Landing:
         self.progress: list[Progress] = []
         self.left_early: list[Sequence] = []  # without a row, and short of the tokens that were planned
         self.useful_slots = self.useful_tokens = self.wasted = self.recomputed = 0
-
-    @property
-    def output_tokens(self) -> int:
-        """Tokens that sequences were given."""
-        return sum([len(token_ids) for _, token_ids in self.progress])
+        self.output_tokens = 0  # that sequences were given
 
     @property
     def num_live(self) -> int:
@@ -76,50 +73,58 @@ class Landing:
     def take_in(self, plan: StepPlan, output: StepOutput) -> None:
         """All draws: those of the slots, then those of the chunks."""
         tokens, counts, statuses = (array.tolist() for array in output[:3])
-        find, take_in, wasted, steps = self._find, self._take_in_draw, 0, plan.bucket.steps
-        for seq_id, drawn, count, status in zip(plan.seq_ids, tokens, counts, statuses, strict=False):
-            sequence = find(seq_id)
-            if sequence is None or sequence.finish_reason is not None:
-                wasted += steps
-            else:
-                take_in(sequence, drawn if count == len(drawn) else drawn[:count], len(drawn), status)
-                if steps > 1:
-                    wasted += steps - max(1, count)
+        wasted = self._take_in_draws(plan.seq_ids, tokens, counts, statuses)
         self.wasted += wasted
-        self.useful_slots += steps * len(plan.seq_ids) - wasted
+        self.useful_slots += plan.bucket.steps * len(plan.seq_ids) - wasted
         idx = plan.bucket.slots
         for chunk in plan.chunks:
-            draws = range(idx, idx := idx + len(chunk.draws))
-            drawing = [
-                (sequence, draw)
-                for draw, to in zip(draws, chunk.draws, strict=True)
-                if (sequence := self._unfinished(to.seq_id)) is not None
-            ]
-            sound = all([statuses[draw] != Status.NON_FINITE for draw in draws])
-            self._take_in_chunk(chunk, bool(drawing), sound)
-            for sequence, draw in drawing:
-                drawn = tokens[draw]
-                self._take_in_draw(sequence, drawn[: counts[draw]], len(drawn), statuses[draw])
+            if not chunk.draws:
+                self._take_in_chunk(chunk, draws=False, sound=True)
+                continue
+            places = slice(idx, idx := idx + len(chunk.draws))
+            seq_ids, status = [draw.seq_id for draw in chunk.draws], statuses[places]
+            draws = any([self._unfinished(seq_id) is not None for seq_id in seq_ids])
+            self._take_in_chunk(chunk, draws, sound=Status.NON_FINITE not in status)
+            self._take_in_draws(seq_ids, tokens[places], counts[places], status)
 
-    def _take_in_draw(self, sequence: Sequence, new: list[int], num_planned: int, status: int) -> None:
-        """A draw's tokens: as many as were planned, or fewer."""
-        token_ids = sequence.token_ids
-        token_ids += new
-        self.progress.append((sequence, new))
-        num_cached = len(token_ids) - 1  # the last one is fed to the next step
-        if sequence.row >= 0:  # else it was preempted meanwhile
-            sequence.num_cached = num_cached
-        if num_cached >= sequence.publish_at:
-            self._publish(sequence, num_cached)
-        if status:
-            self._end(sequence, status)
-        elif len(new) < num_planned:
-            missing = num_planned - len(new)
-            sequence.num_planned -= missing
-            if sequence.row >= 0:
-                sequence.num_cached_planned -= missing
-            elif sequence.leaving:
-                self.left_early.append(sequence)
+    def _take_in_draws(
+        self, seq_ids: Seq[int], tokens: list[list[int]], counts: list[int], statuses: list[int]
+    ) -> int:
+        """The tokens of some draws: of each as many as were planned, or fewer. Returns how many planned ones
+        nobody got. A step has one for each slot: there is no call here for those that just go on."""
+        find, append, num_planned = self._find, self.progress.append, len(tokens[0])
+        wasted = given = 0
+        for seq_id, new, count, status in zip(seq_ids, tokens, counts, statuses, strict=False):
+            sequence = find(seq_id)
+            if sequence is None or sequence.finish_reason is not None:
+                wasted += num_planned
+                continue
+            if count < num_planned:
+                new = new[:count]
+                wasted += num_planned - max(1, count)
+            token_ids = sequence.token_ids
+            token_ids += new
+            append((sequence, new))
+            given += count
+            num_cached = len(token_ids) - 1  # the last one is fed to the next step
+            if sequence.row >= 0:  # else it was preempted meanwhile
+                sequence.num_cached = num_cached
+            if num_cached >= sequence.publish_at:
+                self._publish(sequence, num_cached)
+            if status:
+                self._end(sequence, status)
+            elif count < num_planned:
+                self._take_back(sequence, num_planned - count)
+        self.output_tokens += given
+        return wasted
+
+    def _take_back(self, sequence: Sequence, missing: int) -> None:
+        """So many planned tokens did not come."""
+        sequence.num_planned -= missing
+        if sequence.row >= 0:
+            sequence.num_cached_planned -= missing
+        elif sequence.leaving:
+            self.left_early.append(sequence)
 
     def _unfinished(self, seq_id: int) -> Sequence | None:
         sequence = self._find(seq_id)

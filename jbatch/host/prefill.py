@@ -105,7 +105,7 @@ class Prefill:
         if not self._refill and not running:
             for _ in self._admitter.admit(step):  # the whole batch at once
                 pass
-        for sequence in tuple(running):
+        for sequence in [sequence for sequence in running if not sequence.decoding]:
             if sequence.prefilling and not sequence.finished:
                 yield sequence
         if self._refill:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from jbatch.errors import RequestError
 from jbatch.outputs import FinishReason
-from jbatch.sampling_params import SamplingParams, check_integer, check_number
+from jbatch.sampling_params import Sampler, SamplingParams, check_integer, check_number
 
 Key = tuple[float, ...]  # what a policy gives a request to be sorted by
 MAX_LIMIT_MS = 1e9
@@ -128,9 +128,14 @@ class Sequence:
     stop_reason: str | int | None = None
     error: str | None = None
     max_len: int = dataclasses.field(init=False)  # tokens that it may grow to, prompt included
+    sampler: Sampler = dataclasses.field(init=False)  # the least that its draws take
+    watched: bool = dataclasses.field(init=False)  # the host looks at each token before the next one is drawn
 
     def __post_init__(self) -> None:
+        params = self.request.params
         self.max_len = len(self.request.prompt_token_ids) + self.request.max_tokens
+        self.sampler = params.sampler
+        self.watched = bool(params.stop or self.sampler.reports or self.request.streamed)
 
     @property
     def num_prompt(self) -> int:
@@ -149,12 +154,6 @@ class Sequence:
     def prefilling(self) -> bool:
         """Whether it runs, with known tokens that no step has been planned for."""
         return self.row >= 0 and not self.decoding and self.num_cached_planned < len(self.token_ids)
-
-    @property
-    def watched(self) -> bool:
-        """Whether each of its tokens is looked at on the host before the next one is drawn."""
-        params = self.request.params
-        return bool(params.stop or params.sampler.reports or self.request.streamed)
 
     @property
     def running(self) -> bool:
