@@ -106,7 +106,7 @@ class Sequence:
     request: Request
     token_ids: list[int]
     num_planned: int
-    key: Key = ()  # by which it is admitted, again after a preemption
+    key: Key = ()  # by which it is admitted, and gives up its pages
     num_cached: int = 0
     num_cached_planned: int = 0
     num_computed: int = 0  # positions cached before the last preemption: prefilling them is recomputation

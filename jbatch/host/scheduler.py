@@ -207,7 +207,7 @@ class Scheduler:
             return None
         view = self._view(now)
         limits = choose(self.limits, view, self._least_budget)
-        self._waiting.rerank(view)
+        self._waiting.rerank(view, self.lifecycle.running)
         if not self.lifecycle.running and self._admitter.waits_for_company(limits, now):
             return None
         step, prefill = NextStep(self._step_idx, limits), self._prefill

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from jbatch.errors import UserFunctionError
@@ -87,9 +87,10 @@ class Waiting:
             if self._holds(entry):
                 yield self._waiting[entry.seq_id][1]
 
-    def rerank(self, view: SchedulerView) -> None:
+    def rerank(self, view: SchedulerView, running: Collection[Sequence] = ()) -> None:
         """Begin a step: ask for keys again, where they change and enough steps have passed: more, the more
-        wait, so that a step has few of them on average.
+        wait, so that a step has few of them on average. Those of `running` are asked for, too: by them it is
+        chosen who gives up pages, in the middle of a plan, where nothing may fail.
 
         Raises UserFunctionError where the policy fails; nothing has been changed then.
         """
@@ -102,8 +103,11 @@ class Waiting:
             _Entry(new_key_of(self._policy, sequence.request, view), sequence.seq_id, serial)
             for serial, sequence in self._waiting.values()
         ]
+        keys = [new_key_of(self._policy, sequence.request, view) for sequence in running]
         for entry in entries:
             self._waiting[entry.seq_id][1].key = entry.key
+        for sequence, key in zip(running, keys, strict=True):
+            sequence.key = key
         heapq.heapify(entries)
         self._heap, self._num_steps = entries, 0
 

@@ -123,19 +123,18 @@ def _check_sequence(sequence: Sequence, scheduler: Scheduler) -> None:
 
 
 def check_running(scheduler: Scheduler, before: tuple[Sequence, ...], limits: StepLimits) -> None:
-    """What one call of `schedule` may do to the running sequences: preempt the youngest, admit the next."""
+    """What one call of `schedule` may do to the running sequences: preempt some, admit the next."""
     after, admission = scheduler.running, scheduler.config.admission
     left = [sequence for sequence in before if sequence.leaving]
     before = tuple(sequence for sequence in before if not sequence.leaving)
     assert not left or admission.refill, "a static batch was left before its results were there"
     if after == before:
         return
-    kept = 0
-    while kept < min(len(before), len(after)) and before[kept] is after[kept]:
-        kept += 1
-    preempted, admitted = before[kept:], after[kept:]
-    assert kept or left or not before, "the first admitted was preempted"
-    assert not any(s.running for s in preempted), "one was preempted that is not the youngest"
+    kept = tuple(sequence for sequence in before if sequence.running)
+    preempted, admitted = set(before) - set(kept), after[len(kept) :]
+    assert after[: len(kept)] == kept, "the order of admission has changed, or one came back at once"
+    assert left or not before or kept[:1] == before[:1], "the first admitted was preempted"
+    _check_victims(scheduler, before)
     assert not preempted or not admission.hold_finished, "a padded batch was preempted"
     if not admitted:
         return
@@ -143,6 +142,16 @@ def check_running(scheduler: Scheduler, before: tuple[Sequence, ...], limits: St
     assert len(after) <= limits.max_num_seqs, "more run than the limits allow"
     _check_order(scheduler, admitted)
     _check_claims(scheduler)
+
+
+def _check_victims(scheduler: Scheduler, before: tuple[Sequence, ...]) -> None:
+    """Where one gave up its pages, no younger one that the policy would let run later has kept its own."""
+    if scheduler.config.policy.rerank_steps:
+        return  # keys of those that wait again may have changed since
+    for idx, sequence in enumerate(before):
+        if not sequence.running:
+            younger = [other for other in before[idx + 1 :] if other.running]
+            assert all(other.key < sequence.key for other in younger), "another should have been preempted"
 
 
 def _check_order(scheduler: Scheduler, admitted: tuple[Sequence, ...]) -> None:

@@ -1,10 +1,17 @@
 """Pages for sequences that grow, and who gives up theirs."""
 
+import pytest
+
+from jbatch.host.growth import grow
+from jbatch.host.lifecycle import Lifecycle
 from jbatch.host.limits import StepLimits
+from jbatch.host.policies import POLICIES
+from jbatch.host.policy import Policy
+from jbatch.host.request import Sequence
 from jbatch.outputs import FinishReason
 from tests.helpers.driver import Driver
 from tests.helpers.plans import plans_until_idle, show, submit, uncached
-from tests.helpers.schedules import scheduler_config
+from tests.helpers.schedules import request, scheduler_config
 
 PREEMPTED = [
     "prefill 32: a[0:4]! b[0:4]!",
@@ -72,3 +79,50 @@ def test_a_prompt_without_a_page_for_its_next_chunk_keeps_its_pages_and_waits():
         "prefill 32: b[4:12]!", "decode 1: b",
     ]  # fmt: skip
     assert b.num_preemptions == 0
+
+
+WISHES = (  # of a, b and c: c comes last, and b is the one that every policy but fcfs would let run last
+    {"arrival": 0.0, "predicted_len": 1, "priority": 0, "deadline": 9.0, "user": "x"},
+    {"arrival": 1.0, "predicted_len": 8, "priority": 2, "deadline": None, "user": "y"},
+    {"arrival": 2.0, "predicted_len": 4, "priority": 1, "deadline": 30.0, "user": "x"},
+)
+
+
+def by_priority(request, now, view):
+    return (request.priority,)
+
+
+@pytest.mark.parametrize(
+    ("policy", "victim"),
+    [
+        (POLICIES["fcfs"], "c"),
+        (POLICIES["sjf"], "b"),
+        (POLICIES["priority"], "b"),
+        (POLICIES["deadline"], "b"),
+        (Policy(by_priority), "b"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_the_policy_says_who_gives_up_pages(policy, victim):
+    """Eight pages of 4 tokens: a needs a fourth, where b and c have the rest."""
+    driver = Driver(uncached(num_rows=3, num_pages=9, page_size=4)._replace(policy=policy), depth=0)
+    a, b = submit(driver, 7, 12, **WISHES[0]), submit(driver, 4, 8, **WISHES[1])
+    driver.step()
+    c = submit(driver, 4, 8, **WISHES[2])
+    driver.drain()
+    driver.check_end()
+    assert (a.num_preemptions, b.num_preemptions, c.num_preemptions) == (0, victim == "b", victim == "c")
+
+
+@pytest.mark.parametrize("keys, victim", [([3, 1, 2], 2), ([1, 3, 2], 1), ([9, 2, 2], 2), ([5, 5, 1], 1)])
+def test_the_oldest_is_no_victim_and_of_equal_ones_it_is_the_youngest(keys, victim):
+    lifecycle = Lifecycle(uncached(num_rows=3, num_pages=4, page_size=4))
+    running = []
+    for seq_id, key in enumerate(keys):
+        sequence = Sequence(seq_id, request([1, 2], 8), [1, 2], 2, key=(key,))
+        lifecycle.add(sequence)
+        lifecycle.admit(sequence, 2)
+        assert grow(sequence, 2, lifecycle)
+        running.append(sequence)
+    assert grow(running[0], 5, lifecycle)
+    assert lifecycle.take_preempted() == (victim,) and lifecycle.running[0] is running[0]

@@ -1,5 +1,6 @@
 """The queue against a sorted list, and its ageing against a pencil."""
 
+import math
 import random
 
 import pytest
@@ -110,6 +111,25 @@ def test_a_policy_that_fails_later_changes_nothing():
         waiting.rerank(view(2.0))
     assert [each.key for each in waiting] == [(0.0,), (1.0,), (2.0,), (3.0,)]
     assert waiting.first().seq_id == 0
+
+
+@pytest.mark.parametrize("late", [ValueError("late"), math.nan])
+def test_those_that_run_are_asked_again_too_and_a_failure_for_one_changes_nothing(late):
+    """By their keys it is chosen who gives up pages."""
+
+    def failing(request, now, view):
+        if now > 2 and request.request_id == "bad" and isinstance(late, Exception):
+            raise late
+        return (late if now > 2 and request.request_id == "bad" else -now - request.arrival,)
+
+    waiting = Waiting(Policy(failing, rerank_steps=1))
+    waiting.push(sequence(0, (0.0,), arrival=0.0))
+    running = [sequence(1, (1.0,), arrival=1.0), sequence(2, (2.0,), arrival=2.0, request_id="bad")]
+    waiting.rerank(view(2.0), running)
+    assert [each.key for each in (*waiting, *running)] == [(-2.0,), (-3.0,), (-4.0,)]
+    with pytest.raises(UserFunctionError, match=r"failing.*('bad'.*late|nan.*'bad')"):
+        waiting.rerank(view(3.0), running)
+    assert [each.key for each in (*waiting, *running)] == [(-2.0,), (-3.0,), (-4.0,)]
 
 
 def admitted(policy, lengths, overtaking=0):
