@@ -61,7 +61,7 @@ def _api(model: str, prompts: list[str], max_num_seqs: int | None) -> Callable[[
     def run() -> None:
         from jbatch import LLM, SamplingParams
 
-        options = {} if max_num_seqs is None else {"max_num_seqs": max_num_seqs}
+        options: dict[str, Any] = {} if max_num_seqs is None else {"max_num_seqs": max_num_seqs}
         llm = LLM(model, device="cpu", show_progress=False, **options)
         next(iter(llm.stream(prompts, SamplingParams(temperature=0))))
 

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what type checkers see; at run time it is loaded when it is used
+    from jbatch.config import EngineConfig, ModelConfig
+    from jbatch.device.process.user_fn import LogitsState
+    from jbatch.engine.engine import Engine
+    from jbatch.engine.prefilled import Prefilled
+    from jbatch.engine.scoring import Score
+    from jbatch.engine.stream import TextDelta
+    from jbatch.errors import ConfigError, JBatchError, RequestError
+    from jbatch.llm import LLM
+    from jbatch.outputs import FinishReason, Logprob, RequestOutput
+    from jbatch.sampling_params import SamplingParams
 
 _EXPORTS = {
     "ConfigError": "jbatch.errors",
@@ -23,10 +35,28 @@ _EXPORTS = {
     "TextDelta": "jbatch.engine.stream",
 }
 
-__all__ = sorted(_EXPORTS)
+__all__ = [
+    "LLM",
+    "ConfigError",
+    "Engine",
+    "EngineConfig",
+    "FinishReason",
+    "JBatchError",
+    "LogitsState",
+    "Logprob",
+    "ModelConfig",
+    "Prefilled",
+    "RequestError",
+    "RequestOutput",
+    "SamplingParams",
+    "Score",
+    "TextDelta",
+]
 
 
-def __getattr__(name: str) -> Any:  # lazy (PEP 562): options of the device must be set before jax is imported
+def __getattr__(
+    name: str,
+) -> object:  # lazy (PEP 562): options of the device must be set before jax is imported
     if name == "__version__":
         return importlib.import_module("jbatch.distribution").version()
     if name not in _EXPORTS:

@@ -188,6 +188,8 @@ class EngineConfig:
         check_choice("load_format", self.load_format, ("auto", "dummy"))
         check_choice("page_size", self.page_size, PAGE_SIZES)
         check_choice("mode", self.mode, get_args(ModeName))
+        if callable(self.policy):
+            raise ConfigError("policy", self.policy, "is a function: give it to LLM.new_engine(policy=...)")
         check_choice("policy", self.policy, get_args(PolicyName))
         check_choice("admission", self.admission, get_args(AdmissionName))
         check_choice("generation_config", self.generation_config, get_args(GenerationConfigName))

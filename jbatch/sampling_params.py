@@ -88,7 +88,7 @@ class UpTo(int):
     """
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How to choose the tokens of one request. Names and defaults are vLLM's, but for `max_tokens`.
 

@@ -15,6 +15,7 @@ from bench.ladder.subject import find_model
 from jbatch import LLM, SamplingParams
 from jbatch.config import EngineConfig
 from jbatch.engine.engine import Engine
+from jbatch.engine.replicas import single
 from jbatch.host.pack import pack
 from jbatch.host.plan import StepPlan
 
@@ -63,13 +64,14 @@ def measure(case: Case, backend: str) -> Row:
     """A case's figures with one attention backend."""
     path, options = find_model(case.model)
     with LLM(path, **options | case.options, attention_backend=backend) as llm:
+        engine = single(llm.engine, "the idle share")
         page_size, max_tokens = llm.config.page_size, llm.max_model_len - case.prompt_len
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
         for number in range(case.slots):
             prompt = [3 + (number + i) % 90 for i in range(case.prompt_len)]
-            llm.engine.add_request(str(number), prompt, params)
-        step_s, device_s = _engine_steps(llm.engine, case.steps)
-        plan = _at_page_begin(llm.engine)
+            engine.add_request(str(number), prompt, params)
+        step_s, device_s = _engine_steps(engine, case.steps)
+        plan = _at_page_begin(engine)
         same_s = statistics.median(_same_step(llm, plan, page_size // (2 * ROUNDS)) for _ in range(ROUNDS))
         return {
             "status": "ok",

@@ -16,6 +16,7 @@ from jbatch.sampling_params import SamplingParams
 
 Prompt = str | Sequence[int] | dict[str, Any]  # text, token ids, {"prompt": ...} or {"prompt_token_ids": ...}
 
+CHAT = "is of a conversation: give LLM.chat a list of messages"
 NO_WISHES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -93,7 +94,11 @@ def _content(prompt: Prompt | RequestError) -> str | Sequence[int]:
     if isinstance(prompt, RequestError):
         raise prompt
     if not isinstance(prompt, dict):
+        if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], dict):
+            raise RequestError("prompt", prompt, CHAT)
         return prompt
+    if "role" in prompt:
+        raise RequestError("prompt", prompt, CHAT)
     given = {name: value for name, value in prompt.items() if value is not None and name != "cache_salt"}
     if list(given) not in (["prompt"], ["prompt_token_ids"]):
         must = "a dictionary holds prompt or prompt_token_ids, and at most cache_salt besides"

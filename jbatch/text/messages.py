@@ -27,7 +27,8 @@ def check_messages(messages: Any) -> list[Message]:
     Raises RequestError naming the message and the field.
     """
     if not isinstance(messages, (list, tuple)):
-        raise RequestError("messages", messages, "must be a list")
+        form = "must be a list of messages, as [{'role': 'user', 'content': ...}]; LLM.generate takes texts"
+        raise RequestError("messages", messages, form)
     if not messages:
         raise RequestError("messages", messages, "must have at least 1 item")
     return [_check_message(f"messages[{idx}]", message) for idx, message in enumerate(messages)]

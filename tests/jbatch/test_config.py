@@ -146,3 +146,8 @@ def test_the_mode_of_log_probabilities_is_one_of_two():
     assert EngineConfig(logprobs_mode="processed_logprobs").logprobs_mode == "processed_logprobs"
     with pytest.raises(ConfigError, match="'raw_logits': must be one of raw_logprobs, processed_logprobs"):
         EngineConfig(logprobs_mode="raw_logits")
+
+
+def test_a_policy_that_is_a_function_belongs_to_new_engine():
+    with pytest.raises(ConfigError, match=r"policy=<function .*: is a function: give it to LLM.new_engine"):
+        EngineConfig(policy=lambda request, now, view: 1)
