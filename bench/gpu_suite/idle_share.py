@@ -63,7 +63,7 @@ def run(task: Task) -> None:
 def measure(case: Case, backend: str) -> Row:
     """A case's figures with one attention backend."""
     path, options = find_model(case.model)
-    with LLM(path, **options | case.options, attention_backend=backend) as llm:
+    with LLM(path, **options | case.options | {"attention_backend": backend}) as llm:
         engine = single(llm.engine, "the idle share")
         page_size, max_tokens = llm.config.page_size, llm.max_model_len - case.prompt_len
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)

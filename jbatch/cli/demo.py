@@ -56,9 +56,9 @@ def run_demo(json_file: str | None, device: str) -> None:
     console.print(f"{NUM_PROMPTS} prompts on {NUM_SLOTS} slots: at most {NUM_SLOTS} requests run at once.")
     console.print("Compiling (up to a minute; later runs read a cache) ...")
     begin = time.monotonic()
-    options: dict[str, Any] = dict(max_num_seqs=NUM_SLOTS, max_model_len=256, page_size=16)
+    options: dict[str, Any] = dict(device=device, max_num_seqs=NUM_SLOTS, max_model_len=256, page_size=16)
     options |= dict(max_num_batched_tokens=TOKEN_BUCKETS[-1], token_buckets=TOKEN_BUCKETS)
-    with LLM(MODEL_DIR, device=device, **options) as llm:
+    with LLM(MODEL_DIR, **options) as llm:
         for each in MODE_TEXTS:
             llm.new_engine(mode=each)  # compiles its programs
         llm.runner.warm_up()  # or the first mode would pay for every first call

@@ -69,7 +69,8 @@ class JBatchLM(TemplateLM):
             if "max_model_len" in options:
                 raise ConfigError("max_length", max_length, "set this or max_model_len, not both")
             options["max_model_len"] = max_length + 1
-        self.llm = LLM(pretrained, device=(device or "auto").split(":")[0], **options)
+        options["device"] = (device or "auto").split(":")[0]
+        self.llm = LLM(pretrained, **options)
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
             tokenizer or pretrained, local_files_only=True, trust_remote_code=False
         )

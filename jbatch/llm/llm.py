@@ -24,6 +24,7 @@ from jbatch.engine.replicas import AnyEngine, Replicas, single
 from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of, scored_from
 from jbatch.engine.stream import Deltas, TextDelta, stream
 from jbatch.engine.wishes import WishLists
+from jbatch.engine_options import EngineOptions, with_options_shown
 from jbatch.errors import ConfigError, RequestError, check_option_names
 from jbatch.host.limits import Limits
 from jbatch.llm.compiling import CallPrograms, compile_buckets, prepare
@@ -41,6 +42,7 @@ Prompts = Prompt | Sequence[Prompt]
 ParamsOfAll = SamplingParams | Sequence[SamplingParams] | None
 
 
+@with_options_shown
 class LLM:
     """A model, ready to generate.
 
@@ -72,7 +74,7 @@ class LLM:
         tokenizer: str | Path | None = None,
         chat_template: str | Path | None = None,
         logits_fn: LogitsFn | None = None,
-        **options: Any,
+        **options: Unpack[EngineOptions],
     ):
         check_option_names(options, EngineConfig.__dataclass_fields__, "LLM")
         self.config = EngineConfig(**with_tuned(options))

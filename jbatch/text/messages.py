@@ -27,15 +27,20 @@ def check_messages(messages: Any) -> list[Message]:
     Raises RequestError naming the message and the field.
     """
     if not isinstance(messages, (list, tuple)):
-        form = "must be a list of messages, as [{'role': 'user', 'content': ...}]; LLM.generate takes texts"
-        raise RequestError("messages", messages, form)
+        raise RequestError("messages", messages, "must be a list")
     if not messages:
         raise RequestError("messages", messages, "must have at least 1 item")
     return [_check_message(f"messages[{idx}]", message) for idx, message in enumerate(messages)]
 
 
 def list_conversations(messages: Any) -> list[Conversation]:
-    """A list of conversations, also of a single one. What is no list is one that will be refused."""
+    """A list of conversations, also of a single one. What is no list is one that will be refused.
+
+    Raises TypeError for a text.
+    """
+    if isinstance(messages, str):
+        form = "a text is no conversation: give [{'role': 'user', 'content': ...}], or call generate"
+        raise TypeError(f"messages={messages[:80]!r}: {form}")
     if not isinstance(messages, (list, tuple)):
         return [messages]
     return [messages] if messages and not isinstance(messages[0], (list, tuple)) else list(messages)

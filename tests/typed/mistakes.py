@@ -9,6 +9,10 @@ params = SamplingParams(temperature=0.5, max_tokens=8)
 llm = LLM("dir")
 outputs: list[RequestOutput] = llm.generate(["a"], params, priority=[1])
 
+LLM("dir", max_num_seqs=4, decode_buckets=[4], policy="sjf")
+LLM("dir", max_num_seq=4)  # type: ignore[call-arg]
+LLM("dir", page_size="big")  # type: ignore[arg-type]
+LLM("dir", policy="lifo")  # type: ignore[arg-type]
 SamplingParams(temprature=1)  # type: ignore[call-arg]
 SamplingParams(0.5)  # type: ignore[call-arg, arg-type]
 SamplingParams(temperature="hot")  # type: ignore[arg-type]

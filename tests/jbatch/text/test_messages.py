@@ -173,3 +173,10 @@ def test_tools_that_are_none(tools, expected):
 def test_one_conversation_needs_no_list():
     assert list_conversations(ASK) == [ASK] and list_conversations([ASK, ASK]) == [ASK, ASK]
     assert list_conversations([]) == [] and list_conversations([[], ASK]) == [[], ASK]
+
+
+def test_a_text_is_no_conversation():
+    with pytest.raises(
+        TypeError, match="messages='hi': a text is no conversation: give .*, or call generate"
+    ):
+        list_conversations("hi")
