@@ -176,7 +176,5 @@ def test_one_conversation_needs_no_list():
 
 
 def test_a_text_is_no_conversation():
-    with pytest.raises(
-        TypeError, match="messages='hi': a text is no conversation: give .*, or call generate"
-    ):
+    with pytest.raises(TypeError, match="a text is no conversation"):
         list_conversations("hi")
