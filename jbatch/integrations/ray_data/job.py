@@ -23,7 +23,7 @@ from jbatch.integrations.ray_data.fleet import Fleet
 from jbatch.integrations.ray_data.replica import Answered, Loaded, Routed
 from jbatch.jobs.command import JobModel, Needs, job_model
 from jbatch.jobs.lookahead import in_groups
-from jbatch.jobs.open_job import JobStopped, OpenJob, open_job
+from jbatch.jobs.open_job import JobStopped, OfModel, OpenJob, open_job
 from jbatch.jobs.options import JobOptions
 from jbatch.jobs.report import Say, write_summary
 from jbatch.jobs.run import ALL_ANSWERED, SOME_ERRORS, STOPPED
@@ -33,8 +33,6 @@ from jbatch.progress import progress_bar
 from jbatch.text.chat_options import read_chat_template
 
 NOT_WITH_RAY = ("metrics_file", "trace")  # of one engine
-
-
 MAX_REPLICAS = 2**16
 
 
@@ -160,9 +158,13 @@ class _Run:
         written = set[int]()
         total = sum(job.scan.num_requests for job in self.jobs)
 
+        checked = list[OfModel]()
+
         def on_loaded(loaded: Loaded) -> None:
-            for job in left.values():
-                job.check_model(loaded.of_model)
+            if loaded.of_model not in checked:
+                for job in left.values():
+                    job.check_model(loaded.of_model)
+                checked.append(loaded.of_model)
 
         with progress_bar("generating", total) as update:
 

@@ -86,6 +86,18 @@ def test_a_replica_that_is_lost_twice(place):
     check(place)
 
 
+def test_replicas_of_different_kinds(place, monkeypatch):
+    """Another device may give another text: such a job is refused, and no result of the other is written."""
+    load, kinds = fake_job._load, iter(["cpu", "H200"])
+    monkeypatch.setattr(
+        fake_job, "_load", lambda *args, **options: load(*args, numerics={"device_kind": next(kinds)})
+    )
+    with instead_of_ray():
+        ended = run_here(place, *RAY)
+    assert ended.code == 2
+    assert "another device_kind (cpu, now H200)" in ended.err or "(H200, now cpu)" in ended.err
+
+
 def test_replicas_that_are_always_lost(place):
     with instead_of_ray(lambda handle, given: isinstance(given, Exchange)):
         ended = run_here(place, *RAY)
