@@ -1,4 +1,4 @@
-"""A Ray cluster: the one that is named, the one that runs here, or one that is started for a job."""
+"""A Ray cluster: the one that is named, or one that is started for a job."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def _in_short(error: Exception) -> str:
 
 @contextmanager
 def connected() -> Iterator[Any]:
-    """Ray, connected to the cluster that this process has or RAY_ADDRESS names, or that runs on this machine;
-    else to one that is started here, on the loopback device, and ends with this.
+    """Ray, connected to the cluster that this process has or RAY_ADDRESS names; else to one that is started
+    here, on the loopback device, and ends with this.
 
     Raises:
       JBatchError: where Ray is not installed.
@@ -120,20 +120,18 @@ def check_reachable(address: str) -> None:
 def _connect(ray: Any) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get(ADDRESS)
-    if address:
-        check_reachable(address)  # Ray itself would wait for minutes
-    try:
-        ray.init(address=address or "auto", **quiet)
-    except Exception as error:  # of many kinds
-        if address:
-            reason = f"the cluster cannot be reached: {_in_short(error)}"
-            raise ConfigError(ADDRESS, address, reason) from error
-        if not isinstance(error, ConnectionError):
-            raise
+    if not address:  # not any that runs here: it may be a program's own
         ray.init(
             address="local",
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
+            num_cpus=os.cpu_count(),
             object_store_memory=STORE_BYTES,
             **quiet,
         )
+        return
+    check_reachable(address)  # Ray itself would wait for minutes
+    try:
+        ray.init(address=address, **quiet)
+    except Exception as error:  # of many kinds
+        raise ConfigError(ADDRESS, address, f"the cluster cannot be reached: {_in_short(error)}") from error
