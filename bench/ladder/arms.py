@@ -61,6 +61,19 @@ ARMS = {
             noisy=True,
         ),
         Arm("continuous", "continuous", "a row is filled again as soon as its request has ended"),
+        Arm(
+            "continuous-sorted",
+            "continuous",
+            "as continuous, longest first by true output length, for a short tail (oracle)",
+            "ljf",
+        ),
+        Arm(
+            "continuous-sorted-predicted",
+            "continuous",
+            "as continuous-sorted, by the lengths that static-sorted-predicted goes by",
+            "ljf",
+            noisy=True,
+        ),
     )
 }
 STATIC = tuple(name for name, arm in ARMS.items() if arm.mode.startswith("static"))

@@ -44,6 +44,18 @@ def test_the_order_of_the_ladder(default_run):
     assert steps["static-sorted"] <= steps["static-sorted-predicted"] < steps["static"]
 
 
+def test_an_oracles_sorted_batches_do_not_beat_continuous_batching_by_the_same_oracle(default_run):
+    """In order of arrival they do: the longest may come last, and then they run alone."""
+    _, arms = default_run
+    decode = {name: arm.counts.decode_steps for name, arm in arms.items()}
+    assert decode["continuous"] > decode["static-sorted"] > decode["continuous-sorted-predicted"]
+    assert decode["continuous-sorted-predicted"] >= decode["continuous-sorted"]
+    steps = {name: arm.counts.num_steps for name, arm in arms.items()}
+    assert steps["continuous"] > steps["static-sorted"] > steps["continuous-sorted-predicted"]
+    slots = {name: arm.counts.slot_steps for name, arm in arms.items()}
+    assert slots["static-sorted"] >= slots["continuous-sorted"]
+
+
 def test_padded_static_computes_2_9_times_the_rows_of_continuous(default_run):
     workload, arms = default_run
     ratio = arms["static-padded"].counts.slot_steps / arms["continuous"].counts.slot_steps
