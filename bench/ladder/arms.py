@@ -68,7 +68,7 @@ ARMS = {
             "ljf",
         ),
         Arm(
-            "continuous-sorted-predicted",
+            "continuous-predicted",
             "continuous",
             "as continuous-sorted, by the lengths that static-sorted-predicted goes by",
             "ljf",

@@ -23,7 +23,7 @@ ARM_COLOURS = {
     "static-sorted-predicted": PINK,
     "continuous": BLUE,
     "continuous-sorted": "#7c5cc4",
-    "continuous-sorted-predicted": "#a6791f",
+    "continuous-predicted": "#a6791f",
 }
 OTHER_COLOURS = (GREEN, INK, "#a6791f", "#7c5cc4", ORANGE, SKY, PINK)
 
