@@ -10,10 +10,15 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class CompileCounter:
-    """How many programs this process has compiled, or read from the persistent cache, since it was made."""
+    """How many programs this process has compiled, or read from the persistent cache, since it was made.
+
+    Attributes:
+      count: all of them.
+      outside: of these, those that runners compiled outside of a run. One runner's are not another's fault.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.outside = 0
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
     def _on_event(self, event: str, duration_secs: float, **_: str | int) -> None:

@@ -73,7 +73,7 @@ class Runner:
         self._failed = False  # a step on the device, whose state is not to be trusted
         self.samplers = with_unions(samplers)
         self._show_progress = show_progress
-        self._compiled_before = compile_counter().count  # by others, and before a run
+        self._compiled_before = compile_counter().count - compile_counter().outside  # by others
 
     def declare(self, samplers: Iterable[Sampler] = (), buckets: Iterable[Bucket] = ()) -> None:
         """Let steps draw in these ways, and in unions of them, and have these buckets, too."""
@@ -105,7 +105,7 @@ class Runner:
             if self.spec.device.platform != "cpu":
                 self.warm_up(missing)
         if not in_run:
-            self._compiled_before += compile_counter().count - before
+            compile_counter().outside += compile_counter().count - before
 
     def prepare_sharing(self, *, in_run: bool = False) -> None:
         """Compile what sequences that share pages take: to copy pages, and to put whole block tables in
@@ -118,14 +118,14 @@ class Runner:
             if self.spec.device.platform != "cpu" and self._state is not None:
                 self._pages.warm_up(self._state, self._keep)
             if not in_run:
-                self._compiled_before += compile_counter().count - before
+                compile_counter().outside += compile_counter().count - before
 
     @property
     def params(self) -> dict[str, jax.Array]:
         """The parameters by name, on the device; empty after `close`."""
         before = compile_counter().count
         named = self._params.by_name()
-        self._compiled_before += compile_counter().count - before  # of what lies there in another form
+        compile_counter().outside += compile_counter().count - before  # of what lies there in another form
         return named
 
     def replace_params(self, sources: Mapping[str, weights.Source], label: Label | None = None) -> None:
@@ -145,7 +145,7 @@ class Runner:
             self._wait_for_steps()
             before = compile_counter().count
             self._params.replace(sources, self.tenancy.pages_lost, lambda: loaded.count(label))
-            self._compiled_before += compile_counter().count - before  # they are no steps
+            compile_counter().outside += compile_counter().count - before  # they are no steps
 
     def check_open(self) -> None:
         """Raise JBatchError after `close`."""
@@ -176,7 +176,7 @@ class Runner:
         0, but for others who use JAX, for what `prepare` made in the middle of a run, and for steps that came
         before their program was prepared.
         """
-        return compile_counter().count - self._compiled_before
+        return compile_counter().count - compile_counter().outside - self._compiled_before
 
     def submit(self, step: StepInput) -> Handle:
         """Dispatch a step; what comes back is for `collect`.
@@ -305,5 +305,5 @@ class Runner:
                 before = compile_counter().count
                 self._pages.prepare_read()
                 if not in_run:
-                    self._compiled_before += compile_counter().count - before
+                    compile_counter().outside += compile_counter().count - before
             return self._pages.read(self._whole_state(), page_ids, num_tokens)
