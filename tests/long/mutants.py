@@ -155,7 +155,7 @@ MUTANTS = (
     Mutant("what is prefilled takes the room of others", SCHEDULER,
            "self.pool.num_usable - self.pool.pages_for(self.max_seq_len)",
            "self.pool.num_usable",
-           ("tests/jbatch/test_llm_kv.py::test_the_longest_sequence_keeps_its_room",)),
+           ("tests/jbatch/llm/test_kv.py::test_the_longest_sequence_keeps_its_room",)),
     Mutant("a score's first token comes from the cache", "jbatch/host/request.py",
            "max(0, self.first_scored - 1)",
            "self.first_scored",

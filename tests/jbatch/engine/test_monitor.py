@@ -9,9 +9,9 @@ from jbatch.sampling_params import SamplingParams
 from jbatch.sim.fake_runner import FakeRunner
 from jbatch.text.tokenizer import Tokenizer
 from tests.helpers import tiny_engine
+from tests.helpers.pencil_engine import make_engine
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.tiny_engine import drain
-from tests.jbatch.engine.test_engine import make_engine
 
 
 def read(engine):

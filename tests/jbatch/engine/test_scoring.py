@@ -9,8 +9,8 @@ from jbatch import LLM, SamplingParams
 from jbatch.engine.scoring import Score, score_of
 from jbatch.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
 from tests.helpers.hf_checkpoint import write_checkpoint
+from tests.helpers.small_llm import SMALL
 from tests.helpers.tokenizers import numbered, save
-from tests.jbatch.test_llm import SMALL
 
 ENDED = [CompletionOutput(0, "", [], FinishReason.LENGTH)]
 

@@ -6,8 +6,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from jbatch.engine.exposition import to_text
 from jbatch.integrations.prometheus import JBatchCollector
 from jbatch.sampling_params import SamplingParams
+from tests.helpers.pencil_engine import make_engine
 from tests.helpers.tiny_engine import drain
-from tests.jbatch.engine.test_engine import make_engine
 
 
 class Model:
