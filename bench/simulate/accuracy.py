@@ -37,6 +37,7 @@ from bench.workloads.workload import Workload, make_workload
 CONTINUOUS = ARMS["continuous"]
 LOAD = 0.8  # of the simulated capacity, for requests that come one by one
 SCALE = 0.25  # of the scenarios' lengths
+PAGE_SIZE = 16  # so small that several sequences are preempted where pages are few
 ALLOWED, ALLOWED_P99 = 0.05, 0.1
 POOL_SHARE = 0.4  # of the pages that as many of the longest requests would fill: some are preempted
 
@@ -162,7 +163,8 @@ def run_accuracy(plan: Plan) -> dict[str, Any]:
     """Measure, simulate and print; the result, for a file."""
     sizes = SIZES.get(plan.model, SIZES[DEMO])
     max_model_len = plan.max_model_len or sizes.max_model_len
-    options = {"max_num_seqs": plan.max_num_seqs or sizes.max_num_seqs, "samplers": ("greedy",)}
+    slots = plan.max_num_seqs or sizes.max_num_seqs
+    options = {"max_num_seqs": slots, "page_size": PAGE_SIZE, "samplers": ("greedy",)}
     subject = LLMSubject(plan.model, max_model_len, options, measure_floor=False)
     subjects = {subject.llm.runner.shape.num_pages: subject}
     try:
