@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 
@@ -61,9 +61,11 @@ def make_runner(
     samplers: Sequence[Sampler] = (Sampler.EXTENDED,),
     buckets: Sequence[Bucket] = BUCKETS,
     attention: Attention = PLAIN,
+    given: Mapping[str, jax.Array] | None = None,
 ) -> Runner:
     spec = make_spec(parse_config(config), num_ranks, attention)
-    runner = Runner(spec, params_for(spec, sources(config)), buckets, samplers)
+    of = sources(config) if given is None else weights.match(given, abstract_params(spec.config))
+    runner = Runner(spec, params_for(spec, of), buckets, samplers)
     runner.prepare()
     runner.prepare_sharing()
     return runner

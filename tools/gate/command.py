@@ -2,6 +2,7 @@
 
     python -m tools.gate h200
     python -m tools.gate h200 --quick   # what CI compiles: each kernel for each size of head, three steps
+    python -m tools.gate h200 --ranks 2  # steps on two devices of one machine
     python -m tools.gate h200 --tuned warm.tar.gz   # with what an H200's autotuner chose
 
 One target per process: XLA compiles a second one wrongly. Needs the extra `aot`, and no driver. No
@@ -47,8 +48,11 @@ def run_steps(target: gpu_target.Target, only: str, quick: bool) -> tuple[list[d
     """The steps' rows, and what failed."""
     import jax
 
+    num_ranks = len(target.devices)
     cases = gate_steps.cases(target.name, jax.__version_info__)
-    if quick:
+    if num_ranks > 1:
+        cases = gate_steps.cases_on_several(num_ranks)
+    elif quick:
         cases = gate_steps.covering(cases)
     cases = [case for case in cases if only in case.name]
     rows = [gate_steps.measure(case, target) for case in cases]
@@ -75,6 +79,7 @@ def main() -> int:
     parser.add_argument("--part", choices=PARTS, help="the other is left out")
     parser.add_argument("--only", default="", help="cases whose name contains this; the rows are not kept")
     parser.add_argument("--quick", action="store_true", help="a part that covers; the rows are not kept")
+    parser.add_argument("--ranks", type=int, default=1, help="steps on so many devices; rows are not kept")
     parser.add_argument("--tuned", type=Path, metavar="ARCHIVE", help="of bench.gpu_suite; rows are not kept")
     args = parser.parse_args()
     if args.tuned is not None and not args.tuned.is_file():
@@ -88,16 +93,16 @@ def main() -> int:
             archive.unpack(args.tuned, tuned)
         xla_dump = Path(dump) / "xla"  # emptied between compilations
         xla_dump.mkdir()
-        target = gpu_target.set_up(args.target, xla_dump, tuned)
+        target = gpu_target.set_up(args.target, xla_dump, tuned, args.ranks)
         import jax
 
         print(f"{args.target}, jax {jax.__version__}")
         for part, run in zip(PARTS, (run_kernels, run_steps), strict=True):
-            if args.part in (None, part):
+            if args.part in (None, part) and (part == "steps" or args.ranks == 1):
                 rows, failures = run(target, args.only, args.quick)
                 result = merge(result, part, rows)
                 failed += failures
-    if not (args.only or args.quick or args.tuned):
+    if not (args.only or args.quick or args.tuned or args.ranks > 1):
         out.parent.mkdir(exist_ok=True)
         out.write_text(json.dumps({"target": args.target} | result, indent=1) + "\n")
     for failure in failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import re
 from collections.abc import Iterator
@@ -136,6 +137,14 @@ def is_kernel(instruction: Instruction) -> bool:
 def large_moves(module: Module, limit: int) -> list[Placed]:
     """Copies, transposes, gathers, slices and conversions of more than `limit` bytes, fused ones too."""
     return [p for p in module.executed() if p.instruction.nbytes > limit and module.moves(p.instruction)]
+
+
+def collectives(module: Module) -> dict[str, int]:
+    """What devices exchange: how often each kind of it is executed, a turn of a loop once."""
+    found = collections.Counter(placed.instruction.opcode for placed in module.executed())
+    kinds = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+    counts = {kind: found[kind] + found[f"{kind}-start"] for kind in kinds}
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def trip_counts(module: Module, scope: str = "") -> list[int | None]:

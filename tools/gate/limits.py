@@ -6,7 +6,8 @@ from typing import Any
 
 from jbatch.model_dir.shapes import SHAPES
 from jbatch.sampling_params import Sampler
-from tools.gate.case import Case
+from jbatch.seam.step_output import num_draws
+from tools.gate.case import Case, state_shape
 
 MB = 2**20
 MOVE_LIMIT = 8 * MB  # of a copy, transpose, gather, slice or conversion
@@ -32,10 +33,18 @@ def move_limit(case: Case) -> int:
     """
     if case.bucket is None:
         return MOVE_LIMIT
+    if case.num_ranks > 1:
+        return max(MOVE_LIMIT, gathered_bytes(case))  # they come token by token, and are sorted once by draw
     if case.decodes:
         copies = case.sampler.reports and not case.sampler.processes
         return max(MOVE_LIMIT, copies * case.bucket.slots * SHAPES[case.model].vocab_size * 4)
     return max(MOVE_LIMIT, case.bucket.num_places * SHAPES[case.model].embed_dim * 2)
+
+
+def gathered_bytes(case: Case) -> int:
+    """Of the logits that several devices gather."""
+    assert case.bucket is not None, "page copies gather none"
+    return num_draws(case.bucket, state_shape(0)) * SHAPES[case.model].vocab_size * 4
 
 
 def failures(row: dict[str, Any], case: Case) -> list[str]:
@@ -46,6 +55,10 @@ def failures(row: dict[str, Any], case: Case) -> list[str]:
     steps = 1 if case.bucket is None else case.bucket.steps
     if steps > 1 and row["trip_counts"] != [steps]:
         found.append(f"loops of {row['trip_counts']} turns: one of {steps} is right")
+    if case.num_ranks > 1:
+        expected = {"all-reduce": 2 * row["layers"] + 1, "all-gather": 1}
+        if row["collectives"] != expected:
+            found.append(f"devices exchange {row['collectives']} instead of {expected}")
     if row["rematerialised"]:
         found.append(f"{row['rematerialised']} values computed twice, to save memory that is there")
     if case.decodes and case.attention != "xla":
@@ -80,6 +93,8 @@ def _launch_failures(row: dict[str, Any], case: Case) -> list[str]:
     """Of a decode step with kernels: a loop in sampling divides the graph."""
     found = []
     graphs = LOOP_GRAPHS if row["kernels"]["while"] else 1
+    if not row["collectives_in_graph"]:  # each ends one
+        graphs += sum(row["collectives"].values())
     if row["command_buffers"] < 1 or row["command_buffers"] > graphs:
         found.append(f"{row['command_buffers']} command buffers instead of {graphs}")
     readers = PROCESSING_READERS_LIMIT if case.sampler.processes else READERS_LIMIT
@@ -103,6 +118,8 @@ def temp_limit(case: Case) -> int:
 
     limit = TEMP_LIMIT if case.sampler == Sampler.GREEDY else SAMPLING_TEMP_LIMIT
     limit *= max(1, case.slots // 64)
+    if case.num_ranks > 1:
+        limit += gathered_bytes(case)
     if case.attention != "xla":
         return limit
     shape = SHAPES[case.model]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import re
 import time
 from typing import Any, NamedTuple
@@ -10,13 +11,10 @@ from typing import Any, NamedTuple
 from jbatch.model_dir.shapes import SHAPES, model_config
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket, room_of
-from jbatch.seam.shape import StateShape
 from tools.gate import hlo, limits
-from tools.gate.case import THIN, Case
+from tools.gate.case import MAX_MODEL_LEN, PAGE_SIZE, THIN, Case, state_shape
 from tools.gate.target import Target, compiling, thunks
 
-PAGE_SIZE, MAX_MODEL_LEN = 64, 8192
-NUM_ROWS = 256  # of the engine's state
 FEW = 6  # layers, to count what each adds
 # With 8B's weights 88 % of the device's memory, as an engine takes.
 POOLS = {"h200": 108 * 10**9, "a100": 54 * 10**9}
@@ -63,6 +61,17 @@ def cases(target: str, jax_version: tuple[int, ...]) -> list[Case]:
     return found
 
 
+def cases_on_several(num_ranks: int) -> list[Case]:
+    """On H200s of one machine: what they exchange, and what each of them keeps."""
+    greedy, filtered, best = Sampler.GREEDY, Sampler.FILTERED, "mosaic"
+    found = [
+        Case("llama3-8b", decode_bucket(64), greedy, best, num_layers=FEW),
+        Case("llama3-8b", decode_bucket(64), filtered, best),
+        Case("llama3-8b", Bucket(64, 2048), filtered, best),
+    ]
+    return [case._replace(num_ranks=num_ranks) for case in found]
+
+
 def covering(cases: list[Case]) -> list[Case]:
     """The first of each that is quick, with all layers where any of them has all."""
     whole = any(case.num_layers > THIN for case in cases)
@@ -104,6 +113,8 @@ def measure(case: Case, target: Target) -> dict[str, Any]:
         "command_buffers": full.num_graphs,
         "host_branches": full.host_branches,
         "kernels": count_kernels(full.module),
+        "collectives": hlo.collectives(full.module),
+        "collectives_in_graph": "+COLLECTIVES" in os.environ.get("XLA_FLAGS", ""),
         "readers_of_input": hlo.num_readers(full.module, "packed"),
         "rematerialised": hlo.num_rematerialised(full.module),
         "written_per_layer_bytes": written_per_layer(full, thin),
@@ -124,10 +135,12 @@ def compile_case(
     from jbatch.device import programs
     from jbatch.device.backend import Attention
     from jbatch.device.compiler_options import options_for
+    from jbatch.device.sharding import mesh_of
 
     config = model_config(case.model, num_layers, MAX_MODEL_LEN)
     attention = Attention.all_by(case.attention)
-    spec = programs.StepSpec(config, state_shape(num_pages), target.device, attention)
+    mesh = mesh_of(target.devices, case.num_ranks)
+    spec = programs.StepSpec(config, state_shape(num_pages), target.device, attention, mesh=mesh)
     with compiling(target):
         if case.bucket is None:
             compiled = spec.compile_copy()
@@ -138,7 +151,7 @@ def compile_case(
     memory = {
         field: getattr(stats, f"{field}_size_in_bytes") for field in ("argument", "output", "alias", "temp")
     }
-    kv_bytes = num_pages * PAGE_SIZE * config.kv_bytes_per_token
+    kv_bytes = num_pages * PAGE_SIZE * spec.part.kv_bytes_per_token
     launches = thunks(target)
     return Program(
         num_layers,
@@ -149,11 +162,6 @@ def compile_case(
         hlo.num_command_buffers(launches),
         hlo.num_host_branches(launches),
     )
-
-
-def state_shape(num_pages: int) -> StateShape:
-    """What the engine keeps."""
-    return StateShape(NUM_ROWS, num_pages, PAGE_SIZE, MAX_MODEL_LEN // PAGE_SIZE)
 
 
 def enough_pages(case: Case) -> int:

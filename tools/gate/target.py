@@ -24,19 +24,25 @@ class Target(NamedTuple):
     """A device that can be compiled for, and nothing else."""
 
     name: str
-    device: Any
+    devices: tuple[Any, ...]  # that compute each step together
     mesh: Any  # abstract: Pallas Triton asks it for the device's compute capability
     limits: ptxas.Limits  # of a core
     dump: Path  # empty between compilations
     mosaic_reports: dict[str, ptxas.Report]  # of the kernels compiled so far, by MLIR
 
+    @property
+    def device(self) -> Any:
+        """The first of them."""
+        return self.devices[0]
 
-def set_up(name: str, dump: Path, tuned: Path | None = None) -> Target:
+
+def set_up(name: str, dump: Path, tuned: Path | None = None, num_ranks: int = 1) -> Target:
     """Must come before the first import of jax.
 
     Args:
       tuned: what an archive of `bench.gpu_suite` held: products are then what the autotuner chose on a device
         of that description, as far as it has seen them.
+      num_ranks: devices in one machine.
     """
     if "jax" in sys.modules:
         raise RuntimeError("jax was imported before its flags were set")
@@ -47,12 +53,16 @@ def set_up(name: str, dump: Path, tuned: Path | None = None) -> Target:
     with captured_stderr():
         from jax.experimental import topologies
 
-        topology = topologies.get_topology_desc(platform="cuda", target_config=description, topology="1x1x1")
+        topology = topologies.get_topology_desc(
+            platform="cuda", target_config=description, topology=f"1x1x{num_ranks}"
+        )
         from jbatch.device.platform import compile_alike
 
         compile_alike()
-        mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("gpu",))
-    return Target(name, topology.devices[0], mesh.abstract_mesh, ptxas.limits(description), dump, {})
+        from jbatch.device.ranks import AXIS
+
+        mesh = topologies.make_mesh(topo=topology, mesh_shape=(num_ranks,), axis_names=(AXIS,))
+    return Target(name, tuple(topology.devices), mesh.abstract_mesh, ptxas.limits(description), dump, {})
 
 
 def xla_flags(dump: Path, tuned: Path | None = None) -> list[str]:

@@ -39,6 +39,7 @@ DECODE = Case("llama3-8b", decode_bucket(64), Sampler.GREEDY, "mosaic")
 PLAIN = DECODE._replace(attention="xla")
 PREFILL = DECODE._replace(bucket=prefill_bucket(2048))
 MIXED = DECODE._replace(bucket=Bucket(64, 2048), sampler=Sampler.FILTERED)
+TOGETHER = DECODE._replace(num_ranks=2)
 COPIES = DECODE._replace(bucket=None, attention="xla")
 MOVE = {"name": "copy.1", "bytes": 2**24, "shape": "x", "op_name": "", "attention": False}
 
@@ -55,7 +56,7 @@ def program(num_layers, names):
 def row(**changes):
     sizes = {"alias_bytes": 10, "pool_bytes": 10, "temp_bytes": 5, "temp_bytes_thin": 5}
     rest = {"temp_bytes_half_pool": 5, "unwritten_outputs": [], "large_moves": [], "command_buffers": 1}
-    rest |= {"attention_trip_counts": []}
+    rest |= {"attention_trip_counts": [], "layers": 2, "collectives": {}, "collectives_in_graph": False}
     kernels = {"kernels": {"while": 0, "attention_while": 0}, "kernels_per_layer": None, "host_branches": 0}
     more = {"readers_of_input": 8, "rematerialised": 0, "written_per_layer_bytes": None}
     return sizes | rest | kernels | more | changes
@@ -262,3 +263,38 @@ def test_the_quick_gate_has_whole_decode_steps(target, attention):
 def test_the_quick_gate_of_an_older_jax():
     (case,) = gate_steps.covering(gate_steps.cases("h200", (0, 10, 2)))
     assert (case.name, case.num_layers) == ("llama3-8b decode 64 greedy triton", THIN)
+
+
+EXCHANGED = {"all-reduce": 5, "all-gather": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"collectives": EXCHANGED | {"all-reduce": 7}}, "devices exchange {'all-reduce': 7, "),
+        ({"collectives": EXCHANGED | {"all-to-all": 1}}, "'all-to-all': 1} instead of {'all-reduce': 5, "),
+        ({"command_buffers": 8}, "8 command buffers instead of 7"),
+        ({"command_buffers": 2, "collectives_in_graph": True}, "2 command buffers instead of 1"),
+        ({"temp_bytes": 72 * 2**20}, "72.0 MB of temporaries: at most 71"),  # 31 MB of logits are gathered
+    ],
+)
+def test_devices_that_compute_together(changes, says):
+    (failure,) = limits.failures(row(collectives=EXCHANGED) | changes, TOGETHER)
+    assert says in failure
+
+
+def test_what_devices_exchange_divides_the_graph():
+    for changes in ({"command_buffers": 7}, {"collectives_in_graph": True}):
+        assert limits.failures(row(collectives=EXCHANGED) | changes, TOGETHER) == []
+
+
+def test_what_devices_exchange_is_counted():
+    """Also where it is started and waited for."""
+    text = (
+        "ENTRY %main (p: f32[2]) -> f32[2] {\n  %p = f32[2]{0} parameter(0)\n"
+        "  %all-reduce.1 = f32[2]{0} all-reduce(%p), to_apply=%sum\n"
+        "  %start = f32[2]{0} all-reduce-start(%all-reduce.1), to_apply=%sum\n"
+        "  %done = f32[2]{0} all-reduce-done(%start)\n"
+        "  ROOT %all-gather.1 = f32[4]{0} all-gather(%done), dimensions={0}\n}\n"
+    )
+    assert hlo.collectives(hlo.parse(text)) == {"all-reduce": 2, "all-gather": 1}
