@@ -273,6 +273,7 @@ EXCHANGED = {"all-reduce": 5, "all-gather": 1}
     [
         ({"collectives": EXCHANGED | {"all-reduce": 7}}, "devices exchange {'all-reduce': 7, "),
         ({"collectives": EXCHANGED | {"all-to-all": 1}}, "'all-to-all': 1} instead of {'all-reduce': 5, "),
+        ({"kernels_per_layer": {"other": 11.5, "attention": 2}}, "13.5 kernels per layer: at most 13"),
         ({"command_buffers": 8}, "8 command buffers instead of 7"),
         ({"command_buffers": 2, "collectives_in_graph": True}, "2 command buffers instead of 1"),
         ({"temp_bytes": 72 * 2**20}, "72.0 MB of temporaries: at most 71"),  # 31 MB of logits are gathered
