@@ -9,7 +9,6 @@ import numpy as np
 
 from jbatch.device.process import ExtraState, features_of, mask
 from jbatch.device.programs import Program, StepSpec
-from jbatch.device.settings import call
 from jbatch.device.state import zeros
 from jbatch.sampling_params import Sampler
 from jbatch.seam.row_data import RowData
@@ -42,7 +41,7 @@ class Features:
     def put_row(self, row_data: RowData) -> None:
         """Put a row's data of one feature in place."""
         name = row_data.feature
-        self.state[name] = call(self._set_row[name], self.state[name], row_data.packed)
+        self.state[name] = self._spec.call(self._set_row[name], self.state[name], row_data.packed)
 
     def of(self, sampler: Sampler) -> ExtraState:
         """What a program takes, and gives back."""

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Shaped
 
 from jbatch.device.programs import COPIES, READS, TABLES, StepSpec
-from jbatch.device.settings import call
 from jbatch.device.state import EngineState
 
 KV = Shaped[np.ndarray, "layers 2 tokens kv_heads head_dim"]
@@ -48,9 +47,9 @@ class PagePrograms:
     ) -> EngineState:
         """Put block tables in place, and copy pages."""
         if tables is not None:
-            state = _in_parts(state, self._put_tables, tables, self._no_tables, keep)
+            state = self._in_parts(state, self._put_tables, tables, self._no_tables, keep)
         if copies is not None:
-            state = _in_parts(state, self._copy, copies, self._no_copies, keep)
+            state = self._in_parts(state, self._copy, copies, self._no_copies, keep)
         return state
 
     def warm_up(self, state: EngineState, keep: Keep) -> None:
@@ -74,7 +73,7 @@ class PagePrograms:
             part = np.zeros(READS, np.int32)  # of page 0 where there are no more
             given = page_ids[begin : begin + READS]
             part[: len(given)] = given
-            parts.append(np.asarray(call(self._read, state, part))[:, : len(given)])
+            parts.append(np.asarray(self._spec.call(self._read, state, part))[:, : len(given)])
         config, shape = self._spec.config, self._spec.shape
         copies = max(1, self._spec.ranks.size // config.num_kv_heads)  # of each KV head, one beside the other
         sizes = (config.num_layers, 0, 2, copies * config.num_kv_heads, shape.page_size, config.head_dim)
@@ -84,14 +83,13 @@ class PagePrograms:
             :, :, :num_tokens
         ]
 
-
-def _in_parts(
-    state: EngineState, compiled: Any, entries: np.ndarray, nowhere: np.ndarray, keep: Keep
-) -> EngineState:
-    """Change the state by all entries, as many at a time as `nowhere` has, which is dropped."""
-    for begin in range(0, len(entries), len(nowhere)):
-        given, part = entries[begin : begin + len(nowhere)], nowhere.copy()
-        part[: len(given)] = given
-        state = call(compiled, state, part)
-        keep(state)
-    return state
+    def _in_parts(
+        self, state: EngineState, compiled: Any, entries: np.ndarray, nowhere: np.ndarray, keep: Keep
+    ) -> EngineState:
+        """Change the state by all entries, as many at a time as `nowhere` has, which is dropped."""
+        for begin in range(0, len(entries), len(nowhere)):
+            given, part = entries[begin : begin + len(nowhere)], nowhere.copy()
+            part[: len(given)] = given
+            state = self._spec.call(compiled, state, part)
+            keep(state)
+        return state

@@ -20,7 +20,7 @@ from jbatch.device.model import abstract_params
 from jbatch.device.process import abstract_extra, features_of, mask
 from jbatch.device.process.user_fn import LogitsFn
 from jbatch.device.ranks import Ranks
-from jbatch.device.settings import fixed_settings
+from jbatch.device.settings import call, call_together, fixed_settings
 from jbatch.device.state import EngineState, abstract_state
 from jbatch.device.step import make_step
 from jbatch.sampling_params import Sampler
@@ -104,6 +104,11 @@ class StepSpec(NamedTuple):
     def everywhere(self) -> jax.sharding.Sharding:
         """Where an array lies that each device has as a whole."""
         return self._sharding(sharding.WHOLE)
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        """How a program is called: of several devices of a CPU one after the other."""
+        return call if self.mesh is None or self.device.platform != "cpu" else call_together
 
     def lower(self, program: Program) -> jax.stages.Lowered:
         """A program, traced but not compiled. No memory is taken."""

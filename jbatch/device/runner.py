@@ -20,7 +20,6 @@ from jbatch.device.params import Params
 from jbatch.device.process import features_of
 from jbatch.device.profile import Profile
 from jbatch.device.programs import DEFAULT_SAMPLERS, Program, StepSpec, program_for, programs_for
-from jbatch.device.settings import call
 from jbatch.device.state import EngineState, zeros
 from jbatch.outputs import Label
 from jbatch.progress import progress_bar
@@ -211,7 +210,7 @@ class Runner:
         extra = self._features.of(program.sampler)
         token_mask = self._features.token_mask(step, program.sampler)
         arguments = (self._params.leaves, state, extra, step.packed, token_mask)
-        self._state, extra, output = call(compiled, *arguments)
+        self._state, extra, output = self.spec.call(compiled, *arguments)
         self._features.state |= extra
         output.copy_to_host_async()
         return Handle(output, program)

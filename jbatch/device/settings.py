@@ -47,6 +47,12 @@ def call(program: Callable[..., Any], *arguments: Any) -> Any:
     return program(*arguments)
 
 
+def call_together(program: Callable[..., Any], *arguments: Any) -> Any:
+    """`call`, of a program of several devices of a CPU: they wait for one another on threads of one pool, and
+    with two programs under way each could hold the threads that the other needs."""
+    return jax.block_until_ready(call(program, *arguments))
+
+
 def warn_of_what_is_fixed() -> None:
     """Say so where a user has set how precise matrix products are: in jbatch their dtype says it, float32 in
     full, or a job's texts would depend on who runs it."""

@@ -74,7 +74,7 @@ def test_nothing_compiles_in_200_mixed_steps():
     drain(engine)
     assert engine.summary.num_preempted > 0 and engine.summary.decode_steps > 50
     assert compile_counter().count == before
-    assert runner.compilations_after_warmup == before - runner._compiled_before
+    assert runner.compilations_after_warmup == before - compile_counter().outside - runner._compiled_before
 
 
 def test_the_state_is_updated_in_place():
