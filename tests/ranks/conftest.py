@@ -14,3 +14,4 @@ if DEVICES is None:
     collect_ignore_glob = ["test_*.py"]
 else:
     jax.config.update("jax_num_cpu_devices", int(DEVICES))
+    jax.devices()  # an LLM that comes first would divide the CPU into as many as it needs

@@ -15,4 +15,4 @@ def test_several_devices_in_a_process_of_their_own(request):
     environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     print(ended.stdout, ended.stderr)
-    assert ended.returncode == 0 and " passed" in ended.stdout
+    assert ended.returncode == 0
