@@ -77,11 +77,16 @@ def is_failure(error: OSError) -> bool:
     return errno.errorcode.get(error.errno or 0) in FAILURES
 
 
-def check_option_names(given: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Raise TypeError for a name in `given` that is not in `known`, suggesting the closest one."""
+def check_option_names(
+    given: Iterable[str], known: Iterable[str], what: str, in_params: Iterable[str] = ()
+) -> None:
+    """Raise TypeError for a name in `given` that is not in `known`, suggesting the closest one, or saying
+    that it belongs `in_params`: fields of SamplingParams."""
     known = list(known)
     for name in given:
         if name not in known:
+            if name in in_params:
+                raise TypeError(f"{what} has no option {name!r}: it belongs in SamplingParams({name}=...)")
             raise TypeError(_no_option(name, known, what))
 
 

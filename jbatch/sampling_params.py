@@ -132,6 +132,8 @@ class SamplingParams:
     skip_reading_prefix_cache: bool | None = None  # compute the whole prompt; None: for prompt_logprobs
 
     def __new__(cls, *args: Any, **options: Any) -> SamplingParams:
+        if args:
+            raise TypeError(f"SamplingParams({args[0]!r:.80}): give it by name, as temperature=0.5")
         check_option_names(options, cls.__dataclass_fields__, "SamplingParams")
         return super().__new__(cls)
 

@@ -18,6 +18,7 @@ from jbatch.device.platform import find_device, memory_of, prepare_jax
 from jbatch.device.programs import programs_for
 from jbatch.device.verdict import kept_verdict, proven_on
 from jbatch.model_dir.resolve import resolve_dtype, resolve_max_model_len, resolve_model
+from jbatch.model_dir.tuned import check_tuned
 from jbatch.sampling_params import with_unions
 from jbatch.seam.bucket import buckets_of
 
@@ -93,6 +94,7 @@ def report_memory(model_dir: str | Path, config: EngineConfig, gpu_memory: int |
         to change, and to what.
     """
     model = resolve_model(model_dir, config)
+    check_tuned(config, model)
     max_model_len = resolve_max_model_len(config, model)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a report takes no device memory
     prepare_jax(config)

@@ -111,6 +111,10 @@ def _params_of_each(
 ) -> list[SamplingParams]:
     if isinstance(params, SamplingParams):
         return [params] * num_prompts
+    if isinstance(params, Mapping):
+        raise TypeError(f"sampling_params={params!r:.80}: give SamplingParams(**...) of it")
+    if not isinstance(params, Sequence):
+        raise TypeError(f"sampling_params={params!r:.80}: must be SamplingParams, or a list of them")
     if len(params) != num_prompts:
         raise ValueError(
             f"{len(params)} sampling_params for {num_prompts} prompts: give one, or one for each"

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 from jbatch.config import UpdateMode, plain
 from jbatch.engine.engine import Engine
@@ -320,6 +320,14 @@ class Replicas:
         self._check_caller()
         return not self.num_unfinished and all([engine.reset_prefix_cache() for engine in self.engines])
 
+    def fork(self, *_: object, **__: object) -> NoReturn:
+        """Refused: pages are of one engine."""
+        raise _of_one_engine(self, "fork")
+
+    def trace_to(self, *_: object, **__: object) -> NoReturn:
+        """Refused: a trace is of one engine, each of `engines`."""
+        raise _of_one_engine(self, "trace_to")
+
     def _check_caller(self) -> None:
         """Raise JBatchError in a forked process, and while someone else drives."""
         self.tenancy.check_process()
@@ -334,5 +342,9 @@ def single(engine: AnyEngine, what: str) -> Engine:
     """The engine. Raises ConfigError for what only one engine can do, where there are several."""
     if isinstance(engine, Engine):
         return engine
-    reason = f"{what} is of one engine alone: use data_parallel_size=1, or one of `llm.engine.engines`"
-    raise ConfigError("data_parallel_size", len(engine.engines), reason)
+    raise _of_one_engine(engine, what)
+
+
+def _of_one_engine(replicas: Replicas, what: str) -> ConfigError:
+    reason = f"{what} is of one engine alone: use data_parallel_size=1"
+    return ConfigError("data_parallel_size", len(replicas.engines), reason)

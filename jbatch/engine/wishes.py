@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from jbatch.errors import check_option_names
-from jbatch.sampling_params import check_number
+from jbatch.sampling_params import SamplingParams, check_number
 
 MAX_DEADLINE_S = 1e9
 
@@ -42,7 +42,7 @@ def wishes_of_each(lists: Mapping[str, Any], num_prompts: int) -> list[dict[str,
       TypeError: for a name that is none, suggesting the closest, and for what is no list.
       ValueError: for a list of another length.
     """
-    check_option_names(lists, WISHES, "this call")
+    check_option_names(lists, WISHES, "this call", SamplingParams.__dataclass_fields__)
     wishes: list[dict[str, Any]] = [{} for _ in range(num_prompts)]
     for name, values in lists.items():
         if values is None:

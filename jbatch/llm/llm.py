@@ -76,7 +76,9 @@ class LLM:
         logits_fn: LogitsFn | None = None,
         **options: Unpack[EngineOptions],
     ):
-        check_option_names(options, EngineConfig.__dataclass_fields__, "LLM")
+        check_option_names(
+            options, EngineConfig.__dataclass_fields__, "LLM", SamplingParams.__dataclass_fields__
+        )
         self.config = EngineConfig(**with_tuned(options))
         self._opened = open_model(Path(model), self.config, tokenizer, chat_template, logits_fn)
         self.model_config, self.max_model_len = self._opened.model, self._opened.max_model_len

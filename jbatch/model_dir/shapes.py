@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from jbatch.config import ModelConfig, RopeConfig
+from jbatch.errors import ConfigError
 
 
 class Shape(NamedTuple):
@@ -76,9 +78,16 @@ def shape_dir(name: str) -> Path:
 
 
 def find_shape(path: Path) -> Path:
-    """A model's directory as it is; where there is none of that name, the directory of the shape."""
+    """A model's directory as it is; where there is none of that name, the directory of the shape.
+
+    Raises ConfigError for a name that is neither.
+    """
     name = str(path)
-    return shape_dir(name) if name in RUNNABLE and not path.exists() else path
+    if path.exists() or os.sep in name or name.startswith("~"):
+        return path
+    if name not in RUNNABLE:
+        raise ConfigError("model", name, f"no such directory, and none of the shapes {', '.join(RUNNABLE)}")
+    return shape_dir(name)
 
 
 @functools.cache

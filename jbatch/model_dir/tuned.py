@@ -90,10 +90,12 @@ def read_tuned(path: str | Path) -> Tuned:
 def with_tuned(options: Mapping[str, Any]) -> dict[str, Any]:
     """An engine's options, and beside them those of the file that `tuned` names, which they lack.
 
-    Raises TunedError for a file that holds none.
+    Raises TunedError for a file that holds none, and ConfigError for what is no path.
     """
     if options.get("tuned") is None:
         return dict(options)
+    if not isinstance(options["tuned"], (str, Path)):
+        raise ConfigError("tuned", options["tuned"], "must be the path of a file of jbatch tune")
     given = {name for name, value in options.items() if value is not None}
     void = {name for said in given for name in VOID.get(said, ())}
     found = read_tuned(options["tuned"]).options

@@ -317,3 +317,8 @@ def test_scalars_of_numpy_are_numbers():
 def test_an_array_of_numpy_is_no_list(field):
     with pytest.raises(RequestError, match=rf"^{field}=array\(\[1, 2\]\): must be a list of at most "):
         SamplingParams(**{field: np.array([1, 2])})
+
+
+def test_parameters_are_given_by_name():
+    with pytest.raises(TypeError, match=r"SamplingParams\(0.5\): give it by name, as temperature=0.5"):
+        SamplingParams(0.5)

@@ -15,6 +15,7 @@ from jbatch.device.programs import StepSpec, programs_for
 from jbatch.device.verdict.record import Gpu as CheckedGpu
 from jbatch.device.verdict.record import Kernel, Outcome, Verdict
 from jbatch.model_dir.config_json import parse_config
+from jbatch.model_dir.tuned import SIZES, Tuned
 from jbatch.sampling_params import Sampler
 from tests.helpers.command import run, write_model
 from tests.helpers.hf_checkpoint import tiny
@@ -191,3 +192,15 @@ def test_a_shape_has_a_name(capsys, tmp_path, monkeypatch):
     assert shown.out.startswith("llama3.2-1b on a GPU with 80.00 GiB")
     (tmp_path / "llama3.2-1b").mkdir()
     assert "it is empty" in run(capsys, "plan", "llama3.2-1b", "--gpu-memory", "80GiB").err
+
+
+def test_a_name_that_is_no_shape(capsys):
+    shown = run(capsys, "plan", "llama3.1-8b", "--gpu-memory", "80GiB")
+    assert shown.code == 2 and "no such directory, and none of the shapes llama2-7b, llama3-8b" in shown.err
+
+
+def test_tuned_options_of_another_model(capsys, tmp_path):
+    sizes = dict.fromkeys(SIZES, 1)
+    Tuned({"max_num_seqs": 2}, sizes, "cpu", "0", {}).write(tmp_path / "tuned.json")
+    shown = run(capsys, "plan", "150m", "--gpu-memory", "80GiB", "--tuned", tmp_path / "tuned.json")
+    assert shown.code == 2 and "another model" in shown.err

@@ -109,3 +109,8 @@ def test_an_llm_and_a_command_take_it(tmp_path, capsys):
     assert ended.code == 0 and "steps of 4 slots; with prompts, 32, 64 tokens" in ended.out
     with pytest.raises(ConfigError, match="tuned=3: must be a path"):
         EngineConfig(tuned=3)
+
+
+def test_what_is_no_path():
+    with pytest.raises(ConfigError, match="tuned=3: must be the path of a file of jbatch tune"):
+        with_tuned({"tuned": 3})
