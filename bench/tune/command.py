@@ -84,6 +84,8 @@ def tune_command(
     """
     setting = Setting(**setting_options, repeats=1, goodput=parse_goodput(goodput or ()))
     chosen = _aim(aim, throughput_floor, setting)
+    if not time_budget > 0:
+        raise ConfigError("time_budget", time_budget, "must be a number of seconds above 0")
     field = Field(
         _by_page_size(costs or [], hardware, model, engine_options),
         _names("policy", policy or ("fcfs",), get_args(PolicyName)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, get_args
@@ -11,7 +12,7 @@ from typing import Annotated, get_args
 import typer
 
 from jbatch.config import AdmissionName, EngineConfig, check_choice
-from jbatch.errors import ConfigError
+from jbatch.errors import ConfigError, is_failure
 from jbatch.host.policies import POLICIES
 from jbatch.sim.trace_chrome import to_chrome
 from jbatch.sim.trace_file import Trace, TraceError, read_trace
@@ -38,7 +39,9 @@ def replay(
     ] = None,
     chrome: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the trace for Perfetto there; nothing is repeated."),
+        typer.Option(
+            metavar="FILE", help="Write the trace for Perfetto there, to a new file; nothing is repeated."
+        ),
     ] = None,
 ) -> None:
     """Tell a new scheduler all that the trace's was told, in the same order, and compare every plan with the
@@ -52,7 +55,9 @@ def replay(
         raise ConfigError(
             "chrome", str(chrome), "writes the trace as it is: leave --policy and --admission out"
         )
-    read = read_trace(trace)
+    if chrome is not None and os.path.lexists(chrome):
+        raise ConfigError("chrome", str(chrome), "is there already: name another, or remove it")
+    read = _read(trace)
     if chrome is not None:
         chrome.write_text(json.dumps(to_chrome(read)), encoding="utf-8")
         typer.echo(f"wrote {chrome}: open it in Perfetto")
@@ -60,6 +65,15 @@ def replay(
         _compare(read, policy or [None], admission or [None])
     else:
         _repeat(read)
+
+
+def _read(path: Path) -> Trace:
+    try:
+        return read_trace(path)
+    except OSError as error:
+        if is_failure(error):
+            raise
+        raise ConfigError("trace", str(path), f"cannot be read: {error.strerror}") from error
 
 
 def _repeat(trace: Trace) -> None:

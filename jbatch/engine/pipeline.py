@@ -284,8 +284,8 @@ class Pipeline:
         JBatchError where there is anything, and OSError where the file cannot be opened."""
         if self.has_unfinished or self.scheduler.holdings.held:
             raise JBatchError(
-                f"a trace begins with nothing: {len(self.requests.unfinished)} requests are unfinished, and "
-                f"{len(self.scheduler.holdings.held)} prompts are held"
+                "a trace begins with nothing; unfinished requests: "
+                f"{len(self.requests.unfinished)}, held prompts: {len(self.scheduler.holdings.held)}"
             )
         trace = TraceWriter(path, self.scheduler.config)
         self.scheduler = Scheduler(self.scheduler.config, trace.watch(self.scheduler.limits))

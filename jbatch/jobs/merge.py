@@ -176,13 +176,17 @@ def _check_all_there(parts: Sequence[_Part], scan: Scan, found: _Found, source: 
     firsts = {int(lines[0]) for lines in by_shard if len(lines)}
     ids = dict(_ids_of(source, firsts))
     texts = [
-        f"{part} has no result of {len(lines)} lines, the first of them {int(lines[0])}, "
-        f"custom_id {ids[int(lines[0])]!r}"
+        f"{part} has no result of {_lines(lines)}, custom_id {ids[int(lines[0])]!r}"
         for part, lines in zip(parts, by_shard, strict=True)
         if len(lines)
     ]
     unfinished = [part.path for part, lines in zip(parts, by_shard, strict=True) if len(lines)]
     raise ConfigError("outputs", unfinished, f"{'; '.join(texts)}. The same command goes on with each")
+
+
+def _lines(line_nos: np.ndarray) -> str:
+    first = int(line_nos[0])
+    return f"line {first}" if len(line_nos) == 1 else f"{len(line_nos)} lines, the first of them {first}"
 
 
 def _ids_of(source: BinaryIO, line_nos: set[int]) -> Iterator[tuple[int, str]]:

@@ -98,6 +98,8 @@ def test_no_request_tells_how_long_it_will_be(tmp_path):
         (("--aim", "goodput"), "the aim goodput needs limits"),
         (("--throughput-floor", "2"), "throughput_floor=2.0: must be above 0"),
         (("--policy", "best"), "policy='best': must be one of fcfs"),
+        (("--time-budget", "0"), "time_budget=0.0: must be a number of seconds above 0"),
+        (("--time-budget", "nan"), "time_budget=nan: must be a number of seconds above 0"),
         (("--predictor", "nosuch"), "predictor='nosuch': must be running-mean"),
         (("--costs", "OTHER"), "other.json': was measured with another model than the first"),
     ],

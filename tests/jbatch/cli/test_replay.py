@@ -52,6 +52,14 @@ def test_it_is_written_for_perfetto(path, tmp_path, capsys):
     assert json.loads((tmp_path / "out.json").read_text())["traceEvents"]
 
 
+def test_nothing_is_overwritten(path, tmp_path, capsys):
+    (tmp_path / "out.json").write_text("mine")
+    assert replay(path, "--chrome", tmp_path / "out.json") == cli.REFUSED
+    assert (tmp_path / "out.json").read_text() == "mine"
+    said = capsys.readouterr().err
+    assert "chrome=" in said and "out.json': is there already: name another, or remove it" in said
+
+
 def test_what_cannot_be_repeated_is_refused(path, tmp_path, capsys):
     assert replay(path, "--admission", "all") == cli.REFUSED
     assert replay(path, "--admission", "no-evict", "--chrome", tmp_path / "x") == cli.REFUSED
@@ -60,12 +68,17 @@ def test_what_cannot_be_repeated_is_refused(path, tmp_path, capsys):
         "admission='all': must be one of optimistic, forecast, no-evict" in said[0] and "chrome=" in said[1]
     )
     assert replay(path, "--policy", "none") == cli.REFUSED
-    assert replay(tmp_path / "gone") == cli.REFUSED
+    assert replay("gone") == cli.REFUSED
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:4] + lines[5:]))
     assert replay(path) == cli.REFUSED
     said = capsys.readouterr().err.splitlines()
-    assert "policy='none'" in said[0] and "gone" in said[1] and "line 5" in said[2] and len(said) == 3
+    assert (
+        "policy='none'" in said[0]
+        and "trace='gone': cannot be read: No such file" in said[1]
+        and "line 5" in said[2]
+        and len(said) == 3
+    )
 
 
 def test_a_plan_that_differs_is_shown(path, capsys):

@@ -90,8 +90,9 @@ def test_lost_results(shards):
     edit(shards / "1.jsonl", lambda lines: [line for line in lines if b'"request 13"' not in line])
     edit(shards / "3.jsonl", lambda lines: [])
     assert refusal() == (
-        "outputs=['1.jsonl', '3.jsonl']: shard 1/3 (1.jsonl) has no result of 1 lines, the first of them 13, "
-        "custom_id 'request 13'; shard 3/3 (3.jsonl) has no result of 13 lines, the first of them 3, "
+        "outputs=['1.jsonl', '3.jsonl']: shard 1/3 (1.jsonl) has no result of line 13, "
+        "custom_id 'request 13'; "
+        "shard 3/3 (3.jsonl) has no result of 13 lines, the first of them 3, "
         "custom_id 'request 3'. The same command goes on with each"
     )
 
@@ -99,7 +100,7 @@ def test_lost_results(shards):
 def test_a_torn_result_is_none(shards):
     path = shards / "2.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
-    assert "shard 2/3 (2.jsonl) has no result of 1 lines, the first of them " in refusal()
+    assert "shard 2/3 (2.jsonl) has no result of line " in refusal()
 
 
 def test_what_is_of_no_shard(shards):

@@ -169,7 +169,7 @@ def test_a_function_of_the_users_cannot_be_repeated(tmp_path):
 def test_a_trace_begins_with_nothing(tmp_path):
     engine = make_engine()
     engine.add_request("a", [1], SamplingParams(max_tokens=3))
-    with pytest.raises(JBatchError, match="1 requests are unfinished"):
+    with pytest.raises(JBatchError, match="unfinished requests: 1, held prompts: 0"):
         engine.trace_to(tmp_path / "trace")
     tiny_engine.drain(engine)
     first = engine.trace_to(tmp_path / "first")
@@ -228,7 +228,7 @@ def test_pages_that_are_held_end_a_trace_and_begin_none(tmp_path):
         hold_id = engine.hold([1] * 40, None)
     read = read_trace(tmp_path / "trace")
     assert "held" in read.closed and repeat(read).differs is None
-    with pytest.raises(JBatchError, match="1 prompts are held"):
+    with pytest.raises(JBatchError, match="unfinished requests: 0, held prompts: 1"):
         engine.trace_to(tmp_path / "other")
     engine.let_go(hold_id)
     engine.trace_to(tmp_path / "other").close()
