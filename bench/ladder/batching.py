@@ -19,7 +19,7 @@ from bench.measure.models import DEMO
 from bench.options import Setting
 from bench.results import ArmResult, Results, SweepPoint, claimed, describe, write
 from bench.workloads.lengths import SCENARIOS
-from bench.workloads.workload import Workload, make_workload
+from bench.workloads.workload import Workload, check_options, make_workload
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import load_config
@@ -87,6 +87,7 @@ def make_workloads(
 ) -> list[Workload]:
     """A workload for each dataset: scenarios at a quarter of their lengths for the demo model, in bursts of 8
     batches."""
+    check_options(experiment.dataset_names, workload_options)
     engine = EngineConfig(**engine_options)
     path, _ = find_model(experiment.model)
     config = load_config(path)

@@ -32,9 +32,9 @@ from bench.simulate.flags import Costs, Dataset, Goodput, HardwareName, Json, Si
 from bench.simulate.hardware import HARDWARE, derive, num_pages
 from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.lengths import SCENARIOS
-from bench.workloads.workload import Workload, make_workload
+from bench.workloads.workload import Workload, check_options, make_workload
 from jbatch.cli.options import with_options
-from jbatch.config import EngineConfig
+from jbatch.config import EngineConfig, check_range
 from jbatch.errors import ConfigError
 from jbatch.host.policies import POLICIES
 from jbatch.host.router import ROUTERS, router_of
@@ -42,6 +42,7 @@ from jbatch.model_dir.shapes import RUNNABLE, model_config
 from jbatch.sim.cost import CostError, CostTable, read_costs
 
 MEMORY_SHARE = 0.9
+MAX_REPLICAS = 1024
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -62,7 +63,7 @@ def simulate(
     ] = None,
     goodput: Goodput = None,
     replicas: Annotated[
-        int, typer.Option(min=1, help="Engines behind a router; --policy is then that of each.")
+        int, typer.Option(help="Engines behind a router; --policy is then that of each.")
     ] = 1,
     replica_speed: Annotated[
         list[float] | None,
@@ -79,6 +80,12 @@ def simulate(
     """
     setting = Setting(**setting_options, repeats=1, goodput=parse_goodput(goodput or ()))
     arms = [_arm(name) for name in dict.fromkeys(policy or ("fcfs",))]
+    check_range("replicas", replicas, 1, MAX_REPLICAS)
+    if replicas > 1:
+        _check_cluster(arms, setting)
+    elif replica_speed or router:
+        field, given = ("replica_speed", replica_speed) if replica_speed else ("router", router)
+        raise ConfigError(field, given, "is of several engines: give --replicas, too")
     simulated = simulated_by(costs, hardware, model, engine_options)
     workload = workload_for(dataset_name, setting, simulated, workload_options)
     if replicas > 1:
@@ -101,6 +108,15 @@ def _arm(name: str) -> Arm:
     if name not in POLICIES:
         raise ConfigError("policy", name, f"must be one of {', '.join(POLICIES)}")
     return Arm(name, "continuous", f"continuous batching, {name}", name)  # type: ignore[arg-type]
+
+
+def _check_cluster(arms: Sequence[Arm], setting: Setting) -> None:
+    """Raise ConfigError for what is said of one engine."""
+    if len(arms) > 1:
+        raise ConfigError("policy", [arm.name for arm in arms], "several engines have one policy: name one")
+    for field, value in (("goodput", setting.goodput), ("max_concurrency", setting.max_concurrency)):
+        if value:
+            raise ConfigError(field, value, "is of one engine: leave it or --replicas out")
 
 
 def simulated_by(
@@ -153,6 +169,7 @@ def _derived(hardware: str, model: str, options: Mapping[str, Any]) -> Simulated
 def workload_for(name: str, setting: Setting, sim: Simulated, options: Mapping[str, Any]) -> Workload:
     """A workload by name, for an engine's context; for the demo model, scenarios at a quarter of their
     lengths. Raises what `make_workload` raises."""
+    check_options((name,), options)
     defaults: dict[str, Any] = {}
     if sim.about.get("model") == DEMO and name in SCENARIOS:
         defaults["length_scale"] = DEMO_SCALE
@@ -187,7 +204,8 @@ def _print_cluster(
     made = {name: run_cluster(sim, arm, workload, router_of(name), speeds, seed) for name in routers}
     alone = run_cluster(sim, arm, workload, router_of("round-robin"), [1.0], seed)
     out.print(tables.describe_workload(describe(workload)))
-    out.print(f"simulated: {len(speeds)} engines, each {sim.about.get('model')} on {sim.about.get('device')}")
+    each_is = f"each {sim.about.get('model')} on {sim.about.get('device')}"
+    out.print(f"simulated: {len(speeds)} engines with policy {arm.name}, {each_is}")
     headings = "makespan", "tokens/s", "of ideal", "mean TTFT", "mean", "p99", "imbalance", "found"
     table = Table("router", *(Column(name, justify="right") for name in headings), box=box.SIMPLE)
     for name, each in made.items():

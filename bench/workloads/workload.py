@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,15 @@ from bench.workloads.trace import read_trace
 from jbatch.errors import ConfigError, JBatchError, check_option_names
 
 FIRST_ID = 3  # below it, models keep their special tokens
+OWN_OPTIONS = {  # which workloads they mean something for; the others are of all
+    "input_len": ("random", "prefix"),
+    "output_len": ("random", "prefix"),
+    "random_range_ratio": ("random", "prefix"),
+    "prefix_len": ("prefix",),
+    "num_prefixes": ("prefix", "few-shot"),
+    "dataset_path": ("trace",),
+    "burst_size": ("bursty_traffic",),
+}
 MAX_DRAWS = 100  # of a prompt that has been drawn before
 
 
@@ -73,6 +82,23 @@ class Workload(NamedTuple):
         return self._replace(items=items)
 
 
+def check_options(names: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a workload that is none, and for an option that means nothing for any of them."""
+    for name in names:
+        _check_name(name)
+    for option, value in options.items():
+        meant = OWN_OPTIONS.get(option, names)
+        if not set(meant) & set(names):
+            raise ConfigError(
+                option, value, f"is of {' and '.join(meant)} only, not of {', '.join(names)}: leave it out"
+            )
+
+
+def _check_name(name: str) -> None:
+    if name not in lengths.NAMES:
+        raise ConfigError("dataset_name", name, f"must be one of {', '.join(lengths.NAMES)}")
+
+
 def make_workload(
     name: str, *, num_prompts: int, seed: int, vocab_size: int, max_model_len: int, **options: Any
 ) -> Workload:
@@ -91,8 +117,7 @@ def make_workload(
       TraceError: for a trace that cannot be read, with the line.
       WorkloadError: for lengths that do not fit the model.
     """
-    if name not in lengths.NAMES:
-        raise ConfigError("dataset_name", name, f"must be one of {', '.join(lengths.NAMES)}")
+    _check_name(name)
     if not isinstance(num_prompts, int) or num_prompts < 1:
         raise ConfigError("num_prompts", num_prompts, "must be an integer of at least 1")
     check_option_names(options, WorkloadOptions.__dataclass_fields__, "make_workload")
@@ -114,7 +139,7 @@ def make_workload(
     times = arrivals.times(name, times, draws[2], chosen) * chosen.time_scale
     order = np.argsort(times, kind="stable")
     items = tuple(WorkItem(token_ids[i], int(outputs[i]), float(times[i])) for i in order)
-    return Workload(name, items, seed, _scales(chosen, num_capped))
+    return Workload(name, items, seed, _scales(name, chosen, num_capped))
 
 
 def _prefix_len(name: str, options: WorkloadOptions) -> int:
@@ -170,11 +195,11 @@ def _token_ids(
     return prompts
 
 
-def _scales(options: WorkloadOptions, num_capped: int) -> dict[str, Any]:
-    """The options that are not as they are by default; both scales always."""
+def _scales(name: str, options: WorkloadOptions, num_capped: int) -> dict[str, Any]:
+    """The workload's options that are not as they are by default; both scales always."""
     changed: dict[str, Any] = {"length_scale": options.length_scale, "time_scale": options.time_scale}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if value != field.default:
+        if value != field.default and name in OWN_OPTIONS.get(field.name, (name,)):
             changed[field.name] = Path(value).name if field.name == "dataset_path" else value
     return changed | ({"capped": num_capped} if num_capped else {})

@@ -123,6 +123,7 @@ def test_throughput_and_latency_have_vllms_keys(tmp_path, monkeypatch, capsys):
         ("batching --repeats 0", "repeats=0: must be an integer from 1"),
         ("batching --load 0", "load=0.0: must be a number above 0"),
         ("batching --dataset-name nano", "does not fit max_model_len=1024; lower --length-scale"),
+        ("batching --dataset-name nano --num-prefixes 2", "num_prefixes=2: is of prefix and few-shot only"),
         ("batching --dataset-name trace", "a trace needs a file: --dataset-path FILE.csv"),
         ("batching --dataset-name trace --dataset-path none.csv", "none.csv: cannot be read"),
         ("batching --max-num-seqs 0", "max_num_seqs=0: must be an integer from 1"),

@@ -106,6 +106,10 @@ def test_derived_costs_say_so(capsys):
         (("--hardware", "b200"), "hardware='b200': must be one of h200, a100"),
         (("--hardware", "h200", "--model", "demo"), "model='demo': must be one of llama2-7b"),
         (("--hardware", "h200", "--policy", "best"), "policy='best': must be one of fcfs"),
+        (
+            ("--hardware", "h200", "--dataset-name", "uniform_short", "--input-len", "10"),
+            "input_len=10: is of random and prefix only, not of uniform_short",
+        ),
         (("--costs", "nosuch.json"), "nosuch.json: cannot be read"),
     ],
 )

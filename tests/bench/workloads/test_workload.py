@@ -7,7 +7,7 @@ import pytest
 
 from bench.workloads import lengths
 from bench.workloads.arrivals import BURST_INTERVAL_S, at_rate
-from bench.workloads.workload import WorkloadError, make_workload
+from bench.workloads.workload import WorkloadError, check_options, make_workload
 from jbatch.errors import ConfigError
 
 BASE = dict(num_prompts=256, seed=0, vocab_size=264, max_model_len=2048)
@@ -145,6 +145,14 @@ def test_an_open_loop_changes_times_alone():
 def test_what_cannot_be_made_is_refused(name, changes, message):
     with pytest.raises((ConfigError, WorkloadError), match=message.replace("(", r"\(")):
         make(name, **changes)
+
+
+def test_an_option_is_of_some_workloads():
+    check_options(["nano", "random"], {"input_len": 9, "length_scale": 0.5})
+    assert "input_len" in make("random", input_len=9).scales
+    assert "input_len" not in make("nano", input_len=9).scales
+    with pytest.raises(ConfigError, match="burst_size=9: is of bursty_traffic only, not of nano, trace"):
+        check_options(["nano", "trace"], {"burst_size": 9})
 
 
 def test_too_few_distinct_prompts_are_an_error():
