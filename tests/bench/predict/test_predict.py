@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,9 +113,10 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert 1 <= made.predict(asked, History()).expected <= 1000
 
 
-def test_a_file_that_exists_is_refused_before_anything_is_read(tmp_path, capsys):
-    (tmp_path / "made.json").write_text("mine")
-    ended = run(capsys, "predictor", "train", tmp_path / "nosuch.jsonl", "-o", tmp_path / "made.json")
+def test_a_file_that_exists_is_refused_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("made.json").write_text("mine")
+    ended = run(capsys, "predictor", "train", "nosuch.jsonl", "-o", "made.json")
     assert ended.code == 2 and "made.json" in ended.err and "nosuch" not in ended.err
     assert (tmp_path / "made.json").read_text() == "mine"
 
