@@ -13,7 +13,6 @@ from jbatch.device.programs import StepSpec
 from jbatch.device.settings import fixed_settings
 from jbatch.errors import JBatchError
 
-CLOSED = "it was closed, and its memory is free: make a new one"
 HALF_REPLACED = (
     "its weights are half old and half new: an update ended at parameter {name}; call update_weights with a "
     "whole tree once more, or make a new LLM"
@@ -70,14 +69,8 @@ class Params:
         on_all_replaced()
         self._half_replaced = None
 
-    def check_open(self) -> None:
-        """Raise JBatchError after `free`."""
-        if not self.leaves:
-            raise JBatchError(CLOSED)
-
     def check(self) -> None:
         """Raise JBatchError where no step can compute with what is there."""
-        self.check_open()
         if self._half_replaced is not None:
             raise JBatchError(HALF_REPLACED.format(name=self._half_replaced))
 

@@ -148,10 +148,11 @@ class Runner:
 
     def check_open(self) -> None:
         """Raise JBatchError after `close`."""
-        self._params.check_open()
+        self.tenancy.check_open()
 
     def check_params(self) -> None:
         """Raise JBatchError where no step can compute with the weights that are there."""
+        self.check_open()
         self._params.check()
 
     def _wait_for_steps(self) -> None:
@@ -239,6 +240,7 @@ class Runner:
 
     def close(self) -> None:
         """Free the device's memory, and end a profile."""
+        self.tenancy.closed = True
         if self.profile.under_way:
             self.profile.stop()
         self._params.free()

@@ -64,6 +64,7 @@ class Callers:
     def begin(self, call: _Call[Any]) -> None:
         """Add a call's requests before the next step."""
         self.engine.tenancy.check_process()
+        self.engine.check_open()
         with self._mutex:
             self._wanted.add(call)
         self._leave_note(partial(self._begin, call))

@@ -47,8 +47,9 @@ class Driver:
 
     def begin(self) -> None:
         """Raise JBatchError while someone else drives, or has requests in this engine or in another one on
-        the same device state; and in a forked process."""
+        the same device state; in a forked process; and after `LLM.close`."""
         self.engine.tenancy.check_process()
+        self.engine.check_open()
         if self.engine.driver is not None and not self.engine.driver.left:
             self.engine.driver._settle()
         with self.engine.tenancy.lock:
@@ -99,6 +100,9 @@ class Driver:
             return
         with self.engine.tenancy.lock:
             if self.engine.driver is not self:
+                return
+            if self.engine.closed:  # with all that ran
+                self.engine.driver = None
                 return
             for request_id in self.unfinished:
                 self.engine.abort(request_id)

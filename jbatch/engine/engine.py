@@ -128,7 +128,7 @@ class Engine:
         Raises:
           RequestError: for a request that cannot be served, naming field, value and limit; also where the
             policy fails for it.
-          JBatchError: while another has the device, see above.
+          JBatchError: while another has the device, see above, and after `LLM.close`.
         """
         self._check_caller()
         self.tidy()
@@ -154,6 +154,15 @@ class Engine:
                 raise RequestError("request_id", request.request_id, "a request of this id has not ended yet")
             self._notes.leave(New(next(self._serials), request, key))
         self.tidy()
+
+    @property
+    def closed(self) -> bool:
+        """Whether its LLM was closed."""
+        return self.tenancy.closed
+
+    def check_open(self) -> None:
+        """Raise JBatchError where its LLM was closed."""
+        self.tenancy.check_open()
 
     def has(self, request_id: str) -> bool:
         """Whether a request of this id has not ended."""
@@ -213,7 +222,8 @@ class Engine:
           wait: for the result; without, it is taken in by a later call where the device is not done.
 
         Raises:
-          JBatchError: while another step is under way, in another thread or around this call.
+          JBatchError: while another step is under way, in another thread or around this call, and after
+            `LLM.close`.
           UserFunctionError: where the limits' function fails. All requests are as they were.
         """
         self._check_caller()
@@ -241,8 +251,9 @@ class Engine:
             self._turn.leave()
 
     def _check_caller(self) -> None:
-        """Raise JBatchError in a forked process, and while someone else drives."""
+        """Raise JBatchError in a forked process, after `LLM.close`, and while someone else drives."""
         self.tenancy.check_process()
+        self.check_open()
         if self.driver is not None:
             self.driver.check_caller()
 

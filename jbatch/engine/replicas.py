@@ -328,9 +328,19 @@ class Replicas:
         """Refused: a trace is of one engine, each of `engines`."""
         raise _of_one_engine(self, "trace_to")
 
+    @property
+    def closed(self) -> bool:
+        """As `Engine.closed`."""
+        return self.engines[0].closed
+
+    def check_open(self) -> None:
+        """As `Engine.check_open`."""
+        self.engines[0].check_open()
+
     def _check_caller(self) -> None:
-        """Raise JBatchError in a forked process, and while someone else drives."""
+        """Raise JBatchError in a forked process, after `LLM.close`, and while someone else drives."""
         self.tenancy.check_process()
+        self.check_open()
         if self.driver is not None:
             self.driver.check_caller()
 

@@ -10,6 +10,8 @@ from typing import Protocol
 from jbatch.errors import JBatchError
 from jbatch.seam.loaded import LoadedWeights
 
+CLOSED = "this LLM was closed, and its memory is free: make a new one, or close it later"
+
 
 class Tenant(Protocol):
     """Who adds requests: an engine."""
@@ -28,12 +30,14 @@ class Tenancy:
       weights: those that steps for the tenant compute with.
       times_lost: how often what pages held became of no use: another tenant came, the weights changed, or the
         device lost its state.
+      closed: whether the device's memory was freed: nothing can run any more.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.weights = LoadedWeights()
         self.times_lost = 0
+        self.closed = False
         self._pid = os.getpid()
         self._tenant: weakref.ref[Tenant] | None = None  # weak: who is gone holds nobody up
 
@@ -64,6 +68,11 @@ class Tenancy:
     def forked(self) -> bool:
         """Whether this process is a fork of the one that made the runner."""
         return os.getpid() != self._pid
+
+    def check_open(self) -> None:
+        """Raise JBatchError once it is closed."""
+        if self.closed:
+            raise JBatchError(CLOSED)
 
     def check_process(self) -> None:
         """Raise JBatchError in a fork, where every use of the device would wait for ever: its threads are

@@ -146,7 +146,7 @@ def test_weights_that_somebody_deleted_are_named(runner):
 
 
 def test_a_closed_runner_takes_no_weights(runner, monkeypatch):
-    monkeypatch.setattr(runner._params, "leaves", ())  # what `close` leaves
+    monkeypatch.setattr(runner.tenancy, "closed", True)  # as `close` does
     with pytest.raises(JBatchError, match="closed"):
         update(runner, tree_of(1))
 

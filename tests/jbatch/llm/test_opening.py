@@ -1,12 +1,13 @@
 """What is opened, and what is refused."""
 
+import asyncio
 import json
 
 import jax
 import pytest
 
 from jbatch import LLM, SamplingParams
-from jbatch.errors import ConfigError
+from jbatch.errors import ConfigError, JBatchError
 from tests.helpers.hf_checkpoint import tiny, write_checkpoint
 from tests.helpers.small_llm import GREEDY, SMALL, ids_of
 from weights import WeightsError
@@ -34,6 +35,25 @@ def test_close_frees_the_memory(model_dir):
         leaves = jax.tree.leaves((llm.runner._params.leaves, llm.runner._state))
         assert not any(leaf.is_deleted() for leaf in leaves)
     assert all(leaf.is_deleted() for leaf in leaves)
+    calls = (
+        lambda: llm.generate([1, 2]),
+        lambda: llm.score([1, 2]),
+        lambda: list(llm.stream([1, 2])),
+        lambda: asyncio.run(llm.agenerate([1, 2])),
+        lambda: llm.prefill([1, 2]),
+        lambda: llm.kv("a"),
+        lambda: llm.update_weights({}),
+        lambda: llm.engine.add_request("a", [1, 2]),
+        llm.engine.step,
+        llm.weights,
+        llm.prepare,
+        llm.new_engine,
+        llm.reset_prefix_cache,
+    )
+    for call in calls:
+        with pytest.raises(JBatchError, match=r"^this LLM was closed, and its memory is free: make a new"):
+            call()
+    llm.close()
 
 
 def test_dummy_weights_need_no_files(tmp_path):

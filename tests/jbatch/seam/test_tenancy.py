@@ -13,6 +13,7 @@ from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import SamplingParams
 from jbatch.sim.fake_runner import FakeRunner, continuation
 from tests.helpers import tiny_engine
+from tests.helpers.replicas import make_replicas
 from tests.helpers.schedules import VOCAB_SIZE, scheduler_config
 from tests.helpers.tiny_engine import drain
 
@@ -67,6 +68,30 @@ def test_an_engine_that_is_gone_or_aborted_holds_nobody_up():
     third.add_request("c", [4], PARAMS)
     second.step()  # hands out what was aborted
     assert drain(third)["c"].outputs[0].token_ids == expected([4])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_closed_engine_says_so(several):
+    """Also one that had requests; who drove it can leave."""
+    engine = make_replicas() if several else engine_on(FakeRunner(CONFIG.shape, VOCAB_SIZE))
+    driver = Driver(engine, "generate")
+    driver.begin()
+    driver.unfinished.add("a")
+    driver.call(engine.add_request, "a", [1, 2], PARAMS)
+    driver.step()
+    for each in getattr(engine, "engines", [engine]):
+        each.tenancy.closed = True
+    driver.leave()
+    engine.abort("a")
+    calls = (
+        engine.step,
+        lambda: engine.add_request("b", [1, 2], PARAMS),
+        engine.reset_prefix_cache,
+        Driver(engine, "generate").begin,
+    )
+    for call in calls:
+        with pytest.raises(JBatchError, match=r"^this LLM was closed, and its memory is free: make a new"):
+            call()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:")
