@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.options import (
+    ARM_NAMES,
     ENGINE,
     LADDER_ENGINE,
     LATENCY,
@@ -21,13 +22,13 @@ from bench.options import (
     Setting,
     parse_goodput,
 )
-from bench.simulate.flags import DATASETS, Costs, Dataset, HardwareName, Json, SimulatedModel
+from bench.simulate.flags import DATASETS, Costs, Dataset, Details, HardwareName, Json, SimulatedModel
 from jbatch.cli.options import with_options
 from jbatch.distribution import install_hint
 from jbatch.errors import JBatchError
 
 app = typer.Typer(
-    help="Measure and compare: modes, policies, engines; report.",
+    help="Measure and compare: batching, policies, engines; report.",
     add_completion=False,
     rich_markup_mode=None,
 )
@@ -55,7 +56,7 @@ def batching(
     ] = None,
     arms: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="May be repeated; see the last lines printed. [default: all]"),
+        typer.Option(metavar="NAME", help=f"May be repeated: {', '.join(ARM_NAMES)}. [default: all]"),
     ] = None,
     goodput: Annotated[
         list[str] | None, typer.Option(metavar="ttft:MS", help="Limits: ttft, tpot, e2el. May be repeated.")
@@ -64,16 +65,17 @@ def batching(
     output_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="One file per dataset; must not exist.")
     ] = None,
+    details: Details = False,
 ) -> None:
-    """Run the same requests through every batching mode of one engine, and compare.
+    """Run the same requests through one engine in each way to batch, an arm each, and compare.
 
-    Lengths are forced, so that all modes do equal work on the same weights, kernels and programs.
+    Lengths are forced, so that all arms do equal work on the same weights, kernels and programs.
     """
     setting = Setting(**setting_options, goodput=parse_goodput(goodput or ()))
     from bench.ladder.batching import Experiment, run_batching
 
     names = tuple(dict.fromkeys(dataset_name or ("mixed_length",)))
-    experiment = Experiment(model, names, tuple(arms or ()), output_json, output_dir)
+    experiment = Experiment(model, names, tuple(arms or ()), output_json, output_dir, details)
     run_batching(experiment, setting, engine_options, workload_options)
 
 
@@ -181,6 +183,7 @@ def policies(
     output_png: Annotated[
         Path | None, typer.Option("--output-png", metavar="FILE", help="Draw it there; must not exist.")
     ] = None,
+    details: Details = False,
 ) -> None:
     """Simulate one workload under each policy, where requests have to queue, and compare."""
     setting = Setting(**setting_options, repeats=1)
@@ -190,7 +193,10 @@ def policies(
     names = tuple(dict.fromkeys(policy or POLICIES))
     predictors = tuple(dict.fromkeys(predictor or ("none", "oracle", "noisy", "running-mean")))
     admissions: Any = tuple(dict.fromkeys(admission or ("optimistic",)))
-    lab = Lab(costs, hardware, model, dataset_name, names, predictors, admissions, output_json, output_png)
+    lab = Lab(
+        *(costs, hardware, model, dataset_name, names, predictors, admissions, output_json, output_png),
+        details=details,
+    )
     run_policies(lab, setting, engine_options, workload_options)
 
 

@@ -52,6 +52,10 @@ ENGINE_OPTIONS = (
     *("kv_cache_memory_bytes", "gpu_memory_utilization", "attention_backend", "load_format"),
     *("enable_prefix_caching", "target_itl_ms", "tuned"),
 )
+ARM_NAMES = (
+    *("unbatched", "static", "static-full", "static-padded", "static-sorted", "static-sorted-predicted"),
+    *("continuous", "continuous-sorted", "continuous-predicted"),
+)
 LIMITED = ("ttft", "tpot", "e2el")  # latencies that goodput may limit
 MAX_COUNT = 2**24
 

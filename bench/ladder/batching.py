@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from bench.ladder import tables
+from bench.ladder import gain_tables, tables
 from bench.ladder.arms import ARMS, Arm, choose_arms
 from bench.ladder.gains import gains
 from bench.ladder.ladder import best_sizes, climb, offered_load, sweep
@@ -20,6 +18,7 @@ from bench.options import Setting
 from bench.results import ArmResult, Results, SweepPoint, claimed, describe, write
 from bench.workloads.lengths import SCENARIOS
 from bench.workloads.workload import Workload, check_options, make_workload
+from jbatch.cli.tables import Page
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import load_config
@@ -36,6 +35,7 @@ class Experiment:
     arms: tuple[str, ...] = ()  # none: all
     output_json: Path | None = None
     output_dir: Path | None = None
+    details: bool = False  # print every figure
 
 
 def run_batching(
@@ -59,10 +59,9 @@ def run_batching(
             dict.fromkeys(arm.mode for arm in arms),
         )
         try:
-            every = _measure_all(setting, subject, arms, workloads, paths)
+            every = _measure_all(setting, subject, arms, workloads, paths, experiment.details)
         finally:
             subject.close()
-    tables.print_gains(tables.console(), every)
     return every
 
 
@@ -72,13 +71,15 @@ def _measure_all(
     arms: Sequence[Arm],
     workloads: Sequence[Workload],
     paths: Sequence[Path | None],
+    details: bool,
 ) -> list[Results]:
     """The results of each workload, printed as soon as they are there."""
-    out, every = tables.console(), []
+    out, every = Page(), list[Results]()
     about = manifest.collect() | subject.about | {"setting": dataclasses.asdict(setting)}
     for workload, path in zip(workloads, paths, strict=True):
         every.append(_measure(setting, subject, arms, workload, about, path, out))
-        tables.print_ladder(out, every[-1])
+        tables.print_ladder(out, every[-1], details)
+    gain_tables.print_gains(out, every, details)
     return every
 
 
@@ -132,7 +133,7 @@ def _measure(
     workload: Workload,
     about: dict[str, Any],
     path: Path | None,
-    out: Console,
+    out: Page,
 ) -> Results:
     """One workload's results; their file is up to date after each repeat."""
     if setting.load is not None:

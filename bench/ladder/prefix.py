@@ -8,9 +8,6 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich import box
-from rich.table import Column, Table
-
 from bench.ladder import tables
 from bench.ladder.arms import ARMS
 from bench.ladder.batching import Experiment, make_workloads, samplers
@@ -20,6 +17,7 @@ from bench.measure.drive import drive
 from bench.options import Setting
 from bench.results import claimed, describe
 from bench.workloads.workload import Workload
+from jbatch.cli.tables import Meanings, Page, Table
 from jbatch.engine.engine import Engine
 
 PASSES = {
@@ -93,19 +91,21 @@ def _run(engine: Engine, workload: Workload, setting: Setting) -> Pass:
 
 
 def _print(workload: Workload, passes: dict[str, list[Pass]]) -> None:
-    out = tables.console()
-    out.print(tables.describe_workload(describe(workload)))
-    headings = "prompt tokens computed", "found", "seconds", "TTFT, ms"
-    table = Table("cache", *(Column(name, justify="right") for name in headings), box=box.SIMPLE)
+    out = Page()
+    out.print(f"{tables.describe_workload(describe(workload))}\n")
+    out.show(passes_table(passes))
+    out.print(Meanings(PASSES))
+    out.print(f"Counts are of the first of {len(passes['off'])} repeats, times are medians of all.")
+
+
+def passes_table(passes: dict[str, list[Pass]]) -> Table:
+    """The arms by what they computed of prompts, and how long that took."""
+    rows = []
     for name, made in passes.items():
         first = made[0]
         seconds, ttft = (
             statistics.median(values) for values in zip(*(each[2:] for each in made), strict=True)
         )
-        table.add_row(
-            name, f"{first.prefill_tokens}", f"{first.hit_rate:.0%}", f"{seconds:.2f}", f"{ttft:.0f}"
-        )
-    out.print(table)
-    for name, meaning in PASSES.items():
-        out.print(f"{name}: {meaning}")
-    out.print(f"Counts are of the first of {len(passes['off'])} repeats, times are medians of all.")
+        counts = f"{first.prefill_tokens}", f"{first.hit_rate:.0%}"
+        rows.append((name, *counts, f"{seconds:.2f}", f"{ttft:.0f}"))
+    return Table(("arm", "prompt tokens computed", "cached", "time, s", "mean TTFT, ms"), rows)

@@ -18,6 +18,7 @@ from bench.measure import manifest
 from bench.options import LatencySetting, Setting
 from bench.results import ArmResult, Results, claimed, describe, write
 from bench.workloads.workload import Workload
+from jbatch.cli.tables import Page
 from jbatch.config import EngineConfig
 from jbatch.errors import JBatchError
 
@@ -50,7 +51,7 @@ def run_throughput(
         arms = {CONTINUOUS.name: arm}
         results = Results("throughput", about, describe(workload), arms, extra=figures)
         _save(experiment.output_json, results)
-    out = tables.console()
+    out = Page()
     out.print(tables.describe_workload(results.workload))
     out.print(
         f"Throughput: {arm.rates.request_throughput:.2f} requests/s, "
@@ -76,7 +77,7 @@ def run_latency(experiment: Experiment, setting: LatencySetting, engine_options:
         arms = {CONTINUOUS.name: arm}
         results = Results("latency", about, describe(workload), arms, extra=figures)
         _save(experiment.output_json, results)
-    out = tables.console()
+    out = Page()
     out.print(tables.describe_workload(results.workload))
     out.print(f"Avg latency: {figures['avg_latency']} seconds")
     for percentile, value in points.items():

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Column, Table
 
-from bench.ladder.tables import console
 from bench.predict.judge import COVERED, Score, floor_mae, judge
 from bench.predict.samples import Sample, from_trace, read_results
 from bench.predict.train import train as train_predictor
 from bench.results import claimed
+from jbatch.cli.tables import Page, Table
 from jbatch.errors import ConfigError
 from jbatch.host.lengths.prediction import Predictor
 from jbatch.host.lengths.predictors import PromptLength, RunningMean
@@ -56,12 +54,12 @@ def train(
         about = {"source": str((results or trace or Path()).name)}
         cut = len(samples) - int(HELD_OUT * len(samples))
         seen, judged = samples[:cut], samples[cut:]
-        contenders: dict[str, Predictor] = {
+        arms: dict[str, Predictor] = {
             "running mean": RunningMean(),
             "prompt length": PromptLength(),
             "learned": train_predictor(seen, about),
         }
-        scores = {name: judge(predictor, seen, judged) for name, predictor in contenders.items()}
+        scores = {name: judge(predictor, seen, judged) for name, predictor in arms.items()}
         if output is not None:
             train_predictor(samples, about).write(output)
     _print(len(seen), judged, scores)
@@ -82,18 +80,22 @@ def _samples(
 
 
 def _print(num_seen: int, judged: Sequence[Sample], scores: Mapping[str, Score]) -> None:
-    out = console()
-    out.print(f"trained on {num_seen} answers, judged on the {len(judged)} after them")
-    covering = (f"below p{100 * level:.0f}" for level in COVERED)
-    headings = ("mean absolute error, tokens", "Kendall's tau-b", *covering)
-    table = Table("predictor", *(Column(name, justify="right") for name in headings), box=box.SIMPLE)
-    for name, score in scores.items():
-        tau = "" if score.tau is None else f"{score.tau:.3f}"
-        covered = (f"{score.coverage[level]:.0%}" for level in COVERED)
-        table.add_row(name, f"{score.mae:.1f}", tau, *covered)
-    out.print(table)
+    out = Page()
+    out.print(f"trained on {num_seen} answers, judged on the {len(judged)} after them\n")
+    out.show(scores_table(scores))
     floor = floor_mae(judged)
     if floor is not None:
         out.print(f"{floor:.1f} tokens remain to one who knows the median of each prompt's answers")
     best = min(scores, key=lambda name: scores[name].mae)
     out.print(f"best by mean absolute error: {best}")
+
+
+def scores_table(scores: Mapping[str, Score]) -> Table:
+    """The predictors by how far off they were."""
+    covering = (f"answers below p{100 * level:.0f}" for level in COVERED)
+    rows = []
+    for name, score in scores.items():
+        tau = "" if score.tau is None else f"{score.tau:.3f}"
+        covered = (f"{score.coverage[level]:.0%}" for level in COVERED)
+        rows.append((name, f"{score.mae:.1f}", tau, *covered))
+    return Table(("arm", "mean absolute error, tokens", "Kendall's tau-b", *covering), rows)

@@ -12,7 +12,7 @@ from bench.report.arm import Arm
 THEMES: dict[str, tuple[tuple[str, str], ...]] = {
     "throughput": (
         ("max_num_seqs", "at once"),
-        ("output_throughput", "output tokens/s"),
+        ("output_throughput", "tokens/s"),
         ("spread", "spread"),
         ("request_throughput", "requests/s"),
         ("request_goodput", "goodput, requests/s"),
@@ -27,16 +27,16 @@ THEMES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "counted": (
         ("num_steps", "steps"),
-        ("decode_steps", "that decode"),
+        ("decode_steps", "decode steps"),
         ("slot_steps", "slot-steps"),
         ("slot_use", "slot use"),
-        ("padded_share", "prefill padding"),
+        ("padded_share", "padding"),
     ),
     "use": (
-        ("kv_use", "KV slots filled of allocated"),
-        ("kv_of_contiguous", "KV in use of contiguous"),
+        ("kv_use", "KV cache filled of allocated"),
+        ("kv_of_contiguous", "pages used of reserved"),
         ("device_busy_share", "device busy"),
-        ("floor_share", "share of the floor"),
+        ("floor_share", "of floor"),
     ),
 }
 SHARES = (

@@ -11,16 +11,11 @@ from bench.report.bars import Bar
 from bench.report.colours import BLUE, GREY, ORANGE
 from bench.report.page import Png, Section
 from bench.report.svg import Picture
+from jbatch.cli.terms import MEANINGS
 
 NO_QUEUE = 0.05  # share of steps in which a request waited, below which policies cannot matter
 NO_QUEUE_TEXT = "No queue formed: policies cannot matter here. Offer more load, or run fewer at once."
-MEANING = (
-    "Times are seconds from arrival, of the simulated clock. met: of the requests with a limit of their "
-    "latency, how many kept it. fair: Jain's index over users of the tokens per second that each got while a "
-    "request of its waited; 1 where all got as many. again: prompt tokens computed a second time after a "
-    "preemption. regret: mean latency against the same policy with an oracle. lengths: who predicts them; "
-    "none: max_tokens."
-)
+TERMS = ("makespan", "E2EL", "TTFT", "limits kept", "fairness", "preempted", "recomputed", "regret")
 BARS = (
     ("Mean latency", "mean_e2el", BLUE),
     ("p99 latency", "p99_e2el", ORANGE),
@@ -47,7 +42,7 @@ def section(file: Path, content: dict[str, Any]) -> Section:
     if not queued(outcomes):
         parts.append(page.paragraph(NO_QUEUE_TEXT))
     parts += [_draw(outcomes, title, name, colour, file.stem) for title, name, colour in BARS]
-    parts += [_table(outcomes), page.paragraph(MEANING, "soft")]
+    parts += [_table(outcomes), page.definitions((term, MEANINGS[term]) for term in TERMS)]
     return Section(f"Policies: {workload['name']}, simulated", file.stem, parts)
 
 
@@ -73,7 +68,8 @@ def _draw(outcomes: Sequence[Outcome], title: str, name: str, colour: str, stem:
 
 
 def _table(outcomes: Sequence[Outcome]) -> str:
-    header = ("policy", "lengths", "admission", "makespan", "mean", "p99", "TTFT", "met", "fair")
+    times = ("makespan, s", "mean E2EL, s", "E2EL p99, s", "mean TTFT, s")
+    header = ("policy", "lengths", "admission", *times, "limits kept", "fairness")
     rows = [
         (
             o["policy"],
@@ -88,4 +84,4 @@ def _table(outcomes: Sequence[Outcome]) -> str:
         )
         for o in outcomes
     ]
-    return page.table((*header, "preempted", "again", "regret"), rows)
+    return page.table((*header, "preempted", "recomputed", "regret"), rows)

@@ -18,13 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich import box
-from rich.table import Column, Table
-
 from bench.ladder.arms import ARMS
 from bench.ladder.ladder import offered_load, run_once
 from bench.ladder.subject import LLMSubject, Subject
-from bench.ladder.tables import console
 from bench.measure import manifest, measures
 from bench.measure.models import DEMO
 from bench.options import Setting
@@ -33,6 +29,7 @@ from bench.simulate.command import measured_by
 from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.lengths import SCENARIOS
 from bench.workloads.workload import Workload, make_workload
+from jbatch.cli.tables import Page, Table
 
 CONTINUOUS = ARMS["continuous"]
 LOAD = 0.8  # of the simulated capacity, for requests that come one by one
@@ -176,7 +173,7 @@ def run_accuracy(plan: Plan) -> dict[str, Any]:
         passes = {case.name: Passes([], []) for case in every}
         for repeat in range(plan.repeats):
             _repeat(subject, subjects, every, passes, plan.seed + 1 + repeat)
-            console().print(f"repeat {repeat + 1} of {plan.repeats}")
+            Page().print(f"repeat {repeat + 1} of {plan.repeats}")
     finally:
         for each in subjects.values():
             each.close()
@@ -212,7 +209,7 @@ def _report(plan: Plan, every: Sequence[Case], passes: Mapping[str, Passes]) -> 
         _print(comparisons, passes[case.name])
         made += comparisons
     missed = [comparison for comparison in made if comparison.missed]
-    console().print(f"{len(missed)} of {len(made)} figures missed")
+    Page().print(f"{len(missed)} of {len(made)} figures missed")
     rows = [
         comparison._asdict() | {"error": comparison.error, "missed": comparison.missed} for comparison in made
     ]
@@ -227,17 +224,23 @@ def _report(plan: Plan, every: Sequence[Case], passes: Mapping[str, Passes]) -> 
 
 
 def _print(comparisons: Sequence[Comparison], passes: Passes) -> None:
-    headings = "real", "spread", "simulated", "error", "from", "to", ""
-    table = Table(comparisons[0].case, *(Column(name, justify="right") for name in headings), box=box.SIMPLE)
-    for each in comparisons:
-        missed = "missed" if each.missed else ""
-        real, simulated = f"{each.real:.4g} s", f"{each.simulated:.4g} s"
-        errors = (f"{error:+.1%}" for error in (each.error, min(each.errors), max(each.errors)))
-        table.add_row(each.figure, real, f"{each.spread:.0%}", simulated, *errors, missed)
-    out = console()
-    out.print(table)
+    out = Page()
+    out.print(f"\n{comparisons[0].case}\n")
+    out.show(errors_table(comparisons))
     real, simulated = (", ".join(f"{each['preempted']:.0f}" for each in side) for side in passes)
     out.print(f"preempted: {real}; simulated: {simulated}")
+
+
+def errors_table(comparisons: Sequence[Comparison]) -> Table:
+    """The figures of one workload by how far off they were."""
+    headings = ("figure", "real, s", "spread", "simulated, s", "error", "error from", "error to", "missed")
+    rows = []
+    for each in comparisons:
+        real, simulated = f"{each.real:.4g}", f"{each.simulated:.4g}"
+        errors = (f"{error:+.1%}" for error in (each.error, min(each.errors), max(each.errors)))
+        missed = "missed" if each.missed else ""
+        rows.append((each.figure, real, f"{each.spread:.0%}", simulated, *errors, missed))
+    return Table(headings, rows)
 
 
 def main() -> None:

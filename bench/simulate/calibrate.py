@@ -11,17 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich import box
-from rich.table import Column, Table
-
 from bench.ladder.arms import ARMS
 from bench.ladder.subject import LLMSubject, find_model
-from bench.ladder.tables import console
 from bench.measure import manifest
 from bench.measure.drive import drive
 from bench.results import claimed
 from bench.simulate.fit import TimedStep, fit, fit_host
 from bench.workloads.workload import Workload, make_workload
+from jbatch.cli.tables import Page, Table
 from jbatch.model_dir.config_json import load_config
 from jbatch.seam.runner import Runner
 from jbatch.seam.step_input import StepInput
@@ -159,9 +156,9 @@ def run_calibrate(model: str, options: dict[str, Any], repeats: int, seed: int, 
     with claimed(path):
         table = calibrate(model, longest, options, repeats, seed)
         table.write(path)
-    out = console()
-    out.print(f"{table.about['model']} on {table.about['device']}: seconds of a step")
-    out.print(_table(table))
+    out = Page()
+    out.print(f"{table.about['model']} on {table.about['device']}: what a step costs\n")
+    out.show(costs_table(table))
     host = table.host
     out.print(
         f"host: {1e6 * host.step_s:.0f} us a step, {1e6 * host.slot_s:.1f} us more for each sequence that "
@@ -169,15 +166,14 @@ def run_calibrate(model: str, options: dict[str, Any], repeats: int, seed: int, 
     )
 
 
-def _table(table: CostTable) -> Table:
-    seconds = "empty", "per 1,000 keys", "per longest", "per token"
-    headings = "slots", "tokens", "steps seen", *seconds, "p90 / p50"
-    shown = Table(*(Column(name, justify="right") for name in headings), box=box.SIMPLE)
+def costs_table(table: CostTable) -> Table:
+    """The buckets by what their steps cost."""
+    rows = []
     for bucket, cost in sorted(table.buckets.items()):
         median, p90 = (cost.factors[int(share * (len(cost.factors) - 1))] for share in (0.5, 0.9))
         parts = cost.base_s, 1e3 * cost.key_s, cost.longest_s, cost.token_s
-        cells = (f"{1e3 * part:.4g} ms" for part in parts)
-        shown.add_row(
-            f"{bucket.slots}", f"{bucket.tokens}", f"{cost.num_steps}", *cells, f"{p90 / median:.2f}"
-        )
-    return shown
+        cells = (f"{1e3 * part:.4g}" for part in parts)
+        sizes = f"{bucket.slots}", f"{bucket.tokens}", f"{cost.num_steps}"
+        rows.append((*sizes, *cells, f"{p90 / median:.2f}"))
+    costs = ("empty, ms", "per 1,000 keys, ms", "per longest, ms", "per token, ms")
+    return Table(("slots", "tokens", "steps seen", *costs, "p90 / p50"), rows, num_names=0)

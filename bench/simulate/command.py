@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Column, Table
 
 from bench.ladder import tables
 from bench.ladder.arms import Arm
@@ -27,13 +24,14 @@ from bench.options import (
     parse_goodput,
 )
 from bench.results import ArmResult, Results, claimed, describe, write
-from bench.simulate.cluster import run_cluster
+from bench.simulate.cluster import Cluster, run_cluster
 from bench.simulate.flags import Costs, Dataset, Goodput, HardwareName, Json, SimulatedModel
 from bench.simulate.hardware import HARDWARE, derive, num_pages
 from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.lengths import SCENARIOS
 from bench.workloads.workload import Workload, check_options, make_workload
 from jbatch.cli.options import with_options
+from jbatch.cli.tables import Page, Table, number
 from jbatch.config import EngineConfig, check_range
 from jbatch.errors import ConfigError
 from jbatch.host.policies import POLICIES
@@ -93,7 +91,7 @@ def simulate(
             raise ConfigError("output_json", str(output_json), "holds no cluster: leave it out")
         speeds = _speeds(replicas, replica_speed or [1.0])
         names = tuple(dict.fromkeys(router or ROUTERS))
-        return _print_cluster(tables.console(), simulated, workload, arms[0], names, speeds, setting.seed)
+        return _print_cluster(Page(), simulated, workload, arms[0], names, speeds, setting.seed)
     with claimed(output_json):
         begin = time.monotonic()
         done = climb(SimulatedSubject(simulated, seed=setting.seed), arms, workload, setting)
@@ -101,7 +99,7 @@ def simulate(
         about = dict(simulated.about) | {"setting": dataclasses.asdict(setting), "wall_s": wall_s}
         if output_json is not None:
             write(output_json, Results("simulated", about, describe(workload), done))
-    _print(tables.console(), simulated, workload, done, wall_s)
+    _print(Page(), simulated, workload, done, wall_s)
 
 
 def _arm(name: str) -> Arm:
@@ -192,7 +190,7 @@ def _speeds(replicas: int, given: list[float]) -> list[float]:
 
 
 def _print_cluster(
-    out: Console,
+    out: Page,
     sim: Simulated,
     workload: Workload,
     arm: Arm,
@@ -205,24 +203,28 @@ def _print_cluster(
     alone = run_cluster(sim, arm, workload, router_of("round-robin"), [1.0], seed)
     out.print(tables.describe_workload(describe(workload)))
     each_is = f"each {sim.about.get('model')} on {sim.about.get('device')}"
-    out.print(f"simulated: {len(speeds)} engines with policy {arm.name}, {each_is}")
-    headings = "makespan", "tokens/s", "of ideal", "mean TTFT", "mean", "p99", "imbalance", "found"
-    table = Table("router", *(Column(name, justify="right") for name in headings), box=box.SIMPLE)
-    for name, each in made.items():
-        ideal = each.output_throughput / (alone.output_throughput * sum(speeds))
-        times = (f"{value:.2f}" for value in (each.mean_ttft, each.mean_e2el, each.p99_e2el))
-        rates = f"{each.makespan:.2f}", f"{each.output_throughput:.0f}", f"{ideal:.0%}"
-        table.add_row(name, *rates, *times, f"{each.imbalance:.2f}", f"{each.hit_rate:.0%}")
-    out.print(table)
     out.print(
-        f"of ideal: of {alone.output_throughput:.0f} tokens/s, what one engine does with all of it, times "
-        "the engines' speeds. imbalance: the busiest engine's time over the mean. found: of prompts' tokens, "
-        "in the engine's prefix cache. Times are seconds of the simulated clock."
+        f"simulated: {len(speeds)} engines with policy {arm.name}, {each_is}; times are those of the "
+        "simulated clock\n"
     )
+    out.show(routers_table(made, alone.output_throughput * sum(speeds)))
+    out.print(f"One engine with all of it does {alone.output_throughput:.0f} tokens/s.")
+
+
+def routers_table(made: Mapping[str, Cluster], ideal: float) -> Table:
+    """The routers by what their engines did; `ideal` is the tokens/s that these could do."""
+    times = "mean TTFT, s", "mean E2EL, s", "E2EL p99, s"
+    rows = []
+    for name, each in made.items():
+        seconds = map(number, (each.mean_ttft, each.mean_e2el, each.p99_e2el))
+        rates = f"{each.output_throughput:.0f}", f"{each.output_throughput / ideal:.0%}"
+        shares = f"{each.imbalance:.2f}", f"{each.hit_rate:.0%}"
+        rows.append((name, *rates, *seconds, *shares))
+    return Table(("arm", "tokens/s", "of ideal", *times, "imbalance", "cached"), rows)
 
 
 def _print(
-    out: Console, sim: Simulated, workload: Workload, done: Mapping[str, ArmResult], wall_s: float
+    out: Page, sim: Simulated, workload: Workload, done: Mapping[str, ArmResult], wall_s: float
 ) -> None:
     out.print(tables.describe_workload(describe(workload)))
     measured = isinstance(sim.costs, CostTable)

@@ -24,6 +24,7 @@ SimulatedModel = Annotated[
 Goodput = Annotated[
     list[str] | None, typer.Option(metavar="ttft:MS", help="Limits: ttft, tpot, e2el. May be repeated.")
 ]
+Details = Annotated[bool, typer.Option("--details", help="Print every figure.")]
 Json = Annotated[
     Path | None, typer.Option("--output-json", metavar="FILE", help="Write results there; must not exist.")
 ]

@@ -8,18 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from rich import box
-from rich.console import Console
-from rich.table import Column, Table
-
-from bench.ladder.tables import console, describe_workload
+from bench.ladder.tables import describe_workload
 from bench.options import Setting
-from bench.report.policies import MEANING, NO_QUEUE_TEXT, name_of, queued
+from bench.report.policies import NO_QUEUE_TEXT, name_of, queued
 from bench.results import claimed, describe
 from bench.simulate.command import simulated_by, workload_for
 from bench.simulate.policies import Outcome, predictor_of, run_lab
 from bench.simulate.subject import Simulated
 from bench.workloads.workload import Workload
+from jbatch.cli.tables import Page, Table, number
 from jbatch.config import AdmissionName, check_choice
 from jbatch.errors import ConfigError
 
@@ -40,6 +37,7 @@ class Lab:
     admissions: tuple[AdmissionName, ...]
     output_json: Path | None
     output_png: Path | None
+    details: bool = False  # print every figure
 
 
 def run_policies(
@@ -70,7 +68,7 @@ def run_policies(
             lab.output_json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         if lab.output_png is not None:
             draw(outcomes, lab.output_png)
-    print_lab(console(), sim, workload, outcomes)
+    print_lab(Page(), sim, workload, outcomes, lab.details)
     return outcomes
 
 
@@ -102,39 +100,50 @@ def _constrained(sim: Simulated, workload: Workload) -> Simulated:
     return sim._replace(num_pages=min(sim.num_pages, pages))
 
 
-def print_lab(out: Console, sim: Simulated, workload: Workload, outcomes: Sequence[Outcome]) -> None:
-    """The table, and what its columns mean."""
+def print_lab(
+    out: Page, sim: Simulated, workload: Workload, outcomes: Sequence[Outcome], details: bool = False
+) -> None:
+    """The table, of every figure with `details`; what is the same in all rows is said once, above it."""
     out.print(describe_workload(describe(workload)))
     out.print(
         f"simulated: {sim.about.get('model')} on {sim.about.get('device')}; "
-        f"{sim.config.max_num_seqs} sequences at once, {sim.num_pages - 1} pages\n"
+        f"{sim.config.max_num_seqs} sequences at once, {sim.num_pages - 1} pages; times are the simulated "
+        "clock's\n"
     )
     if not queued([outcome._asdict() for outcome in outcomes]):
-        out.print(NO_QUEUE_TEXT)
-    out.print(_table(outcomes))
-    out.print(MEANING)
+        out.print(f"{NO_QUEUE_TEXT}\n")
+    if same := [name for name in NAMES if name not in _varied(outcomes)]:
+        out.print(", ".join(f"{NAMES[name]}: {getattr(outcomes[0], name)}" for name in same) + "\n")
+    out.show(outcomes_table(outcomes, details))
+    out.print("lengths: who predicts them for the policy; none: it knows max_tokens alone")
+    if not details:
+        out.print("With --details: TTFT, fairness, preemptions and recomputed tokens, too.")
 
 
-def _table(outcomes: Sequence[Outcome]) -> Table:
-    """A row for each; what is the same in all rows is said once, above them, and takes no column."""
-    names = {"policy": "policy", "predictor": "lengths", "admission": "admission"}
-    varied = [name for name in names if len({getattr(o, name) for o in outcomes}) > 1] or ["policy"]
-    same = (f"{names[name]}: {getattr(outcomes[0], name)}" for name in names if name not in varied)
-    headings = ("make-\nspan", "mean", "p99", "TTFT", "met", "fair", "pre-\nempted", "again", "regret")
-    table = Table(
-        *(names[name] for name in varied),
-        *(Column(name, justify="right", no_wrap=True) for name in headings),
-        title=", ".join(same),
-        title_justify="left",
-        box=box.SIMPLE,
-        padding=0,
-    )
+NAMES = {"policy": "policy", "predictor": "lengths", "admission": "admission"}
+
+
+def _varied(outcomes: Sequence[Outcome]) -> list[str]:
+    """What makes an arm, as far as arms differ in it."""
+    return [name for name in NAMES if len({getattr(o, name) for o in outcomes}) > 1] or ["policy"]
+
+
+def outcomes_table(outcomes: Sequence[Outcome], details: bool = False) -> Table:
+    """The arms by how long requests took; with `details` also by what was paid for it."""
+    varied = _varied(outcomes)
+    rows = []
     for o in outcomes:
-        times = (f"{value:.2f}" for value in (o.makespan, o.mean_e2el, o.p99_e2el, o.mean_ttft))
-        shares = f"{o.met:.0%}", f"{o.fairness:.2f}", f"{o.num_preempted}", f"{o.recomputed}"
-        regret = "" if o.regret is None else f"{o.regret:+.0%}"
-        table.add_row(*(getattr(o, name) for name in varied), *times, *shares, regret)
-    return table
+        row = [*(getattr(o, name) for name in varied)]
+        row += map(number, (o.makespan, o.mean_e2el, o.p99_e2el))
+        row += [f"{o.met:.0%}", "" if o.regret is None else f"{o.regret:+.0%}"]
+        if details:
+            row += [number(o.mean_ttft), f"{o.fairness:.2f}", f"{o.num_preempted}", f"{o.recomputed}"]
+        rows.append(row)
+    headings = [*(NAMES[name] for name in varied), "makespan, s", "mean E2EL, s", "E2EL p99, s"]
+    headings += ["limits kept", "regret"]
+    if details:
+        headings += ["mean TTFT, s", "fairness", "preempted", "recomputed"]
+    return Table(headings, rows, num_names=len(varied))
 
 
 PICTURE_STYLE: Any = {

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from bench.ladder.tables import console, describe_workload
+from bench.ladder.tables import describe_workload
 from bench.options import SIMULATED_ENGINE, SIMULATED_RUN, WORKLOAD, Setting, parse_goodput
 from bench.results import claimed, describe
 from bench.simulate.command import simulated_by, workload_for
@@ -22,6 +22,7 @@ from bench.tune.report import print_tuned
 from bench.tune.tune import Tuned, tune
 from bench.workloads.workload import Workload
 from jbatch.cli.options import with_options
+from jbatch.cli.tables import Page
 from jbatch.config import PAGE_SIZES, AdmissionName, PolicyName, check_choice
 from jbatch.distribution import version
 from jbatch.errors import ConfigError
@@ -73,7 +74,7 @@ def tune_command(
         typer.Option(metavar="NAME|FILE", help="Of lengths, for policies and admissions that go by them."),
     ] = "running-mean",
     time_budget: Annotated[
-        float, typer.Option(metavar="SECONDS", help="No other candidate is begun after that.")
+        float, typer.Option(metavar="SECONDS", help="No other arm is begun after that.")
     ] = 300.0,
 ) -> None:
     """Search the options that a workload runs best with, in simulations of the engine and its scheduler, and
@@ -103,7 +104,7 @@ def tune_command(
         tuned = tune(field, draw, setting.seed, chosen, predictor, time_budget)
         workload = describe(draw(setting.seed))
         _file(tuned, first, chosen, workload).write(output)
-    out = console()
+    out = Page()
     out.print(describe_workload(workload))
     print_tuned(out, first, tuned, chosen, time.monotonic() - begin)
     out.print(f"wrote {output}: LLM(..., tuned={str(output)!r}), or --tuned {output}")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
+from jbatch.cli.tables import Meanings, Page, Table
 from jbatch.config import ModeName
 from jbatch.engine.records import EngineStep
 from jbatch.host.metrics import Summary
@@ -26,7 +23,7 @@ MODEL_DIR = Path(tasks.__file__).parent
 NUM_PROMPTS, NUM_SLOTS, SEED = 64, 4, 0
 REPEATS = 3  # of each mode, for the timing
 NUM_SHOWN = 6
-WIDTH, PLOT_WIDTH = 100, 90  # characters
+PLOT_MARGIN = 9  # characters before a slot's steps
 TOKEN_BUCKETS = (16, 64, 256)  # most prompts are short, and a prefill step pads to one of these
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
@@ -51,7 +48,7 @@ class ModeRun(NamedTuple):
 
 def run_demo(json_file: str | None, device: str) -> None:
     """Run all modes, print the comparison, and write the figures to `json_file` where one is given."""
-    console = Console(width=WIDTH, highlight=False, markup=False, soft_wrap=True)
+    console = Page()
     examples = tasks.demo_prompts(NUM_PROMPTS, SEED)
     console.print(f"{NUM_PROMPTS} prompts on {NUM_SLOTS} slots: at most {NUM_SLOTS} requests run at once.")
     console.print("Compiling (up to a minute; later runs read a cache) ...")
@@ -123,7 +120,7 @@ def _slots(step: EngineStep) -> list[str]:
 
 
 def _print_answers(
-    console: Console,
+    console: Page,
     examples: Sequence[tasks.Example],
     outputs: Sequence[RequestOutput],
     right: Sequence[bool],
@@ -138,18 +135,17 @@ def _cut(text: str) -> str:
     return text if len(text) <= 50 else f"{text[:23]} ... {text[-22:]}"
 
 
-def _print_comparison(console: Console, runs: dict[str, ModeRun]) -> None:
-    console.print("The same prompts, weights and compiled programs in four modes:\n")
-    for mode, text in MODE_TEXTS.items():
-        console.print(f"  {mode:13}  {text}")
-    console.print(_table(runs))
+def _print_comparison(console: Page, runs: dict[str, ModeRun]) -> None:
+    console.print("The same prompts, weights and compiled programs in four arms, each a mode of the engine:")
+    console.print(Meanings({name: text for name, text in MODE_TEXTS.items()}))
+    console.print()
+    console.show(runs_table(runs))
     outputs = [[output.outputs[0].text for output in run.outputs] for run in runs.values()]
     differing = sum(len(set(texts)) > 1 for texts in zip(*outputs, strict=True))
     compilations = sum(run.compilations for run in runs.values())
     console.print(
         "Continuous batching decodes and reads prompts in one step; the others do one or the other.\n"
-        "A slot-step is one slot of one step; slot use is the share of them that gave a token.\n"
-        "A request's end is known one step late, which costs it one slot-step. Padding is of the prompts.\n"
+        "A request's end is known one step late, which costs it one slot-step.\n"
         f"On a GPU a step takes about as long for 1 slot as for {NUM_SLOTS}, so the number of steps counts;\n"
         "with a model this small on a CPU, tokens/s shows overhead more than anything else.\n"
         f"tokens/s is of the best of {REPEATS} runs.\n"
@@ -157,22 +153,30 @@ def _print_comparison(console: Console, runs: dict[str, ModeRun]) -> None:
     )
 
 
-def _table(runs: dict[str, ModeRun]) -> Table:
-    table = Table(box=box.SIMPLE)
-    headings = "mode", "steps", "decoding", "with prompts", "slot-steps", "slot use", "padding", "tokens/s"
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "mode" else "right", no_wrap=True)
-    for mode in MODE_TEXTS:
-        s = runs[mode].summary
+def runs_table(runs: Mapping[str, ModeRun]) -> Table:
+    """The arms by what they computed; tokens/s are those of the fastest run."""
+    rows = []
+    for name, run in runs.items():
+        s = run.summary
         steps = s.num_steps, s.decode_steps, s.prefill_steps, s.slot_steps
         shares = f"{s.slot_use:.0%}", f"{1 - s.prefill_use:.0%}"
-        table.add_row(mode, *map(str, steps), *shares, f"{s.output_tokens / runs[mode].elapsed_s:.0f}")
-    return table
+        rows.append((name, *map(str, steps), *shares, f"{s.output_tokens / run.elapsed_s:.0f}"))
+    headings = (
+        "arm",
+        "steps",
+        "decode steps",
+        "prefill steps",
+        "slot-steps",
+        "slot use",
+        "padding",
+        "tokens/s",
+    )
+    return Table(headings, rows)
 
 
-def _print_timeline(console: Console, mode: str, timeline: Sequence[str], longest: int) -> None:
+def _print_timeline(console: Page, mode: str, timeline: Sequence[str], longest: int) -> None:
     """Plot which request had which slot: slots downwards, steps to the right, both modes on one scale."""
-    per_column = max(1, -(-longest // PLOT_WIDTH))
+    per_column = max(1, -(-longest // (console.width - PLOT_MARGIN)))
     console.print(f"{mode}: {len(timeline)} steps that decode; a letter is a request, {EMPTY} an idle slot")
     for slot in range(NUM_SLOTS):
         console.print(f"  slot {slot} {''.join(step[slot] for step in timeline[::per_column])}")

@@ -11,6 +11,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from jbatch.cli.tables import Page, Table
 from jbatch.config import AdmissionName, EngineConfig, check_choice
 from jbatch.errors import ConfigError, is_failure
 from jbatch.host.policies import POLICIES
@@ -88,18 +89,23 @@ def _repeat(trace: Trace) -> None:
 
 
 def _compare(trace: Trace, policies: Sequence[str | None], admissions: Sequence[str | None]) -> None:
-    columns = f"{'steps':>8}{'makespan':>10}{'preempted':>11}{'mean latency':>14}   in steps"
-    typer.echo(f"{'policy':<12}{'admission':<12}{columns}")
     own = trace.config["policy"] or "its own"
     kept = trace.config.get("reserve", EngineConfig.admission)
-    _print(f"{own}*", f"{kept}*", recorded(trace))
+    outcomes = [(f"{own}*", f"{kept}*", recorded(trace))]
     for policy, admission in itertools.product(policies, admissions):
-        _print(policy or own, admission or kept, rerun(trace, policy, admission))
-    typer.echo(
+        outcomes.append((policy or own, admission or kept, rerun(trace, policy, admission)))
+    page = Page()
+    page.show(outcomes_table(outcomes))
+    page.print(
         "* as recorded. The others: the same requests, as many steps after the first, of equal lengths"
     )
 
 
-def _print(policy: str, admission: str, outcome: Outcome) -> None:
-    steps, makespan, preempted, latency = outcome
-    typer.echo(f"{policy:<12}{admission:<12}{steps:>8}{makespan:>10}{preempted:>11}{latency:>14.1f}")
+def outcomes_table(outcomes: Sequence[tuple[str, str, Outcome]]) -> Table:
+    """Policies and admissions by the steps that the same requests take."""
+    rows = [
+        (policy, admission, f"{o.steps}", f"{o.makespan}", f"{o.mean_latency:.1f}", f"{o.preemptions}")
+        for policy, admission, o in outcomes
+    ]
+    headings = ("policy", "admission", "steps", "makespan, steps", "mean E2EL, steps", "preempted")
+    return Table(headings, rows, num_names=2)

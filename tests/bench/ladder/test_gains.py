@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 
-from bench.ladder import tables
+from bench.ladder import gain_tables
 from bench.ladder.gains import CLAIMS, gains, open_loop, worst_range
 from bench.results import ArmResult, Counts, Rates, Results
 from bench.workloads.lengths import SCENARIOS
 from bench.workloads.workload import make_workload
+from jbatch.cli.tables import Page
 
 WORKLOAD = make_workload("random", num_prompts=64, seed=0, vocab_size=99, max_model_len=256)
 
@@ -109,5 +110,5 @@ def test_no_gain_where_batches_are_not_filled():
 def test_one_repeat_has_no_spread(capsys):
     assert worst_range(arms()) is None
     results = Results("batching", {}, {"name": "random"}, arms(), gains=gains(arms(), WORKLOAD))
-    tables.print_gains(tables.console(), [results])
+    gain_tables.print_gains(Page(), [results], details=True)
     assert "one repeat: no spread is known" in capsys.readouterr().out

@@ -149,8 +149,9 @@ def test_a_predictor_is_looked_at_where_no_policy_asks_for_it(capsys):
     assert ended.code == 2 and "predictor='nosuch': must be none, oracle" in ended.err
 
 
-def test_the_table_fits_a_terminal(capsys):
+def test_the_table_fits_a_terminal(capsys, monkeypatch):
     """What is the same in all rows takes no column."""
+    monkeypatch.setenv("COLUMNS", "80")
     flags = ("--hardware", "h200", "--max-model-len", "1024", "--num-prompts", "16", "--max-num-seqs", "2")
     ended = run(capsys, "bench", "policies", *flags, "--policy", "sjf", "--policy", "adaptive")
     rows = [line for line in ended.out.splitlines() if line.strip().startswith(("sjf", "adaptive"))]

@@ -75,7 +75,7 @@ def test_calibrate_and_simulate(tmp_path, capsys):
         capsys, "bench", "calibrate", "--model", model, *sizes, "--max-model-len", "64", "--repeats", "1",
         "-o", costs,
     )  # fmt: skip
-    assert (ended.code, ended.err) == (0, "") and "seconds of a step" in ended.out
+    assert (ended.code, ended.err) == (0, "") and "what a step costs" in ended.out
     assert all(entry["base_s"] > 0 for entry in json.loads(costs.read_text())["buckets"])
     flags = ("--dataset-name", "mixed_length", "--length-scale", "0.1", "--num-prompts", "20")
     ended = run(

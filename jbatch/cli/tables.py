@@ -1,0 +1,134 @@
+"""Tables and sentences for people: as wide as the terminal, with nothing cut and no word broken."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import IO
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from jbatch.cli.terms import MEANINGS, terms_in
+
+WIDEST = 120  # columns; files and pipes have as many
+INDENT, GAP = 2, 2
+HEADING_LINES = (1, 2, 3, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of texts under headings: names on the left, figures on the right, with their units in the heading.
+
+    Headings are broken between words where that saves room. What is still too wide for the terminal comes in
+    parts, one below the other, each with the names.
+    """
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    num_names: int = 1
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for columns, widths in self._parts(options.max_width):
+            for line in self._heading(columns, widths):
+                yield Text(line, "bold")
+            yield Text(" " * INDENT + (" " * GAP).join("─" * width for width in widths))
+            for row in self.rows:
+                yield Text(self._line([row[column] for column in columns], columns, widths))
+            yield Text("")
+
+    def _parts(self, width: int) -> list[tuple[list[int], list[int]]]:
+        """The columns of each part, and how wide they are."""
+        names, figures = range(self.num_names), range(self.num_names, len(self.headings))
+        for num_lines in HEADING_LINES:
+            widths = [self._width(column, num_lines) for column in range(len(self.headings))]
+            if _total(widths) <= width:
+                return [([*names, *figures], widths)]
+        parts = [[*names]]
+        for column in figures:
+            if len(parts[-1]) > len(names) and _total([widths[i] for i in (*parts[-1], column)]) > width:
+                parts.append([*names])
+            parts[-1].append(column)
+        return [(part, [widths[column] for column in part]) for part in parts]
+
+    def _width(self, column: int, num_lines: int) -> int:
+        """The least width of a column whose heading has at most so many lines, or as few as can be."""
+        heading = self.headings[column]
+        width = max([1, *(cell_len(row[column]) for row in self.rows), *map(cell_len, heading.split())])
+        while len(_broken(heading, width)) > num_lines and width < cell_len(heading):
+            width += 1
+        return width
+
+    def _heading(self, columns: Sequence[int], widths: Sequence[int]) -> list[str]:
+        broken = [
+            _broken(self.headings[column], width) for column, width in zip(columns, widths, strict=True)
+        ]
+        depth = max(map(len, broken))
+        lines = [[""] * (depth - len(heading)) + heading for heading in broken]
+        return [self._line(cells, columns, widths) for cells in zip(*lines, strict=True)]
+
+    def _line(self, cells: Sequence[str], columns: Sequence[int], widths: Sequence[int]) -> str:
+        aligned = []
+        for cell, column, width in zip(cells, columns, widths, strict=True):
+            space = " " * (width - cell_len(cell))
+            aligned.append(cell + space if column < self.num_names else space + cell)
+        return (" " * INDENT + (" " * GAP).join(aligned)).rstrip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Meanings:
+    """A line for each term: what it means."""
+
+    meanings: dict[str, str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for term, meaning in self.meanings.items():
+            line = f"  {term}: {meaning}"
+            yield Text(
+                line if options.no_wrap else textwrap.fill(line, options.max_width, subsequent_indent="    ")
+            )
+
+
+class Page(Console):
+    """What a command prints. On a terminal sentences are broken between words; elsewhere lines stay whole."""
+
+    def __init__(self, width: int | None = None, file: IO[str] | None = None):
+        is_terminal = width is not None or sys.stdout.isatty()
+        columns = shutil.get_terminal_size(fallback=(WIDEST, 24)).columns
+        super().__init__(
+            file=file,
+            width=width or min(columns, WIDEST),
+            highlight=False,
+            markup=False,
+            emoji=False,
+            soft_wrap=not is_terminal,
+        )
+        self._explained: set[str] = set()
+
+    def show(self, table: Table) -> None:
+        """Print a table, and what those of its terms mean that this page has not explained yet."""
+        self.print(table)
+        names = [row[column] for row in table.rows for column in range(table.num_names)]
+        new = [term for term in terms_in([*table.headings, *names]) if term not in self._explained]
+        self._explained.update(new)
+        if new:
+            self.print(Meanings({term: MEANINGS[term] for term in new}))
+            self.print()
+
+
+def number(value: float) -> str:
+    """A time or a rate with as many decimals as matter, so that columns stay narrow."""
+    return f"{value:.{2 if value < 100 else 1 if value < 1000 else 0}f}"
+
+
+def _broken(heading: str, width: int) -> list[str]:
+    """A heading in lines of at most a width, broken between words."""
+    return textwrap.wrap(heading, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return INDENT + sum(widths) + GAP * (len(widths) - 1)
