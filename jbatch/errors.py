@@ -10,6 +10,7 @@ from typing import Any
 from jbatch.names_elsewhere import instead_of, nearest_name
 
 MAX_NAME_CHARS = 64  # of a field, in an error
+MAX_VALUE_CHARS = 160
 # Errors of the system that are nobody's mistake: what is full, broken, gone or used up.
 FAILURES = frozenset({"ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "ESTALE", "ENXIO", "ENODEV", "EPIPE"})
 FAILURES |= {"EBADF", "ENOMEM", "EMFILE", "ENFILE", "ENOLCK"}
@@ -105,9 +106,11 @@ def _no_option(name: str, known: list[str], what: str) -> str:
     return f"{what} has no option {name!r}{hint}"
 
 
-def _shorten(value: Any, limit: int = 80) -> str:
+def _shorten(value: Any) -> str:
+    """Both ends of a long value: of a path, the end tells more."""
     try:
         text = repr(value)
     except ValueError:  # an integer of more than 4300 digits
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= limit else text[:limit] + "..."
+    half = MAX_VALUE_CHARS // 2
+    return text if len(text) <= MAX_VALUE_CHARS else f"{text[:half]}...{text[-half:]}"

@@ -85,11 +85,13 @@ _INSTEAD = {
         preemption_mode kv_offloading_size""",
     "prompts are always read in chunks, of max_num_batched_tokens at most: leave it out": """
         enable_chunked_prefill max_num_partial_prefills long_prefill_token_threshold""",
+    "temperature=0 takes the likeliest token each time, and any other draws": """do_sample greedy
+        use_greedy""",
     "there is no beam search: draw n samples and take that of the largest cumulative_logprob": """best_of
         use_beam_search beam_width num_beams length_penalty early_stopping beam_search""",
     "there are no structured outputs yet: allowed_token_ids and logits_fn are what rules tokens out": """
         guided_decoding guided_json guided_regex guided_choice guided_grammar structured_outputs
-        structured_outputs_config guided_decoding_backend json_schema grammar regex""",
+        structured_outputs_config guided_decoding_backend json_schema grammar regex response_format""",
     "a function of yours is compiled into every step: LLM(model, logits_fn=f)": """logits_processors
         logits_processor custom_logit_processor logit_processors""",
     "texts are all that a model is given here: leave it out": """limit_mm_per_prompt multi_modal_data

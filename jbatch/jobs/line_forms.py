@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from jbatch.engine.wishes import MAX_DEADLINE_S, WISHES
 from jbatch.errors import JBatchError, RequestError, unknown_field
 from jbatch.host.request import MAX_LIMIT_MS, MAX_SALT_CHARS
+from jbatch.names_elsewhere import instead_of
 from jbatch.sampling_params import MAX_ID, SamplingParams
 from jbatch.text.chat_options import ChatOptions
 from jbatch.text.messages import Message, check_messages
@@ -128,7 +129,8 @@ def _nothing_but(field: str, values: tuple[Any, ...]) -> Any:
 
     def check(value: Any) -> Any:
         if not any(type(value) is type(allowed) and value == allowed for allowed in values):
-            raise RequestError(field, value, "is not supported: leave it out", code="unsupported_field")
+            reason = instead_of(field) or "is not supported: leave it out"
+            raise RequestError(field, value, reason, code="unsupported_field")
         return value
 
     return Annotated[Any, AfterValidator(check)]

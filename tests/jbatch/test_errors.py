@@ -6,6 +6,9 @@ import pytest
 
 from jbatch.errors import (
     FAILURES,
+    MAX_VALUE_CHARS,
+    ConfigError,
+    RequestError,
     describe_os_error,
     is_failure,
 )
@@ -30,3 +33,13 @@ def test_failures_of_the_machine_are_told_from_mistakes():
     for code in (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP):
         assert not is_failure(OSError(code, "a mistake"))
     assert not is_failure(OSError("a text alone"))
+
+
+@pytest.mark.parametrize("error", [ConfigError, RequestError])
+def test_a_long_value_keeps_both_ends_and_a_path_its_name(error):
+    path = "/home/" + "deep/" * 40 + "model"
+    message = str(error("model", path, "must be a directory"))
+    assert message.startswith("model='/home/deep/") and message.endswith("/deep/model': must be a directory")
+    assert len(message) < MAX_VALUE_CHARS + 40
+    assert str(error("model", path[-100:], "no")) == f"model={path[-100:]!r}: no", "a usual path is whole"
+    assert str(error("max_tokens", 10**5000, "no")) == "max_tokens=<int>: no"

@@ -80,6 +80,7 @@ def test_one_model_on_more_than_one_host(name):
         ("enforce_eager", "compiled at the start: leave it out"),
         ("trust-remote-code", "leave it out"),
         ("best_of", "draw n samples"),
+        ("do_sample", "temperature=0 takes the likeliest token"),
         ("logits_processors", "LLM(model, logits_fn=f)"),
         ("enable_sequence_parallel", "tensor_parallel_size spreads a model"),
     ],

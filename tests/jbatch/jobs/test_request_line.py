@@ -141,7 +141,8 @@ def test_what_is_harmless_is_ignored(make):
 def test_what_would_change_the_answer_is_refused_by_name(make, name, value):
     error = refused(make(**{name: value}))
     assert (error.code, error.field) == ("unsupported_field", name)
-    assert error.message == f"{name}={value!r}: is not supported: leave it out"
+    todo = {"best_of": "there is no beam search", "response_format": "there are no structured outputs yet"}
+    assert error.message.startswith(f"{name}={value!r}: {todo.get(name, 'is not supported: leave it out')}")
 
 
 @pytest.mark.parametrize(
