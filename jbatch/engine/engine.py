@@ -112,7 +112,7 @@ class Engine:
         first_scored: int = 0,
         cache_salt: str | None = None,
         **schedule: Unpack[ScheduleFields],
-    ) -> None:
+    ) -> Request:
         """Queue a request.
 
         Args:
@@ -125,6 +125,9 @@ class Engine:
           cache_salt: what the request shares keys and values by: with those of the same salt alone.
           schedule: the fields of Schedule, by name.
 
+        Returns:
+          The request as it is queued: with its limits, its seed and the length that is expected of it.
+
         Raises:
           RequestError: for a request that cannot be served, naming field, value and limit; also where the
             policy fails for it.
@@ -136,6 +139,7 @@ class Engine:
         asked = Asked(index, request_idx, first_scored, cache_salt, Schedule(**schedule))
         request = self.checked(request_id, prompt, params or SamplingParams(), asked)
         self.queue(request, self.scheduler.key_of(request))
+        return request
 
     def checked(
         self, request_id: str, prompt: str | Sequence[int], params: SamplingParams, asked: Asked

@@ -56,8 +56,10 @@ class Placements:
 
     def add(self, placed: Placed) -> None:
         """Let a request wait."""
-        self._by_id[placed.request.request_id] = placed
+        # In this order: what is cut off between the two leaves a request that nobody has, and not one that
+        # nobody gives to a replica.
         heapq.heappush(self._waiting, (placed.key, placed.serial, placed.request.request_id))
+        self._by_id[placed.request.request_id] = placed
 
     def first(self) -> Placed | None:
         """Who is next of those that wait."""

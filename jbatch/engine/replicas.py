@@ -26,6 +26,7 @@ from jbatch.engine.sample import aborted_output, refused_output
 from jbatch.engine.turn import STEP, Turn
 from jbatch.errors import ConfigError, JBatchError, RequestError, UserFunctionError
 from jbatch.host.metrics import Summary
+from jbatch.host.request import Request
 from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import RequestOutput
 from jbatch.sampling_params import SamplingParams
@@ -110,7 +111,7 @@ class Replicas:
         first_scored: int = 0,
         cache_salt: str | None = None,
         **schedule: Unpack[ScheduleFields],
-    ) -> None:
+    ) -> Request:
         """As `Engine.add_request`. Its seed is set here: what it draws does not depend on its replica."""
         self._check_caller()
         index = next(self._request_idx) if index is None else plain(index)
@@ -128,6 +129,7 @@ class Replicas:
             if not self._placed:
                 self._failed.clear()  # they may be well again
             self._placed.add(Placed(next(self._serials), request, key))
+        return request
 
     def abort(self, request_id: str) -> None:
         """As `Engine.abort`."""
@@ -236,6 +238,10 @@ class Replicas:
 
     def _hand_out(self) -> list[RequestOutput]:
         with self._lock:
+            for serial, output in self._ended.items():  # where `_end` was cut off, it is there still
+                placed = self._placed.get(output.request_id)
+                if placed is not None and placed.serial == serial:
+                    self._placed.drop(output.request_id)
             ended, self._ended = list(self._ended.values()), {}
         return ended
 
@@ -270,14 +276,19 @@ class Replicas:
     def _feed(self) -> None:
         """Give replicas what waits, as far as they have room."""
         there = [replica for replica in range(len(self.engines)) if replica not in self._failed]
-        while (placed := self._placed.first()) is not None:
-            replica = choose(placed, self.engines, self._placed, there)
-            if replica is None:
-                return
-            with self._lock:
-                if not placed.aborted:  # by another thread, meanwhile
-                    self._placed.place(placed, replica)
-                    self.engines[replica].queue(placed.request, placed.key)
+        while True:
+            with self._lock:  # another thread may be half through adding or aborting one
+                placed = self._placed.first()
+                if placed is None:
+                    return
+                if placed.aborted:  # by a call that was cut off
+                    self._end(aborted_output(placed.request, self.clock()))
+                    continue
+                replica = choose(placed, self.engines, self._placed, there)
+                if replica is None:
+                    return
+                self._placed.place(placed, replica)
+                self.engines[replica].queue(placed.request, placed.key)
 
     def update(self, replace: Sequence[Callable[[], None]], mode: UpdateMode) -> None:
         """As `Engine.update`, one replica after the other; `replace` has a function for each.

@@ -40,6 +40,7 @@ class Pending:
     bound: int  # tokens at most
     num_bytes: int  # of the line
     prefix: str = ""  # of its requests' ids, where an engine has lines of several inputs
+    expected: int = 0  # tokens: as a predictor says, or those that there is room for
     num_tokens: int = 0  # so far
     outputs: dict[str, RequestOutput] = dataclasses.field(default_factory=dict)  # by request id, as they end
 
@@ -114,7 +115,7 @@ class Answerer:
             try:
                 line = pending.line_no - 1
                 index = line + idx * MAX_LINES
-                self.engine.add_request(
+                queued = self.engine.add_request(
                     request_id,
                     prompt,
                     request.params,
@@ -129,6 +130,7 @@ class Answerer:
                 if len(prompts) > 1 and isinstance(error, RequestError):
                     raise _of_prompt(error, idx) from error
                 raise
+            pending.expected += request.params.n * queued.expected_len
 
     def answer(self, pending: Pending) -> LineResult:
         """The result of a line that has left the engine: an error where all samples of a prompt are."""

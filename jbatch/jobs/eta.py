@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 ENOUGH = 8  # lines that have ended, before a range is given
 P90 = 1.2816  # of the standard normal distribution: 10 % are above, and 10 % below its negative
 
@@ -11,27 +13,32 @@ P90 = 1.2816  # of the standard normal distribution: 10 % are above, and 10 % be
 class TokensLeft:
     """Estimates the tokens that are still to come.
 
-    A line's bound is its max_tokens (the context's length where it names none), times n. A line that has not
-    ended is expected to take its bound times the share of their bounds that ended lines took; before any has,
-    all of it. Lines that were not read yet have the mean bound of the input. The estimate is low
-    at first, as short outputs end first.
+    A line's bound is its max_tokens (the context's length where it names none), times n. It is expected to
+    take what a predictor says, or without one all that it may; times the share of what was expected of them
+    that ended lines took, once any has. Lines that were not read yet have the mean bound of the input, and
+    are expected to take as much of it as those that were read. The estimate is low at first, as short outputs
+    end first.
 
-    The range is from the 10 % to the 90 % quantile: lines differ, and so does the mean of those that ended
-    from the mean of all.
+    The range is from the 10 % to the 90 % quantile: lines differ from what is expected, and so does the mean
+    of those that ended from the mean of all.
     """
 
     def __init__(self, mean_bound: float, num_lines: int):
         self._mean_bound, self._num_unread = mean_bound, num_lines
-        self._running_bound = self._running_tokens = 0.0
-        self._ended_bound = self._ended_tokens = self._ended_squares = 0.0
+        self._bound = self._expected = 0.0  # of all lines that were read
+        self._running_expected = self._running_tokens = 0.0
+        self._ended_expected = self._ended_tokens = 0.0
+        self._ended_squares = np.zeros(3)  # of tokens, of tokens times expected ones, and of expected ones
         self._num_running = self._num_ended = 0
         self.num_tokens = 0
 
-    def begin(self, bound: int) -> None:
+    def begin(self, bound: int, expected: int) -> None:
         """Count a line that enters the engine."""
         self._num_unread -= 1
         self._num_running += 1
-        self._running_bound += bound
+        self._bound += bound
+        self._expected += expected
+        self._running_expected += expected
 
     def skip(self) -> None:
         """Count a line that needs no tokens."""
@@ -42,21 +49,25 @@ class TokensLeft:
         self.num_tokens += num_tokens
         self._running_tokens += num_tokens
 
-    def end(self, bound: int, num_tokens: int) -> None:
+    def end(self, expected: int, num_tokens: int) -> None:
         """Count a line that left the engine with so many tokens."""
-        self._running_bound -= bound
+        self._running_expected -= expected
         self._running_tokens -= num_tokens
-        self._ended_bound += bound
+        self._ended_expected += expected
         self._ended_tokens += num_tokens
-        self._ended_squares += num_tokens**2
+        self._ended_squares += num_tokens**2, num_tokens * expected, expected**2
         self._num_running -= 1
         self._num_ended += 1
 
     @property
+    def _share(self) -> float:
+        return self._ended_tokens / self._ended_expected if self._ended_expected else 1.0
+
+    @property
     def left(self) -> float:
-        share = self._ended_tokens / self._ended_bound if self._ended_bound else 1.0
-        to_come = share * (self._running_bound + self._mean_bound * max(0, self._num_unread))
-        return max(0.0, to_come - self._running_tokens)
+        of_bound = self._expected / self._bound if self._bound else 1.0
+        unread = of_bound * self._mean_bound * max(0, self._num_unread)
+        return max(0.0, self._share * (self._running_expected + unread) - self._running_tokens)
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -64,8 +75,8 @@ class TokensLeft:
         if self._num_ended < ENOUGH:
             return None
         num_left = self._num_running + max(0, self._num_unread)
-        mean = self._ended_tokens / self._num_ended
-        variance = max(0.0, self._ended_squares / self._num_ended - mean**2)
+        squares = self._ended_squares @ (1, -2 * self._share, self._share**2)  # of how far they were off
+        variance = max(0.0, squares) / self._num_ended
         off = P90 * math.sqrt(variance * (num_left + num_left**2 / self._num_ended))
         return max(0.0, self.left - off), self.left + off
 

@@ -79,7 +79,7 @@ class Job:
             return 1
         self._pending |= dict.fromkeys(admitted.request_ids, admitted)
         self._bytes_pending += admitted.num_bytes
-        self._tokens_left.begin(admitted.bound)
+        self._tokens_left.begin(admitted.bound, admitted.expected)
         return admitted.request.num_prompts
 
     def _step(self) -> None:
@@ -103,7 +103,7 @@ class Job:
         pending.outputs[output.request_id] = output
         if pending.complete:
             self._bytes_pending -= pending.num_bytes
-            self._tokens_left.end(pending.bound, pending.num_tokens)
+            self._tokens_left.end(pending.expected, pending.num_tokens)
             self._ledger.write(self._answerer.answer(pending))
         self._non_finite.see(output)
 

@@ -247,7 +247,11 @@ def on_the_host(file, function):
     return "/jbatch/engine/replicas.py" in file or "/jbatch/engine/placed.py" in file
 
 
-def interrupted_run(number):
+def adding_and_aborting(file, function):
+    return on_the_host(file, function) and function in ("add", "abort", "_end", "drop")
+
+
+def interrupted_run(number, wanted=on_the_host):
     """An interrupt at the number-th line of what joins replicas, while one of them fails; whether there were
     so many. Every request ends once."""
     replicas = make_replicas(2, device=lambda shape, idx: Device(shape, fails_at=2 if idx else None))
@@ -257,7 +261,7 @@ def interrupted_run(number):
         while replicas.has_unfinished:
             ended.extend(replicas.step().outputs)
 
-    with contextlib.suppress(KeyboardInterrupt), Interrupts(number, on_the_host) as interrupts:
+    with contextlib.suppress(KeyboardInterrupt), Interrupts(number, wanted) as interrupts:
         for idx in range(10):
             replicas.add_request(str(idx), [1, idx], SamplingParams(max_tokens=3 + idx % 5))
             added.append(str(idx))
@@ -284,3 +288,10 @@ def test_an_interrupt_at_any_line_leaves_working_replicas():
     while interrupted_run(number):
         number += sized(29, 1)
     assert number > 500
+
+
+def test_an_interrupt_while_a_request_is_added_or_aborted_leaves_none_that_nobody_has():
+    number = 0
+    while interrupted_run(number, adding_and_aborting):
+        number += 1
+    assert number > 50

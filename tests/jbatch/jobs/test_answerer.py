@@ -6,6 +6,7 @@ import pytest
 
 from jbatch.engine.intake import derive_seed
 from jbatch.errors import RequestError
+from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.loop import WINDOW
 from jbatch.sim.fake_runner import continuation
 from tests.helpers.job_loop import ReportingRunner, answer, make_engine
@@ -53,6 +54,17 @@ def test_a_line_says_how_much_of_its_prompt_was_cached_and_shares_by_its_salt():
         _, (result,), _ = answer(line, engine=engine)
         found.append(result["usage"]["prompt_tokens_details"]["cached_tokens"])
     assert found == [0, len(prompt) - 1, 0, len(prompt) - 1]
+
+
+def test_the_time_left_goes_by_what_is_predicted_of_a_line(monkeypatch):
+    left, expected = TokensLeft(mean_bound=8, num_lines=2), []
+    lines = [
+        {"prompt": "01.", "max_tokens": 8, "n": 2, "predicted_len": 3},
+        {"prompt": "01.", "max_tokens": 8},
+    ]
+    monkeypatch.setattr(left, "begin", lambda *line: expected.append(line))
+    answer(*lines, tokens_left=left)
+    assert expected == [(16, 6), (8, 8)]
 
 
 def test_each_prompt_of_a_line_has_a_seed_of_its_own(monkeypatch):

@@ -129,7 +129,7 @@ def test_memory_does_not_grow():
 def test_before_anything_has_ended_a_line_takes_its_bound():
     left = TokensLeft(mean_bound=10, num_lines=4)
     assert left.left == 40
-    left.begin(6)
+    left.begin(6, 6)
     left.add(2)
     assert left.left == 6 + 30 - 2 and left.note(2.0) == "1 tokens/s, 0:00:34 left"
 
@@ -137,7 +137,7 @@ def test_before_anything_has_ended_a_line_takes_its_bound():
 def test_afterwards_it_takes_the_share_that_others_took():
     left = TokensLeft(mean_bound=10, num_lines=4)
     for bound in (10, 10):
-        left.begin(bound)
+        left.begin(bound, bound)
     left.add(5)
     left.end(10, 5)  # half of its bound
     assert left.left == 0.5 * (10 + 20)
@@ -145,7 +145,7 @@ def test_afterwards_it_takes_the_share_that_others_took():
     assert left.left == 0.5 * (10 + 10)
     left.add(9)
     left.end(10, 9)
-    left.begin(10)
+    left.begin(10, 10)
     left.end(10, 0)
     assert left.left == 0 and left.num_tokens == 14
 
@@ -155,7 +155,7 @@ def test_once_lines_have_ended_the_time_left_is_a_range():
     left = TokensLeft(mean_bound=40, num_lines=20)
     for number in range(8):
         assert left.range is None
-        left.begin(40)
+        left.begin(40, 40)
         left.add(10 + 20 * (number % 2))
         left.end(40, 10 + 20 * (number % 2))
     low, high = left.range
@@ -167,10 +167,23 @@ def test_once_lines_have_ended_the_time_left_is_a_range():
 def test_where_all_lines_take_the_same_the_range_is_a_number():
     left = TokensLeft(mean_bound=40, num_lines=20)
     for _ in range(8):
-        left.begin(40)
+        left.begin(40, 40)
         left.add(10)
         left.end(40, 10)
     assert left.range == (120, 120) and left.note(80.0) == "1 tokens/s, 2 min left"
+
+
+def test_what_is_predicted_narrows_the_range():
+    """Eight lines took 10 or 30 tokens, and a predictor said 20 or 60: half of it is what they take."""
+    left = TokensLeft(mean_bound=80, num_lines=20)
+    for number in range(8):
+        tokens = 10 + 20 * (number % 2)
+        left.begin(80, 2 * tokens)
+        left.add(tokens)
+        left.end(2 * tokens, tokens)
+    assert left.range == (pytest.approx(240), pytest.approx(240)), "lines that are alike: 20 tokens each"
+    left.begin(80, 60)
+    assert left.left == pytest.approx(30 + 11 * 0.5 * (8 * 40 + 60) / 9)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +196,8 @@ def test_spans_for_people(low, high, text):
 
 def test_an_estimate_that_was_passed_is_none_left():
     left = TokensLeft(mean_bound=10, num_lines=2)
-    left.begin(10)
-    left.begin(10)
+    left.begin(10, 10)
+    left.begin(10, 10)
     left.end(10, 0)
     left.add(3)
     assert left.left == 0 and left.note(0.0) == "0 tokens/s"
