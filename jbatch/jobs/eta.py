@@ -75,8 +75,8 @@ class TokensLeft:
         if self._num_ended < ENOUGH:
             return None
         num_left = self._num_running + max(0, self._num_unread)
-        squares = self._ended_squares @ (1, -2 * self._share, self._share**2)  # of how far they were off
-        variance = max(0.0, squares) / self._num_ended
+        squares = float(self._ended_squares @ np.array((1, -2 * self._share, self._share**2)))
+        variance = max(0.0, squares) / self._num_ended  # of how far they were off
         off = P90 * math.sqrt(variance * (num_left + num_left**2 / self._num_ended))
         return max(0.0, self.left - off), self.left + off
 

@@ -63,7 +63,7 @@ def test_the_time_left_goes_by_what_is_predicted_of_a_line(monkeypatch):
         {"prompt": "01.", "max_tokens": 8},
     ]
     monkeypatch.setattr(left, "begin", lambda *line: expected.append(line))
-    answer(*lines, tokens_left=left)
+    answer(line | {"n": 2, "predicted_len": 3}, line, tokens_left=left)
     assert expected == [(16, 6), (8, 8)]
 
 
