@@ -58,10 +58,7 @@ def test_a_line_says_how_much_of_its_prompt_was_cached_and_shares_by_its_salt():
 
 def test_the_time_left_goes_by_what_is_predicted_of_a_line(monkeypatch):
     left, expected = TokensLeft(mean_bound=8, num_lines=2), []
-    lines = [
-        {"prompt": "01.", "max_tokens": 8, "n": 2, "predicted_len": 3},
-        {"prompt": "01.", "max_tokens": 8},
-    ]
+    line = {"prompt": "01.", "max_tokens": 8}
     monkeypatch.setattr(left, "begin", lambda *line: expected.append(line))
     answer(line | {"n": 2, "predicted_len": 3}, line, tokens_left=left)
     assert expected == [(16, 6), (8, 8)]
