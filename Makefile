@@ -26,9 +26,10 @@ test: $(VENV)/.test
 test-long: $(VENV)/.test
 	$(PYTEST) --long
 
-# What may differ with another jax: kernels, compiled steps, the model. It needs no torch.
+# What may differ with another jax, or with programs that are optimised as a user's are: kernels, compiled
+# steps, the model. It needs no torch.
 test-core: $(VENV)/.test-core
-	$(PYTEST) tests/pallas_kernels tests/jbatch/device tests/property/test_real_model.py
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) tests/pallas_kernels tests/jbatch/device tests/property/test_real_model.py
 
 # The same on a second Python, which gets the newest jax, where one is found.
 test-312:

@@ -22,9 +22,10 @@ def main(model=MODEL):
     with tempfile.TemporaryDirectory() as folder:
         requests, results = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
         requests.write_text("".join(json.dumps(line) + "\n" for line in LINES))
-        options = ["--device", "cpu", "--max-num-seqs", "4", "--page-size", "16", "--ordered"]
+        files = ["-i", str(requests), "-o", str(results), "--ordered"]
+        sizes = ["--max-num-seqs", "4", "--page-size", "16", "--max-num-batched-tokens", "64"]
         try:
-            jbatch(["generate", str(model), "-i", str(requests), "-o", str(results), *options])
+            jbatch(["generate", str(model), "--device", "cpu", *files, *sizes])
         except SystemExit as ended:
             print("exit code", ended.code)
         for line in results.read_text().splitlines():

@@ -32,6 +32,8 @@ def pytest_configure(config):
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_COMPILER_ENABLE_REMAT_PASS", "false")  # as an LLM does: the same programs
+    # Compiling is most of the time. `make test-core` and `make test-long` optimise, as users do.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", str(not config.getoption("long")))
     os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
 
 

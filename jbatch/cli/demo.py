@@ -55,6 +55,7 @@ def run_demo(json_file: str | None, device: str) -> None:
     begin = time.monotonic()
     options: dict[str, Any] = dict(device=device, max_num_seqs=NUM_SLOTS, max_model_len=256, page_size=16)
     options |= dict(max_num_batched_tokens=TOKEN_BUCKETS[-1], token_buckets=TOKEN_BUCKETS)
+    options |= dict(samplers=("greedy",))
     with LLM(MODEL_DIR, **options) as llm:
         for each in MODE_TEXTS:
             llm.new_engine(mode=each)  # compiles its programs

@@ -10,6 +10,7 @@ import pytest
 from bench.ladder import batching, throughput
 from bench.ladder.arms import ARMS
 from bench.ladder.ladder import climb
+from bench.measure import ceilings
 from bench.options import Setting
 from bench.workloads.workload import make_workload
 from tests.helpers.command import run, write_model
@@ -29,8 +30,9 @@ def no_model(monkeypatch):
     monkeypatch.setattr("jbatch.device.build.Runner", lambda *_: pytest.fail("compiled before it checked"))
 
 
-def test_batching_prints_and_writes_the_counts_of_any_runner(model, tmp_path, capsys):
-    """32 requests are 16 batches of 2, so gains are named."""
+def test_batching_prints_and_writes_the_counts_of_any_runner(model, tmp_path, capsys, monkeypatch):
+    """32 requests are 16 batches of 2, so gains are named. The device's rates are those of tiny arrays."""
+    monkeypatch.setattr(ceilings, "sizes_beside", lambda device, dtype: ceilings.SMOKE)
     out = tmp_path / "out"
     workload_flags = ("--dataset-name", "mixed_length", "--num-prompts", "32", "--length-scale", "0.1")
     ended = run(

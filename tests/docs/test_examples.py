@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,13 @@ def fences(document: str) -> list[tuple[str, str]]:
 def without_rates(text: str) -> list[str]:
     """The lines of a text, without figures that are another's on another machine."""
     return [RATE.sub("N", line) for line in text.splitlines()]
+
+
+def copy_demo_model(model_dir: Path) -> None:
+    """The demo model with a context of 64 tokens, and so without programs for longer prompts."""
+    shutil.copytree(ROOT / "weights/demo", model_dir)
+    config = json.loads((model_dir / "config.json").read_text())
+    (model_dir / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
 
 
 @pytest.mark.parametrize("document, count", [("README.md", 1), ("docs/python.md", 6)])
@@ -45,7 +54,7 @@ def test_commands_print_what_is_printed(tmp_path, monkeypatch, capsys):
     """The README's, in the order in which they stand there, with the file that stands there."""
     (lines,) = (text for language, text in fences("README.md") if language == "json")
     (tmp_path / "in.jsonl").write_text(lines)
-    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    copy_demo_model(tmp_path / "weights/demo")
     monkeypatch.chdir(tmp_path)
     sessions = [text for _, text in fences("README.md") if text.startswith("$ ")]
     assert len(sessions) == 3

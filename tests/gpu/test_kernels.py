@@ -15,6 +15,16 @@ KINDS = ("decode", "prefill")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not KERNELS, reason="no NVIDIA GPU")]
 
 
+@pytest.fixture(autouse=True)
+def optimised():
+    """Kernels are compiled as a user's are (see tests/conftest.py)."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
+
+
 def name(x):
     return x.name if isinstance(x, Kernel) else getattr(x, "__name__", str(x))
 

@@ -23,7 +23,7 @@ torch.set_num_threads(1)  # such small models only spin on more
 
 NEAR_TIE = 1e-4  # two tokens this close (natural log) may change places between float32 programs
 MAX_DIFF = 1e-3  # of log-probabilities
-MAX_TOKENS = 64
+NUM_PROMPTS, MAX_TOKENS = sized(32, 64), 64
 LONG = 1100
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -132,13 +132,13 @@ def check_greedy(token_ids, ours, theirs):
     return ties
 
 
-def mixed_prompts(vocab_size, num=64):
+def mixed_prompts(vocab_size, num=NUM_PROMPTS):
     rng = np.random.default_rng(0)
     return [rng.integers(0, vocab_size, n).tolist() for n in (1, 2, *rng.integers(3, 101, num - 2))]
 
 
 def test_greedy_tokens_and_log_probs(pair):
-    """64 prompts x 64 tokens through a pool too small for eight of them: the next token of every prefix
+    """64 tokens of each prompt through a pool too small for eight of them: the next token of every prefix
     is the reference's, which by induction is what its own greedy search would give."""
     prompts = mixed_prompts(128)
     params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True)
@@ -221,9 +221,9 @@ DEMO = Path(__file__).parents[2] / "weights" / "demo"
 
 @pytest.mark.skipif(not (DEMO / "model.safetensors").exists(), reason="the demo model is not trained yet")
 def test_demo_model():
-    """64 prompts on 4 slots: each answer, to its end of sequence, is the reference's greedy one."""
+    """Prompts on 4 slots: each answer, to its end of sequence, is the reference's greedy one."""
     reference = transformers.AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
-    prompts = [example.prompt for example in demo_prompts(64, seed=1)]
+    prompts = [example.prompt for example in demo_prompts(NUM_PROMPTS, seed=1)]
     with LLM(DEMO, dtype="float32", device="cpu", max_num_seqs=4, max_model_len=256, page_size=16,
              num_pages=41, decode_buckets=(4,), token_buckets=(256,)) as llm:  # fmt: skip
         outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=48))

@@ -130,7 +130,9 @@ def test_an_llm_follows_what_its_steps_take(tmp_path):
         "device": "cpu",
         "max_num_seqs": 4,
         "page_size": 16,
+        "decode_buckets": (4,),
         "token_buckets": (32, 64),
+        "samplers": ("filtered",),
         "show_progress": False,
     }
     with LLM(write_model(tmp_path / "tiny"), target_itl_ms=1e-3, **options) as llm:
