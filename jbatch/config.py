@@ -7,6 +7,7 @@ import math
 from typing import Any, Literal, get_args
 
 from jbatch.errors import ConfigError
+from jbatch.shown import changed_fields
 
 DTYPES = ("bfloat16", "float16", "float32")
 PAGE_SIZES = (16, 32, 64, 128)
@@ -180,6 +181,8 @@ class EngineConfig:
     samplers: tuple[SamplerName, ...] | None = None  # provided for at first; None: the first three
     compilation_cache_dir: str | None = "~/.cache/jbatch"  # None: compile anew in every process
     show_progress: bool = True  # while loading and compiling, on standard error
+
+    __repr__ = changed_fields
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -47,6 +47,10 @@ class RequestError(JBatchError, ValueError):
         super().__init__(f"{field}={_shorten(value)}: {reason}")
 
 
+class OutputWarning(UserWarning):
+    """Of a call's outputs: prompts failed, or most texts were cut off by their length."""
+
+
 class UserFunctionError(JBatchError):
     """A function of the caller's own that fails for no request in particular. Nothing was changed."""
 

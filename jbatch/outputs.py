@@ -7,7 +7,10 @@ import enum
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jbatch import shown
+
 Label = str | int  # of a version of the weights
+MAX_SHOWN = 3  # samples, in a line
 
 
 class FinishReason(enum.StrEnum):
@@ -71,6 +74,35 @@ class CompletionOutput:
     # The weights that drew its tokens: the first token of each version, and the version's label.
     weight_versions: tuple[tuple[int, Label], ...] = ()
 
+    def __repr__(self) -> str:
+        """The text, and how it ended; not its tokens."""
+        parts = [
+            f"index={self.index}",
+            f"text={shown.shorten(self.text)!r}",
+            shown.count(len(self.token_ids)),
+            f"finish_reason={str(self.finish_reason)!r}",
+        ]
+        if self.stop_reason is not None:
+            parts.append(f"stop_reason={self.stop_reason!r}")
+        if self.cumulative_logprob is not None:
+            parts.append(f"cumulative_logprob={self.cumulative_logprob:.4g}")
+        if self.error is not None:
+            parts.append(f"error={self.error!r}")
+        return f"CompletionOutput({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        rows = [self._row()]
+        if self.error is not None:
+            rows.append(("error", self.error, "", ""))
+        return shown.table(HEADER, rows)
+
+    def _row(self) -> tuple[str, str, str, str]:
+        """Of the table that an output is in a notebook."""
+        return f"sample {self.index}", self.text, shown.count(len(self.token_ids)), str(self.finish_reason)
+
+
+HEADER = ("", "text", "", "finish_reason")
+
 
 @dataclasses.dataclass(frozen=True)
 class RequestOutput:
@@ -85,6 +117,32 @@ class RequestOutput:
     error: str | None = None
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # per prompt token; None for the first
     num_cached_tokens: int = 0  # of the prompt: found in the cache, and not computed, for the first sample
+
+    def __repr__(self) -> str:
+        """Texts of prompt and outputs; not their tokens."""
+        if self.prompt is None:
+            prompt = f"prompt_token_ids={shown.ids(self.prompt_token_ids)}"
+        else:
+            prompt = f"prompt={shown.shorten(self.prompt)!r}"
+        outputs = [repr(output) for output in self.outputs[:MAX_SHOWN]]
+        if len(self.outputs) > MAX_SHOWN:
+            outputs.append(f"... {len(self.outputs) - MAX_SHOWN} more")
+        num_prompt = shown.count(len(self.prompt_token_ids), "prompt token")
+        error = "" if self.error is None else f", error={self.error!r}"
+        return (
+            f"RequestOutput(request_id={self.request_id!r}, {prompt}, {num_prompt}, "
+            f"outputs=[{', '.join(outputs)}]{error})"
+        )
+
+    def _repr_html_(self) -> str:
+        prompt = shown.ids(self.prompt_token_ids) if self.prompt is None else self.prompt
+        num_prompt = shown.count(len(self.prompt_token_ids))
+        if self.num_cached_tokens:
+            num_prompt += f" ({self.num_cached_tokens} cached)"
+        rows = [("prompt", prompt, num_prompt, ""), *(output._row() for output in self.outputs)]
+        if self.error is not None:
+            rows.append(("error", self.error, "", ""))
+        return shown.table(HEADER, rows)
 
 
 def merge_samples(parts: Sequence[RequestOutput]) -> RequestOutput:

@@ -1,62 +1,92 @@
-"""Progress on standard error: a bar on a terminal, and elsewhere a line now and then."""
+"""Progress: a bar on a terminal and in a notebook, which vanishes at its end; elsewhere a line now and then.
+
+Lines are the logger's called "jbatch", level INFO. Where nobody has set up logging they go to standard error,
+as warnings do by Python's own last resort.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-LINE_EVERY_S = 10.0  # where standard error is a file or a pipe
+LINE_EVERY_S = 10.0  # where there is neither a terminal nor a notebook
+BAR_CHARS = 12
+LOGGER = logging.getLogger("jbatch")
 
 Update = Callable[..., None]
 
 
 @contextmanager
-def progress_bar(label: str, total: int | None = None, *, enabled: bool = True) -> Iterator[Update]:
+def progress_bar(
+    label: str, total: int | None = None, unit: str = "", *, enabled: bool = True
+) -> Iterator[Update]:
     """Gives `update(done, note)`, which moves the bar to `done` and shows a note behind it.
 
-    Where standard error is no terminal, a line says every ten seconds how far it is, also while nothing is
-    updated. What is over before that says nothing.
+    Without a bar, a line says every ten seconds how far it is, also while nothing is updated. What is over
+    before that says nothing.
 
     Args:
       total: what `done` will be at the end; None where that is not known.
+      unit: what is counted, in the plural.
       enabled: False shows nothing.
     """
-    if not enabled or sys.stderr is None:
+    if not enabled:
         yield lambda done, note="": None
         return
-    with _bar(label, total) if sys.stderr.isatty() else _lines(label, total) as update:
+    with _bar(label, total, unit) if _has_bars() else _lines(label, total, unit) as update:
         yield update
 
 
+def _has_bars() -> bool:
+    """Whether rich can draw a bar: on a terminal; in a notebook, where it needs ipywidgets."""
+    if "ipykernel" in sys.modules:
+        from rich.console import Console
+
+        if Console(stderr=True).is_jupyter:
+            return importlib.util.find_spec("ipywidgets") is not None
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _count(done: int, total: int, unit: str) -> str:
+    return f"{done:,} of {total:,}{unit and f' {unit}'}"
+
+
 @contextmanager
-def _bar(label: str, total: int | None) -> Iterator[Update]:
+def _bar(label: str, total: int | None, unit: str) -> Iterator[Update]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    count = () if total is None else (MofNCompleteColumn(),)
-    columns = (TextColumn("{task.description}"), BarColumn(), *count, TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as progress:
-        task = progress.add_task(label, total=total, note="")
-        yield lambda done, note="": progress.update(task, completed=done, note=note)
+    time_column = () if unit else (TimeElapsedColumn(),)  # of what has a unit, a note says how long
+    columns = (TextColumn("{task.description}"), BarColumn(BAR_CHARS), TextColumn("{task.fields[said]}"))
+    with Progress(*columns, *time_column, console=Console(stderr=True), transient=True) as progress:
+
+        def said(done: int, note: str = "") -> str:
+            parts = ("" if total is None else _count(done, total, unit), note)
+            return ", ".join(part for part in parts if part)
+
+        task = progress.add_task(label, total=total, said=said(0))
+        yield lambda done, note="": progress.update(task, completed=done, said=said(done, note))
 
 
 @contextmanager
-def _lines(label: str, total: int | None) -> Iterator[Update]:
+def _lines(label: str, total: int | None, unit: str) -> Iterator[Update]:
     begin, over = time.monotonic(), threading.Event()
-    shown = [0, ""]  # the last update
+    shown = (0, "")
 
     def update(done: int, note: str = "") -> None:
-        shown[:] = done, note
+        nonlocal shown
+        shown = done, note
 
     def report() -> None:
         while not over.wait(LINE_EVERY_S):
             done, note = shown
-            parts = [label if total is None else f"{label} {done}/{total}", note]
-            parts.append(f"{time.monotonic() - begin:.0f} s")
-            _write(f"jbatch: {', '.join(str(part) for part in parts if part)}\n")
+            count = "" if total is None else f" {_count(done, total, unit)}"
+            say(f"{label}{count}, {note or f'{time.monotonic() - begin:.0f} s'}")
 
     reporter = threading.Thread(target=report, name="jbatch-progress", daemon=True)
     reporter.start()
@@ -69,14 +99,13 @@ def _lines(label: str, total: int | None) -> Iterator[Update]:
 
 def say(text: str, *, enabled: bool = True) -> None:
     """One line of progress, which stays."""
-    if enabled and sys.stderr is not None:
-        _write(f"jbatch: {text}\n")
-
-
-def _write(line: str) -> None:
-    """To standard error, of which a reader may be gone: that is no reason to stop."""
-    try:
-        sys.stderr.write(line)
-        sys.stderr.flush()
-    except (OSError, ValueError):
+    if not enabled:
         return
+    if LOGGER.hasHandlers():
+        LOGGER.info("%s", text)
+    elif LOGGER.level <= logging.INFO and sys.stderr is not None:
+        try:
+            sys.stderr.write(f"jbatch: {text}\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):  # a reader may be gone: that is no reason to stop
+            return

@@ -10,6 +10,7 @@ from typing import Any
 
 from jbatch.config import plain
 from jbatch.errors import RequestError, check_option_names
+from jbatch.shown import changed_fields
 
 MAX_N = 128
 MAX_STOP_IDS = 16  # end-of-sequence ids and stop_token_ids of one request together: a shape of the step
@@ -130,6 +131,8 @@ class SamplingParams:
     bad_words: list[str] | tuple[str, ...] | None = None  # texts that may not be completed
     truncate_prompt_tokens: int | None = None  # keep the last ones; -1: as many as there is room for
     skip_reading_prefix_cache: bool | None = None  # compute the whole prompt; None: for prompt_logprobs
+
+    __repr__ = changed_fields
 
     def __new__(cls, *args: Any, **options: Any) -> SamplingParams:
         if args:

@@ -22,6 +22,7 @@ from jbatch.cli.tables import Page
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import load_config
+from jbatch.progress import say
 
 BURST_BATCHES = 8  # of a burst
 
@@ -155,6 +156,6 @@ def _measure(
             write(path, results(done))
 
     if setting.sweep:
-        curves |= sweep(subject, arms, workload, setting)
+        curves |= sweep(subject, arms, workload, setting, say)
         save({})  # it took long
-    return results(climb(subject, arms, workload, setting, best_sizes(curves), save))
+    return results(climb(subject, arms, workload, setting, best_sizes(curves), save, say))

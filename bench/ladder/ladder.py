@@ -18,6 +18,7 @@ from jbatch.errors import ConfigError
 from jbatch.host.policy import MODES
 
 STEPS_WITH_ROWS = 1000
+Say = Callable[[str], None]
 SMALLEST_SWEEP = 2  # sequences: one is the arm "unbatched"
 
 
@@ -71,6 +72,7 @@ def climb(
     setting: Setting,
     sizes: Mapping[str, int] | None = None,
     on_round: Callable[[dict[str, ArmResult]], None] = lambda results: None,
+    say: Say = lambda line: None,
 ) -> dict[str, ArmResult]:
     """Run each arm once per repeat, in turn, so that a slow spell of the machine hits all of them.
 
@@ -80,24 +82,32 @@ def climb(
     Args:
       sizes: batch size by arm; by default the subject's, and 1 for "unbatched".
       on_round: is given what there is after each repeat.
+      say: is given a line after each pass.
     """
     measurements = [Measurement(arm, (sizes or {}).get(arm.name, _size(arm, subject))) for arm in arms]
 
     def results() -> dict[str, ArmResult]:
         return {measurement.arm.name: measurement.result() for measurement in measurements}
 
+    total = setting.repeats * len(measurements)
     for repeat in range(setting.repeats):
-        for measurement in measurements:
+        for number, measurement in enumerate(measurements, start=1 + repeat * len(measurements)):
             if measurement.failed is None:
                 _attempt(subject, measurement, workload, setting, repeat)
+                say(f"pass {number} of {total}: {_said(measurement)}")
         on_round(results())
     return results()
 
 
 def sweep(
-    subject: Subject, arms: Sequence[Arm], workload: Workload, setting: Setting
+    subject: Subject,
+    arms: Sequence[Arm],
+    workload: Workload,
+    setting: Setting,
+    say: Say = lambda line: None,
 ) -> dict[str, list[SweepPoint]]:
-    """Run each arm once at each batch size: what it gave there; sizes at which it fails are left out."""
+    """Run each arm once at each batch size: what it gave there; sizes at which it fails are left out. `say`
+    as for `climb`."""
     curves: dict[str, list[SweepPoint]] = {arm.name: [] for arm in arms}
     for size in sweep_sizes(subject.max_num_seqs):
         for arm in arms:
@@ -105,8 +115,18 @@ def sweep(
                 continue
             measurement = Measurement(arm, min(size, _size(arm, subject)))
             _attempt(subject, measurement, workload, setting, 0)
+            say(f"sweep: {_said(measurement)}")
             curves[arm.name] += [_sweep_point(measurement.max_num_seqs, it) for it in measurement.passes]
     return curves
+
+
+def _said(measurement: Measurement) -> str:
+    """What its last pass gave, in a line."""
+    where = f"{measurement.arm.name}, {measurement.max_num_seqs} at once"
+    if measurement.failed is not None:
+        return f"{where}, failed: {measurement.failed}"
+    rates = measurement.passes[-1].rates
+    return f"{where}: {rates.output_throughput:,.0f} output tokens/s in {rates.duration_s:.1f} s"
 
 
 def _sweep_point(size: int, ended: Pass) -> SweepPoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -19,6 +20,7 @@ from bench.results import claimed, describe
 from bench.workloads.workload import Workload
 from jbatch.cli.tables import Meanings, Page, Table
 from jbatch.engine.engine import Engine
+from jbatch.progress import say
 
 PASSES = {
     "off": "no prefix cache",
@@ -63,11 +65,18 @@ def measure(subject: LLMSubject, workload: Workload, setting: Setting) -> dict[s
     """All passes in turn, `repeats` times; a cold one begins with a fresh engine, and the warm one goes on
     with it."""
     made: dict[str, list[Pass]] = {name: [] for name in PASSES}
+    numbers = itertools.count(1)
+
+    def run(name: str, engine: Engine) -> None:
+        made[name].append(_run(engine, workload, setting))
+        number = f"pass {next(numbers)} of {setting.repeats * len(PASSES)}"
+        say(f"{number}: {name}, {made[name][-1].seconds:.1f} s")
+
     for _ in range(setting.repeats):
-        made["off"].append(_run(_engine(subject, caching=False), workload, setting))
+        run("off", _engine(subject, caching=False))
         engine = _engine(subject, caching=True)
-        made["cold"].append(_run(engine, workload, setting))
-        made["warm"].append(_run(engine, workload, setting))
+        run("cold", engine)
+        run("warm", engine)
     return made
 
 

@@ -21,6 +21,7 @@ from bench.workloads.workload import Workload
 from jbatch.cli.tables import Page
 from jbatch.config import EngineConfig
 from jbatch.errors import JBatchError
+from jbatch.progress import say
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 CONTINUOUS = ARMS["continuous"]
@@ -94,7 +95,7 @@ def _run(
         if num_warm_up:
             warm_up = dataclasses.replace(setting, repeats=num_warm_up)
             _checked(climb(subject, [CONTINUOUS], workload, warm_up))
-        arm = _checked(climb(subject, [CONTINUOUS], workload, setting))
+        arm = _checked(climb(subject, [CONTINUOUS], workload, setting, say=say))
         about = {"setting": dataclasses.asdict(setting), "clocks_after": manifest.clocks()}
         return arm, manifest.collect() | subject.about | about
     finally:

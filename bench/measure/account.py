@@ -87,7 +87,6 @@ def step_rows(run: Run, shape: StateShape, admission: Admission, floor: Floor | 
 def _row(
     event: Event, record: StepRecord, plan: StepPlan, replay: Replay, shape: StateShape, floor_s: float | None
 ) -> StepRow:
-    frozen = plan.frozen or (False,) * len(plan.rows)
     return StepRow(
         kind=record.kind,
         slots=record.slots + room_of(plan.bucket, shape).chunks,
@@ -102,13 +101,19 @@ def _row(
         wasted=record.wasted,
         recomputed=record.recomputed,
         kv_tokens=replay.num_tokens,
-        rows=[
-            *(list(map(int, slot)) for slot in zip(plan.rows, plan.seq_ids, frozen, strict=True)),
-            *([chunk.row, chunk.seq_id, 2 if plan.seq_ids else 0] for chunk in plan.chunks),
-        ],
+        rows=rows_of(plan),
         pages_contiguous=record.num_running * shape.pages_per_seq,
         output_tokens=record.output_tokens,
     )
+
+
+def rows_of(plan: StepPlan) -> list[list[int]]:
+    """Who is in a step, as StepRow has it."""
+    frozen = plan.frozen or (False,) * len(plan.rows)
+    return [
+        *(list(map(int, slot)) for slot in zip(plan.rows, plan.seq_ids, frozen, strict=True)),
+        *([chunk.row, chunk.seq_id, 2 if plan.seq_ids else 0] for chunk in plan.chunks),
+    ]
 
 
 def _active(plan: StepPlan) -> list[int]:

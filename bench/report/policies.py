@@ -41,7 +41,7 @@ def section(file: Path, content: dict[str, Any]) -> Section:
     parts: list[str | Picture | Png] = [page.paragraph(described, "soft")]
     if not queued(outcomes):
         parts.append(page.paragraph(NO_QUEUE_TEXT))
-    parts += [_draw(outcomes, title, name, colour, file.stem) for title, name, colour in BARS]
+    parts += [draw(outcomes, title, name, colour, file.stem) for title, name, colour in BARS]
     parts += [_table(outcomes), page.definitions((term, MEANINGS[term]) for term in TERMS)]
     return Section(f"Policies: {workload['name']}, simulated", file.stem, parts)
 
@@ -60,7 +60,8 @@ def name_of(outcome: Outcome) -> str:
     return ", ".join(part for part in parts if part not in ("none", "optimistic"))
 
 
-def _draw(outcomes: Sequence[Outcome], title: str, name: str, colour: str, stem: str) -> Picture:
+def draw(outcomes: Sequence[Outcome], title: str, name: str, colour: str, stem: str) -> Picture:
+    """A bar for each outcome, of the figure of that name."""
     drawn = [Bar(name_of(o), f"{o[name]:.2f} s", [(o[name], colour)]) for o in outcomes]
     alt = f"{title}. " + "; ".join(f"{bar.name}: {bar.figure}" for bar in drawn) + "."
     file = f"{stem}-{name.replace('_', '-')}.svg"

@@ -67,6 +67,14 @@ class Picture(NamedTuple):
         """The picture as a file."""
         return standalone(self).encode()
 
+    def __repr__(self) -> str:
+        return f"<Picture: {self.alt}>"
+
+    def _repr_html_(self) -> str:
+        """The picture in a notebook, which has no style for it: in the colours of its page."""
+        style = f"width:100%;max-width:{WIDTH}px;height:auto"
+        return f"{_drawn(self, '', style)}<div><small>{html.escape(self.caption)}</small></div>"
+
     def html(self) -> str:
         """The picture inside a page."""
         panels = "".join(f"<div>{panel.html()}</div>" for panel in self.panels)
@@ -78,12 +86,18 @@ class Picture(NamedTuple):
 
 
 def standalone(picture: Picture) -> str:
-    """A picture as the text of a file: panels below each other, then the legend."""
+    """A picture as the text of a file."""
+    return _drawn(picture, f"<style>{FILE_STYLE}</style>")
+
+
+def _drawn(picture: Picture, head: str, style: str | None = None) -> str:
+    """Panels below each other, then the legend."""
     parts, top = [], 0
     for panel in (*picture.panels, _legend(picture.keys)):
         parts.append(panel.placed(top))
         top += panel.height
-    head = f"<style>{FILE_STYLE}</style><title>{html.escape(picture.alt)}</title>"
+    head += f"<title>{html.escape(picture.alt)}</title>"
+    styled = {} if style is None else {"style": style}
     return element(
         "svg",
         head + "\n" + "\n".join(parts),
@@ -93,6 +107,7 @@ def standalone(picture: Picture) -> str:
         viewBox=f"0 0 {WIDTH} {top}",
         role="img",
         font_family=FONT,
+        **styled,
     )
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jbatch.cli.tables import Meanings, Page, Table
 from jbatch.config import ModeName
+from jbatch.device.platform import NO_GPU
 from jbatch.engine.records import EngineStep
 from jbatch.host.metrics import Summary
 from jbatch.jobs.files import replacing
@@ -56,7 +59,7 @@ def run_demo(json_file: str | None, device: str) -> None:
     options: dict[str, Any] = dict(device=device, max_num_seqs=NUM_SLOTS, max_model_len=256, page_size=16)
     options |= dict(max_num_batched_tokens=TOKEN_BUCKETS[-1], token_buckets=TOKEN_BUCKETS)
     options |= dict(samplers=("greedy",))
-    with LLM(MODEL_DIR, **options) as llm:
+    with _no_word_of_the_cpu(), LLM(MODEL_DIR, **options) as llm:
         for each in MODE_TEXTS:
             llm.new_engine(mode=each)  # compiles its programs
         llm.runner.warm_up()  # or the first mode would pay for every first call
@@ -81,6 +84,14 @@ def run_demo(json_file: str | None, device: str) -> None:
             file.write(json.dumps(figures, indent=2).encode() + b"\n")
 
 
+@contextmanager
+def _no_word_of_the_cpu() -> Iterator[None]:
+    """A demo may run on whatever there is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=NO_GPU)
+        yield
+
+
 def run_mode(llm: LLM, mode: Any, prompts: Sequence[str]) -> ModeRun:
     """Complete all prompts with a fresh engine in one mode, greedily."""
     engine = llm.new_engine(mode=mode)
@@ -90,7 +101,7 @@ def run_mode(llm: LLM, mode: Any, prompts: Sequence[str]) -> ModeRun:
     outputs: dict[str, RequestOutput] = {}
     timeline: list[str] = []
     begin = time.monotonic()
-    with progress_bar(f"{mode:13}", len(prompts)) as update:
+    with progress_bar(f"{mode:13}", len(prompts), "requests") as update:
         while engine.has_unfinished:
             step = engine.step()
             outputs.update((output.request_id, output) for output in step.outputs)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from jbatch.cli.entry_points import CommandsAndEntryPoints
+from jbatch.cli.logs import logged_by
 from jbatch.cli.options import ENGINE, ENGINE_HELP, SAMPLING, flag_hint, with_options
 from jbatch.cli.streams import flush_stderr, flush_stdout, hold_streams
 from jbatch.config import EngineConfig
@@ -222,7 +223,8 @@ def main(args: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a character that the terminal does not know is no reason to stop
             stream.reconfigure(errors="backslashreplace")
-    code = _run(sys.argv[1:] if args is None else args)
+    with logged_by(_say):
+        code = _run(sys.argv[1:] if args is None else args)
     why_not = flush_stdout()
     if why_not is not None and code != FAILED:
         _say(why_not)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import typer
 
 from jbatch.config import EngineConfig
-from jbatch.errors import ConfigError
+from jbatch.errors import ConfigError, OutputWarning
 from jbatch.llm import LLM
 from jbatch.model_dir.generation_json import describe_model_defaults, load_sampling_defaults
 from jbatch.model_dir.paths import check_model_dir, why_no_tokenizer
@@ -48,7 +49,8 @@ def generate_prompts(
     engine_options.setdefault("max_num_seqs", min(len(prompt), EngineConfig.max_num_seqs))
     engine_options.setdefault("max_num_batched_tokens", most_tokens)
     engine_options["samplers"] = [params.sampler.name.lower()]
-    with LLM(model, chat_template=chat_template, **engine_options) as llm:
+    with LLM(model, chat_template=chat_template, **engine_options) as llm, warnings.catch_warnings():
+        warnings.simplefilter("ignore", OutputWarning)  # each output is shown below
         if chat:
             outputs = llm.chat([[{"role": "user", "content": text}] for text in prompt], params)
         else:

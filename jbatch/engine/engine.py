@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from jbatch.config import UpdateMode, plain
+from jbatch.engine.description import describe_engine
 from jbatch.engine.forked import forked
 from jbatch.engine.intake import Asked, Intake, Schedule, ScheduleFields
 from jbatch.engine.metric import Metric
@@ -76,6 +77,12 @@ class Engine:
         self._turn, self._notes = Turn(), Notes()
         self._updates = Updates(self._turn, self._notes, self.pipeline, sleep)
         self._request_idx, self._serials = itertools.count(), itertools.count()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<Engine: closed>"
+        about = describe_engine(self.scheduler.config, self.num_rows, self.num_unfinished, self.summary)
+        return f"<Engine: {about}>"
 
     @property
     def scheduler(self) -> Scheduler:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from jbatch import shown
 from jbatch.engine.driver import Driver
 from jbatch.engine.engine import Engine
 from jbatch.engine.prompts import UncheckedRequest
@@ -32,6 +33,9 @@ class Prefilled:
     def __init__(self, engine: Engine, hold_id: int, token_ids: list[int], num_tokens: int):
         self.engine, self.hold_id = engine, hold_id
         self.token_ids, self.num_tokens = token_ids, num_tokens
+
+    def __repr__(self) -> str:
+        return f"<Prefilled: {self.num_tokens:,} of {shown.count(len(self.token_ids))}, in full pages>"
 
     def close(self) -> None:
         """Let the pages go: they are found as long as nobody takes them. Any thread may do it, at any time;

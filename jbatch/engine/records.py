@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from jbatch import shown
 from jbatch.host.metrics import StepRecord
 from jbatch.host.plan import StepPlan
 from jbatch.outputs import CompletionOutput, RequestOutput
@@ -18,6 +19,12 @@ class Progress(NamedTuple):
     token_ids: list[int]
     completion: CompletionOutput | None = None  # where it has ended with these
     prompt_token_ids: tuple[int, ...] = ()  # behind which its text stands
+
+    def __repr__(self) -> str:
+        """Of which request, and how many."""
+        end = "" if self.completion is None else f", completion={self.completion!r}"
+        tokens = f"{shown.count(len(self.token_ids))} {shown.ids(self.token_ids)}"
+        return f"Progress({self.request_id!r}, sample_idx={self.sample_idx}, {tokens}{end})"
 
 
 class EngineStep(NamedTuple):

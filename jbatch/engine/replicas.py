@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 from jbatch.config import UpdateMode, plain
+from jbatch.engine.description import describe_engine
 from jbatch.engine.engine import Engine
 from jbatch.engine.intake import Asked, Schedule, ScheduleFields
 from jbatch.engine.merged import merged
@@ -71,6 +72,12 @@ class Replicas:
         self._next = 0  # whose turn it is
         self._is_whole = True  # but within a step, and from where that was cut off
         self._request_idx, self._serials = itertools.count(), itertools.count()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<Replicas: closed>"
+        about = describe_engine(self.scheduler.config, self.num_rows, self.num_unfinished, self.summary)
+        return f"<Replicas: {len(self.engines)} engines, together {about}>"
 
     @property
     def scheduler(self) -> Scheduler:

@@ -6,10 +6,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from jbatch import shown
 from jbatch.engine.prompts import UncheckedRequest
 from jbatch.outputs import RequestOutput
 from jbatch.sampling_params import SamplingParams
 
+MAX_ROWS = 32  # of a table
 SCORE_PARAMS = SamplingParams(max_tokens=0, prompt_logprobs=0, detokenize=False)
 
 
@@ -23,6 +25,23 @@ class Score:
     ranks: list[int | None]  # among all tokens; 1: what greedy sampling would have drawn
     cumulative_logprob: float | None  # of all tokens but the first, as far as asked for
     error: str | None = None
+
+    def __repr__(self) -> str:
+        """The sum; not the tokens."""
+        if self.error is not None:
+            return f"Score(error={self.error!r})"
+        tokens = f"{shown.count(len(self.token_ids))} {shown.ids(self.token_ids)}"
+        return f"Score({tokens}, cumulative_logprob={self.cumulative_logprob})"
+
+    def _repr_html_(self) -> str:
+        if self.error is not None:
+            return shown.table(("error",), [(self.error,)])
+        both = list(zip(self.token_ids, self.logprobs, self.ranks, strict=True))
+        rows = [tuple("" if value is None else f"{value:.6g}" for value in each) for each in both[:MAX_ROWS]]
+        if len(both) > MAX_ROWS:
+            rows.append((f"... {len(both) - MAX_ROWS} more", "", ""))
+        caption = f"{shown.count(len(both))}, cumulative_logprob {self.cumulative_logprob}"
+        return shown.table(("token id", "logprob", "rank"), rows, caption)
 
 
 def scored_from(requests: Sequence[UncheckedRequest], firsts: Sequence[int]) -> list[UncheckedRequest]:

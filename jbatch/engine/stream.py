@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
+from jbatch import shown
 from jbatch.engine.driver import Driver
 from jbatch.engine.prompts import UncheckedRequest
 from jbatch.engine.records import Progress
@@ -27,6 +28,16 @@ class TextDelta:
     token_ids: list[int]
     finish_reason: FinishReason | None = None  # on the sample's last
     output: RequestOutput | None = None  # on the prompt's last
+
+    def __repr__(self) -> str:
+        """The text; not its tokens."""
+        tokens, end = shown.count(len(self.token_ids)), ""
+        if self.finish_reason is not None:
+            end += f", finish_reason={str(self.finish_reason)!r}"
+        if self.output is not None:
+            end += f", output={self.output!r}"
+        place = f"prompt_idx={self.prompt_idx}, sample_idx={self.sample_idx}"
+        return f"TextDelta({place}, text={shown.shorten(self.text)!r}, {tokens}{end})"
 
 
 def stream(

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Literal
 
+from jbatch import shown
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepRecord:
@@ -114,6 +116,22 @@ class Summary:
             f"{self.slot_use:.0%} of decode slots and {self.prefill_use:.0%} of prefill tokens useful; "
             f"{hits}{self.num_preempted} preemptions"
         )
+
+    def __repr__(self) -> str:
+        return f"Summary({self.describe()})"
+
+    def _repr_html_(self) -> str:
+        steps = f"{self.num_steps:,}: {self.decode_steps:,} decoded, {self.prefill_steps:,} had prompts"
+        rows = [
+            ("steps", steps),
+            ("output tokens", f"{self.output_tokens:,}"),
+            ("decode slots", f"{self.slot_steps:,}, {self.slot_use:.0%} useful"),
+            ("prefill tokens", f"{self.prefill_tokens:,}, {self.prefill_use:.0%} useful"),
+            ("from the cache", f"{self.found:,} of {self.looked_up:,} prompt tokens looked up"),
+            ("most pages in use", f"{self.peak_pages_used:,}"),
+            ("preemptions", f"{self.num_preempted:,}"),
+        ]
+        return shown.table(("", ""), rows)
 
     def with_step(self, record: StepRecord) -> Summary:
         """These totals and one step more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+from jbatch import shown
 from jbatch.host.request import Sequence
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket
@@ -31,6 +32,11 @@ class Chunk(NamedTuple):
     attempt: int = 0  # how often the sequence had been preempted: a result of an earlier attempt is no length
     draws: tuple[Draw, ...] = ()
     targets: tuple[int, ...] = ()  # per token, the next one of the prompt where it is to be scored, or -1
+
+    def __repr__(self) -> str:
+        """Whose it is, and from where to where; not its tokens."""
+        ends = f", {shown.count(len(self.draws), 'draw')}" if self.draws else ""
+        return f"Chunk(seq_id={self.seq_id}, row={self.row}, start={self.start}, end={self.end}{ends})"
 
     @property
     def end(self) -> int:
@@ -90,6 +96,17 @@ class StepPlan:
     preempted: tuple[int, ...] = ()  # sequences whose pages this step took
     tables: tuple[Table, ...] = ()
     lookup: Lookup = NO_LOOKUP
+
+    def __repr__(self) -> str:
+        """What it computes for whom; not what it tells the device."""
+        parts = [f"step_idx={self.step_idx}", repr(self.bucket)]
+        if self.seq_ids:
+            parts.append(f"seq_ids={self.seq_ids}, rows={self.rows}")
+        if self.chunks:
+            parts.append(f"chunks={list(self.chunks)}")
+        if self.preempted:
+            parts.append(f"preempted={self.preempted}")
+        return f"StepPlan({', '.join(parts)})"
 
 
 def row_setup(sequence: Sequence) -> RowSetup:

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from typing import NamedTuple
 
+from jbatch import shown
 from jbatch.errors import RequestError
 from jbatch.outputs import FinishReason
 from jbatch.sampling_params import Sampler, SamplingParams, check_integer, check_number
@@ -72,6 +73,15 @@ class Request:
         for name, limit in zip(self.limits._fields, self.limits, strict=True):
             if limit is not None:
                 check_number(name, limit, 0.0, MAX_LIMIT_MS)
+
+    def __repr__(self) -> str:
+        """What a policy may go by; not its tokens."""
+        prompt = shown.count(len(self.prompt_token_ids), "prompt token")
+        parts = [repr(self.request_id), prompt, f"max_tokens={self.max_tokens}", repr(self.params)]
+        for name in ("priority", "deadline", "predicted_len", "user"):
+            if (value := getattr(self, name)) not in (None, 0):
+                parts.append(f"{name}={value!r}")
+        return f"Request({', '.join(parts)})"
 
     @property
     def num_readable(self) -> int:

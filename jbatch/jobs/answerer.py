@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jbatch.engine.eta import bound_of
 from jbatch.engine.metric import Metric
 from jbatch.engine.replicas import AnyEngine
 from jbatch.engine.wishes import schedule_fields
@@ -28,6 +29,7 @@ class LineResult(NamedTuple):
     raw: bytes
     error_code: str | None = None  # None: an answer
     outputs: Sequence[RequestOutput] = ()  # what the answer is made of, one for each prompt
+    error: str = ""
 
 
 @dataclasses.dataclass(slots=True)
@@ -169,10 +171,7 @@ class Answerer:
         return Echo(text, first, [min(offset, len(text)) for offset in offsets])
 
     def _bound(self, request: RequestLine) -> int:
-        params = request.params
-        room = self.engine.scheduler.max_seq_len
-        most = room if params.max_tokens is None else params.max_tokens
-        return request.num_prompts * params.n * most
+        return request.num_prompts * bound_of(request.params, self.engine.scheduler.max_seq_len)
 
 
 def refuse(line: InputLine, error: LineError) -> LineResult:
@@ -198,4 +197,5 @@ def _failed(pending: Pending, failure: Failure) -> LineResult:
 
 
 def _error(form: Form | None, custom_id: str, line_no: int, failure: Failure) -> LineResult:
-    return LineResult(line_no, dump(error_result(form, custom_id, line_no, failure)), failure.code)
+    raw = dump(error_result(form, custom_id, line_no, failure))
+    return LineResult(line_no, raw, failure.code, error=failure.message)

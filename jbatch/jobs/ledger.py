@@ -23,6 +23,6 @@ class Ledger:
         offset = self.output.write(result.raw)
         self.done.add(result.line_no, offset, is_error=result.error_code is not None)
         if result.error_code is not None:
-            self.summary.add_error(result.error_code)
+            self.summary.add_error(result.error_code, f"line {result.line_no}: {result.error}")
         else:
             self.summary.add(result.outputs)

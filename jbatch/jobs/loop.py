@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from jbatch.engine.eta import TokensLeft
 from jbatch.errors import JobError
 from jbatch.jobs.answerer import Answerer, LineResult, Pending
-from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.input import InputLine
 from jbatch.jobs.ledger import Ledger
 from jbatch.jobs.non_finite import NonFiniteWatch

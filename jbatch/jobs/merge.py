@@ -125,8 +125,8 @@ def _open_input(part: _Part, input_file: str | None) -> BinaryIO:
 
 def _scan(source: BinaryIO, part: _Part) -> Scan:
     name, size = str(source.name), os.fstat(source.fileno()).st_size
-    with naming(name), progress_bar("checking", size) as update:
-        scan = scan_input(source, _parse(), WHOLE, lambda at: update(at, "bytes"))
+    with naming(name), progress_bar("checking", size, "bytes") as update:
+        scan = scan_input(source, _parse(), WHOLE, update)
     if scan.sha256 != part.state.input:
         reason = (
             f"is not what {part.path} answers: sha256 {scan.sha256[:12]}, and not {part.state.input[:12]}"

@@ -167,9 +167,9 @@ def open_job(command: JobCommand, stack: ExitStack, summary: JobSummary | None =
 
 def _scan(command: JobCommand, source: BinaryIO) -> Scan:
     size = os.fstat(source.fileno()).st_size
-    with progress_bar("checking", size) as update:
+    with progress_bar("checking", size, "bytes") as update:
         shard = command.options.parsed_shard
-        return scan_input(source, command.parse, shard, lambda at: update(at, "bytes"))
+        return scan_input(source, command.parse, shard, update)
 
 
 def _identity(file: BinaryIO) -> tuple[int, ...]:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from jbatch.engine.eta import TokensLeft
 from jbatch.errors import JBatchError, JobError, OutputChanged, describe_os_error
 from jbatch.host.metrics import Summary
-from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.files import replacing
 from jbatch.jobs.input import Scan
 from jbatch.jobs.ledger import Ledger

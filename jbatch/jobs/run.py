@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
+from jbatch.engine.eta import TokensLeft
 from jbatch.engine.replicas import single
 from jbatch.errors import JobError, describe_os_error
 from jbatch.host.metrics import Summary
 from jbatch.jobs.answerer import Answerer
-from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.input import InputLine
 from jbatch.jobs.lookahead import in_groups
 from jbatch.jobs.loop import Job
@@ -103,7 +103,7 @@ class _Run:
         tokens_left = TokensLeft(mean_bound, scan.num_requests - ledger.done.num_done)
         loop = Job(answerer, ledger, tokens_left)
         metrics = MetricsFile(self.command.options.metrics_path, answerer.metrics, self.command.say)
-        with progress_bar("generating", scan.num_requests) as update:
+        with progress_bar("generating", scan.num_requests, "requests") as update:
             self.stop.graceful = True
             try:
 

@@ -11,8 +11,10 @@ from typing import Any
 from jbatch.host.metrics import Summary
 from jbatch.model_dir.generation_json import describe_model_defaults
 from jbatch.outputs import FinishReason, RequestMetrics, RequestOutput
+from jbatch.shown import shorten
 
 PERCENTILES = (50, 90, 99)
+ERROR_CHARS = 200
 
 
 class Histogram:
@@ -62,6 +64,7 @@ class JobSummary:
         self.num_results = 0
         self.finish_reasons: Counter[str] = Counter()  # of outputs: n per request
         self.errors: Counter[str] = Counter()  # by code
+        self.first_error: str | None = None
         self.input_tokens = self.output_tokens = self.cached_tokens = 0
         self.latencies = {"ttft": Histogram(), "tpot": Histogram(), "e2el": Histogram()}
 
@@ -86,8 +89,9 @@ class JobSummary:
         if steps > 0:
             self.latencies["tpot"].add((metrics.last_token_ts - metrics.first_token_ts) / steps)
 
-    def add_error(self, code: str) -> None:
-        """Take in an error."""
+    def add_error(self, code: str, error: str) -> None:
+        """Take in an error: whose it is, and what it says."""
+        self.first_error = self.first_error or error
         self.num_results += 1
         self.errors[code] += 1
 
@@ -105,6 +109,7 @@ class JobSummary:
             "failed": num_errors,
             "finish_reasons": dict(self.finish_reasons),
             "errors": dict(self.errors),
+            "first_error": self.first_error,
             "duration_s": elapsed_s,
             "total_input_tokens": self.input_tokens,
             "total_output_tokens": self.output_tokens,
@@ -148,6 +153,8 @@ def describe(figures: dict[str, Any]) -> list[str]:
         f"{_lines(figures['failed'])} with errors{f' ({errors})' if errors else ''} "
         f"in {figures['duration_s']:.1f} s"
     ]
+    if figures["first_error"] is not None:
+        lines[0] += f"; first: {shorten(figures['first_error'], ERROR_CHARS)}"
     if not figures["completed"]:
         return lines
     lines.append(

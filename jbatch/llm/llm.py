@@ -29,7 +29,8 @@ from jbatch.errors import ConfigError, RequestError, check_option_names
 from jbatch.host.limits import Limits
 from jbatch.llm.compiling import CallPrograms, compile_buckets, prepare
 from jbatch.llm.engines import AnyPolicy, new_engine
-from jbatch.llm.opening import open_model
+from jbatch.llm.opening import describe_opened, open_model
+from jbatch.llm.warning import warn_of
 from jbatch.model_dir.tuned import with_tuned
 from jbatch.outputs import Label, RequestOutput
 from jbatch.sampling_params import SamplingParams
@@ -80,12 +81,16 @@ class LLM:
             options, EngineConfig.__dataclass_fields__, "LLM", SamplingParams.__dataclass_fields__
         )
         self.config = EngineConfig(**with_tuned(options))
-        self._opened = open_model(Path(model), self.config, tokenizer, chat_template, logits_fn)
+        self._model_dir = Path(model)
+        self._opened = open_model(self._model_dir, self.config, tokenizer, chat_template, logits_fn)
         self.model_config, self.max_model_len = self._opened.model, self._opened.max_model_len
         self.chat_encoder, self.runner = self._opened.chat_encoder, self._opened.runners[0]
         self._request_ids = itertools.count()
         self.engine = new_engine(self._opened, self.config)
         self._callers = Callers(self.engine, self.prepare)
+
+    def __repr__(self) -> str:
+        return f"<LLM {self._model_dir}: {'closed' if self.engine.closed else describe_opened(self._opened)}>"
 
     def generate(
         self,
@@ -98,7 +103,8 @@ class LLM:
         """Complete each prompt; results in the order of the prompts.
 
         A prompt that cannot be served ends with finish_reason "error" and the reason in `error`; the
-        others go on.
+        others go on. It warns where some failed, and where more than half of the outputs were cut off by
+        their length.
 
         Args:
           prompts: one, or a list: text, token ids, or vLLM's dictionaries.
@@ -114,8 +120,13 @@ class LLM:
           JBatchError: while `self.engine` has unfinished requests, of another call or added by hand. For many
             calls at once there is `agenerate`.
         """
-        requests = self._list(prompts, sampling_params, wishes)
-        return complete(self.engine, requests, *self._compiling(), show_progress=use_tqdm)
+        return self._complete(self._list(prompts, sampling_params, wishes), use_tqdm)
+
+    def _complete(self, requests: Sequence[UncheckedRequest], show_progress: bool) -> list[RequestOutput]:
+        """For methods that users call: warnings name the place where."""
+        outputs = complete(self.engine, requests, *self._compiling(), show_progress=show_progress)
+        warn_of(requests, outputs, stacklevel=3)
+        return outputs
 
     async def agenerate(
         self, prompts: Prompts, sampling_params: ParamsOfAll = None, **wishes: Unpack[WishLists]
@@ -151,7 +162,7 @@ class LLM:
         requests = self._list(prompts, SCORE_PARAMS, {})
         firsts = [0] * len(requests) if first_scored is None else list(first_scored)
         requests = scored_from(requests, firsts)
-        outputs = complete(self.engine, requests, *self._compiling(), show_progress=use_tqdm)
+        outputs = self._complete(requests, use_tqdm)
         return [score_of(output, first) for output, first in zip(outputs, firsts, strict=True)]
 
     def chat(
@@ -182,7 +193,7 @@ class LLM:
         prompts: list[Any] = [
             prompt if isinstance(prompt, RequestError) else list(prompt.token_ids) for prompt in rendered
         ]
-        outputs = self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        outputs = self._complete(self._list(prompts, sampling_params, {}), use_tqdm)
         return [
             output if isinstance(prompt, RequestError) else dataclasses.replace(output, prompt=prompt.text)
             for prompt, output in zip(rendered, outputs, strict=True)

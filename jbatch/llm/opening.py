@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jbatch import shown
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device.build import build_runner
 from jbatch.device.groups import device_groups
@@ -14,6 +15,7 @@ from jbatch.device.process.user_fn import LogitsFn
 from jbatch.device.runner import Runner
 from jbatch.device.verdict import prove_kernels
 from jbatch.distribution import version
+from jbatch.engine.description import describe_cache
 from jbatch.host.lengths.find import find_predictor
 from jbatch.host.lengths.prediction import Predictor
 from jbatch.model_dir.config_json import load_eos_token_ids, load_token_id
@@ -85,6 +87,20 @@ def open_model(
         chat_encoder,
         predictor,
         runners,
+    )
+
+
+def describe_opened(opened: Opened) -> str:
+    """On what it runs, and its sizes, in a line."""
+    runners = opened.runners
+    spec, shape = runners[0].spec, runners[0].shape
+    num_devices = len(runners) * spec.ranks.size
+    devices = f"{num_devices} x " if num_devices > 1 else ""
+    each = f"{len(runners)} replicas, each with " if len(runners) > 1 else ""
+    return (
+        f"{opened.model.dtype} on {devices}{spec.device.device_kind}; {each}"
+        f"{shown.count(shape.num_rows, 'sequence')} of at most {shown.count(opened.max_model_len)}; "
+        f"{describe_cache(shape)}; {shown.count(runners[0].num_programs, 'program')} compiled"
     )
 
 

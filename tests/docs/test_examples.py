@@ -34,7 +34,7 @@ def copy_demo_model(model_dir: Path) -> None:
     (model_dir / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
 
 
-@pytest.mark.parametrize("document, count", [("README.md", 1), ("docs/python.md", 6)])
+@pytest.mark.parametrize("document, count", [("README.md", 1), ("docs/python.md", 7)])
 def test_programs_print_what_is_printed(document, count, monkeypatch):
     monkeypatch.chdir(ROOT)
     blocks, names, ran = fences(document), {}, 0

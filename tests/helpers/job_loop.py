@@ -9,10 +9,10 @@ import json
 import numpy as np
 
 from jbatch.engine.engine import Engine
+from jbatch.engine.eta import TokensLeft
 from jbatch.errors import RequestError
 from jbatch.host.scheduler import Scheduler
 from jbatch.jobs.answerer import Answerer
-from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.input import read_lines
 from jbatch.jobs.ledger import Ledger
 from jbatch.jobs.lookahead import in_groups

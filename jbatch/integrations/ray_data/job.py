@@ -166,7 +166,7 @@ class _Run:
                     job.check_model(loaded.of_model)
                 checked.append(loaded.of_model)
 
-        with progress_bar("generating", total) as update:
+        with progress_bar("generating", total, "requests") as update:
 
             def on_answers(answers: Sequence[Answered]) -> None:
                 for answered in answers:

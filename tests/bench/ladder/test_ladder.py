@@ -1,5 +1,7 @@
 """The ladder on a runner without a model: counts are exact, the same on every machine."""
 
+import re
+
 import pytest
 
 from bench.ladder.arms import ARMS, choose_arms, predicted_lens
@@ -189,13 +191,19 @@ class BreaksAtStep5(CountingRunner):
 
 
 def test_an_arm_that_fails_is_a_row_and_takes_nobody_along():
-    subject = Failing()
-    results = climb(subject, list(ARMS.values()), mixed(16), Setting(repeats=2))
+    subject, said = Failing(), []
+    results = climb(subject, list(ARMS.values()), mixed(16), Setting(repeats=2), say=said.append)
     assert results["static"].not_run == "repeat 1: RuntimeError: out of memory"
     assert results["static"].to_json().keys() == {"label", "definition", "not_run"}
     others = [arm for name, arm in results.items() if name != "static"]
     assert all(arm.not_run is None and len(arm.repeats) == 2 for arm in others)
     assert subject.num_rebuilt == 1, "it is not tried again"
+    assert len(said) == 2 * len(ARMS) - 1
+    assert re.fullmatch(
+        rf"pass 1 of {2 * len(ARMS)}: unbatched, 1 at once: [\d,]+ output tokens/s in [\d.]+ s", said[0]
+    )
+    (failed,) = (line for line in said if "failed" in line)
+    assert failed.endswith(": static, 16 at once, failed: repeat 1: RuntimeError: out of memory")
     assert "static was not run" in gains(results, mixed(16))["refused"]
 
 
@@ -240,7 +248,12 @@ def test_a_request_that_ends_early_fails_the_pass():
 
 
 def test_a_sweep_runs_each_arm_at_each_size_and_finds_its_best():
-    curves = sweep(FakeSubject(max_num_seqs=8), choose_arms(["unbatched", "continuous"]), mixed(24), ONCE)
+    arms, said = choose_arms(["unbatched", "continuous"]), []
+    curves = sweep(FakeSubject(max_num_seqs=8), arms, mixed(24), ONCE, said.append)
+    assert [line.split(":")[1] for line in said] == [
+        " unbatched, 1 at once",
+        *(f" continuous, {size} at once" for size in (2, 4, 8)),
+    ]
     assert [point.max_num_seqs for point in curves["unbatched"]] == [1]
     assert [point.max_num_seqs for point in curves["continuous"]] == [2, 4, 8] == sweep_sizes(8)
     assert best_sizes({"a": [SweepPoint(2, 5.0), SweepPoint(4, 9.0), SweepPoint(8, 7.0)], "b": []}) == {

@@ -228,7 +228,7 @@ def test_another_thread_may_add_and_abort():
     replicas, outputs, stop = make_replicas(2), [], threading.Event()
 
     def step():
-        while replicas.has_unfinished or not stop.is_set():
+        while not stop.is_set() or replicas.has_unfinished:  # in this order: all may come between
             outputs.extend(replicas.step().outputs)
 
     thread = threading.Thread(target=step)

@@ -162,7 +162,7 @@ def test_one_steps_while_many_add_and_abort(switching):
     ended = []
 
     def step():
-        while engine.has_unfinished or not stop.is_set():
+        while not stop.is_set() or engine.has_unfinished:
             ended.extend(engine.step().outputs)
 
     threads = [threading.Thread(target=ask, args=(who,)) for who in range(4)]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from jbatch.engine.eta import TokensLeft
 from jbatch.engine.intake import derive_seed
 from jbatch.errors import RequestError
-from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.loop import WINDOW
 from jbatch.sim.fake_runner import continuation
 from tests.helpers.job_loop import ReportingRunner, answer, make_engine

@@ -4,12 +4,12 @@ import itertools
 
 import pytest
 
+from jbatch.engine.eta import TokensLeft
 from jbatch.engine.intake import derive_seed
 from jbatch.errors import ConfigError, JobError, RequestError
 from jbatch.jobs import answerer as job_answerer
 from jbatch.jobs import loop as job_loop
 from jbatch.jobs import non_finite
-from jbatch.jobs.eta import TokensLeft
 from jbatch.jobs.loop import WINDOW
 from jbatch.seam.step_output import Status
 from tests.helpers.job_loop import Kept, answer, error_code, make_engine

@@ -8,8 +8,8 @@ import random
 import numpy as np
 import pytest
 
+from jbatch.engine.eta import TokensLeft, duration, span
 from jbatch.host.metrics import StepRecord, summarise
-from jbatch.jobs.eta import TokensLeft, duration, span
 from jbatch.jobs.summary import Histogram, JobSummary, describe
 from jbatch.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 
@@ -47,7 +47,7 @@ def test_figures():
     summary.add([output(10)])
     summary.add([output(4, FinishReason.LENGTH, n=2, prompt=(1, 2, 3))])
     summary.add([output(0, FinishReason.LENGTH, first_token_ts=None, last_token_ts=None)])
-    summary.add_error("context_length")
+    summary.add_error("context_length", "line 4: too long")
     decode = StepRecord(0, 4, 3, 0, 0, 3, 0, 1, 0, 0, 3, 1, 3, 0, 2)
     prefill = StepRecord(1, 0, 0, 40, 30, 0, 30, 10, 0, 0, 3, 1, 3, 0, 0)
     figures = summary.figures(summarise([decode, prefill]), 2.0, 0)
@@ -73,9 +73,9 @@ def test_figures():
     assert figures["p50_tpot_ms"] == pytest.approx(100, rel=0.01), "900 ms between 10 tokens"
     assert figures["p99_tpot_ms"] == pytest.approx(300, rel=0.01), "between 4 of each sample"
     lines = describe(figures)
-    assert (
-        lines[0]
-        == "3 lines answered (samples: 3 length, 1 stop), 1 line with errors (1 context_length) in 2.0 s"
+    assert lines[0] == (
+        "3 lines answered (samples: 3 length, 1 stop), 1 line with errors (1 context_length) in 2.0 s; "
+        "first: line 4: too long"
     )
     assert lines[1] == "7 prompt and 18 output tokens; 1.5 requests/s, 9 output tokens/s"
     assert lines[2].startswith("TTFT p50/p90/p99 ") and len(lines) == 4
@@ -200,7 +200,7 @@ def test_an_estimate_that_was_passed_is_none_left():
     left.begin(10, 10)
     left.end(10, 0)
     left.add(3)
-    assert left.left == 0 and left.note(0.0) == "0 tokens/s"
+    assert left.left == 0 and left.note(0.0) == ""
 
 
 @pytest.mark.parametrize(

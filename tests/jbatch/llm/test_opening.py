@@ -34,6 +34,14 @@ def test_close_frees_the_memory(model_dir):
     with LLM(model_dir, **SMALL) as llm:
         leaves = jax.tree.leaves((llm.runner._params.leaves, llm.runner._state))
         assert not any(leaf.is_deleted() for leaf in leaves)
+        cache = "cache of 1,008 tokens in 63 pages"
+        sizes = f"4 sequences of at most 96 tokens; {cache}"
+        assert repr(llm) == f"<LLM {model_dir}: float32 on cpu; {sizes}; 0 programs compiled>"
+        assert repr(llm.engine) == (
+            f"<Engine: continuous, fcfs; 4 sequences at once; {cache}; 0 unfinished requests; "
+            "0 tokens in 0 steps>"
+        )
+    assert (repr(llm), repr(llm.engine)) == (f"<LLM {model_dir}: closed>", "<Engine: closed>")
     assert all(leaf.is_deleted() for leaf in leaves)
     calls = (
         lambda: llm.generate([1, 2]),

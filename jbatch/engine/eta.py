@@ -1,4 +1,4 @@
-"""How long a job still takes, by tokens: requests differ too much in length to count them."""
+"""How long requests still take, by tokens: they differ too much in length to count them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import math
 
 import numpy as np
 
+from jbatch.sampling_params import SamplingParams
+
 ENOUGH = 8  # lines that have ended, before a range is given
 P90 = 1.2816  # of the standard normal distribution: 10 % are above, and 10 % below its negative
+
+
+def bound_of(params: SamplingParams, room: int) -> int:
+    """Tokens that a request may generate; `room`: those of a sequence."""
+    return params.n * (room if params.max_tokens is None else params.max_tokens)
 
 
 class TokensLeft:
@@ -81,13 +88,14 @@ class TokensLeft:
         return max(0.0, self.left - off), self.left + off
 
     def note(self, elapsed_s: float) -> str:
-        """Tokens per second since the start, and the time left at that rate: at last as a range."""
+        """Tokens per second since the start, and the time left at that rate: at last as a range. Empty before
+        the first token."""
         rate = self.num_tokens / elapsed_s if elapsed_s > 0 else 0.0
         if not rate:
-            return "0 tokens/s"
+            return ""
         known = self.range
         left = duration(self.left / rate) if known is None else span(known[0] / rate, known[1] / rate)
-        return f"{rate:.0f} tokens/s, {left} left"
+        return f"{rate:,.0f} tokens/s, {left} left"
 
 
 def span(low: float, high: float) -> str:
