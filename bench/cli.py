@@ -22,7 +22,20 @@ from bench.options import (
     Setting,
     parse_goodput,
 )
-from bench.simulate.flags import DATASETS, Costs, Dataset, Details, HardwareName, Json, SimulatedModel
+from bench.simulate.flags import (
+    DATASETS,
+    Costs,
+    Dataset,
+    Details,
+    Goodput,
+    HardwareName,
+    Json,
+    Model,
+    SimulatedModel,
+    admissions_flag,
+    policies_flag,
+)
+from jbatch.cli.help import GroupedCommand, choices
 from jbatch.cli.options import with_options
 from jbatch.distribution import install_hint
 from jbatch.errors import JBatchError
@@ -33,17 +46,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME|DIR",
-        help="demo; llama2-7b, llama3-8b, llama3-70b, llama3.2-1b, llama3.2-3b, 150m (random weights); "
-        "or a model directory.",
-    ),
-]
 
-
-@app.command(short_help="The ladder: unbatched, static, padded, sorted, continuous.")
+@app.command(cls=GroupedCommand, short_help="The ladder: unbatched, static, padded, sorted, continuous.")
 @with_options(LADDER_ENGINE, WORKLOAD, SETTING)
 def batching(
     engine_options: dict[str, Any],
@@ -52,18 +56,25 @@ def batching(
     model: Model = "demo",
     dataset_name: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help=f"May be repeated: {DATASETS} [default: mixed_length]"),
+        typer.Option(
+            metavar="NAME",
+            help=f"May be repeated: {DATASETS} [default: mixed_length]",
+            rich_help_panel="Workload",
+        ),
     ] = None,
     arms: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help=f"May be repeated: {', '.join(ARM_NAMES)}. [default: all]"),
+        typer.Option(
+            metavar="NAME",
+            help=f"May be repeated: {', '.join(ARM_NAMES)}. [default: all]",
+            rich_help_panel="Arms",
+        ),
     ] = None,
-    goodput: Annotated[
-        list[str] | None, typer.Option(metavar="ttft:MS", help="Limits: ttft, tpot, e2el. May be repeated.")
-    ] = None,
+    goodput: Goodput = None,
     output_json: Json = None,
     output_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="One file per dataset; must not exist.")
+        Path | None,
+        typer.Option(metavar="DIR", help="One file per dataset; must not exist.", rich_help_panel="Output"),
     ] = None,
     details: Details = False,
 ) -> None:
@@ -79,7 +90,7 @@ def batching(
     run_batching(experiment, setting, engine_options, workload_options)
 
 
-@app.command(short_help="Requests and tokens per second of continuous batching.")
+@app.command(cls=GroupedCommand, short_help="Requests and tokens per second of continuous batching.")
 @with_options(ENGINE, WORKLOAD, THROUGHPUT)
 def throughput(
     engine_options: dict[str, Any],
@@ -98,7 +109,7 @@ def throughput(
     run_throughput(experiment, setting, engine_options, workload_options)
 
 
-@app.command(short_help="The time of one batch.")
+@app.command(cls=GroupedCommand, short_help="The time of one batch.")
 @with_options(ENGINE, LATENCY)
 def latency(
     engine_options: dict[str, Any],
@@ -114,7 +125,7 @@ def latency(
     run_latency(Experiment(model, ("random",), output_json=output_json), setting, engine_options)
 
 
-@app.command(short_help="What a prefix cache saves: off, cold, warm.")
+@app.command(cls=GroupedCommand, short_help="What a prefix cache saves: off, cold, warm.")
 @with_options(ENGINE, WORKLOAD, SETTING)
 def prefix(
     engine_options: dict[str, Any],
@@ -134,14 +145,21 @@ def prefix(
     )
 
 
-@app.command(short_help="What each step costs on this machine, for jbatch simulate.")
+@app.command(cls=GroupedCommand, short_help="What each step costs on this machine, for jbatch simulate.")
 @with_options(LADDER_ENGINE)
 def calibrate(
     engine_options: dict[str, Any],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Must not exist.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="Must not exist.", rich_help_panel="Output"),
+    ],
     model: Model = "demo",
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each size.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="Of lengths and token ids.")] = 0,
+    repeats: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Runs of each size.", rich_help_panel="Measurement")
+    ] = 2,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of lengths and token ids.", rich_help_panel="Measurement")
+    ] = 0,
 ) -> None:
     """Run an engine on workloads of many sizes, and fit what its steps cost.
 
@@ -152,7 +170,7 @@ def calibrate(
     run_calibrate(model, engine_options, repeats, seed, output)
 
 
-@app.command(short_help="Who runs first: policies and predictors of lengths, simulated.")
+@app.command(cls=GroupedCommand, short_help="Who runs first: policies and predictors of lengths, simulated.")
 @with_options(POLICIES_ENGINE, WORKLOAD, SIMULATED_RUN)
 def policies(
     engine_options: dict[str, Any],
@@ -162,26 +180,23 @@ def policies(
     hardware: HardwareName = None,
     model: SimulatedModel = "llama3-8b",
     dataset_name: Dataset = "mixed_length",
-    policy: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="May be repeated. [default: all]")
-    ] = None,
+    policy: Annotated[list[str] | None, policies_flag("all")] = None,
     predictor: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME|FILE",
-            help="May be repeated: none, oracle, noisy, running-mean, prompt-length, or a trained one. "
+            metavar=choices(("none", "oracle", "noisy", "running-mean", "prompt-length"), "FILE"),
+            help="Of output lengths; a file is a trained one. May be repeated. "
             "[default: none, oracle, noisy, running-mean]",
+            rich_help_panel="Scheduling",
         ),
     ] = None,
-    admission: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="May be repeated: optimistic, forecast, no-evict. [default: optimistic]"
-        ),
-    ] = None,
+    admission: Annotated[list[str] | None, admissions_flag("optimistic")] = None,
     output_json: Json = None,
     output_png: Annotated[
-        Path | None, typer.Option("--output-png", metavar="FILE", help="Draw it there; must not exist.")
+        Path | None,
+        typer.Option(
+            "--output-png", metavar="FILE", help="Draw it there; must not exist.", rich_help_panel="Output"
+        ),
     ] = None,
     details: Details = False,
 ) -> None:

@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jbatch.cli.options import ENGINE_HELP
-from jbatch.config import EngineConfig, check_range
+from jbatch.cli.options import ENGINE as ENGINE_FLAGS
+from jbatch.cli.options import Flags
+from jbatch.config import check_range
 from jbatch.errors import ConfigError
 
 WORKLOAD_HELP = {
@@ -37,8 +38,6 @@ SETTING_HELP = {
     "sweep": "Measure batch sizes up to --max-num-seqs; then each arm at its own best.",
     "no_floor": "Do not measure the device's rates first.",
 }
-THROUGHPUT_HELP = {n: SETTING_HELP[n] for n in ("num_prompts", "seed", "max_concurrency", "temperature")}
-THROUGHPUT_HELP["num_prompts"] += " [default: 1000]"
 LATENCY_HELP = {
     "input_len": "Prompt tokens.",
     "output_len": "Output tokens.",
@@ -56,6 +55,11 @@ ARM_NAMES = (
     *("unbatched", "static", "static-full", "static-padded", "static-sorted", "static-sorted-predicted"),
     *("continuous", "continuous-sorted", "continuous-predicted"),
 )
+DATASET_NAMES = (
+    *("uniform_short", "mixed_length", "bursty_traffic", "random", "nano", "sharegpt-like", "prefix"),
+    *("few-shot", "trace"),
+)
+HARDWARE_NAMES = ("h200", "a100")
 LIMITED = ("ttft", "tpot", "e2el")  # latencies that goodput may limit
 MAX_COUNT = 2**24
 
@@ -161,35 +165,32 @@ def _check_above_0(field: str, value: object) -> None:
         raise ConfigError(field, value, "must be a number above 0")
 
 
-_ENGINE_HELP = {name: ENGINE_HELP[name] for name in ENGINE_OPTIONS}
-_ENGINE_HELP["enable_prefix_caching"] = (
-    "Compute first tokens that requests of one pass share once; each pass begins cold. It is off by default."
+_ENGINE = ENGINE_FLAGS.only(*ENGINE_OPTIONS).with_helps(
+    enable_prefix_caching="Compute first tokens that requests of one pass share once; each pass begins cold. "
+    "It is off by default.",
+    max_model_len="Tokens of prompt and output. [default: of the longest request]",
 )
-_ENGINE_HELP["max_model_len"] = "Tokens of prompt and output. [default: of the longest request]"
-ENGINE = (EngineConfig, _ENGINE_HELP | {"max_num_seqs": "Sequences that run at once."})
-_LADDER_HELP = {
-    "max_num_seqs": "Sequences that run at once. [default: 16]",
-    "batch_wait_timeout_s": "static-full: seconds that the oldest request waits for a full batch.",
-}
-LADDER_ENGINE = (EngineConfig, _ENGINE_HELP | _LADDER_HELP)
+ENGINE = _ENGINE.with_helps(max_num_seqs="Sequences that run at once.")
+LADDER_ENGINE = _ENGINE.with_helps(
+    max_num_seqs="Sequences that run at once. [default: 16]",
+    batch_wait_timeout_s=ENGINE_FLAGS.helps["batch_wait_timeout_s"],
+)
 _SIZES = (
     *("max_num_seqs", "max_model_len", "max_num_batched_tokens", "target_itl_ms", "page_size", "num_pages"),
 )
-SIMULATED_ENGINE = (
-    EngineConfig,
-    {name: ENGINE_HELP[name] for name in _SIZES} | {"max_num_seqs": "Sequences that run at once."},
+SIMULATED_ENGINE = ENGINE_FLAGS.only(*_SIZES).with_helps(max_num_seqs="Sequences that run at once.")
+POLICIES_ENGINE = ENGINE_FLAGS.only(*_SIZES, "max_preemption_probability").with_helps(
+    max_num_seqs="Sequences that run at once. [default: 16]",
+    num_pages="Pages of the KV cache. [default: half of what as many of the longest fill]",
 )
-POLICIES_ENGINE = (
-    EngineConfig,
-    {name: ENGINE_HELP[name] for name in _SIZES}
-    | {
-        "max_num_seqs": "Sequences that run at once. [default: 16]",
-        "num_pages": "Pages of the KV cache. [default: half of what as many of the longest fill]",
-        "max_preemption_probability": ENGINE_HELP["max_preemption_probability"],
-    },
+WORKLOAD = Flags(WorkloadOptions, WORKLOAD_HELP, {"Workload": tuple(WORKLOAD_HELP)})
+ARRIVAL_OPTIONS = ("request_rate", "burstiness", "burst_size", "time_scale")  # of no meaning where closed
+CLOSED_WORKLOAD = WORKLOAD.only(*(name for name in WORKLOAD_HELP if name not in (*ARRIVAL_OPTIONS, "closed")))
+SETTING = Flags(
+    Setting, SETTING_HELP, {"Workload": ("num_prompts", "seed"), "Measurement": tuple(SETTING_HELP)}
 )
-SIMULATED_RUN = (Setting, {name: SETTING_HELP[name] for name in ("num_prompts", "seed", "max_concurrency")})
-WORKLOAD = (WorkloadOptions, WORKLOAD_HELP)
-SETTING = (Setting, SETTING_HELP)
-THROUGHPUT = (Setting, THROUGHPUT_HELP)
-LATENCY = (LatencySetting, LATENCY_HELP)
+SIMULATED_RUN = SETTING.only("num_prompts", "seed", "max_concurrency")
+THROUGHPUT = SETTING.only("num_prompts", "seed", "max_concurrency", "temperature").with_helps(
+    num_prompts=f"{SETTING_HELP['num_prompts']} [default: 1000]"
+)
+LATENCY = Flags(LatencySetting, LATENCY_HELP, {"Measurement": tuple(LATENCY_HELP)})

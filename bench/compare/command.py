@@ -20,8 +20,10 @@ from bench.compare.measurement import Measurement, measure, result
 from bench.compare.ratios import ratios
 from bench.compare.stage import Stage
 from bench.compare.table import print_comparison
-from bench.options import LADDER_ENGINE, SETTING_HELP, WORKLOAD, Setting
+from bench.options import CLOSED_WORKLOAD, LADDER_ENGINE, SETTING, Setting
 from bench.results import Results, claimed, describe, write
+from bench.simulate.flags import Dataset, Json, Model
+from jbatch.cli.help import GroupedCommand
 from jbatch.cli.options import with_options
 from jbatch.errors import ConfigError
 
@@ -134,7 +136,6 @@ def _save(path: Path | None, results: Callable[[], Results]) -> None:
 # The command line.
 
 
-HELP = {name: SETTING_HELP[name] for name in ("num_prompts", "seed", "repeats")}
 ARM_NAMES = ", ".join((*ARMS, *GROUPS))
 
 
@@ -143,24 +144,26 @@ def run(args: list[str]) -> int:
     return app(args, prog_name="jbatch bench compare", standalone_mode=False) or 0
 
 
-@app.command()
-@with_options(LADDER_ENGINE, WORKLOAD, (Setting, HELP))
+@app.command(cls=GroupedCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@with_options(LADDER_ENGINE, CLOSED_WORKLOAD, SETTING.only("num_prompts", "seed", "repeats"))
 def command(
     engine_options: dict[str, Any],
     workload_options: dict[str, Any],
     setting_options: dict[str, Any],
-    model: Annotated[str, typer.Option(metavar="NAME|DIR", help="As in `jbatch bench batching`.")] = "demo",
-    dataset_name: Annotated[
-        str, typer.Option(metavar="NAME", help="As in `jbatch bench batching`.")
-    ] = "mixed_length",
+    model: Model = "demo",
+    dataset_name: Dataset = "mixed_length",
     arms: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help=f"May be repeated: {ARM_NAMES}. [default: all]")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help=f"May be repeated: {ARM_NAMES}. [default: all]", rich_help_panel="Arms"
+        ),
     ] = None,
-    output_json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write results there; must not exist.")
-    ] = None,
+    output_json: Json = None,
     record: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep the plans that are replayed; must not exist.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Keep the plans that are replayed; must not exist.", rich_help_panel="Output"
+        ),
     ] = None,
 ) -> None:
     """Run the same requests through jbatch and through PyTorch's engines, on one device and the same weights.

@@ -15,7 +15,7 @@ from bench.ladder.gains import (
     worst_range,
 )
 from bench.results import ArmResult, Results
-from jbatch.cli.tables import Meanings, Page, Table
+from jbatch.cli.tables import Page, Table, meanings
 
 OVER_UNBATCHED = ("static", "static-padded", "static-sorted", "continuous")
 
@@ -98,7 +98,7 @@ def _print_range(out: Page, ranges: Sequence[float | None]) -> None:
 def print_definitions(out: Page, arms: Mapping[str, ArmResult]) -> None:
     """Print what each arm is, and when a gain is named."""
     out.print("what each arm is; all run on the same weights, kernels and compiled programs:")
-    out.print(Meanings({name: arm.definition for name, arm in arms.items()}))
+    out.print(meanings({name: arm.definition for name, arm in arms.items()}))
     out.print(f"A gain needs {LEAST_BATCHES} batches of requests.")
 
 

@@ -18,7 +18,7 @@ from bench.measure.drive import drive
 from bench.options import Setting
 from bench.results import claimed, describe
 from bench.workloads.workload import Workload
-from jbatch.cli.tables import Meanings, Page, Table
+from jbatch.cli.tables import Page, Table, meanings
 from jbatch.engine.engine import Engine
 from jbatch.progress import say
 
@@ -103,7 +103,7 @@ def _print(workload: Workload, passes: dict[str, list[Pass]]) -> None:
     out = Page()
     out.print(f"{tables.describe_workload(describe(workload))}\n")
     out.show(passes_table(passes))
-    out.print(Meanings(PASSES))
+    out.print(meanings(PASSES))
     out.print(f"Counts are of the first of {len(passes['off'])} repeats, times are medians of all.")
 
 

@@ -24,6 +24,9 @@ PAGE = "report.html"
 MAKERS = report_suite.MAKERS | report_arms.MAKERS | report_policies.MAKERS
 
 
+LOOKED_FOR = "*.json of `jbatch bench ... --output-json`"
+
+
 class Left(NamedTuple):
     """A file that is not in the report, and why."""
 
@@ -45,9 +48,9 @@ def write(folder: Path, max_pictures: int | None = None) -> Path:
     if not folder.is_dir():
         raise ConfigError("folder", str(folder), "is no directory")
     files = sorted(folder.glob("*.json"))
-    if not files:
-        raise ConfigError("folder", str(folder), "holds no results: there is no JSON file in it")
     sections, left, across = read(files)
+    if not sections:
+        raise ConfigError("folder", str(folder), f"holds no results, {LOOKED_FOR}: {_why_none(left)}")
     page = folder / PAGE
     title = f"jbatch: results in {folder.resolve().name}"
     page.write_text(report_page.page(title, _body(sections, left, across)), encoding="utf-8")
@@ -78,6 +81,14 @@ def read(files: Sequence[Path]) -> tuple[list[Section], list[Left], list[str]]:
             left.append(Left(file.name, f"is malformed: {type(error).__name__}: {error}"))
     ordered = [section for _, section in sorted(sections, key=lambda pair: pair[0])]
     return ordered, left, gains.over_unbatched(contents)
+
+
+def _why_none(left: Sequence[Left]) -> str:
+    """What there is instead of a result, in a line."""
+    if not left:
+        return "there is no JSON file in it"
+    others = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+    return f"{left[0].file} {left[0].reason}{others}"
 
 
 def _content(file: Path) -> dict[str, Any]:

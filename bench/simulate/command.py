@@ -25,11 +25,21 @@ from bench.options import (
 )
 from bench.results import ArmResult, Results, claimed, describe, write
 from bench.simulate.cluster import Cluster, run_cluster
-from bench.simulate.flags import Costs, Dataset, Goodput, HardwareName, Json, SimulatedModel
+from bench.simulate.flags import (
+    Costs,
+    Dataset,
+    Goodput,
+    HardwareName,
+    Json,
+    SimulatedModel,
+    policies_flag,
+    several,
+)
 from bench.simulate.hardware import HARDWARE, derive, num_pages
 from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.lengths import SCENARIOS
 from bench.workloads.workload import Workload, check_options, make_workload
+from jbatch.cli.help import GroupedCommand
 from jbatch.cli.options import with_options
 from jbatch.cli.tables import Page, Table, number
 from jbatch.config import EngineConfig, check_range
@@ -45,7 +55,9 @@ MAX_REPLICAS = 1024
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command(short_help="A workload on costs instead of a device, with the engine's own scheduler.")
+@app.command(
+    cls=GroupedCommand, short_help="A workload on costs instead of a device, with the engine's own scheduler."
+)
 @with_options(SIMULATED_ENGINE, WORKLOAD, SIMULATED_RUN)
 def simulate(
     engine_options: dict[str, Any],
@@ -55,21 +67,26 @@ def simulate(
     hardware: HardwareName = None,
     model: SimulatedModel = "llama3-8b",
     dataset_name: Dataset = "mixed_length",
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help=f"May be repeated: {', '.join(POLICIES)}. [default: fcfs]"),
-    ] = None,
+    policy: Annotated[list[str] | None, policies_flag("fcfs")] = None,
     goodput: Goodput = None,
     replicas: Annotated[
-        int, typer.Option(help="Engines behind a router; --policy is then that of each.")
+        int,
+        typer.Option(
+            metavar="N",
+            help="Engines behind a router; --policy is then that of each.",
+            rich_help_panel="Replicas",
+        ),
     ] = 1,
     replica_speed: Annotated[
         list[float] | None,
-        typer.Option(metavar="X", help="Of the replicas in turn; may be repeated. [default: 1 for each]"),
+        typer.Option(
+            metavar="X",
+            help="Of the replicas in turn. May be repeated. [default: 1 for each]",
+            rich_help_panel="Replicas",
+        ),
     ] = None,
     router: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help=f"May be repeated: {', '.join(ROUTERS)}. [default: all]"),
+        list[str] | None, several(ROUTERS, "May be repeated. [default: all]", "Replicas")
     ] = None,
     output_json: Json = None,
 ) -> None:

@@ -1,30 +1,74 @@
-"""Flags of the commands that simulate: each written down once. Nothing heavy is imported."""
+"""Flags that several commands of `bench` have, each written down once. Nothing heavy is imported."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
 
-DATASETS = (
-    "uniform_short, mixed_length, bursty_traffic, random, nano, sharegpt-like, prefix, few-shot, trace; "
-    "the first three are divided by 4 for the demo model."
+from bench.options import DATASET_NAMES, HARDWARE_NAMES
+from jbatch.cli.help import choices
+from jbatch.cli.options import ENGINE_HELP
+from jbatch.config import AdmissionName, PolicyName
+
+DATASETS = f"{', '.join(DATASET_NAMES)}; the first three are divided by 4 for the demo model."
+MODELS = (
+    "demo; llama2-7b, llama3-8b, llama3-70b, llama3.2-1b, llama3.2-3b, 150m (random weights); or a model "
+    "directory."
 )
-Dataset = Annotated[str, typer.Option(metavar="NAME", help=DATASETS)]
+
+
+def several(names: Iterable[str], text: str, panel: str) -> Any:
+    """An option that takes one of some names, and may be given more than once."""
+    return typer.Option(metavar=choices(names), help=text, rich_help_panel=panel)
+
+
+def policies_flag(default: str) -> Any:
+    """The option of policies; `default` is said in its help."""
+    text = f"Who is admitted first. May be repeated. [default: {default}]"
+    return several(get_args(PolicyName), text, "Scheduling")
+
+
+def admissions_flag(default: str) -> Any:
+    """The option of admissions; `default` is said in its help."""
+    text = f"{ENGINE_HELP['admission']} May be repeated. [default: {default}]"
+    return several(get_args(AdmissionName), text, "Scheduling")
+
+
+Model = Annotated[str, typer.Option(metavar="NAME|DIR", help=MODELS, rich_help_panel="Model")]
+Dataset = Annotated[str, typer.Option(metavar="NAME", help=DATASETS, rich_help_panel="Workload")]
 Costs = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Costs that `jbatch bench calibrate` measured.")
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Costs that `jbatch bench calibrate` measured.", rich_help_panel="Costs"
+    ),
 ]
 HardwareName = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Or costs derived from a data sheet: h200, a100.")
+    str | None,
+    typer.Option(
+        metavar=choices(HARDWARE_NAMES), help="Or costs derived from a data sheet.", rich_help_panel="Costs"
+    ),
 ]
 SimulatedModel = Annotated[
-    str, typer.Option(metavar="NAME", help="With --hardware: a name of --model elsewhere, but demo.")
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="With --hardware: a name of --model elsewhere, but demo.",
+        rich_help_panel="Costs",
+    ),
 ]
 Goodput = Annotated[
-    list[str] | None, typer.Option(metavar="ttft:MS", help="Limits: ttft, tpot, e2el. May be repeated.")
+    list[str] | None,
+    typer.Option(
+        metavar="ttft:MS", help="Limits: ttft, tpot, e2el. May be repeated.", rich_help_panel="Measurement"
+    ),
 ]
-Details = Annotated[bool, typer.Option("--details", help="Print every figure.")]
 Json = Annotated[
-    Path | None, typer.Option("--output-json", metavar="FILE", help="Write results there; must not exist.")
+    Path | None,
+    typer.Option(
+        "--output-json", metavar="FILE", help="Write results there; must not exist.", rich_help_panel="Output"
+    ),
 ]
+Details = Annotated[bool, typer.Option("--details", help="Print every figure.", rich_help_panel="Output")]

@@ -14,13 +14,21 @@ from bench.ladder.tables import describe_workload
 from bench.options import SIMULATED_ENGINE, SIMULATED_RUN, WORKLOAD, Setting, parse_goodput
 from bench.results import claimed, describe
 from bench.simulate.command import simulated_by, workload_for
-from bench.simulate.flags import Dataset, Goodput, HardwareName, SimulatedModel
+from bench.simulate.flags import (
+    Dataset,
+    Goodput,
+    HardwareName,
+    SimulatedModel,
+    admissions_flag,
+    policies_flag,
+)
 from bench.simulate.subject import Simulated
 from bench.tune.aim import Aim, AimName
 from bench.tune.candidate import Field
 from bench.tune.report import print_tuned
 from bench.tune.tune import Tuned, tune
 from bench.workloads.workload import Workload
+from jbatch.cli.help import GroupedCommand, choices
 from jbatch.cli.options import with_options
 from jbatch.cli.tables import Page
 from jbatch.config import PAGE_SIZES, AdmissionName, PolicyName, check_choice
@@ -32,49 +40,66 @@ from jbatch.model_dir.tuned import Tuned as TunedFile
 from jbatch.sim.cost import CostTable
 
 # What an engine is tuned in cannot be said, too.
-SAID = (SIMULATED_ENGINE[0], {name: SIMULATED_ENGINE[1][name] for name in ("max_model_len", "num_pages")})
-RUN = (SIMULATED_RUN[0], {name: SIMULATED_RUN[1][name] for name in ("num_prompts", "seed")})
+SAID = SIMULATED_ENGINE.only("max_model_len", "num_pages")
+RUN = SIMULATED_RUN.only("num_prompts", "seed")
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command(name="tune", short_help="Options of an engine for a workload and an aim, found by simulation.")
+@app.command(
+    name="tune",
+    cls=GroupedCommand,
+    short_help="Options of an engine for a workload and an aim, found by simulation.",
+)
 @with_options(SAID, WORKLOAD, RUN)
 def tune_command(
     engine_options: dict[str, Any],
     workload_options: dict[str, Any],
     setting_options: dict[str, Any],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Must not exist.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="Must not exist.", rich_help_panel="Output"),
+    ],
     costs: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
             help="Costs that `jbatch bench calibrate` measured. May be repeated: for each page size, and for "
             "more than one max_num_seqs.",
+            rich_help_panel="Costs",
         ),
     ] = None,
     hardware: HardwareName = None,
     model: SimulatedModel = "llama3-8b",
     dataset_name: Dataset = "mixed_length",
-    aim: Annotated[str, typer.Option(metavar="NAME", help=f"{', '.join(get_args(AimName))}.")] = "throughput",
+    aim: Annotated[
+        str,
+        typer.Option(
+            metavar=choices(get_args(AimName)), help="What is to be best.", rich_help_panel="Search"
+        ),
+    ] = "throughput",
     throughput_floor: Annotated[
-        float, typer.Option(metavar="X", help="p99-ttft: share of the default's throughput to keep.")
+        float,
+        typer.Option(
+            metavar="X",
+            help="p99-ttft: share of the default's throughput to keep.",
+            rich_help_panel="Search",
+        ),
     ] = 0.95,
     goodput: Goodput = None,
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="To choose from; may be repeated. [default: fcfs]"),
-    ] = None,
-    admission: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="To choose from; may be repeated. [default: all]"),
-    ] = None,
+    policy: Annotated[list[str] | None, policies_flag("fcfs")] = None,
+    admission: Annotated[list[str] | None, admissions_flag("all")] = None,
     predictor: Annotated[
         str,
-        typer.Option(metavar="NAME|FILE", help="Of lengths, for policies and admissions that go by them."),
+        typer.Option(
+            metavar=choices(("running-mean", "prompt-length"), "FILE"),
+            help="Of lengths, for policies and admissions that go by them.",
+            rich_help_panel="Scheduling",
+        ),
     ] = "running-mean",
     time_budget: Annotated[
-        float, typer.Option(metavar="SECONDS", help="No other arm is begun after that.")
+        float,
+        typer.Option(metavar="SECONDS", help="No other arm is begun after that.", rich_help_panel="Search"),
     ] = 300.0,
 ) -> None:
     """Search the options that a workload runs best with, in simulations of the engine and its scheduler, and

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.options import WorkloadOptions
+from bench.options import ARRIVAL_OPTIONS, WorkloadOptions
 from bench.workloads import arrivals, lengths
 from bench.workloads.trace import read_trace
 from jbatch.errors import ConfigError, JBatchError, check_option_names
@@ -30,6 +31,7 @@ OWN_OPTIONS = {  # which workloads they mean something for; the others are of al
     "dataset_path": ("trace",),
     "burst_size": ("bursty_traffic",),
 }
+TIMED = ("trace", "bursty_traffic")  # workloads with arrival times of their own
 MAX_DRAWS = 100  # of a prompt that has been drawn before
 
 
@@ -92,6 +94,24 @@ def check_options(names: Sequence[str], options: Mapping[str, Any]) -> None:
             raise ConfigError(
                 option, value, f"is of {' and '.join(meant)} only, not of {', '.join(names)}: leave it out"
             )
+    _check_arrivals(names, options)
+
+
+def _check_arrivals(names: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an option of arrivals that another one leaves without a meaning."""
+    at_rate = options.get("request_rate", math.inf) != math.inf
+    reasons = {}
+    if options.get("closed"):
+        reasons = dict.fromkeys(ARRIVAL_OPTIONS, "with --closed all arrive at time 0: leave one of them out")
+    elif at_rate:
+        reasons["burst_size"] = "with --request-rate they arrive one by one: leave one of them out"
+    else:
+        reasons["burstiness"] = "is of arrivals at a rate: give --request-rate, too"
+        if not set(TIMED) & set(names):
+            reasons["time_scale"] = "all arrive at time 0: give --request-rate, too"
+    for option, reason in reasons.items():
+        if option in options:
+            raise ConfigError(option, options[option], reason)
 
 
 def _check_name(name: str) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jbatch.cli.tables import Meanings, Page, Table
+from jbatch.cli.tables import Page, Table, meanings
 from jbatch.config import ModeName
 from jbatch.device.platform import NO_GPU
 from jbatch.engine.records import EngineStep
@@ -149,7 +149,7 @@ def _cut(text: str) -> str:
 
 def _print_comparison(console: Page, runs: dict[str, ModeRun]) -> None:
     console.print("The same prompts, weights and compiled programs in four arms, each a mode of the engine:")
-    console.print(Meanings({name: text for name, text in MODE_TEXTS.items()}))
+    console.print(meanings({name: text for name, text in MODE_TEXTS.items()}))
     console.print()
     console.show(runs_table(runs))
     outputs = [[output.outputs[0].text for output in run.outputs] for run in runs.values()]

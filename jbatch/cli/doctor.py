@@ -8,8 +8,8 @@ import platform
 from pathlib import Path
 
 import jax
-import typer
 
+from jbatch.cli.tables import echo
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device.backend import describe
 from jbatch.device.model import abstract_params
@@ -30,11 +30,11 @@ CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
 
 def examine(model_dir: Path | None) -> bool:
     """Print versions, devices and a model directory's health; whether everything can be used."""
-    typer.echo(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    echo(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
     versions = (f"{name} {_version(name) or 'missing'}" for name in PACKAGES)
-    typer.echo(", ".join((f"jbatch {version()}", *versions)))
+    echo(", ".join((f"jbatch {version()}", *versions)))
     plugins = [f"{name} {_version(name)}" for name in CUDA_PLUGINS if _version(name)]
-    typer.echo(f"CUDA plugin: {', '.join(plugins) or 'none'}")
+    echo(f"CUDA plugin: {', '.join(plugins) or 'none'}")
     usable = _examine_devices()
     return (model_dir is None or _examine_model(model_dir)) and usable
 
@@ -45,48 +45,46 @@ def _examine_devices() -> bool:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: JAX_PLATFORMS names a missing plugin
         reason = str(error).splitlines()[0] if str(error) else "no platform works"
-        typer.echo(f"problem: JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: JAX does not start: {reason}")
+        echo(f"problem: JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: JAX does not start: {reason}")
         return False
-    typer.echo(f"devices: {', '.join(d.device_kind for d in devices)}")
+    echo(f"devices: {', '.join(d.device_kind for d in devices)}")
     if all(device.platform == "cpu" for device in devices):
-        typer.echo(f"{NO_GPU}. For a GPU, {INSTALL_HINT}.")
+        echo(f"{NO_GPU}. For a GPU, {INSTALL_HINT}.")
     directory = directory_of(EngineConfig())
     for key, verdict in kept.read_all(directory) if directory is not None else ():
-        typer.echo(f"checked: {verdict.describe()} [{key.shape}; {key.gpus}]")
+        echo(f"checked: {verdict.describe()} [{key.shape}; {key.gpus}]")
     return True
 
 
 def _examine_model(model_dir: Path) -> bool:
-    typer.echo(f"\n{model_dir}")
+    echo(f"\n{model_dir}")
     try:
         config = load_config(model_dir)
         like = abstract_params(config)
-        typer.echo(
+        echo(
             f"  config: {config.num_layers} layers, {config.num_heads} heads, {config.num_kv_heads} KV, "
             f"head_dim {config.head_dim}, context {config.context_len}, {_describe_dtype(config)}"
         )
-        typer.echo(f"  attention: {describe(config, jax.devices()[0])}")
+        echo(f"  attention: {describe(config, jax.devices()[0])}")
         num_params = sum(leaf.size for leaf in like.values())
         check(model_dir, like)
-        typer.echo(
-            f"  weights: {num_params / 1e6:.1f} M parameters, every tensor present and of the right shape"
-        )
+        echo(f"  weights: {num_params / 1e6:.1f} M parameters, every tensor present and of the right shape")
         tokenizer = load_tokenizer(model_dir)
         if tokenizer is None:
-            typer.echo(f"  tokenizer: none; the directory {why_no_tokenizer(model_dir)}")
+            echo(f"  tokenizer: none; the directory {why_no_tokenizer(model_dir)}")
         else:
-            typer.echo(f"  tokenizer: {tokenizer.vocab_size} tokens")
+            echo(f"  tokenizer: {tokenizer.vocab_size} tokens")
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-            typer.echo(f"  problem: the tokenizer has more tokens than the model's {config.vocab_size}")
+            echo(f"  problem: the tokenizer has more tokens than the model's {config.vocab_size}")
             return False
-        typer.echo(f"  end-of-sequence ids: {sorted(load_eos_token_ids(model_dir)) or 'none'}")
+        echo(f"  end-of-sequence ids: {sorted(load_eos_token_ids(model_dir)) or 'none'}")
         defaults = load_sampling_defaults(model_dir, "auto")
-        typer.echo(f"  sampling defaults: {describe_defaults(defaults) or 'jbatch has its own'}")
+        echo(f"  sampling defaults: {describe_defaults(defaults) or 'jbatch has its own'}")
     except (JBatchError, WeightsError, OSError) as error:
         problem = describe_os_error(error) if isinstance(error, OSError) else error
-        typer.echo(f"  problem: {problem}")
+        echo(f"  problem: {problem}")
         return False
-    typer.echo("  ok")
+    echo("  ok")
     return True
 
 

@@ -15,10 +15,11 @@ from typing import Annotated, Any
 import typer
 
 from jbatch.cli.entry_points import CommandsAndEntryPoints
+from jbatch.cli.help import GroupedCommand, choices
 from jbatch.cli.logs import logged_by
-from jbatch.cli.options import ENGINE, ENGINE_HELP, SAMPLING, flag_hint, with_options
+from jbatch.cli.options import ENGINE, SAMPLING, Flags, flag_hint, with_options
 from jbatch.cli.streams import flush_stderr, flush_stdout, hold_streams
-from jbatch.config import EngineConfig
+from jbatch.config import DTYPES, EngineConfig
 from jbatch.distribution import version
 from jbatch.errors import JBatchError, JobError, describe_os_error, is_failure
 from jbatch.jobs.files import check_replaceable
@@ -27,7 +28,7 @@ from jbatch.jobs.signals import exit_at_once
 from jbatch.model_dir.shapes import RUNNABLE, find_shape
 from jbatch.tracebacks import describe_unforeseen
 
-JOB = (JobOptions, JOB_HELP)
+JOB = Flags(JobOptions, JOB_HELP, {"File of requests": tuple(JOB_HELP)})
 REFUSED, FAILED, INTERRUPTED = 2, 3, 130  # exit codes
 UsageError: Any = typer.BadParameter.__mro__[2]  # the base of all that is wrong with arguments
 
@@ -59,7 +60,7 @@ def _options(
     """Options without a command."""
 
 
-@app.command(short_help="Complete prompts, or a JSONL file of requests, with a model.")
+@app.command(cls=GroupedCommand, short_help="Complete prompts, or a JSONL file of requests, with a model.")
 @with_options(JOB, ENGINE, SAMPLING)
 def generate(
     job_options: dict[str, Any],
@@ -67,21 +68,40 @@ def generate(
     sampling_options: dict[str, Any],
     model: ModelDir,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="May be repeated.")
+        list[str] | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", help="May be repeated.", rich_help_panel="Prompts"),
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Each prompt is a user's message: print the answers alone.")
+        bool,
+        typer.Option(
+            "--chat",
+            help="Each prompt is a user's message: print the answers alone.",
+            rich_help_panel="Prompts",
+        ),
     ] = False,
     chat_template: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="A Jinja template for chats, instead of the model's."),
+        typer.Option(
+            metavar="FILE",
+            help="A Jinja template for chats, instead of the model's.",
+            rich_help_panel="Prompts",
+        ),
     ] = None,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Let a Ray cluster answer: -i is a folder or a file, -o a folder.")
+        bool,
+        typer.Option(
+            "--ray",
+            help="Let a Ray cluster answer: -i is a folder or a file, -o a folder.",
+            rich_help_panel="Cluster",
+        ),
     ] = False,
     replicas: Annotated[
         int | None,
-        typer.Option(metavar="N", help="With --ray, engines. [default: one for each GPU, or one]"),
+        typer.Option(
+            metavar="N",
+            help="With --ray, engines. [default: one for each GPU, or one]",
+            rich_help_panel="Cluster",
+        ),
     ] = None,
 ) -> None:
     """Complete prompts with a model, and print the texts in the prompts' order (-p), or answer a file of
@@ -130,7 +150,7 @@ def merge(
     ],
     input_file: Annotated[
         str | None,
-        typer.Option("--input-file", "-i", metavar="TEXT", help="The job's input, where it has moved."),
+        typer.Option("--input-file", "-i", metavar="FILE", help="The job's input, where it has moved."),
     ] = None,
 ) -> None:
     """Join the outputs of `jbatch generate --shard 1/n` to `n/n`, once each line has exactly one result, all
@@ -149,7 +169,12 @@ def demo(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to this file.")
     ] = None,
-    device: Annotated[str, typer.Option(metavar="TEXT", help="auto, cpu, cuda.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar=choices(("auto", "cpu", "cuda")), help="Where to compute; auto: a GPU where there is one."
+        ),
+    ] = "auto",
 ) -> None:
     """Answer 64 prompts with the small model that comes with jbatch, in four batching modes."""
     path = None if json_file is None else os.path.realpath(json_file)
@@ -171,8 +196,10 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command(short_help="Show what a model would take of a GPU's memory, and whether it fits.")
-@with_options((EngineConfig, ENGINE_HELP | {"max_num_seqs": "Sequences that run at once."}))
+@app.command(
+    cls=GroupedCommand, short_help="Show what a model would take of a GPU's memory, and whether it fits."
+)
+@with_options(ENGINE.with_helps(max_num_seqs="Sequences that run at once."))
 def plan(
     engine_options: dict[str, Any],
     model: Annotated[
@@ -180,28 +207,40 @@ def plan(
     ],
     gpu_memory: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Of the GPU to plan for, e.g. 80GiB. [default: this device's]"),
+        typer.Option(
+            metavar="SIZE",
+            help="Of the GPU to plan for, e.g. 80GiB. [default: this device's]",
+            rich_help_panel="Memory",
+        ),
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print the figures as JSON.", rich_help_panel="Output")
+    ] = False,
 ) -> None:
     """Show weights, KV cache, temporaries, buckets and programs, before any weight is loaded.
 
     What cannot fit is refused with exit code 2, saying which option to change, and to what.
     """
     from jbatch.cli.memory_report import report_memory
+    from jbatch.cli.tables import echo
     from jbatch.device.memory import parse_bytes
 
     config = EngineConfig(**engine_options)
     report = report_memory(find_shape(model), config, None if gpu_memory is None else parse_bytes(gpu_memory))
     report = dataclasses.replace(report, model=str(model))
-    typer.echo(json.dumps(report.as_json(), indent=1) if json_output else report.describe())
+    if json_output:
+        typer.echo(json.dumps(report.as_json(), indent=1))
+    else:
+        echo(report.describe())
 
 
 @app.command(short_help="Convert weights once, for faster and checked loading.")
 def convert(
     model: Annotated[Path, typer.Argument(help="A Hugging Face model directory.")],
     out: Annotated[Path, typer.Argument(help="A directory to create.")],
-    dtype: Annotated[str, typer.Option(metavar="TEXT", help="auto, bfloat16, float16, float32.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(metavar=choices(("auto", *DTYPES)), help="Of the weights; auto: as they are.")
+    ] = "auto",
 ) -> None:
     """Convert weights to an Orbax checkpoint with checksums, for `jbatch generate OUT` and `LLM(OUT)`."""
     from jbatch.cli.convert import convert_model
@@ -292,5 +331,10 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _say(message: str) -> None:
+    line = f"jbatch: {' '.join(message.split())}"
     with suppress(OSError):  # a log on a full disk, or that nobody reads, is no reason to stop
-        typer.echo(f"jbatch: {' '.join(message.split())}", err=True)
+        if sys.stderr is not None and sys.stderr.isatty():  # elsewhere a message stays one line
+            from jbatch.cli.tables import in_lines
+
+            line = in_lines(line, os.get_terminal_size(sys.stderr.fileno()).columns or len(line))
+        typer.echo(line, err=True)

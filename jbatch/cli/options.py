@@ -6,44 +6,45 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from jbatch.config import EngineConfig
+from jbatch.cli.help import choices
+from jbatch.config import DTYPES, PAGE_SIZES, EngineConfig
 from jbatch.errors import ConfigError
 from jbatch.model_dir.tuned import with_tuned
 from jbatch.names_elsewhere import instead_of, nearest_name
 from jbatch.sampling_params import SamplingParams
 
 ENGINE_HELP = {
-    "dtype": "Of weights, activations and cache: auto (as config.json says; on a CPU float32), bfloat16, "
-    "float16, float32.",
-    "load_format": "auto, or dummy: random weights, for benchmarks.",
+    "dtype": "Of weights, activations and cache; auto: as config.json says, on a CPU float32.",
+    "load_format": "dummy: random weights, for benchmarks.",
     "max_model_len": "Tokens of prompt and output. [default: the model's limit]",
     "max_num_seqs": "Sequences that run at once. [default: as many as prompts, 64 at most]",
     "max_num_batched_tokens": "Prompt tokens of one step.",
     "target_itl_ms": "Fewer prompt tokens beside what decodes, where steps take longer than that.",
-    "page_size": "Tokens per page of the KV cache: 16, 32, 64, 128.",
+    "page_size": "Tokens per page of the KV cache.",
     "num_pages": "Pages of the KV cache. [default: what the memory holds]",
     "kv_cache_memory_bytes": "Memory for the KV cache, instead of a number of pages.",
     "gpu_memory_utilization": "Share of the GPU's memory to use.",
-    "mode": "continuous, static, static-full, static-padded, unbatched.",
+    "mode": "When requests that wait may join those that run.",
     "batch_wait_timeout_s": "static-full: seconds that the oldest request waits for a full batch.",
-    "policy": "Who is admitted first: fcfs, sjf, ljf, priority, deadline, fair, adaptive.",
-    "admission": "Pages kept for those that run: optimistic (none), forecast, no-evict (all).",
+    "policy": "Who is admitted first.",
+    "admission": "Pages kept for those that run: none, as many as they will likely need, all.",
     "max_preemption_probability": "forecast: of admitting what must be preempted later.",
-    "predictor": "Of output lengths: running-mean, prompt-length, or a file of `jbatch predictor train`.",
+    "predictor": "Of output lengths, for policies and admissions; a file is one of `jbatch predictor train`.",
     "tuned": "A file of `jbatch tune`: its options in the place of the defaults here.",
-    "device": "auto, cpu, cuda.",
+    "device": "Where to compute; auto: a GPU where there is one.",
     "tensor_parallel_size": "Devices of this machine that compute each step together, each a part of it.",
     "data_parallel_size": "Replicas of the model, each on devices of its own, that share the requests.",
-    "attention_backend": "auto (on a GPU, what passes a check there), xla (plain JAX), triton, mosaic.",
-    "logprobs_mode": "Of output tokens: raw_logprobs (the model's own), processed_logprobs (as drawn).",
+    "attention_backend": "Kernels; auto: on a GPU those that pass a check there; xla: plain JAX.",
+    "logprobs_mode": "Log-probabilities of output tokens: the model's own, or as drawn.",
     "enable_prefix_caching": "Compute prompts' common first tokens once. It is on by default.",
     "seed": "Every request's own seed is derived from it.",
-    "generation_config": "Whose sampling defaults: auto (the model's generation_config.json), jbatch.",
+    "generation_config": "Whose sampling defaults; auto: those of the model's generation_config.json.",
 }
 SAMPLING_HELP = {
     "max_tokens": "Tokens to generate at most. [default: to the end of the context]",
@@ -55,19 +56,59 @@ SAMPLING_HELP = {
     "stop": "End at this text; may be repeated.",
     "ignore_eos": "Go on past end-of-sequence.",
 }
+ENGINE_PANELS = {
+    "Model": ("dtype", "load_format", "max_model_len"),
+    "Scheduling": (
+        *("max_num_seqs", "max_num_batched_tokens", "target_itl_ms", "mode", "batch_wait_timeout_s"),
+        *("policy", "admission", "max_preemption_probability", "predictor", "tuned"),
+    ),
+    "Memory": (
+        *("page_size", "num_pages", "kv_cache_memory_bytes", "gpu_memory_utilization"),
+        "enable_prefix_caching",
+    ),
+    "Devices": ("device", "attention_backend", "tensor_parallel_size", "data_parallel_size"),
+    "Sampling": ("seed", "generation_config", "logprobs_mode"),
+}
+CHOICES: dict[str, Sequence[Any]] = {"dtype": ("auto", *DTYPES), "page_size": PAGE_SIZES}
 SHORT_FLAGS = {"input_file": ("-i",), "output_file": ("-o",)}
 NUMBERS = {int: "an integer", float: "a number"}
 METAVARS = {int: "N", float: "X", str: "TEXT"}
+NAMED_METAVARS = {
+    "predictor": choices(("running-mean", "prompt-length"), "FILE"),
+    "shard": "I/N",
+    **dict.fromkeys(("input_file", "output_file", "summary", "metrics_file", "trace", "tuned"), "FILE"),
+}
+
+
+class Flags(NamedTuple):
+    """Flags of a command, from fields of a dataclass.
+
+    Attributes:
+      helps: what each field's flag does.
+      panels: in help, the fields under each heading; those that are in none stand under another one.
+    """
+
+    cls: type
+    helps: Mapping[str, str]
+    panels: Mapping[str, Sequence[str]] = {}
+
+    def only(self, *names: str) -> Flags:
+        """Some of the flags, in this order."""
+        return self._replace(helps={name: self.helps[name] for name in names})
+
+    def with_helps(self, **helps: str) -> Flags:
+        """With other texts for some of them, or more of them."""
+        return self._replace(helps={**self.helps, **helps})
 
 
 def with_options(
-    *groups: tuple[type, dict[str, str]],
+    *groups: Flags,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command a flag for each named field, and pass it one dictionary per group in front of its own
     arguments: those flags that were given."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        flags = [_flag(cls, name, text) for cls, helps in groups for name, text in helps.items()]
+        flags = [_flag(group, name) for group in groups for name in group.helps]
 
         @functools.wraps(command)
         def run(**arguments: Any) -> None:
@@ -76,7 +117,7 @@ def with_options(
             }
             options = [
                 {name: _parse(cls, name, given[name]) for name in helps if name in given}
-                for cls, helps in groups
+                for cls, helps, _ in groups
             ]
             options = [with_tuned(given) if "tuned" in given else given for given in options]
             command(*options, **arguments)
@@ -91,8 +132,9 @@ def with_options(
     return decorate
 
 
-def _flag(cls: type, name: str, text: str) -> inspect.Parameter:
-    """A flag that is None where it is not given; its help names the field's default."""
+def _flag(group: Flags, name: str) -> inspect.Parameter:
+    """A flag that is None where it is not given; its help names the field's choices and default."""
+    cls, text = group.cls, group.helps[name]
     default = {f.name: f for f in dataclasses.fields(cls)}[name].default
     kind = _kind(cls, name)
     if default is not None and kind is not bool and "[default" not in text:
@@ -101,11 +143,24 @@ def _flag(cls: type, name: str, text: str) -> inspect.Parameter:
     if kind is bool and default:  # there is something to turn off
         flag += f"/--no-{flag.removeprefix('--')}"
     names = flag, *SHORT_FLAGS.get(name, ())
-    option = typer.Option(*names, help=text, metavar=METAVARS.get(kind))
+    panel = next((panel for panel, fields in group.panels.items() if name in fields), None)
+    option = typer.Option(*names, help=text, metavar=_metavar(cls, name), rich_help_panel=panel)
     annotation: Any = bool if kind is bool else list[str] if name == "stop" else str
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, option]
     )
+
+
+def _metavar(cls: type, name: str) -> str | None:
+    """What stands behind a flag in help; None for one that takes nothing."""
+    hint = typing.get_type_hints(cls)[name]
+    if typing.get_origin(hint) is typing.Literal:
+        return choices(typing.get_args(hint))
+    if name in CHOICES:
+        return choices(CHOICES[name])
+    if Path in typing.get_args(hint):
+        return "FILE"
+    return NAMED_METAVARS.get(name) or METAVARS.get(_kind(cls, name))
 
 
 def _kind(cls: type, name: str) -> Any:
@@ -144,5 +199,5 @@ def flag_hint(flag: str, params: Iterable[Any]) -> str:
     return "" if nearest is None else f"; did you mean {flags[nearest]}?"
 
 
-ENGINE = (EngineConfig, ENGINE_HELP)
-SAMPLING = (SamplingParams, SAMPLING_HELP)
+ENGINE = Flags(EngineConfig, ENGINE_HELP, ENGINE_PANELS)
+SAMPLING = Flags(SamplingParams, SAMPLING_HELP, {"Sampling": tuple(SAMPLING_HELP)})

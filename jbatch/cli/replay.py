@@ -11,6 +11,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from jbatch.cli.help import choices
 from jbatch.cli.tables import Page, Table
 from jbatch.config import AdmissionName, EngineConfig, check_choice
 from jbatch.errors import ConfigError, is_failure
@@ -30,13 +31,11 @@ def replay(
     trace: Annotated[Path, typer.Argument(help="What `jbatch generate --trace` wrote.")],
     policy: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help=f"Compare with this one; may be repeated: {', '.join(POLICIES)}."),
+        typer.Option(metavar=choices(POLICIES), help="Compare with this one. May be repeated."),
     ] = None,
     admission: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME", help=f"Likewise; may be repeated: {', '.join(ADMISSIONS)}. [default: the trace's]"
-        ),
+        typer.Option(metavar=choices(ADMISSIONS), help="Likewise. May be repeated. [default: the trace's]"),
     ] = None,
     chrome: Annotated[
         Path | None,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 from rich.cells import cell_len
@@ -80,17 +81,29 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
-class Meanings:
-    """A line for each term: what it means."""
+class Lines:
+    """Lines of text, which go on below their last column where they are too long for the terminal."""
 
-    meanings: dict[str, str]
+    text: str
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for term, meaning in self.meanings.items():
-            line = f"  {term}: {meaning}"
-            yield Text(
-                line if options.no_wrap else textwrap.fill(line, options.max_width, subsequent_indent="    ")
-            )
+        for line in self.text.splitlines() or [""]:
+            yield Text(line if options.no_wrap else in_lines(line, options.max_width))
+
+
+def in_lines(line: str, width: int) -> str:
+    """A line in lines of at most a width, broken between words."""
+    own = line.lstrip()
+    last_column = max((match.end() for match in re.finditer(r"\S {3,}", line)), default=0)
+    indent = " " * (last_column or len(line) - len(own) + INDENT)
+    return textwrap.fill(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def meanings(of: Mapping[str, str]) -> Lines:
+    """A line for each term: what it means."""
+    return Lines("\n".join(f"  {term}: {meaning}" for term, meaning in of.items()))
 
 
 class Page(Console):
@@ -116,8 +129,13 @@ class Page(Console):
         new = [term for term in terms_in([*table.headings, *names]) if term not in self._explained]
         self._explained.update(new)
         if new:
-            self.print(Meanings({term: MEANINGS[term] for term in new}))
+            self.print(meanings({term: MEANINGS[term] for term in new}))
             self.print()
+
+
+def echo(text: str) -> None:
+    """Print lines of text."""
+    Page().print(Lines(text))
 
 
 def number(value: float) -> str:

@@ -15,6 +15,7 @@ from jbatch.seam.step_output import LOGPROBS_WIDTH
 
 CPU_CACHE_BYTES = 2**30  # of the KV cache on a CPU, at most, where nothing else is asked for
 MARGIN = 0.02  # of a GPU's memory: what the runtime takes for itself
+LEAST_WITHOUT_UNIT = 2**20  # bytes; a smaller number was meant in GiB
 UNKNOWN_BYTES = 2**62
 UNITS = {"": 1, "B": 1} | {
     f"{letter}{suffix}": base**power
@@ -262,7 +263,7 @@ def estimate_step_bytes(model: ModelConfig, steps: Iterable[StepSize]) -> int:
 
 
 def parse_bytes(text: str) -> int:
-    """The bytes of a size such as "80GiB", "141 GB" or "1.5e9".
+    """The bytes of a size such as "80GiB", "141 GB" or "1.5e9". A small number alone was meant with a unit.
 
     Raises:
       ConfigError: for what is no size.
@@ -277,6 +278,8 @@ def parse_bytes(text: str) -> int:
             raise ValueError
     except (AssertionError, KeyError, ValueError):
         raise ConfigError("gpu_memory", text, "must be a size, such as 80GiB, 141GB or 24e9") from None
+    if not match[2] and size < LEAST_WITHOUT_UNIT:
+        raise ConfigError("gpu_memory", text, f"is in bytes: a unit is missing, as in {match[1]}GiB")
     return int(size)
 
 

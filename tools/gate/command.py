@@ -18,7 +18,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,8 +27,23 @@ from tools.gate import kernels as gate_kernels  # noqa: E402
 from tools.gate import steps as gate_steps  # noqa: E402
 from tools.gate import table as gate_table  # noqa: E402
 from tools.gate import target as gpu_target  # noqa: E402
+from tools.gate.case import Case  # noqa: E402
 
 PARTS = ("kernels", "steps")
+
+AnyCase = TypeVar("AnyCase", gate_kernels.Case, Case)
+
+
+class NoCase(Exception):
+    """No case of a part has what --only says in its name; the words of their names."""
+
+
+def named(cases: list[AnyCase], only: str) -> list[AnyCase]:
+    """The cases whose name contains `only`. Raises NoCase where there is none."""
+    chosen = [case for case in cases if only in case.name]
+    if cases and not chosen:
+        raise NoCase(", ".join(dict.fromkeys(word for case in cases for word in case.name.split())))
+    return chosen
 
 
 def run_kernels(target: gpu_target.Target, only: str, quick: bool) -> tuple[list[dict[str, Any]], list[str]]:
@@ -36,8 +51,7 @@ def run_kernels(target: gpu_target.Target, only: str, quick: bool) -> tuple[list
     cases = gate_kernels.cases()
     if quick:
         cases = gate_kernels.covering(cases)
-    cases = [case for case in cases if only in case.name]
-    rows = [row for case in cases for row in gate_kernels.measure(case, target)]
+    rows = [row for case in named(cases, only) for row in gate_kernels.measure(case, target)]
     print(gate_table.kernels(rows))
     for note in gate_table.notes(rows):
         print(note)
@@ -54,8 +68,7 @@ def run_steps(target: gpu_target.Target, only: str, quick: bool) -> tuple[list[d
         cases = gate_steps.cases_on_several(num_ranks)
     elif quick:
         cases = gate_steps.covering(cases)
-    cases = [case for case in cases if only in case.name]
-    rows = [gate_steps.measure(case, target) for case in cases]
+    rows = [gate_steps.measure(case, target) for case in named(cases, only)]
     print(gate_table.steps(rows))
     for row in rows:
         print(f"not met: {row['step']}: {'; '.join(row['not_met']) or 'nothing'}")
@@ -87,6 +100,8 @@ def main() -> int:
     out = ROOT / "build" / f"gate-{args.target}.json"
     result = json.loads(out.read_text()) if out.exists() else {}
     failed: list[str] = []
+    absent: dict[str, str] = {}
+    measured = False
     with tempfile.TemporaryDirectory(prefix="jbatch-gate-") as dump:
         tuned = Path(dump) / "tuned" if args.tuned else None
         if tuned is not None:
@@ -99,9 +114,17 @@ def main() -> int:
         print(f"{args.target}, jax {jax.__version__}")
         for part, run in zip(PARTS, (run_kernels, run_steps), strict=True):
             if args.part in (None, part) and (part == "steps" or args.ranks == 1):
-                rows, failures = run(target, args.only, args.quick)
+                try:
+                    rows, failures = run(target, args.only, args.quick)
+                except NoCase as error:
+                    absent[part] = str(error)
+                    continue
                 result = merge(result, part, rows)
                 failed += failures
+                measured = True
+    if not measured:
+        words = "; ".join(f"{part}: {words}" for part, words in absent.items())
+        parser.error(f"--only {args.only!r}: no case has this in its name. Their words are, {words}")
     if not (args.only or args.quick or args.tuned or args.ranks > 1):
         out.parent.mkdir(exist_ok=True)
         out.write_text(json.dumps({"target": args.target} | result, indent=1) + "\n")

@@ -62,6 +62,17 @@ def test_no_results_are_an_error(tmp_path):
             report.write(folder)
 
 
+def test_files_that_are_no_results_are_no_report(tmp_path, capsys):
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "b.json").write_text("[")
+    with pytest.raises(SystemExit) as ended:
+        jbatch(["bench", "report", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and str(tmp_path) in said
+    assert "*.json of `jbatch bench ... --output-json`: a.json is no result: it has no schema 1" in said
+    assert "(and 1 more)" in said and not (tmp_path / "report.html").exists()
+
+
 def test_a_limit_on_pictures_counts_those_of_others(folder):
     (folder / "kernels-decode.png").write_bytes(b"")
     report.write(folder, max_pictures=3)

@@ -155,6 +155,34 @@ def test_an_option_is_of_some_workloads():
         check_options(["nano", "trace"], {"burst_size": 9})
 
 
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("bursty_traffic", {"burst_size": 4, "closed": True}, "burst_size=4: with --closed all arrive at"),
+        ("random", {"request_rate": 2.0, "closed": True}, "request_rate=2.0: with --closed all arrive at"),
+        ("trace", {"time_scale": 2.0, "closed": True}, "time_scale=2.0: with --closed all arrive at time 0"),
+        (
+            "bursty_traffic",
+            {"burst_size": 4, "request_rate": 2.0},
+            "burst_size=4: with --request-rate",
+        ),
+        ("random", {"burstiness": 0.5}, "burstiness=0.5: is of arrivals at a rate: give --request-rate"),
+        ("trace", {"burstiness": 0.5, "request_rate": math.inf}, "burstiness=0.5: is of arrivals at a rate"),
+        ("nano", {"time_scale": 2.0}, "time_scale=2.0: all arrive at time 0: give --request-rate"),
+    ],
+)
+def test_what_would_be_ignored_of_arrivals_is_refused(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        check_options([name], options)
+
+
+def test_options_of_arrivals_that_go_together():
+    check_options(["trace", "nano"], {"time_scale": 2.0})
+    check_options(["bursty_traffic"], {"burst_size": 4, "time_scale": 2.0})
+    check_options(["random"], {"request_rate": 2.0, "burstiness": 0.5, "time_scale": 2.0})
+    check_options(["random"], {"closed": True})
+
+
 def test_too_few_distinct_prompts_are_an_error():
     with pytest.raises(WorkloadError, match="no two are equal cannot be drawn"):
         make("random", input_len=1, vocab_size=100)

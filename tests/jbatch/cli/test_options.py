@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from jbatch.cli.options import ENGINE, SAMPLING, with_options
+from jbatch.cli.options import ENGINE, SAMPLING, Flags, with_options
 from jbatch.config import EngineConfig
 from jbatch.errors import ConfigError
 from jbatch.sampling_params import SamplingParams
@@ -33,7 +33,7 @@ def parse(*args: str) -> dict:
     app, got = typer.Typer(rich_markup_mode=None), {}
 
     @app.command()
-    @with_options((Options, HELP))
+    @with_options(Flags(Options, HELP))
     def command(options: dict, word: str = "none") -> None:
         """A command."""
         got.update(options, word=word)
@@ -82,10 +82,11 @@ def test_help_shows_defaults():
     assert "--no-loud" not in text
 
 
-@pytest.mark.parametrize("cls, helps", [ENGINE, SAMPLING])
-def test_flags_are_fields(cls, helps):
+@pytest.mark.parametrize("cls, helps, panels", [ENGINE, SAMPLING])
+def test_flags_are_fields(cls, helps, panels):
     assert helps.keys() <= {field.name for field in dataclasses.fields(cls)}
     assert all(text.endswith((".", "]")) for text in helps.values())
+    assert sorted(helps) == sorted(name for names in panels.values() for name in names), "one panel for each"
 
 
 def test_no_flag_is_in_both_groups():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jbatch.cli.tables import Page, Table
+from jbatch.cli.tables import Lines, Page, Table, in_lines
 from jbatch.cli.terms import MEANINGS, terms_in
 
 WORDS = st.text("abcdefghij-/,()", min_size=1, max_size=14)
@@ -93,3 +93,22 @@ def test_terms_are_found_as_whole_words(text, terms):
 
 def test_meanings_are_a_line_each():
     assert all(len(f"  {term}: {meaning}") <= 80 for term, meaning in MEANINGS.items())
+
+
+def test_a_line_goes_on_below_its_last_column():
+    page = Page(width=40, file=io.StringIO())
+    page.print(
+        Lines("  weights    14.96 GiB   8 B parameters in bfloat16\n  note: one line of words that is long")
+    )
+    assert page.file.getvalue().splitlines() == [
+        "  weights    14.96 GiB   8 B parameters",
+        "                         in bfloat16",
+        "  note: one line of words that is long",
+    ]
+
+
+def test_a_path_is_not_broken():
+    assert (
+        in_lines("jbatch: is in /a/long/path-with-hyphens", 20)
+        == "jbatch: is in\n  /a/long/path-with-hyphens"
+    )

@@ -176,6 +176,12 @@ def test_sizes(text, size):
     assert device_memory.parse_bytes(text) == size
 
 
+@pytest.mark.parametrize("text", ["80", " 80 ", "1.5", "141000"])
+def test_a_small_number_lacks_its_unit(text):
+    with pytest.raises(ConfigError, match=f"is in bytes: a unit is missing, as in {text.strip()}GiB$"):
+        device_memory.parse_bytes(text)
+
+
 @pytest.mark.parametrize("text", ["", "GiB", "-1GB", "0", "80XB", "8..0GB", "nan", "1e999", "9" * 5000])
 def test_what_is_no_size(text):
     with pytest.raises(ConfigError, match=r"^gpu_memory="):

@@ -1,5 +1,8 @@
 import subprocess
 import sys
+from types import SimpleNamespace
+
+import pytest
 
 from tools.gate import command as compile_for
 
@@ -19,6 +22,24 @@ def test_a_run_replaces_the_rows_of_its_own_jax():
 def test_a_first_run_has_both_parts():
     merged = compile_for.merge({}, "steps", [{"jax": "0.11.2"}])
     assert merged == {"schema": 1, "steps": [{"jax": "0.11.2"}], "kernels": []}
+
+
+def test_a_name_that_no_case_has_is_an_error_that_names_their_words():
+    cases = compile_for.gate_kernels.cases()
+    assert compile_for.named(cases, "decode") and compile_for.named([], "decode") == []
+    with pytest.raises(compile_for.NoCase, match="decode, mosaic, llama2-7b"):
+        compile_for.named(cases, "decoed")
+
+
+def test_nothing_measured_is_an_error(monkeypatch, capsys):
+    target = SimpleNamespace(name="h200", devices=[None])
+    monkeypatch.setattr(compile_for.gpu_target, "set_up", lambda *_: target)
+    monkeypatch.setattr(sys, "argv", ["gate", "h200", "--only", "decoed"])
+    with pytest.raises(SystemExit) as ended:
+        compile_for.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "--only 'decoed': no case has this in its name" in said and "kernels: decode, mosaic" in said
 
 
 def test_the_flags_come_before_jax():
