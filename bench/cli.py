@@ -8,6 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.flags import (
+    DATASETS,
+    Costs,
+    Dataset,
+    Details,
+    Goodput,
+    HardwareName,
+    Json,
+    Model,
+    SimulatedModel,
+    admissions_flag,
+    policies_flag,
+)
 from bench.options import (
     ARM_NAMES,
     ENGINE,
@@ -21,19 +34,6 @@ from bench.options import (
     LatencySetting,
     Setting,
     parse_goodput,
-)
-from bench.simulate.flags import (
-    DATASETS,
-    Costs,
-    Dataset,
-    Details,
-    Goodput,
-    HardwareName,
-    Json,
-    Model,
-    SimulatedModel,
-    admissions_flag,
-    policies_flag,
 )
 from jbatch.cli.help import GroupedCommand, choices
 from jbatch.cli.options import with_options

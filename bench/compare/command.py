@@ -20,9 +20,9 @@ from bench.compare.measurement import Measurement, measure, result
 from bench.compare.ratios import ratios
 from bench.compare.stage import Stage
 from bench.compare.table import print_comparison
+from bench.flags import Dataset, Json, Model
 from bench.options import CLOSED_WORKLOAD, LADDER_ENGINE, SETTING, Setting
 from bench.results import Results, claimed, describe, write
-from bench.simulate.flags import Dataset, Json, Model
 from jbatch.cli.help import GroupedCommand
 from jbatch.cli.options import with_options
 from jbatch.errors import ConfigError

@@ -10,6 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.flags import (
+    Costs,
+    Dataset,
+    Goodput,
+    HardwareName,
+    Json,
+    SimulatedModel,
+    policies_flag,
+    several,
+)
 from bench.ladder import tables
 from bench.ladder.arms import Arm
 from bench.ladder.ladder import climb
@@ -25,16 +35,6 @@ from bench.options import (
 )
 from bench.results import ArmResult, Results, claimed, describe, write
 from bench.simulate.cluster import Cluster, run_cluster
-from bench.simulate.flags import (
-    Costs,
-    Dataset,
-    Goodput,
-    HardwareName,
-    Json,
-    SimulatedModel,
-    policies_flag,
-    several,
-)
 from bench.simulate.hardware import HARDWARE, derive, num_pages
 from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.lengths import SCENARIOS

@@ -10,11 +10,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from bench.ladder.tables import describe_workload
-from bench.options import SIMULATED_ENGINE, SIMULATED_RUN, WORKLOAD, Setting, parse_goodput
-from bench.results import claimed, describe
-from bench.simulate.command import simulated_by, workload_for
-from bench.simulate.flags import (
+from bench.flags import (
     Dataset,
     Goodput,
     HardwareName,
@@ -22,6 +18,10 @@ from bench.simulate.flags import (
     admissions_flag,
     policies_flag,
 )
+from bench.ladder.tables import describe_workload
+from bench.options import SIMULATED_ENGINE, SIMULATED_RUN, WORKLOAD, Setting, parse_goodput
+from bench.results import claimed, describe
+from bench.simulate.command import simulated_by, workload_for
 from bench.simulate.subject import Simulated
 from bench.tune.aim import Aim, AimName
 from bench.tune.candidate import Field

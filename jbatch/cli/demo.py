@@ -1,4 +1,4 @@
-"""The demo: 64 prompts on 4 slots in four batching modes, so that a newcomer sees what batching does."""
+"""The demo: 64 prompts on 4 slots, batched in four ways, so that a newcomer sees what batching does."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def demo(
         ),
     ] = "auto",
 ) -> None:
-    """Answer 64 prompts with the small model that comes with jbatch, in four batching modes."""
+    """Answer 64 prompts with the small model that comes with jbatch, batched in four ways."""
     path = None if json_file is None else os.path.realpath(json_file)
     if path is not None:
         check_replaceable(path)  # now, rather than after the work

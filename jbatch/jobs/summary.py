@@ -52,7 +52,7 @@ class JobSummary:
     """Follows one run. Names of its figures are those of vLLM's `bench serve`.
 
     TTFT: from when the request entered the engine's window to its first token. TPOT: (last token - first
-    token) / (tokens - 1). E2E: to its end. Each prompt counts once, whatever its `n`, and one that asks for
+    token) / (tokens - 1). E2EL: to its end. Each prompt counts once, whatever its `n`, and one that asks for
     no tokens not at all: all three are of the same requests.
 
     Args:
@@ -182,4 +182,4 @@ def _lines(number: int) -> str:
 def _latencies(figures: dict[str, Any], name: str) -> str:
     values = [figures[f"p{percent}_{name}_ms"] for percent in PERCENTILES]
     shown = "/".join("-" if value is None else f"{value:.0f}" for value in values)
-    return f"{'E2E' if name == 'e2el' else name.upper()} p50/p90/p99 {shown} ms"
+    return f"{name.upper()} p50/p90/p99 {shown} ms"
