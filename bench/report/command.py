@@ -24,7 +24,7 @@ PAGE = "report.html"
 MAKERS = report_suite.MAKERS | report_arms.MAKERS | report_policies.MAKERS
 
 
-LOOKED_FOR = "*.json of `jbatch bench ... --output-json`"
+LOOKED_FOR = "(*.json that `jbatch bench ... --output-json` wrote)"
 
 
 class Left(NamedTuple):
@@ -50,7 +50,7 @@ def write(folder: Path, max_pictures: int | None = None) -> Path:
     files = sorted(folder.glob("*.json"))
     sections, left, across = read(files)
     if not sections:
-        raise ConfigError("folder", str(folder), f"holds no results, {LOOKED_FOR}: {_why_none(left)}")
+        raise ConfigError("folder", str(folder), f"holds no results {LOOKED_FOR}: {_why_none(left)}")
     page = folder / PAGE
     title = f"jbatch: results in {folder.resolve().name}"
     page.write_text(report_page.page(title, _body(sections, left, across)), encoding="utf-8")

@@ -20,6 +20,7 @@ def print_tuned(out: Page, sim: Simulated, tuned: Tuned, aim: Aim, wall_s: float
     pages = f"{(sim.num_pages - 1) * sim.config.page_size} tokens of KV cache"
     out.print(f"{len(tuned.found.tried)} arms in {wall_s:.0f} s, {pages}\n")
     out.show(frontier_table(tuned))
+    out.print("arms: those that none beats in both tokens/s and TTFT, the default, and the best (tuned)\n")
     if not tuned.found.complete:
         out.print("The time budget ended before the search did: the best so far.")
     out.print(_options(tuned))
@@ -31,7 +32,7 @@ def frontier_table(tuned: Tuned) -> Table:
     tried = tuned.found.tried
     shown = dict.fromkeys([*frontier(tried), tuned.default, tuned.found.best])
     sizes = "sequences at once", "tokens of a step", "page size"
-    figures = "tokens/s", "TTFT p99, ms", "ITL p99, ms", "preempted"
+    figures = "tokens/s", "TTFT p99, ms", "ITL p99, ms"
     rows = [
         (_mark(candidate, tuned), *_cells(candidate, tried[candidate]))
         for candidate in sorted(shown, key=lambda c: -tried[c].output_throughput)
@@ -48,7 +49,7 @@ def _cells(candidate: Candidate, figures: Figures) -> tuple[str, ...]:
     names = candidate.policy, candidate.admission
     sizes = (candidate.max_num_seqs, candidate.max_num_batched_tokens, candidate.page_size)
     times = _ms(figures.p99_ttft), _ms(figures.p99_itl)
-    return (*names, *map(str, sizes), f"{figures.output_throughput:.0f}", *times, f"{figures.num_preempted}")
+    return (*names, *map(str, sizes), f"{figures.output_throughput:.0f}", *times)
 
 
 def _ms(value: float) -> str:

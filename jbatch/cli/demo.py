@@ -161,7 +161,7 @@ def _print_comparison(console: Page, runs: dict[str, ModeRun]) -> None:
         f"On a GPU a step takes about as long for 1 slot as for {NUM_SLOTS}, so the number of steps counts;\n"
         "with a model this small on a CPU, tokens/s shows overhead more than anything else.\n"
         f"tokens/s is of the best of {REPEATS} runs.\n"
-        f"Answers that differ between the modes: {differing}. Compilations after warm-up: {compilations}.\n"
+        f"Answers that differ between the arms: {differing}. Compilations after warm-up: {compilations}.\n"
     )
 
 

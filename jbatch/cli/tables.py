@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO
 
 from rich.cells import cell_len
@@ -25,7 +25,8 @@ HEADING_LINES = (1, 2, 3, 4)
 class Table:
     """Rows of texts under headings: names on the left, figures on the right, with their units in the heading.
 
-    Headings are broken between words where that saves room. What is still too wide for the terminal comes in
+    A column of figures that are all missing is left out. Headings are broken between words where that saves
+    room. What is still too wide for the terminal comes in
     parts, one below the other, each with the names.
     """
 
@@ -44,17 +45,28 @@ class Table:
 
     def _parts(self, width: int) -> list[tuple[list[int], list[int]]]:
         """The columns of each part, and how wide they are."""
-        names, figures = range(self.num_names), range(self.num_names, len(self.headings))
+        names, columns = list(range(self.num_names)), self._columns()
         for num_lines in HEADING_LINES:
-            widths = [self._width(column, num_lines) for column in range(len(self.headings))]
-            if _total(widths) <= width:
-                return [([*names, *figures], widths)]
-        parts = [[*names]]
-        for column in figures:
-            if len(parts[-1]) > len(names) and _total([widths[i] for i in (*parts[-1], column)]) > width:
-                parts.append([*names])
-            parts[-1].append(column)
+            widths = {column: self._width(column, num_lines) for column in columns}
+            if _total(widths.values()) <= width:
+                return [(columns, list(widths.values()))]
+        parts = [names]
+        for column in columns[len(names) :]:
+            if len(parts[-1]) > len(names) and _total(widths[i] for i in (*parts[-1], column)) > width:
+                parts.append(names)
+            parts[-1] = [*parts[-1], column]
         return [(part, [widths[column] for column in part]) for part in parts]
+
+    def _columns(self) -> list[int]:
+        """Those that say something."""
+        figures = range(self.num_names, len(self.headings))
+        said = [column for column in figures if not self.rows or any(row[column] for row in self.rows)]
+        return [*range(self.num_names), *said]
+
+    def terms(self) -> list[str]:
+        """The terms in what is shown."""
+        names = (row[column] for row in self.rows for column in range(self.num_names))
+        return terms_in([*(self.headings[column] for column in self._columns()), *names])
 
     def _width(self, column: int, num_lines: int) -> int:
         """The least width of a column whose heading has at most so many lines, or as few as can be."""
@@ -125,8 +137,7 @@ class Page(Console):
     def show(self, table: Table) -> None:
         """Print a table, and what those of its terms mean that this page has not explained yet."""
         self.print(table)
-        names = [row[column] for row in table.rows for column in range(table.num_names)]
-        new = [term for term in terms_in([*table.headings, *names]) if term not in self._explained]
+        new = [term for term in table.terms() if term not in self._explained]
         self._explained.update(new)
         if new:
             self.print(meanings({term: MEANINGS[term] for term in new}))
@@ -148,5 +159,5 @@ def _broken(heading: str, width: int) -> list[str]:
     return textwrap.wrap(heading, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def _total(widths: Sequence[int]) -> int:
-    return INDENT + sum(widths) + GAP * (len(widths) - 1)
+def _total(widths: Iterable[int]) -> int:
+    return INDENT - GAP + sum(width + GAP for width in widths)

@@ -69,7 +69,10 @@ def test_files_that_are_no_results_are_no_report(tmp_path, capsys):
         jbatch(["bench", "report", str(tmp_path)])
     said = capsys.readouterr().err
     assert ended.value.code == 2 and said.count("\n") == 1 and str(tmp_path) in said
-    assert "*.json of `jbatch bench ... --output-json`: a.json is no result: it has no schema 1" in said
+    assert (
+        "(*.json that `jbatch bench ... --output-json` wrote): a.json is no result: it has no schema 1"
+        in said
+    )
     assert "(and 1 more)" in said and not (tmp_path / "report.html").exists()
 
 

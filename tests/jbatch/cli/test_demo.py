@@ -27,7 +27,7 @@ def test_on_any_model(few, tmp_path, monkeypatch, capsys):
     ended = run(capsys, "demo", "--json", tmp_path / "figures.json", "--device", "cpu")
     assert (ended.code, ended.err) == (0, "")
     assert (tmp_path / "figures.json").stat().st_mode & 0o777 == 0o600
-    assert "Answers that differ between the modes: 0. Compilations after warm-up: 0." in ended.out
+    assert "Answers that differ between the arms: 0. Compilations after warm-up: 0." in ended.out
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["schema"] == 1 and 0 <= figures["right_share"] < 0.5
     assert figures["modes"].keys() == demo.MODE_TEXTS.keys()

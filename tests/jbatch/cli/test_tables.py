@@ -23,7 +23,7 @@ def shown(table, width):
 @st.composite
 def tables(draw):
     columns = draw(st.integers(1, 12))
-    row = st.tuples(*[st.one_of(WORDS, st.just(""))] * columns)
+    row = st.tuples(*[WORDS] * columns)
     headings = draw(st.lists(HEADINGS, min_size=columns, max_size=columns))
     return Table(headings, draw(st.lists(row, max_size=4)), num_names=min(columns, draw(st.integers(0, 2))))
 
@@ -57,6 +57,13 @@ def test_a_table_that_is_too_wide_comes_in_parts_with_the_names():
         *("  arm     first", "  ──────  ─────", "  static      1", ""),
         *("  arm     second", "  ──────  ──────", "  static       2", ""),
     ]
+
+
+def test_a_column_without_any_figure_is_left_out():
+    rows = [("static", "", "1"), ("continuous", "", "")]
+    assert shown(Table(("arm", "spread", "steps"), rows), 80) == shown(
+        Table(("arm", "steps"), [(name, steps) for name, _, steps in rows]), 80
+    )
 
 
 def test_a_term_is_explained_where_it_comes_first():
