@@ -31,7 +31,7 @@ def frontier_table(tuned: Tuned) -> Table:
     """Candidates that none beats in both, the default, and the best."""
     tried = tuned.found.tried
     shown = dict.fromkeys([*frontier(tried), tuned.default, tuned.found.best])
-    sizes = "sequences at once", "tokens of a step", "page size"
+    sizes = "at once", "tokens of a step", "page size"
     figures = "tokens/s", "TTFT p99, ms", "ITL p99, ms"
     rows = [
         (_mark(candidate, tuned), *_cells(candidate, tried[candidate]))
