@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
+
 from bench.report import command as report
 from bench.report.policies import NO_QUEUE_TEXT
+from jbatch.errors import ConfigError
 
 OUTCOME = {
     "policy": "fcfs", "predictor": "none", "admission": "optimistic", "makespan": 10.0, "mean_e2el": 4.0,
@@ -40,4 +43,5 @@ def test_where_no_queue_formed_it_says_so(tmp_path):
 
 
 def test_a_file_that_lacks_something_is_left_out_by_name(tmp_path):
-    assert "is malformed: KeyError" in write(tmp_path, [{"policy": "fcfs"}])
+    with pytest.raises(ConfigError, match="lab.json is malformed: KeyError"):
+        write(tmp_path, [{"policy": "fcfs"}])
