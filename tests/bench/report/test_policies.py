@@ -43,5 +43,5 @@ def test_where_no_queue_formed_it_says_so(tmp_path):
 
 
 def test_a_file_that_lacks_something_is_left_out_by_name(tmp_path):
-    with pytest.raises(ConfigError, match="lab.json is malformed: KeyError"):
+    with pytest.raises(ConfigError, match=r"lab\.json is malformed: KeyError"):
         write(tmp_path, [{"policy": "fcfs"}])
