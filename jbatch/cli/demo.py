@@ -158,8 +158,8 @@ def _print_comparison(console: Page, runs: dict[str, ModeRun]) -> None:
     console.print(
         "Continuous batching decodes and reads prompts in one step; the others do one or the other.\n"
         "A request's end is known one step late, which costs it one slot-step.\n"
-        f"On a GPU a step takes about as long for 1 slot as for {NUM_SLOTS}, so the number of steps counts;\n"
-        "with a model this small on a CPU, tokens/s shows overhead more than anything else.\n"
+        f"On a GPU a step takes about as long for 1 slot as for {NUM_SLOTS}, so the number of steps counts.\n"
+        "With a model this small on a CPU, tokens/s shows overhead more than anything else.\n"
         f"tokens/s is of the best of {REPEATS} runs.\n"
         f"Answers that differ between the arms: {differing}. Compilations after warm-up: {compilations}.\n"
     )
