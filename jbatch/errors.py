@@ -10,7 +10,7 @@ from typing import Any
 from jbatch.names_elsewhere import instead_of, nearest_name
 
 MAX_NAME_CHARS = 64  # of a field, in an error
-MAX_VALUE_CHARS = 160
+MAX_VALUE_CHARS = 120
 # Errors of the system that are nobody's mistake: what is full, broken, gone or used up.
 FAILURES = frozenset({"ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "ESTALE", "ENXIO", "ENODEV", "EPIPE"})
 FAILURES |= {"EBADF", "ENOMEM", "EMFILE", "ENFILE", "ENOLCK"}
