@@ -2,11 +2,11 @@
 
     python -m bench.simulate.accuracy [--model demo|150m|DIR] [--num-prompts N] [--repeats N] [--json F]
 
-A machine is not the same from one minute to the next. So costs are measured anew before each repeat of the
-workloads, and each repeat is simulated on the costs from just before it: the error of a figure is the median
-of the repeats' errors. A real run does not repeat itself either, so the spread of its repeats stands beside
-it. An error beyond 5 % (10 % of a p99) and beyond that spread is a miss, and is said to be one. Leave the
-machine alone meanwhile.
+A machine is not the same from one minute to the next. So costs are measured between the repeats of the
+workloads, and each repeat is simulated on those from just before and just after it: the error of a figure is
+the median of the repeats' errors. A real run does not repeat itself either, so the spread of its repeats
+stands beside it. An error beyond 5 % (10 % of a p99) and beyond that spread is a miss, and is said to be one.
+What was measured while the machine was slow is measured again. Leave it alone meanwhile.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ from bench.ladder.subject import LLMSubject, Subject
 from bench.measure import manifest, measures
 from bench.measure.models import DEMO
 from bench.options import Setting
-from bench.simulate.calibrate import measure, table_of
+from bench.simulate.calibrate import calm_of, measure, table_of
+from bench.simulate.calm import Calm
 from bench.simulate.command import measured_by
 from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.lengths import SCENARIOS
@@ -165,40 +167,40 @@ def run_accuracy(plan: Plan) -> dict[str, Any]:
     subject = LLMSubject(plan.model, max_model_len, options, measure_floor=False)
     subjects = {subject.llm.runner.shape.num_pages: subject}
     try:
-        sim = _simulated(subject, plan.seed)  # warms the machine up, too
-        every = cases(sim, plan.num_prompts or sizes.num_prompts, plan.seed)
+        calm = calm_of(subject)
+        first = measured_by(table_of(subject, [measure(subject, plan.seed, calm)]), {})
+        every = cases(first, plan.num_prompts or sizes.num_prompts, plan.seed)
         for pages in (case.num_pages for case in every if case.num_pages):
             fewer = options | {"num_pages": pages}
             subjects[pages] = LLMSubject(plan.model, max_model_len, fewer, measure_floor=False)
         passes = {case.name: Passes([], []) for case in every}
-        for repeat in range(plan.repeats):
-            _repeat(subject, subjects, every, passes, plan.seed + 1 + repeat)
-            Page().print(f"repeat {repeat + 1} of {plan.repeats}")
+        runs = [(case, subjects[case.num_pages or first.num_pages]) for case in every]
+        for _ in _repeats(plan, runs, passes, calm):
+            Page().print(f"repeat {len(passes[every[0].name].real)} of {plan.repeats}")
+        Page().print(str(calm))
     finally:
         for each in subjects.values():
             each.close()
     return _report(plan, every, passes)
 
 
-def _simulated(subject: LLMSubject, seed: int) -> Simulated:
-    """The subject on costs that are measured now."""
-    return measured_by(table_of(subject, [measure(subject, seed)]), {})
-
-
-def _repeat(
-    subject: LLMSubject,
-    subjects: Mapping[int, LLMSubject],
-    every: Sequence[Case],
-    passes: Mapping[str, Passes],
-    seed: int,
-) -> None:
-    """Measure the costs, then run each workload and simulate it on them."""
-    sim = _simulated(subject, seed)
-    for case in every:
-        pages = case.num_pages or sim.num_pages
-        passes[case.name].real.append(figures_of(subjects[pages], case.workload))
-        simulated = SimulatedSubject(sim._replace(num_pages=pages), seed=seed)
-        passes[case.name].simulated.append(figures_of(simulated, case.workload))
+def _repeats(
+    plan: Plan, runs: Sequence[tuple[Case, LLMSubject]], passes: Mapping[str, Passes], calm: Calm
+) -> Iterator[None]:
+    """Run each workload for real, and on costs from before and after; each engine on its own, for steps cost
+    less where there are fewer pages to go to."""
+    subjects = dict.fromkeys(subject for _, subject in runs)
+    before = {subject: measure(subject, plan.seed + 1, calm) for subject in subjects}
+    for repeat in range(plan.repeats):
+        for case, subject in runs:
+            passes[case.name].real.append(calm.run(partial(figures_of, subject, case.workload)))
+        after = {subject: measure(subject, plan.seed + 2 + repeat, calm) for subject in subjects}
+        for case, subject in runs:
+            sim = measured_by(table_of(subject, [before[subject], after[subject]]), {})
+            simulated = SimulatedSubject(sim, seed=plan.seed + repeat)
+            passes[case.name].simulated.append(figures_of(simulated, case.workload))
+        before = after
+        yield
 
 
 def _report(plan: Plan, every: Sequence[Case], passes: Mapping[str, Passes]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from bench.ladder.subject import LLMSubject, find_model
 from bench.measure import manifest
 from bench.measure.drive import drive
 from bench.results import claimed
+from bench.simulate.calm import Calm
 from bench.simulate.fit import TimedStep, fit, fit_host
 from bench.workloads.workload import Workload, make_workload
 from jbatch.cli.tables import Page, Table
@@ -27,7 +29,6 @@ from jbatch.sim.cost import CostTable
 from jbatch.sim.load import Load, RowLoads
 
 CONTINUOUS = ARMS["continuous"]
-PER_SLOT = 4  # requests of a run, for each sequence that runs at once
 
 
 class Watched:
@@ -71,11 +72,12 @@ class Watched:
 
 
 class Scale(NamedTuple):
-    """Lengths of a run's requests, and how many of them at once."""
+    """Lengths of a run's requests, how many of them at once, and how many for each of these."""
 
     input_len: int
     output_len: int
     size: int
+    per_slot: int
 
 
 class Piece(NamedTuple):
@@ -89,17 +91,30 @@ def calibrate(model: str, max_model_len: int, options: dict[str, Any], repeats: 
     """Measure. Raises what LLM raises, and ValueError where too few steps were seen."""
     subject = LLMSubject(model, max_model_len, options, measure_floor=False)
     try:
-        return table_of(subject, [measure(subject, seed + repeat) for repeat in range(repeats)])
+        calm = calm_of(subject)
+        table = table_of(subject, [measure(subject, seed + repeat, calm) for repeat in range(repeats)])
+        table.about["slow_runs"] = calm.num_slow
+        if calm.num_again:
+            Page().print(str(calm))
+        return table
     finally:
         subject.close()
 
 
-def measure(subject: LLMSubject, seed: int) -> Piece:
-    """Run each size once."""
+def calm_of(subject: LLMSubject) -> Calm:
+    """The machine, as fast as it is now. The probe: a few steps of all slots."""
+    shortest, *_ = _contexts(subject.llm.max_model_len)
+    workload = _workload(Scale(shortest, shortest, subject.max_num_seqs, 1), 0, subject.llm)
+    return Calm(lambda: drive(subject.new_engine(CONTINUOUS, subject.max_num_seqs), workload).duration_s)
+
+
+def measure(subject: LLMSubject, seed: int, calm: Calm) -> Piece:
+    """Run each size once; again where the machine was slow."""
     llm = subject.llm
     piece = Piece([], [])
     for number, scale in enumerate(_scales(llm.max_model_len, llm.config.decode_sizes())):
-        steps, request_s = _run(subject, _workload(scale, seed * 1000 + number, llm), scale.size)
+        workload = _workload(scale, seed * 1000 + number, llm)
+        steps, request_s = calm.run(partial(_run, subject, workload, scale.size))
         piece.steps.extend(steps)
         piece.request_s.append(request_s)
     return piece
@@ -115,17 +130,26 @@ def table_of(subject: LLMSubject, pieces: Sequence[Piece]) -> CostTable:
     return CostTable(fit(steps, llm.engine.scheduler.config.buckets), host, about)
 
 
+def _contexts(max_model_len: int) -> tuple[int, int, int]:
+    """Tokens of short, middling and long prompts."""
+    shortest, short, long = (max(2, max_model_len // share) for share in (32, 16, 4))
+    return shortest, short, long
+
+
 def _scales(max_model_len: int, sizes: tuple[int, ...]) -> list[Scale]:
-    """Short and long contexts at each number of sequences; and many prompts for few tokens."""
-    short, long = max(2, max_model_len // 16), max(4, max_model_len // 4)
-    scales = [Scale(length, length, size) for size in sizes for length in (short, long)]
-    return scales + [Scale(length, 4, sizes[-1]) for length in (short // 2, short, long)]
+    """Short and long contexts at each number of sequences; many prompts for few tokens; and what decodes
+    while many short prompts come, as an engine does most of the time."""
+    shortest, short, long = _contexts(max_model_len)
+    each = (shortest, 4), (short, 4), (long, 1)
+    scales = [Scale(length, length, size, number) for size in sizes for length, number in each]
+    scales += [Scale(length, 4, sizes[-1], 8) for length in (shortest, short)]
+    return [*scales, Scale(long, 4, sizes[-1], 4), Scale(shortest, short, sizes[-1], 16)]
 
 
 def _workload(scale: Scale, seed: int, llm: Any) -> Workload:
     return make_workload(
         "random",
-        num_prompts=PER_SLOT * scale.size,
+        num_prompts=scale.per_slot * scale.size,
         seed=seed,
         vocab_size=llm.model_config.vocab_size,
         max_model_len=llm.max_model_len,
@@ -171,9 +195,15 @@ def costs_table(table: CostTable) -> Table:
     rows = []
     for bucket, cost in sorted(table.buckets.items()):
         median, p90 = (cost.factors[int(share * (len(cost.factors) - 1))] for share in (0.5, 0.9))
-        parts = cost.base_s, 1e3 * cost.key_s, cost.longest_s, cost.token_s
+        parts = cost.base_s, 1e3 * cost.key_s, 1e3 * cost.longest_s, cost.token_s, cost.chunk_s
         cells = (f"{1e3 * part:.4g}" for part in parts)
         sizes = f"{bucket.slots}", f"{bucket.tokens}", f"{cost.num_steps}"
         rows.append((*sizes, *cells, f"{p90 / median:.2f}"))
-    costs = ("empty, ms", "per 1,000 keys, ms", "per longest, ms", "per token, ms")
+    costs = (
+        "empty, ms",
+        "per 1,000 keys, ms",
+        "per 1,000 of the longest, ms",
+        "per token, ms",
+        "per prompt, ms",
+    )
     return Table(("slots", "tokens", "steps seen", *costs, "p90 / p50"), rows, num_names=0)

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from scipy.optimize import nnls
 
 from jbatch.seam.bucket import Bucket
-from jbatch.sim.cost import BucketCost, HostCost, quantiles
+from jbatch.sim.cost import SECONDS, BucketCost, HostCost, quantiles
 from jbatch.sim.load import Load
 
 ENOUGH = 24  # steps of a bucket, for a model of its own
 NUM_FACTORS = 41
 PASSES = 3
+BLOCKS = 1, 16, 32, 64, 128, 256  # tokens that a kernel may read at once
 
 
 class TimedStep(NamedTuple):
@@ -43,24 +45,34 @@ def fit(steps: Iterable[TimedStep], buckets: Iterable[Bucket]) -> dict[Bucket, B
 
 
 def _fit(steps: Sequence[TimedStep]) -> BucketCost:
-    """Least squares, with errors as large as the steps; no coefficient below 0: steps cannot be made cheaper
-    by more work."""
+    """The best of the models with blocks of each size."""
     times = np.array([step.device_s for step in steps])
-    features = np.array([_features(step.load) for step in steps], float)
+    models = [_fit_blocks(steps, times, block) for block in BLOCKS]
+    _, best = min(models, key=lambda model: model[0])
+    return _with_chance(best, steps)
+
+
+def _fit_blocks(
+    steps: Sequence[TimedStep], times: Float[np.ndarray, " steps"], block: int
+) -> tuple[float, BucketCost]:
+    """A model and its error. Least squares, with errors as large as the steps; no coefficient below 0: steps
+    cannot be made cheaper by more work."""
+    features = np.array([_features(step.load, block) for step in steps], float)
     scale = np.maximum(features.max(axis=0), 1e-9)
     weights = np.full(len(steps), 1 / np.median(times))
-    for _ in range(
-        PASSES
-    ):  # the weights are the model's own: those of measured times would favour short ones
+    for _ in range(PASSES):  # the weights are the model's own: those of measured times favour short ones
         coefficients, _ = nnls(features / scale * weights[:, None], times * weights)
-        weights = 1 / (features / scale @ coefficients)
-    base_s, key_s, longest_s, token_s, pair_s = (coefficients / scale).tolist()
-    model = BucketCost(base_s, key_s, longest_s, token_s, pair_s, len(steps))
-    return _with_chance(model, steps)
+        modelled = features / scale @ coefficients
+        weights = 1 / modelled
+    error = float(np.mean(np.abs(times / modelled - 1)))  # one slow step says nothing of blocks
+    seconds = dict(zip(SECONDS, (coefficients / scale).tolist(), strict=True))
+    return error, BucketCost(**seconds, block=block, num_steps=len(steps))
 
 
-def _features(load: Load) -> tuple[float, ...]:
-    return 1.0, load.keys, load.longest, load.tokens, load.pairs
+def _features(load: Load, block: int) -> tuple[float, ...]:
+    """In the order of SECONDS."""
+    blocks = -(-load.longest // block) * block
+    return 1.0, load.keys, blocks, load.tokens, load.pairs, load.chunks
 
 
 def _with_chance(model: BucketCost, steps: Sequence[TimedStep]) -> BucketCost:
@@ -80,8 +92,8 @@ def _like(bucket: Bucket, steps: Sequence[TimedStep], models: Mapping[Bucket, Bu
     ratio = 1.0
     if steps:
         ratio = sum(step.device_s for step in steps) / sum(model.step_s(step.load) for step in steps)
-    base_s, key_s, longest_s, token_s, pair_s = (ratio * coefficient for coefficient in model[:5])
-    return BucketCost(base_s, key_s, longest_s, token_s, pair_s, len(steps), model.factors)
+    scaled = {name: ratio * getattr(model, name) for name in SECONDS}
+    return model._replace(**scaled, num_steps=len(steps))
 
 
 def _distance(bucket: Bucket, other: Bucket) -> tuple[bool, bool, float]:

@@ -69,8 +69,9 @@ def needs_of(run: Run, loads: Sequence[Load]) -> Needs:
     sums: dict[Need, list[int]] = {}
     for plan, load in zip(plans, loads, strict=True):
         need = Need(len(plan.seq_ids), sum(align(len(chunk.token_ids)) for chunk in plan.chunks))
-        total = sums.setdefault(need, [0] * 5)
-        for idx, number in enumerate((1, load.keys, load.longest, load.tokens, load.pairs)):
+        total = sums.setdefault(need, [0] * 6)
+        of_load = load.keys, load.longest, load.tokens, load.pairs, load.chunks
+        for idx, number in enumerate((1, *of_load)):
             total[idx] += number
     return {
         need: (count, Load(Bucket(0, 0), need.slots, *(number // count for number in numbers)))

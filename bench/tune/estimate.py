@@ -10,10 +10,9 @@ import dataclasses
 from collections.abc import Iterable
 
 from jbatch.seam.bucket import Bucket
-from jbatch.sim.cost import BucketCost, CostError, CostTable
+from jbatch.sim.cost import SECONDS, BucketCost, CostError, CostTable
 from jbatch.sim.load import Load
 
-SECONDS = BucketCost._fields[:5]
 CONTEXT = 128  # tokens
 
 
@@ -49,7 +48,7 @@ def _mixed(table: CostTable, bucket: Bucket) -> BucketCost:
     if bucket.slots == slots:
         return full
     own = max(1, bucket.slots)
-    load = Load(bucket, own, own * CONTEXT, CONTEXT, 0, 0)
+    load = Load(bucket, own, own * CONTEXT, CONTEXT, 0, 0, 0)
     all_slots, fewer = (_cost(table, Bucket(number, 0)).step_s(load) for number in (slots, own))
     least_s = fewer - (full.step_s(load) - full.base_s)
     return full._replace(base_s=max(full.base_s - all_slots + fewer, least_s, 0.0), num_steps=0)

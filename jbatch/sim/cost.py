@@ -15,7 +15,7 @@ from jbatch.model_dir.data_file import Kind, read_data_file
 from jbatch.seam.bucket import Bucket
 from jbatch.sim.load import Load
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class CostError(JBatchError, ValueError):
@@ -51,10 +51,12 @@ class BucketCost(NamedTuple):
     """
 
     base_s: float
-    key_s: float  # for each token that decoding sequences attend to
-    longest_s: float  # for each token of the longest of them
-    token_s: float  # for each token of a prompt
-    pair_s: float  # for each pair of a prompt's token and one that it attends to
+    key_s: float = 0.0  # for each token that decoding sequences attend to
+    longest_s: float = 0.0  # for each token of the longest of them, in whole blocks
+    token_s: float = 0.0  # for each token of a prompt
+    pair_s: float = 0.0  # for each pair of a prompt's token and one that it attends to
+    chunk_s: float = 0.0  # for each prompt that these tokens are of
+    block: int = 1  # tokens that a kernel reads at once: of the longest sequence, too
     num_steps: int = 0  # that it was fitted to
     factors: tuple[float, ...] = (1.0,)
 
@@ -63,10 +65,14 @@ class BucketCost(NamedTuple):
         return (
             self.base_s
             + self.key_s * load.keys
-            + self.longest_s * load.longest
+            + self.longest_s * -(-load.longest // self.block) * self.block
             + self.token_s * load.tokens
             + self.pair_s * load.pairs
+            + self.chunk_s * load.chunks
         )
+
+
+SECONDS = tuple(name for name in BucketCost._fields if name.endswith("_s"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +116,14 @@ def read_costs(path: str | Path) -> CostTable:
 def _bucket(idx: int, entry: dict[str, Any]) -> tuple[Bucket, BucketCost]:
     where = f"buckets[{idx}]"
     bucket = Bucket(*(int(entry[name]) for name in Bucket._fields))
-    seconds = {name: _seconds(f"{where}.{name}", entry[name]) for name in BucketCost._fields[:5]}
+    seconds = {name: _seconds(f"{where}.{name}", entry[name]) for name in SECONDS}
     factors = tuple(_seconds(f"{where}.factors", factor) for factor in entry["factors"])
     if not factors:
         raise ValueError(f"{where}.factors=[]: must hold at least one number")
-    return bucket, BucketCost(**seconds, num_steps=int(entry["num_steps"]), factors=factors)
+    block, num_steps = int(entry["block"]), int(entry["num_steps"])
+    if block < 1:
+        raise ValueError(f"{where}.block={block}: must be at least 1")
+    return bucket, BucketCost(**seconds, block=block, num_steps=num_steps, factors=factors)
 
 
 def _seconds(where: str, value: Any) -> float:

@@ -29,6 +29,7 @@ class Load(NamedTuple):
     longest: int  # of the one that has most
     tokens: int  # of prompts
     pairs: int  # of a prompt's token and one that it attends to
+    chunks: int  # prompts that these tokens are of
 
 
 class RowLoads:
@@ -55,10 +56,10 @@ class RowLoads:
             np.zeros((draws, bucket.steps), np.int32), np.zeros(draws, np.int32), np.zeros(draws, np.int32)
         )
         slots, keys, longest = self._decode(fields, bucket, output)
-        tokens, pairs = _chunks(fields)
+        tokens, pairs, chunks = _chunks(fields)
         if bucket.tokens:
             self._draw_from_chunks(fields, bucket, output)
-        return Load(bucket, slots, keys, longest, tokens, pairs), output
+        return Load(bucket, slots, keys, longest, tokens, pairs, chunks), output
 
     def _decode(
         self, fields: StepFields[np.ndarray], bucket: Bucket, output: StepOutput
@@ -110,8 +111,9 @@ class RowLoads:
         output.status[draws] = np.where(self._left[rows] > 0, Status.RUNNING, ended)
 
 
-def _chunks(fields: StepFields[np.ndarray]) -> tuple[int, int]:
-    """Tokens of prompts, and pairs of one and a token that it attends to."""
+def _chunks(fields: StepFields[np.ndarray]) -> tuple[int, int, int]:
+    """Tokens of prompts, pairs of one and a token that it attends to, and prompts."""
     lengths = fields.q_lens.astype(np.int64)
     first = fields.kv_lens - lengths + 1  # tokens that the first of each chunk attends to
-    return int(lengths.sum()), int((lengths * (first + fields.kv_lens) // 2).sum())
+    pairs = lengths * (first + fields.kv_lens) // 2
+    return int(lengths.sum()), int(pairs.sum()), int(np.count_nonzero(lengths))

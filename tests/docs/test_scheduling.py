@@ -20,7 +20,7 @@ SIZES = dict.fromkeys(("embed_dim", "mlp_dim", "num_layers", "num_heads", "num_k
 
 
 def made_up_costs(path):
-    buckets = dict.fromkeys(buckets_of(EngineConfig(**OPTIONS), 1024), BucketCost(1e-3, 0, 0, 0, 0))
+    buckets = dict.fromkeys(buckets_of(EngineConfig(**OPTIONS), 1024), BucketCost(1e-3))
     about = {
         "model": "demo",
         "engine": OPTIONS,

@@ -49,7 +49,7 @@ def test_affinity_finds_what_others_computed():
 
 def test_faster_devices():
     model = model_config("llama3.2-1b", 16, 1024)
-    load = Load(decode_bucket(8), 8, 4000, 500, 0, 0)
+    load = Load(decode_bucket(8), 8, 4000, 500, 0, 0, 0)
     for costs in (simulated().costs, derive(HARDWARE["h200"], model)):
         load = load._replace(bucket=decode_bucket(4))
         assert faster(costs, 2.0).step_s(load) == pytest.approx(costs.step_s(load) / 2)

@@ -11,15 +11,17 @@ from jbatch.sim.load import Load
 SMALL, LARGE, MIXED = decode_bucket(2), decode_bucket(8), Bucket(8, 64)
 
 
-def steps_of(bucket, num=200, noise=0.0, scale=1.0, seed=0):
+def steps_of(bucket, num=200, noise=0.0, scale=1.0, seed=0, in_blocks=False):
     rng = random.Random(seed)
     steps = []
     for _ in range(num):
         slots = rng.randint(1, bucket.slots)
         longest = rng.randint(1, 500)
         tokens = rng.randint(1, bucket.tokens) if bucket.tokens else 0
-        load = Load(bucket, slots, slots * longest // 2, longest, tokens, tokens * rng.randint(1, 300))
-        device_s = 1e-3 + 2e-6 * load.keys + 1e-5 * load.tokens + 3e-8 * load.pairs
+        pairs, chunks = tokens * rng.randint(1, 300), rng.randint(1, 4) if tokens else 0
+        load = Load(bucket, slots, slots * longest // 2, longest, tokens, pairs, chunks)
+        device_s = 1e-3 + 2e-6 * load.keys + 1e-5 * load.tokens + 3e-8 * load.pairs + 2e-4 * load.chunks
+        device_s += 5e-4 * -(-longest // 128) if in_blocks else 0
         factor = scale * rng.choice([1 - noise, 1 + noise])
         steps.append(TimedStep(load, factor * device_s, 1e-4 + 5e-6 * slots))
     return steps
@@ -29,8 +31,16 @@ def test_costs_are_found_again():
     cost = fit(steps_of(MIXED), [MIXED])[MIXED]
     assert cost.num_steps == 200 and cost.longest_s == pytest.approx(0, abs=1e-8)
     assert cost[:2] == pytest.approx((1e-3, 2e-6), rel=0.01)
-    assert (cost.token_s, cost.pair_s) == pytest.approx((1e-5, 3e-8), rel=0.01)
+    assert (cost.token_s, cost.pair_s, cost.chunk_s) == pytest.approx((1e-5, 3e-8, 2e-4), rel=0.01)
     assert cost.factors == pytest.approx([1.0] * len(cost.factors), rel=0.01)
+
+
+def test_the_blocks_that_a_kernel_reads_are_found():
+    """A step whose longest sequence has 129 tokens takes as long as one of 256."""
+    cost = fit(steps_of(LARGE, noise=0.05, in_blocks=True), [LARGE])[LARGE]
+    assert cost.block == 128 and cost.longest_s * 128 == pytest.approx(5e-4, rel=0.1)
+    short, long = (cost.step_s(Load(LARGE, 8, 0, longest, 0, 0, 0)) for longest in (129, 256))
+    assert short == long
 
 
 def test_chance_keeps_the_total():
@@ -51,7 +61,7 @@ def test_a_bucket_with_few_steps_is_like_the_next_larger_one_in_proportion():
     costs = fit([*few, *steps_of(LARGE), *steps_of(MIXED)], [SMALL, LARGE, MIXED, Bucket(8, 128)])
     assert costs[SMALL].num_steps == 3 and costs[SMALL].base_s == pytest.approx(0.5e-3, rel=0.05)
     assert costs[Bucket(8, 128)].num_steps == 0
-    assert costs[Bucket(8, 128)][:5] == costs[MIXED][:5]
+    assert costs[Bucket(8, 128)] == costs[MIXED]._replace(num_steps=0)
 
 
 def test_too_few_steps_are_refused():

@@ -21,7 +21,7 @@ CONFIG = EngineConfig(max_num_seqs=4, page_size=16)
 
 def simulated(num_pages=1024):
     buckets = buckets_of(CONFIG, 256)
-    costs = CostTable(dict.fromkeys(buckets, BucketCost(1e-3, 0.0, 0.0, 0.0, 0.0)), HostCost())
+    costs = CostTable(dict.fromkeys(buckets, BucketCost(1e-3)), HostCost())
     return Simulated(CONFIG, 256, num_pages, 264, costs, {})
 
 

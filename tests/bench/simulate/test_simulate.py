@@ -19,7 +19,7 @@ from tests.helpers.fake_subject import FakeSubject
 
 CONFIG = EngineConfig(max_num_seqs=4, page_size=16, batch_wait_timeout_s=0.02)
 MAX_MODEL_LEN = 160
-FLAT = BucketCost(1e-3, 0.0, 0.0, 0.0, 0.0)
+FLAT = BucketCost(1e-3)
 
 
 def simulated(cost=FLAT, num_pages=1024, **host):
@@ -68,7 +68,8 @@ def test_sizes_without_costs_are_refused():
         SimulatedSubject(sim)
 
 
-def test_calibrate_and_simulate(tmp_path, capsys):
+def test_calibrate_and_simulate(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bench.simulate.calm.SLOW", float("inf"))  # tests run beside others
     model, costs, out = write_model(tmp_path / "tiny"), tmp_path / "costs.json", tmp_path / "out.json"
     sizes = ("--device", "cpu", "--max-num-seqs", "2", "--page-size", "16", "--max-num-batched-tokens", "64")
     ended = run(

@@ -16,11 +16,13 @@ SIZES = Sizes((1, 2, 4, 8), (32, 64, 128))
 def costs(seconds):
     """A table by the places of a step."""
     shapes = [Bucket(slots, 0) for slots in SIZES.decode] + [Bucket(8, tokens) for tokens in SIZES.tokens]
-    return CostTable({shape: BucketCost(seconds(shape), 0.0, 0.0, 0.0, 0.0) for shape in shapes}, HostCost())
+    return CostTable({shape: BucketCost(seconds(shape)) for shape in shapes}, HostCost())
 
 
 TIMES = {Need(1, 0): 100, Need(3, 0): 100, Need(8, 0): 100, Need(4, 40): 50, Need(4, 100): 50}
-NEEDS = {need: (times, Load(Bucket(0, 0), need.slots, 0, 0, need.tokens, 0)) for need, times in TIMES.items()}
+NEEDS = {
+    need: (times, Load(Bucket(0, 0), need.slots, 0, 0, need.tokens, 0, 0)) for need, times in TIMES.items()
+}
 
 
 def test_where_all_steps_cost_the_same_no_small_bucket_is_worth_its_program():
@@ -51,5 +53,5 @@ def test_what_a_pass_had_to_hold():
     loads = []
     engine = SimulatedSubject(simulated()).new_engine(ARMS["continuous"], 4, loads=loads)
     needs = needs_of(drive(engine, Workload("two", items, 0, {})), loads)
-    assert needs[Need(0, 32)] == (1, Load(Bucket(0, 0), 0, 0, 0, 18, 90))
-    assert needs[Need(2, 0)] == (2, Load(Bucket(0, 0), 2, 21, 10, 0, 0))
+    assert needs[Need(0, 32)] == (1, Load(Bucket(0, 0), 0, 0, 0, 18, 90, 2))
+    assert needs[Need(2, 0)] == (2, Load(Bucket(0, 0), 2, 21, 10, 0, 0, 0))

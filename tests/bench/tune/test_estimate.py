@@ -8,7 +8,7 @@ from jbatch.sim.cost import BucketCost, CostError, CostTable, HostCost
 
 
 def cost(base_s):
-    return BucketCost(base_s, 1e-6, 0.0, 1e-5, 0.0, num_steps=50)
+    return BucketCost(base_s, 1e-6, token_s=1e-5, num_steps=50)
 
 
 TABLE = CostTable(

@@ -25,7 +25,7 @@ FLAGS = ("--dataset-name", "mixed_length", "--num-prompts", "24", "--length-scal
 def write_costs(path, cost_of, model=MODEL, **options):
     options = OPTIONS | options
     config = EngineConfig(**options)
-    buckets = {bucket: BucketCost(cost_of(bucket), 0, 0, 0, 0) for bucket in buckets_of(config, 256)}
+    buckets = {bucket: BucketCost(cost_of(bucket)) for bucket in buckets_of(config, 256)}
     about = {"model": "tiny", "engine": options, "num_pages": 300, "max_model_len": 256, "device": "cpu",
              "model_config": model}  # fmt: skip
     CostTable(buckets, HostCost(), about | options).write(path)

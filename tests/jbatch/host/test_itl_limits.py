@@ -106,7 +106,7 @@ def figures(**options):
     config = EngineConfig(
         max_num_seqs=16, page_size=16, max_model_len=1024, max_num_batched_tokens=512, **options
     )
-    costs = {b: BucketCost(2e-3 + 5e-5 * b.tokens, 0, 0, 0, 0) for b in buckets_of(config, 1024)}
+    costs = {b: BucketCost(2e-3 + 5e-5 * b.tokens) for b in buckets_of(config, 1024)}
     sim = Simulated(config, 1024, 2000, 264, CostTable(costs, HostCost()), {})
     workload = make_workload(
         "random", num_prompts=300, seed=0, vocab_size=264, max_model_len=1024, input_len=400,

@@ -10,12 +10,12 @@ from jbatch.sim.cost import BucketCost, Chance, CostError, CostTable, HostCost, 
 from jbatch.sim.load import Load
 
 DECODE = decode_bucket(4)
-COST = BucketCost(1e-3, 1e-6, 1e-5, 0.0, 0.0, num_steps=30, factors=(0.5, 1.0, 1.5))
+COST = BucketCost(1e-3, 1e-6, 1e-5, block=16, num_steps=30, factors=(0.5, 1.0, 1.5))
 TABLE = CostTable({DECODE: COST, Bucket(4, 32): COST}, HostCost(1e-5, 2e-4, 1e-6), {"model": "tiny"})
 
 
 def test_a_step_costs_what_it_computes():
-    assert TABLE.step_s(Load(DECODE, 3, 100, 50, 0, 0)) == pytest.approx(1e-3 + 1e-4 + 5e-4)
+    assert TABLE.step_s(Load(DECODE, 3, 100, 50, 0, 0, 0)) == pytest.approx(1e-3 + 1e-4 + 6.4e-4)
 
 
 def test_a_table_is_written_and_read(tmp_path):
@@ -25,11 +25,11 @@ def test_a_table_is_written_and_read(tmp_path):
 
 def test_an_unknown_bucket_is_named():
     with pytest.raises(CostError, match="no costs of a step of 9 slots and 8 tokens; there are"):
-        TABLE.step_s(Load(Bucket(9, 8), 0, 0, 0, 0, 0))
+        TABLE.step_s(Load(Bucket(9, 8), 0, 0, 0, 0, 0, 0))
 
 
 def test_chance_is_that_of_the_measured_steps_and_of_its_seed():
-    load = Load(DECODE, 1, 0, 0, 0, 0)
+    load = Load(DECODE, 1, 0, 0, 0, 0, 0)
     drawn = [[Chance(TABLE, seed).step_s(load) for _ in range(1)] for seed in (3, 3, 4)]
     assert drawn[0] == drawn[1] != drawn[2]
     chance = Chance(TABLE, 0)
@@ -42,11 +42,15 @@ def test_chance_is_that_of_the_measured_steps_and_of_its_seed():
     ("change", "message"),
     [
         ({"kind": "batching"}, "is no table of costs"),
-        ({"schema": 9}, "schema=9: must be 1"),
+        ({"schema": 1}, "schema=1: must be 2"),
         ({"host": {"step_s": -1}}, "host.step_s=-1: must be a number of at least 0"),
         ({"host": {"steps": 1}}, "steps"),
         ({"buckets": [{"slots": 1}]}, "tokens"),
         ({"buckets": [{**DECODE._asdict(), **COST._asdict(), "key_s": None}]}, r"buckets\[0\].key_s=None"),
+        (
+            {"buckets": [{**DECODE._asdict(), **COST._asdict(), "block": 0}]},
+            r"buckets\[0\].block=0: must be at",
+        ),
         ({"buckets": [{**DECODE._asdict(), **COST._asdict(), "factors": []}]}, r"buckets\[0\].factors=\[\]"),
     ],
 )

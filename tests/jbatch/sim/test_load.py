@@ -25,7 +25,7 @@ def take(rows, plan):
 def test_prompts_count_their_tokens_and_what_each_attends_to():
     rows, bucket = RowLoads(SHAPE), prefill_bucket(32)
     load, drawn = take(rows, StepPlan(0, bucket, chunks=(chunk(1, 0, 3, budget=2), chunk(2, 4, 2))))
-    assert load == Load(bucket, 0, 0, 0, tokens=5, pairs=1 + 2 + 3 + 5 + 6)
+    assert load == Load(bucket, 0, 0, 0, tokens=5, pairs=1 + 2 + 3 + 5 + 6, chunks=2)
     assert drawn[0] == (1, Status.RUNNING) and set(drawn[1:]) == {(0, Status.RUNNING)}
 
 
@@ -35,10 +35,10 @@ def test_slots_count_the_tokens_that_they_attend_to_until_they_end():
     take(rows, StepPlan(0, prefill_bucket(32), chunks=prompts))
     decode = StepPlan(1, bucket, (0, 2), (0, 2))
     load, drawn = take(rows, decode)
-    assert load == Load(bucket, 2, keys=4 + 6, longest=6, tokens=0, pairs=0)
+    assert load == Load(bucket, 2, keys=4 + 6, longest=6, tokens=0, pairs=0, chunks=0)
     assert drawn == [(1, Status.RUNNING), (1, Status.OUT_OF_BUDGET), (0, 0), (0, 0)]
     load, drawn = take(rows, decode)  # one has ended: the host does not know it yet
-    assert load == Load(bucket, 1, keys=5, longest=5, tokens=0, pairs=0)
+    assert load == Load(bucket, 1, keys=5, longest=5, tokens=0, pairs=0, chunks=0)
     assert drawn[:2] == [(1, Status.OUT_OF_BUDGET), (0, Status.RUNNING)]
 
 
@@ -46,7 +46,7 @@ def test_several_steps_in_one_dispatch():
     rows, bucket = RowLoads(SHAPE), Bucket(2, 0, 4)
     take(rows, StepPlan(0, prefill_bucket(32), chunks=(chunk(0, 0, 3, budget=4),)))
     load, drawn = take(rows, StepPlan(1, bucket, (0,), (0,)))
-    assert load == Load(bucket, 1, keys=4 + 5 + 6, longest=6, tokens=0, pairs=0)
+    assert load == Load(bucket, 1, keys=4 + 5 + 6, longest=6, tokens=0, pairs=0, chunks=0)
     assert drawn[0] == (3, Status.OUT_OF_BUDGET)
 
 
