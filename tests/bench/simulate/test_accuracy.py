@@ -7,6 +7,7 @@ import pytest
 
 from bench.simulate import accuracy
 from bench.simulate.accuracy import Case, Comparison, cases, compare, figures_of
+from bench.simulate.calm import Calm
 from bench.simulate.subject import SimulatedSubject
 from tests.bench.simulate.test_simulate import FLAT, simulated
 
@@ -47,7 +48,7 @@ def test_what_a_miss_is(figure, spread, simulated_s, missed):
 
 
 def test_each_repeat_is_compared_with_its_own_simulation():
-    """The machine is twice as slow in the second repeat, and the costs from just before it say so."""
+    """The machine is twice as slow in the second repeat, and the costs from around it say so."""
     real = [{"a": 1.0}, {"a": 2.0}, {"a": 4.0}]
     simulated = [{"a": 1.1, "preempted": 1.0}, {"a": 2.0}, {"a": 5.0}]
     (made,) = compare(Case("x", None), real, simulated)
@@ -72,13 +73,20 @@ class Model(SimulatedSubject):
         self.turns.append("closed")
 
 
+def measure(subject, seed, calm):
+    Model.turns.append(f"costs {seed} on {subject.simulated.num_pages} pages")
+
+
 def test_costs_and_runs_take_turns(capsys, monkeypatch):
     monkeypatch.setattr(accuracy, "LLMSubject", Model)
-    monkeypatch.setattr(accuracy, "measure", lambda subject, seed: Model.turns.append(f"costs {seed}"))
+    monkeypatch.setattr(accuracy, "calm_of", lambda subject: Calm(lambda: 1.0))
+    monkeypatch.setattr(accuracy, "measure", measure)
     monkeypatch.setattr(accuracy, "table_of", lambda subject, pieces: subject.simulated)
     monkeypatch.setattr(accuracy, "measured_by", lambda table, options: table)
     result = accuracy.run_accuracy(accuracy.Plan("demo", 24, repeats=2, seed=3))
     runs = [*["run on 200 pages"] * 3, "run on 14 pages"]
-    assert Model.turns == ["costs 3", "costs 4", *runs, "costs 5", *runs, "closed", "closed"]
+    costs = [[f"costs {seed} on {pages} pages" for pages in (200, 14)] for seed in (4, 5, 6)]
+    between = [*costs[0], *runs, *costs[1], *runs, *costs[2]]
+    assert Model.turns == ["costs 3 on 200 pages", *between, "closed", "closed"]
     assert len(result["rows"]) == 40 and all(row["errors"] == (0.0, 0.0) for row in result["rows"])
     assert "0 of 40 figures missed" in capsys.readouterr().out
