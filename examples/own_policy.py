@@ -1,10 +1,6 @@
-"""A policy of one's own, tried in a simulation, without a model: python examples/own_policy.py
+"""A policy of one's own, tried on costs of a data sheet, without a model: python examples/own_policy.py"""
 
-Short prompts go first; ageing keeps long ones from waiting for ever. Costs are derived from an H200's data
-sheet, and not measured.
-"""
-
-import statistics
+from statistics import mean
 
 from bench.ladder.arms import ARMS
 from bench.measure.drive import drive
@@ -18,15 +14,15 @@ from jbatch.host.policy import Policy
 from jbatch.model_dir.shapes import model_config
 
 
-def short_prompts_first(request, now, view):
+def short_prompts_first(request, now, view):  # with ageing, so that long ones do not wait for ever
     return (len(request.prompt_token_ids), request.arrival)
 
 
 def main(num_prompts=256):
     """Print the latency of requests with short and with long prompts, under each policy."""
     model = model_config("llama3-8b", num_layers=32, max_model_len=2048)
-    config = EngineConfig(max_num_seqs=16)
-    sim = Simulated(config, 2048, 2000, model.vocab_size, derive(HARDWARE["h200"], model), {})
+    costs = derive(HARDWARE["h200"], model)
+    sim = Simulated(EngineConfig(max_num_seqs=16), 2048, 2000, model.vocab_size, costs, {})
     work = make_workload("nano", num_prompts=num_prompts, seed=0, vocab_size=9999, max_model_len=2048)
     mine = Policy(short_prompts_first, rerank_steps=0, ageing=True)
     for name, policy in (("fcfs", POLICIES["fcfs"]), ("mine", mine)):
@@ -34,7 +30,7 @@ def main(num_prompts=256):
         rows = sorted(request_rows(drive(engine, work)), key=lambda row: row.prompt_len)
         half = len(rows) // 2
         waits = [row.end - row.arrival for row in rows]
-        short, long = statistics.mean(waits[:half]), statistics.mean(waits[half:])
+        short, long = mean(waits[:half]), mean(waits[half:])
         print(f"{name}: {short:.1f} s for short prompts, {long:.1f} s for long ones")
 
 

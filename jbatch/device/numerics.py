@@ -18,8 +18,10 @@ def numerics_of(spec: StepSpec) -> dict[str, Any]:
     What XLA finds out on a GPU when it chooses among kernels is not in it: JAX keeps that beside its compiled
     programs, with those of other models.
     """
-    together = {} if spec.mesh is None else {"tensor_parallel_size": spec.mesh.size}
-    return together | {
+    unusual: dict[str, Any] = {} if spec.mesh is None else {"tensor_parallel_size": spec.mesh.size}
+    if jax.config.values["jax_disable_most_optimizations"]:
+        unusual["jax_disable_most_optimizations"] = True
+    return unusual | {
         "device_kind": spec.device.device_kind,
         "attention_backend": "/".join(dict.fromkeys((spec.attention.decode, spec.attention.prefill))),
         "jax": jax.__version__,

@@ -10,7 +10,7 @@ from tests.helpers.driver import HOST_STOP
 from tests.helpers.random_schedules import run_seeds
 from tests.helpers.sizes import sized
 
-NUM_SCHEDULES = sized(600, 10_000)
+NUM_SCHEDULES = sized(1_000, 10_000)
 CHUNK = 100
 
 

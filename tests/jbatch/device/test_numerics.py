@@ -20,6 +20,7 @@ def test_numerics(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     numerics = numerics_of(SPEC)
     assert numerics == json.loads(json.dumps(numerics))
+    numerics.pop("jax_disable_most_optimizations", None)  # where it is set, as in most tests
     assert numerics == {
         "device_kind": "cpu",
         "attention_backend": "xla",
@@ -39,7 +40,12 @@ def test_numerics(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, value", [("jax_default_matmul_precision", "float32"), ("jax_enable_x64", True)]
+    "name, value",
+    [
+        ("jax_default_matmul_precision", "float32"),
+        ("jax_enable_x64", True),
+        ("jax_disable_most_optimizations", True),
+    ],
 )
 def test_what_jax_is_told(name, value):
     before = jax.config.values[name]
