@@ -60,5 +60,11 @@ def __getattr__(
     if name == "__version__":
         return importlib.import_module("jbatch.distribution").version()
     if name not in _EXPORTS:
-        raise AttributeError(f"module 'jbatch' has no attribute {name!r}")
+        nearest = importlib.import_module("jbatch.names_elsewhere").nearest_name(name, __all__)
+        hint = f"it has {', '.join(__all__)}" if nearest is None else f"did you mean {nearest!r}?"
+        raise AttributeError(f"module 'jbatch' has no attribute {name!r}; {hint}", name=name)
     return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:  # for completion: what was not used yet is there, too
+    return [*__all__, "__version__"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -68,6 +69,14 @@ class OutputChanged(JobError):
 
     def __init__(self, path: str, how: str):
         super().__init__(f"{path} was changed by someone else while it was written: {how}")
+
+
+def stacklevel_of_caller() -> int:
+    """The `stacklevel` with which a warning names the line outside jbatch that led to it."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "jbatch":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def describe_os_error(error: OSError) -> str:

@@ -105,6 +105,20 @@ _INSTEAD = {
         disable_log_requests enable_metrics log_stats""",
 }
 
+# Commands elsewhere, and what to do here.
+_COMMANDS = {
+    "there is no HTTP server: jbatch generate MODEL answers prompts (-p), or a file of them (-i and -o)": """
+        serve server api_server launch""",
+    "jbatch generate MODEL -i in.jsonl -o out.jsonl answers a file of requests": "run_batch batch run",
+    "jbatch generate MODEL -p TEXT completes a prompt, and with --chat answers a message": """chat complete
+        completion ask""",
+}
+
+
+def command_instead_of(name: str) -> str | None:
+    """What to do where a command elsewhere asks for what has another name here, or is not here."""
+    return next((text for text, names in _COMMANDS.items() if _plain(name) in names.split()), None)
+
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
     """The name in `known` that is meant by `name`: by what it means elsewhere, or by its spelling; or None.

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from jbatch.distribution import command_entry_points, load_command
 from jbatch.errors import JBatchError
+from jbatch.names_elsewhere import command_instead_of
 
 PASSED_ON: Any = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -25,6 +26,11 @@ class CommandsAndEntryPoints(TyperGroup):
         if cmd_name not in self.commands:
             self._add_entry_points()
         return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None and (instead := command_instead_of(args[0])) is not None:
+            ctx.fail(f"No such command {args[0]!r}: {instead}")
+        return super().resolve_command(ctx, args)
 
     def _add_entry_points(self) -> None:
         for entry_point in command_entry_points():

@@ -17,7 +17,7 @@ import typer
 from jbatch.cli.entry_points import CommandsAndEntryPoints
 from jbatch.cli.help import GroupedCommand, choices
 from jbatch.cli.logs import logged_by
-from jbatch.cli.options import ENGINE, SAMPLING, Flags, flag_hint, with_options
+from jbatch.cli.options import ENGINE, SAMPLING, Flags, argument_hint, flag_hint, with_options
 from jbatch.cli.streams import flush_stderr, flush_stdout, hold_streams
 from jbatch.config import DTYPES, EngineConfig
 from jbatch.distribution import version
@@ -301,8 +301,10 @@ def _run(args: list[str]) -> int:
 def _usage_message(error: Any) -> str:
     """What is wrong with the arguments; of an unknown flag also what may have been meant by it."""
     flag = getattr(error, "option_name", None)
+    if "unexpected extra argument" in (message := error.format_message()) and error.ctx is not None:
+        return message + argument_hint(error.ctx.command.params)
     if not hasattr(error, "possibilities") or error.ctx is None or not flag:
-        return error.format_message()
+        return message
     return f"No such option: {flag}{flag_hint(flag, error.ctx.command.params)}"
 
 

@@ -199,5 +199,15 @@ def flag_hint(flag: str, params: Iterable[Any]) -> str:
     return "" if nearest is None else f"; did you mean {flags[nearest]}?"
 
 
+def argument_hint(params: Iterable[Any]) -> str:
+    """With what flags a command with these parameters takes prompts or a model, which users give without
+    one. Begins with "; ", or is empty."""
+    flags = {flag for param in params for flag in param.opts}
+    hints = [
+        f"{what} with {flag}" for what, flag in (("prompts", "-p"), ("a model", "--model")) if flag in flags
+    ]
+    return f"; give {' and '.join(hints)}" if hints else ""
+
+
 ENGINE = Flags(EngineConfig, ENGINE_HELP, ENGINE_PANELS)
 SAMPLING = Flags(SamplingParams, SAMPLING_HELP, {"Sampling": tuple(SAMPLING_HELP)})

@@ -14,7 +14,7 @@ from jbatch.config import EngineConfig
 from jbatch.device.memory import Memory
 from jbatch.device.settings import warn_of_what_is_fixed
 from jbatch.distribution import install_hint
-from jbatch.errors import ConfigError
+from jbatch.errors import ConfigError, stacklevel_of_caller
 
 NO_GPU = "no NVIDIA GPU found: jbatch runs on the CPU"
 FORCE_DEVICES = "--xla_force_host_platform_device_count"
@@ -45,7 +45,10 @@ def prepare_jax(config: EngineConfig) -> None:
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(f"{path} is not readable and writable")
     except (OSError, RuntimeError, ValueError) as error:  # also: no home directory, or a NUL in the name
-        warnings.warn(f"compilation_cache_dir cannot be used, so every start compiles: {error}", stacklevel=3)
+        warnings.warn(
+            f"compilation_cache_dir cannot be used, so every start compiles: {error}",
+            stacklevel=stacklevel_of_caller(),
+        )
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # many short compiles add up
@@ -73,7 +76,7 @@ def find_device(name: str) -> jax.Device:
             reason = str(error).splitlines()[0] if str(error) else "no CUDA plugin"
             raise ConfigError("device", name, f"JAX finds no NVIDIA GPU ({reason}); {INSTALL_HINT}") from None
         cpu = _cpu()
-        warnings.warn(f"{NO_GPU} (device='cpu' says that this is meant)", stacklevel=4)
+        warnings.warn(f"{NO_GPU} (device='cpu' says that this is meant)", stacklevel=stacklevel_of_caller())
         return cpu
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from jbatch.errors import stacklevel_of_caller
+
 MATMUL = "jax_default_matmul_precision"
 
 
@@ -61,5 +63,5 @@ def warn_of_what_is_fixed() -> None:
         warnings.warn(
             f"{MATMUL}={precision!r} has no effect on jbatch: matrix products in float32 are exact, and "
             "those in bfloat16 and float16 are the device's own",
-            stacklevel=4,
+            stacklevel=stacklevel_of_caller(),
         )

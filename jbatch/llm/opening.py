@@ -16,6 +16,7 @@ from jbatch.device.runner import Runner
 from jbatch.device.verdict import prove_kernels
 from jbatch.distribution import version
 from jbatch.engine.description import describe_cache
+from jbatch.errors import stacklevel_of_caller
 from jbatch.host.lengths.find import find_predictor
 from jbatch.host.lengths.prediction import Predictor
 from jbatch.model_dir.config_json import load_eos_token_ids, load_token_id
@@ -60,7 +61,7 @@ def open_model(
     if tokenizer is not None:
         check_tokenizer_dir(tokenizer)
     elif (reason := unread_tokenizer(model_dir)) is not None:
-        warnings.warn(f"{model_dir} {reason}", stacklevel=3)  # prompts of token ids work
+        warnings.warn(f"{model_dir} {reason}", stacklevel=stacklevel_of_caller())  # prompts of token ids work
     tokenizer_dir = Path(tokenizer or model_dir)
     named = (load_token_id(model_dir, name) for name in ("bos_token_id", "eos_token_id"))
     loaded = load_tokenizer(tokenizer_dir, *named)
@@ -77,7 +78,7 @@ def open_model(
             build_runner(model_dir, config, model, max_model_len, logits_fn, group) for group in groups
         )
     for doubt in tuned_doubts(config, runners[0].spec.device.device_kind, version()):
-        warnings.warn(doubt, stacklevel=3)
+        warnings.warn(doubt, stacklevel=stacklevel_of_caller())
     return Opened(
         runners[0].spec.config,
         max_model_len,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from jbatch.config import ModelConfig
+from jbatch.errors import stacklevel_of_caller
 from jbatch.model_dir.strict_json import refuse, same, shown_key
 
 
@@ -213,7 +214,9 @@ def check_keys(raw: Mapping[str, Any]) -> None:
             unknown.append(key)
     if unknown:
         names = ", ".join(shown_key(key) for key in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-        warnings.warn(f"config.json: ignored {len(unknown)} unknown keys: {names}", stacklevel=3)
+        warnings.warn(
+            f"config.json: ignored {len(unknown)} unknown keys: {names}", stacklevel=stacklevel_of_caller()
+        )
 
 
 def check_restated(raw: Mapping[str, Any], config: ModelConfig) -> None:

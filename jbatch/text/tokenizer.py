@@ -10,7 +10,7 @@ from typing import NamedTuple
 import tokenizers
 from tokenizers import decoders
 
-from jbatch.errors import ConfigError, RequestError
+from jbatch.errors import ConfigError, RequestError, stacklevel_of_caller
 from jbatch.text.detokenizer import (
     MAX_TAIL,
     REPLACEMENT,
@@ -237,7 +237,7 @@ def _chosen_ends(ends: Ends | None, special: SpecialTokens, bos: int | None, eos
     for name, wanted, token_id in (("bos", special.add_bos, bos), ("eos", add_eos, eos)):
         if wanted and token_id is None:
             reason = f"add_{name}_token is true, and no file names that token"
-            warnings.warn(f"tokenizer_config.json: {reason}", stacklevel=3)
+            warnings.warn(f"tokenizer_config.json: {reason}", stacklevel=stacklevel_of_caller())
     return Ends(_with(ends.before, bos, add_bos), _with(ends.after, eos, add_eos))
 
 

@@ -1,6 +1,7 @@
 """What the system refuses."""
 
 import errno
+import warnings
 
 import pytest
 
@@ -11,6 +12,7 @@ from jbatch.errors import (
     RequestError,
     describe_os_error,
     is_failure,
+    stacklevel_of_caller,
 )
 
 
@@ -43,3 +45,15 @@ def test_a_long_value_keeps_both_ends_and_a_path_its_name(error):
     assert len(message) < MAX_VALUE_CHARS + 40
     assert str(error("model", path[-100:], "no")) == f"model={path[-100:]!r}: no", "a usual path is whole"
     assert str(error("max_tokens", 10**5000, "no")) == "max_tokens=<int>: no"
+
+
+def test_a_warning_names_the_line_outside():
+    inside = {
+        "__name__": "jbatch.some.module",
+        "stacklevel_of_caller": stacklevel_of_caller,
+        "warn": warnings.warn,
+    }
+    exec("def inner(): warn('odd', stacklevel=stacklevel_of_caller())\ndef outer(): inner()", inside)
+    with pytest.warns(UserWarning, match="odd") as seen:
+        inside["outer"]()
+    assert seen[0].filename == __file__

@@ -94,7 +94,14 @@ def test_help_of_a_command_fits_80_columns(command, capsys, monkeypatch):
             "--chat takes -p: the lines of a file are chats where they have mess",
         ),
         ("generate m -p x --chat-template t", "--chat-template takes --chat, or -i"),
-        ("doctor a b", "unexpected extra argument"),
+        ("doctor a b", "unexpected extra argument(s) (b) (see jbatch doctor --help)"),
+        (
+            "generate m x",
+            "unexpected extra argument(s) (x); give prompts with -p (see jbatch generate --help)",
+        ),
+        ("bench batching m", "unexpected extra argument(s) (m); give a model with --model (see"),
+        ("serve m", "No such command 'serve': there is no HTTP server: jbatch generate MODEL"),
+        ("run-batch m", "No such command 'run-batch': jbatch generate MODEL -i in.jsonl -o out.jsonl"),
         ("--foo", "No such option: --foo"),
         ("generate /nowhere -p x", "model='/nowhere': no such directory"),
         (
