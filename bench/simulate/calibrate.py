@@ -103,7 +103,7 @@ def calibrate(model: str, max_model_len: int, options: dict[str, Any], repeats: 
 
 def calm_of(subject: LLMSubject) -> Calm:
     """The machine, as fast as it is now. The probe: a few steps of all slots."""
-    shortest, *_ = _contexts(subject.llm.max_model_len)
+    shortest, *_ = _contexts(_room(subject.llm))
     workload = _workload(Scale(shortest, shortest, subject.max_num_seqs, 1), 0, subject.llm)
     return Calm(lambda: drive(subject.new_engine(CONTINUOUS, subject.max_num_seqs), workload).duration_s)
 
@@ -112,7 +112,7 @@ def measure(subject: LLMSubject, seed: int, calm: Calm) -> Piece:
     """Run each size once; again where the machine was slow."""
     llm = subject.llm
     piece = Piece([], [])
-    for number, scale in enumerate(_scales(llm.max_model_len, llm.config.decode_sizes())):
+    for number, scale in enumerate(_scales(_room(llm), llm.config.decode_sizes())):
         workload = _workload(scale, seed * 1000 + number, llm)
         steps, request_s = calm.run(partial(_run, subject, workload, scale.size))
         piece.steps.extend(steps)
@@ -128,6 +128,11 @@ def table_of(subject: LLMSubject, pieces: Sequence[Piece]) -> CostTable:
     host = fit_host(steps, request_s[len(request_s) // 2])
     about = manifest.collect() | subject.about | {"shape": llm.runner.shape._asdict()}
     return CostTable(fit(steps, llm.engine.scheduler.config.buckets), host, about)
+
+
+def _room(llm: Any) -> int:
+    """Tokens of the longest request that its pages hold."""
+    return int(llm.engine.scheduler.max_seq_len)
 
 
 def _contexts(max_model_len: int) -> tuple[int, int, int]:
@@ -152,7 +157,7 @@ def _workload(scale: Scale, seed: int, llm: Any) -> Workload:
         num_prompts=scale.per_slot * scale.size,
         seed=seed,
         vocab_size=llm.model_config.vocab_size,
-        max_model_len=llm.max_model_len,
+        max_model_len=_room(llm),
         input_len=scale.input_len,
         output_len=scale.output_len,
         random_range_ratio=0.9,

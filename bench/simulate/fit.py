@@ -11,11 +11,11 @@ from jaxtyping import Float
 from scipy.optimize import nnls
 
 from jbatch.seam.bucket import Bucket
-from jbatch.sim.cost import SECONDS, BucketCost, HostCost, quantiles
+from jbatch.sim.cost import SECONDS, BucketCost, HostCost
 from jbatch.sim.load import Load
 
 ENOUGH = 24  # steps of a bucket, for a model of its own
-NUM_FACTORS = 41
+NUM_FACTORS = 50
 PASSES = 3
 BLOCKS = 1, 16, 32, 64, 128, 256  # tokens that a kernel may read at once
 
@@ -79,9 +79,9 @@ def _with_chance(model: BucketCost, steps: Sequence[TimedStep]) -> BucketCost:
     """The model with how its steps differ from it; its total is that of the steps."""
     modelled = np.array([model.step_s(step.load) for step in steps])
     times = np.array([step.device_s for step in steps])
-    factors = np.array(quantiles(times / modelled, NUM_FACTORS))
-    mean = float(np.trapezoid(factors) / (len(factors) - 1))  # of draws between neighbouring quantiles
-    factors *= times.sum() / modelled.sum() / mean
+    groups = np.array_split(np.sort(times / modelled), min(NUM_FACTORS, len(steps)))
+    factors = np.array([group.mean() for group in groups])  # not quantiles: a mean keeps what a tail takes
+    factors *= times.sum() / modelled.sum() / factors.mean()
     return model._replace(factors=tuple(factors.tolist()))
 
 

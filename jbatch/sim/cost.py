@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import random
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -47,7 +46,8 @@ class HostCost(NamedTuple):
 class BucketCost(NamedTuple):
     """A linear model of one bucket's steps.
 
-    `factors` are quantiles, evenly spaced, of measured over modelled time: how steps of equal load differ.
+    `factors` are measured over modelled times, in ascending groups of equally many steps, the mean of each:
+    how steps of equal load differ.
     """
 
     base_s: float
@@ -148,17 +148,5 @@ class Chance:
         return self._costs.host
 
     def step_s(self, load: Load) -> float:
-        """A draw from the distribution of such steps."""
-        seconds = self._costs.step_s(load)
-        factors = self._costs.buckets[load.bucket].factors
-        place = self._random.random() * (len(factors) - 1)
-        low = int(place)
-        high = min(low + 1, len(factors) - 1)
-        return seconds * (factors[low] + (place - low) * (factors[high] - factors[low]))
-
-
-def quantiles(values: Iterable[float], num: int) -> tuple[float, ...]:
-    """`num` evenly spaced quantiles, least and most included."""
-    import numpy as np
-
-    return tuple(np.quantile(np.array(list(values)), np.linspace(0, 1, num)).tolist())
+        """One of such steps, drawn."""
+        return self._costs.step_s(load) * self._random.choice(self._costs.buckets[load.bucket].factors)

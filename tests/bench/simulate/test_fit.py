@@ -49,11 +49,19 @@ def test_chance_keeps_the_total():
     assert min(cost.factors) == pytest.approx(0.7, rel=0.1) and max(cost.factors) == pytest.approx(
         1.3, rel=0.1
     )
-    mean = (
-        sum(a + b for a, b in zip(cost.factors, cost.factors[1:], strict=False)) / 2 / (len(cost.factors) - 1)
-    )
+    mean = sum(cost.factors) / len(cost.factors)
     modelled = sum(cost.step_s(step.load) for step in steps) * mean
     assert modelled == pytest.approx(sum(step.device_s for step in steps), rel=0.01)
+
+
+def test_a_few_slow_steps_make_no_others_faster():
+    """One in a hundred takes 20 times as long. A draw is as fast as most are, and as slow as those seldom."""
+    steps = steps_of(LARGE, num=2000)
+    steps[::100] = [step._replace(device_s=20 * step.device_s) for step in steps[::100]]
+    factors = fit(steps, [LARGE])[LARGE].factors
+    usual = factors[len(factors) // 2]
+    assert factors[:-1] == pytest.approx([usual] * (len(factors) - 1), rel=0.1)
+    assert factors[-1] == pytest.approx(10.5 * usual, rel=0.1), "half of the last group of 2 % is slow"
 
 
 def test_a_bucket_with_few_steps_is_like_the_next_larger_one_in_proportion():
