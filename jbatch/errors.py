@@ -20,6 +20,15 @@ FAILURES |= {"EBADF", "ENOMEM", "EMFILE", "ENFILE", "ENOLCK"}
 class JBatchError(Exception):
     """Base of every error that jbatch raises on purpose."""
 
+    def __reduce__(self) -> tuple[Any, ...]:  # pickled by its text, whatever its own arguments are
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(cls: type[JBatchError], args: tuple[Any, ...], attributes: dict[str, Any]) -> JBatchError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(attributes)
+    return error
+
 
 class ConfigError(JBatchError, ValueError):
     """A model or engine configuration that jbatch refuses.

@@ -66,6 +66,7 @@ def generate(
     job_options: dict[str, Any],
     engine_options: dict[str, Any],
     sampling_options: dict[str, Any],
+    ctx: typer.Context,
     model: ModelDir,
     prompt: Annotated[
         list[str] | None,
@@ -113,17 +114,17 @@ def generate(
     2 refused, 3 stopped by a failure, 130 and 143 by a signal.
     """
     if not prompt and not job_options:
-        raise UsageError("give prompts (-p), or an input and an output file (-i and -o)")
+        ctx.fail("give prompts (-p), or an input and an output file (-i and -o)")
     if prompt and job_options:
-        raise UsageError("-p takes none of the options of -i")
+        ctx.fail("-p takes none of the options of -i")
     if chat and job_options:
-        raise UsageError("--chat takes -p: the lines of a file are chats where they have messages")
+        ctx.fail("--chat takes -p: the lines of a file are chats where they have messages")
     if chat_template is not None and not (chat or job_options):
-        raise UsageError("--chat-template takes --chat, or -i")
+        ctx.fail("--chat-template takes --chat, or -i")
     if replicas is not None and not ray:
-        raise UsageError("--replicas takes --ray")
+        ctx.fail("--replicas takes --ray")
     if ray and not job_options:
-        raise UsageError("--ray takes -i and -o")
+        ctx.fail("--ray takes -i and -o")
     if not job_options:
         from jbatch.cli.prompts import generate_prompts
 

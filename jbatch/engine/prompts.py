@@ -113,7 +113,7 @@ def _params_of_each(
         return [params] * num_prompts
     if isinstance(params, Mapping):
         raise TypeError(f"sampling_params={params!r:.80}: give SamplingParams(**...) of it")
-    if not isinstance(params, Sequence):
+    if isinstance(params, (str, bytes)) or not isinstance(params, Sequence):
         raise TypeError(f"sampling_params={params!r:.80}: must be SamplingParams, or a list of them")
     if len(params) != num_prompts:
         raise ValueError(

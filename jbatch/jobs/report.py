@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 def describe_input(options: JobOptions, scan: Scan) -> str:
     """How many requests there are, and how many of them are wrong."""
-    lines = f"{scan.num_requests} requests"
+    lines = f"{scan.num_requests} request{'' if scan.num_requests == 1 else 's'}"
     if scan.num_requests != scan.num_lines:
         lines += f" (shard {options.shard} of {scan.num_lines})"
     return lines + (f", {scan.num_wrong} of them wrong" if scan.num_wrong else "")

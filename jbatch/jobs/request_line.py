@@ -124,7 +124,7 @@ def _load(raw: bytes) -> dict[str, Any]:
     if (encoding := wide_encoding(raw)) is not None:
         raise LineError("invalid_json", f"no valid JSON: the line is {encoding}, and must be UTF-8")
     try:
-        data = load_json(raw.removeprefix(b"\xef\xbb\xbf"))
+        data = load_json(raw.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n"))
     except ValueError as error:
         reason = str(error).replace("at line 1 column", "at byte")
         if "hex escape" in reason:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack, get_args
+from typing import Any, NoReturn, Unpack, get_args
 
 from jbatch.config import EngineConfig, ModeName, UpdateMode, check_choice, plain
 from jbatch.device.process.user_fn import LogitsFn
@@ -88,6 +88,10 @@ class LLM:
         self._request_ids = itertools.count()
         self.engine = new_engine(self._opened, self.config)
         self._callers = Callers(self.engine, self.prepare)
+
+    def __reduce__(self) -> NoReturn:
+        reason = "as it holds a device's memory: make one in each process"
+        raise TypeError(f"an LLM is neither pickled nor copied, {reason}")
 
     def __repr__(self) -> str:
         return f"<LLM {self._model_dir}: {'closed' if self.engine.closed else describe_opened(self._opened)}>"

@@ -1,6 +1,8 @@
 """What the system refuses."""
 
+import copy
 import errno
+import pickle
 import warnings
 
 import pytest
@@ -9,7 +11,9 @@ from jbatch.errors import (
     FAILURES,
     MAX_VALUE_CHARS,
     ConfigError,
+    OutputChanged,
     RequestError,
+    UserFunctionError,
     describe_os_error,
     is_failure,
     stacklevel_of_caller,
@@ -57,3 +61,17 @@ def test_a_warning_names_the_line_outside():
     with pytest.warns(UserWarning, match="odd") as seen:
         inside["outer"]()
     assert seen[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError("dtype", "int4", "must be auto"),
+        RequestError("n", 0, "must be 1", code="odd"),
+        OutputChanged("out.jsonl", "it grew"),
+        UserFunctionError("policy", len, "it failed"),
+    ],
+)
+def test_an_error_comes_back_from_another_process(error):
+    for same in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error)):
+        assert (type(same), str(same), vars(same)) == (type(error), str(error), vars(error))

@@ -86,7 +86,10 @@ def test_help_of_a_command_fits_80_columns(command, capsys, monkeypatch):
         ("generate m --overlap", "--overlap; overlap is among the options of jbatch.LLM in Python (see"),
         ("generate m --tp-size 2", "No such option: --tp-size; did you mean --tensor-parallel-size? (see"),
         ("generate", "Missing argument"),
-        ("generate m", "jbatch: give prompts (-p), or an input and an output file (-i and -o)"),
+        (
+            "generate m",
+            "give prompts (-p), or an input and an output file (-i and -o) (see jbatch generate --help)",
+        ),
         ("generate m -p", "requires an argument"),
         ("generate m --chat", "jbatch: give prompts (-p), or an input"),
         (

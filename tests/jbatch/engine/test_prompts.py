@@ -17,6 +17,7 @@ def test_messages_belong_to_chat(prompt):
     "params, todo",
     [
         (0.5, "sampling_params=0.5: must be SamplingParams, or a list of them"),
+        ("greedy", "sampling_params='greedy': must be SamplingParams, or a list of them"),
         ({"temperature": 0}, "sampling_params={'temperature': 0}: give SamplingParams(**...) of it"),
     ],
 )

@@ -176,6 +176,7 @@ def test_nul_is_a_character():
 
 ERRORS = {
     b"": "no valid JSON: EOF while parsing a value at byte 0",
+    b'{"prompt":\n': "no valid JSON: EOF while parsing a value at byte 10",
     b'{"prompt": "x"': "no valid JSON: EOF while parsing an object at byte 14",
     b'{"prompt": "x"} {"prompt": "y"}': "no valid JSON: trailing characters at byte 17",
     b'{"n": NaN}': "no valid JSON: expected value at byte 7",

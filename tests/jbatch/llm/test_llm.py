@@ -1,7 +1,9 @@
 """LLM on a tiny model directory: prompts and parameters in, results out."""
 
+import copy
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -235,3 +237,9 @@ def test_metrics_count_what_was_generated(llm):
     before = generated()
     llm.generate([[1, 2, 3], [4, 5]], GREEDY, use_tqdm=False)
     assert generated() - before == 2 * 6
+
+
+@pytest.mark.parametrize("attempt", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_it_is_neither_pickled_nor_copied(llm, attempt):
+    with pytest.raises(TypeError, match="make one in each process"):
+        attempt(llm)
