@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -80,6 +81,8 @@ class LLM:
         check_option_names(
             options, EngineConfig.__dataclass_fields__, "LLM", SamplingParams.__dataclass_fields__
         )
+        if not isinstance(model, (str, os.PathLike)) or model == "":
+            raise ConfigError("model", model, "must be a path: the directory of a model")
         self.config = EngineConfig(**with_tuned(options))
         self._model_dir = Path(model)
         self._opened = open_model(self._model_dir, self.config, tokenizer, chat_template, logits_fn)

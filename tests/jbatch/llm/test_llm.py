@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jbatch import LLM, SamplingParams
-from jbatch.errors import RequestError
+from jbatch.errors import ConfigError, RequestError
 from tests.helpers.small_llm import GREEDY, SMALL, ids_of
 
 # What is cached.
@@ -243,3 +243,9 @@ def test_metrics_count_what_was_generated(llm):
 def test_it_is_neither_pickled_nor_copied(llm, attempt):
     with pytest.raises(TypeError, match="make one in each process"):
         attempt(llm)
+
+
+@pytest.mark.parametrize("model", [None, 5, b"demo", ""])
+def test_a_model_is_a_path(model):
+    with pytest.raises(ConfigError, match=r"^model=.*: must be a path: the directory of a model"):
+        LLM(model)
