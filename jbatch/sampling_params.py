@@ -206,6 +206,11 @@ class SamplingParams:
         return self.max_tokens is None or isinstance(self.max_tokens, UpTo)
 
     @property
+    def may_end_early(self) -> bool:
+        """Whether it may end before its last token; else its number of tokens is what was asked for."""
+        return not self.ignore_eos and (self.max_tokens is None or self.max_tokens > 1)
+
+    @property
     def sampler(self) -> Sampler:
         """The least that a step needs to serve this request."""
         if self._processed:

@@ -30,6 +30,7 @@ class LineResult(NamedTuple):
     error_code: str | None = None  # None: an answer
     outputs: Sequence[RequestOutput] = ()  # what the answer is made of, one for each prompt
     error: str = ""
+    may_end_early: bool = True  # as its sampling parameters say
 
 
 @dataclasses.dataclass(slots=True)
@@ -151,7 +152,9 @@ class Answerer:
             raw = dump(success_result(request, pending.custom_id, outputs, echoes))
         except Exception as error:  # of this text alone
             return _failed(pending, _internal(error))
-        return LineResult(pending.line_no, raw, outputs=outputs)
+        return LineResult(
+            pending.line_no, raw, outputs=outputs, may_end_early=pending.request.params.may_end_early
+        )
 
     def _echo(self, request: RequestLine, output: RequestOutput, sample: CompletionOutput) -> Echo:
         """What is shown of a prompt in front of a sample: its text as it was given, or that of its token ids

@@ -25,4 +25,4 @@ class Ledger:
         if result.error_code is not None:
             self.summary.add_error(result.error_code, f"line {result.line_no}: {result.error}")
         else:
-            self.summary.add(result.outputs)
+            self.summary.add(result.outputs, result.may_end_early)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from jbatch import shown
 from jbatch.engine.eta import TokensLeft
 from jbatch.errors import JBatchError, JobError, OutputChanged, describe_os_error
 from jbatch.host.metrics import Summary
@@ -65,7 +66,7 @@ class RunReport:
         """Move the bar, if it was not moved just now; warn early of outputs that are cut off."""
         if time.monotonic() - self._shown_at > SHOW_EVERY_S:
             self.show(update, tokens_left)
-        if not self._has_warned and self._num_outputs >= MIN_FOR_EARLY_WARNING:
+        if not self._has_warned and self._ledger.summary.num_may_end_early >= MIN_FOR_EARLY_WARNING:
             self._has_warned = self._warn_of_length()
 
     def show(self, update: Callable[..., None], tokens_left: TokensLeft) -> None:
@@ -78,20 +79,16 @@ class RunReport:
         figures = self._ledger.summary.figures(engine, time.monotonic() - self._begin, compilations)
         for line in describe(figures):
             self._say(line)
-        if self._num_outputs < MIN_FOR_EARLY_WARNING:
+        if self._ledger.summary.num_may_end_early < MIN_FOR_EARLY_WARNING:
             self._warn_of_length()
         if summary_path is not None:
             done = self._ledger.done
             write_summary(summary_path, figures | what_is_there(done.num_done, done.num_errors))
 
-    @property
-    def _num_outputs(self) -> int:
-        return self._ledger.summary.finish_reasons.total()
-
     def _warn_of_length(self) -> bool:
         """Warn where most outputs were cut off; whether that was so."""
         summary = self._ledger.summary
         if summary.mostly_length:
-            length = f"{summary.finish_reasons['length']} of {self._num_outputs} outputs"
-            self._say(f"warning: {length} were cut off by max_tokens or the end of the context")
+            cut_off = f"{summary.num_cut_off} of {shown.count(summary.num_may_end_early, 'output')}"
+            self._say(f"warning: {cut_off} cut off by max_tokens or the end of the context")
         return summary.mostly_length

@@ -63,12 +63,13 @@ class JobSummary:
         self._model_defaults = dict(model_defaults or {})
         self.num_results = 0
         self.finish_reasons: Counter[str] = Counter()  # of outputs: n per request
+        self.num_may_end_early = self.num_cut_off = 0  # outputs; of the former, those that ended by length
         self.errors: Counter[str] = Counter()  # by code
         self.first_error: str | None = None
         self.input_tokens = self.output_tokens = self.cached_tokens = 0
         self.latencies = {"ttft": Histogram(), "tpot": Histogram(), "e2el": Histogram()}
 
-    def add(self, outputs: Iterable[RequestOutput]) -> None:
+    def add(self, outputs: Iterable[RequestOutput], may_end_early: bool = True) -> None:
         """Take in an answer, of one prompt or several."""
         self.num_results += 1
         for output in outputs:
@@ -77,6 +78,8 @@ class JobSummary:
             for completion in output.outputs:
                 self.finish_reasons[str(completion.finish_reason)] += 1
                 self.output_tokens += len(completion.token_ids)
+                self.num_may_end_early += may_end_early
+                self.num_cut_off += may_end_early and completion.finish_reason == FinishReason.LENGTH
             if output.metrics is not None:
                 self._add_latencies(output.metrics, len(output.outputs))
 
@@ -97,8 +100,8 @@ class JobSummary:
 
     @property
     def mostly_length(self) -> bool:
-        """Whether more than half of the outputs were cut off by their length."""
-        return 2 * self.finish_reasons[FinishReason.LENGTH] > self.finish_reasons.total()
+        """Whether more than half of the outputs that may end early were cut off by their length."""
+        return 2 * self.num_cut_off > self.num_may_end_early
 
     def figures(self, engine: Summary, elapsed_s: float, compilations: int) -> dict[str, Any]:
         """All figures of the run, for JSON; a latency nobody had is null."""

@@ -31,14 +31,8 @@ def warn_of(requests: Sequence[UncheckedRequest], outputs: Sequence[RequestOutpu
     reasons = [
         completion.finish_reason
         for request, output in zip(requests, outputs, strict=True)
-        if output.error is None and _may_end(request)
+        if output.error is None and request.params.may_end_early
         for completion in output.outputs
     ]
     if 2 * reasons.count(FinishReason.LENGTH) > len(reasons):
         warnings.warn(CUT_OFF, OutputWarning, stacklevel=stacklevel + 1)
-
-
-def _may_end(request: UncheckedRequest) -> bool:
-    """Whether a request can end before its last token."""
-    params = request.params
-    return not params.ignore_eos and (params.max_tokens is None or params.max_tokens > 1)

@@ -116,6 +116,14 @@ def test_outputs_that_are_mostly_cut_off():
         assert summary.mostly_length == mostly
 
 
+def test_a_number_of_tokens_that_was_asked_for_cuts_nothing_off():
+    summary = JobSummary()
+    summary.add([output(1, FinishReason.LENGTH)], may_end_early=False)
+    assert not summary.mostly_length and summary.finish_reasons["length"] == 1
+    summary.add([output(1, FinishReason.LENGTH)])
+    assert summary.mostly_length and (summary.num_cut_off, summary.num_may_end_early) == (1, 1)
+
+
 def test_memory_does_not_grow():
     summary, rng = JobSummary(), random.Random(0)
     for _ in range(5000):
