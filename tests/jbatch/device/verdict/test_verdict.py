@@ -1,5 +1,6 @@
 """What "auto" means on a GPU: which kernels are checked, when, and what comes of it."""
 
+import logging
 import types
 
 import pytest
@@ -81,15 +82,16 @@ def test_a_verdict_on_another_device_counts_for_nothing(asked, tmp_path):
     assert attention_on(A100, config, verdict) == Attention() == attention_on(H200, config, None)
 
 
-def test_it_is_printed_once_and_kept(asked, tmp_path, capsys):
+def test_it_is_said_once_and_kept(asked, tmp_path, caplog):
     config = config_in(tmp_path, show_progress=True)
-    for _ in range(3):
-        assert auto.prove_kernels(config, LLAMA_3_8B, 8192) == CHECKED
+    with caplog.at_level(logging.INFO, "jbatch"):
+        for _ in range(3):
+            assert auto.prove_kernels(config, LLAMA_3_8B, 8192) == CHECKED
     assert len(asked) == 1
-    assert capsys.readouterr().err == (
-        "jbatch: attention on NVIDIA H200: decode by triton (mosaic FAILED: no answer within 30 s (run)), "
-        "prefill by triton, rotate by triton\n"
-    )
+    assert caplog.messages == [
+        "attention on NVIDIA H200: decode by triton (mosaic FAILED: no answer within 30 s (run)), prefill by "
+        "triton, rotate by triton"
+    ]
     assert auto.kept_verdict(config, LLAMA_3_8B, 8192) == CHECKED
     assert [verdict for _, verdict in kept.read_all(tmp_path / "kernels")] == [CHECKED]
     assert auto.kept_verdict(config_in(tmp_path, page_size=16), LLAMA_3_8B, 8192) is None and len(asked) == 1
