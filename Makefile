@@ -14,7 +14,7 @@ PYTHON311 ?= $(call find_python,3.11)
 PYTHON312 ?= $(call find_python,3.12)
 AOT_VENVS = $(or $(strip $(if $(PYTHON312),.venv-aot-312) $(if $(PYTHON311),.venv-aot-311)),.venv-aot)
 
-.PHONY: demo test test-long test-core test-312 test-lm-eval test-ray test-report lint gate gate-quick clean $(AOT_VENVS:%=%/h200) $(AOT_VENVS:%=%/a100)
+.PHONY: demo test test-long test-core test-schedules test-312 test-lm-eval test-ray test-report lint gate gate-quick clean $(AOT_VENVS:%=%/h200) $(AOT_VENVS:%=%/a100)
 
 demo: $(VENV)/.core
 	$(VENV)/bin/jbatch demo

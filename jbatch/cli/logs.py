@@ -23,9 +23,11 @@ def logged_by(say: Callable[[str], None]) -> Iterator[None]:
     """Have lines of progress said, and by nobody else."""
     handler, before = _Says(say), (LOGGER.level, LOGGER.propagate)
     LOGGER.addHandler(handler)
-    LOGGER.level, LOGGER.propagate = logging.INFO, False
+    LOGGER.setLevel(logging.INFO)  # no assignment: a logger remembers which levels it lets through
+    LOGGER.propagate = False
     try:
         yield
     finally:
         LOGGER.removeHandler(handler)
-        LOGGER.level, LOGGER.propagate = before
+        LOGGER.setLevel(before[0])
+        LOGGER.propagate = before[1]

@@ -13,3 +13,11 @@ def test_lines_are_said_once_and_by_the_command_alone(caplog):
         say("compiling 3 of 12")
     assert said == ["compiling 3 of 12"] and not caplog.records
     assert (LOGGER.level, LOGGER.propagate, LOGGER.handlers) == before
+
+
+def test_lines_are_said_in_a_process_where_they_were_not_wanted_before():
+    assert not LOGGER.isEnabledFor(logging.INFO)  # which a logger remembers
+    said = []
+    with logged_by(said.append):
+        say("compiling 3 of 12")
+    assert said == ["compiling 3 of 12"] and not LOGGER.isEnabledFor(logging.INFO)
