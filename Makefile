@@ -26,6 +26,10 @@ test: $(VENV)/.test
 test-long: $(VENV)/.test
 	$(PYTEST) --long
 
+# Ten thousand random schedules under all policies, every invariant checked after every step.
+test-schedules: $(VENV)/.test
+	$(VENV)/bin/python -m pytest --long tests/property/test_random_schedules.py
+
 # What may differ with another jax, or with programs that are optimised as a user's are: kernels, compiled
 # steps, the model. It needs no torch.
 test-core: $(VENV)/.test-core
