@@ -72,7 +72,7 @@ def _cli(model: str, prompts: list[str], max_num_seqs: int | None) -> Callable[[
     """The whole command, whose prompts ask for two tokens: with one, it would compile less."""
 
     def run() -> None:
-        from jbatch.cli.main import app
+        from jbatch.cli.commands import app
 
         flags = [flag for prompt in prompts for flag in ("-p", prompt)]
         if max_num_seqs is not None:

@@ -1,257 +1,26 @@
-"""The command line: generate, demo, doctor, plan, convert, and the commands of entry points."""
+"""How this process runs a command: what goes wrong is one line, and the exit code says of what kind it is."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 import signal
 import sys
 import warnings
-from contextlib import suppress
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from jbatch.cli.entry_points import CommandsAndEntryPoints
-from jbatch.cli.help import GroupedCommand, choices
+from jbatch.cli.commands import app
 from jbatch.cli.logs import logged_by
-from jbatch.cli.options import ENGINE, SAMPLING, Flags, argument_hint, flag_hint, with_options
+from jbatch.cli.options import argument_hint, flag_hint
+from jbatch.cli.say import say
 from jbatch.cli.streams import flush_stderr, flush_stdout, hold_streams
-from jbatch.config import DTYPES, EngineConfig
-from jbatch.distribution import version
+from jbatch.config import EngineConfig
 from jbatch.errors import JBatchError, JobError, describe_os_error, is_failure
-from jbatch.jobs.files import check_replaceable
-from jbatch.jobs.options import JOB_HELP, JobOptions
-from jbatch.jobs.signals import exit_at_once
-from jbatch.model_dir.shapes import RUNNABLE, find_shape
+from jbatch.jobs.signals import INTERRUPTED, exit_at_once
 from jbatch.tracebacks import describe_unforeseen
 
-JOB = Flags(JobOptions, JOB_HELP, {"File of requests": tuple(JOB_HELP)})
-REFUSED, FAILED, INTERRUPTED = 2, 3, 130  # exit codes
+REFUSED, FAILED = 2, 3  # exit codes
 UsageError: Any = typer.BadParameter.__mro__[2]  # the base of all that is wrong with arguments
-
-app = typer.Typer(
-    cls=CommandsAndEntryPoints,
-    help="Continuous batching for LLaMA inference in JAX.",
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode=None,  # tables of flags do not fit 80 columns
-    pretty_exceptions_enable=False,
-)
-
-ModelDir = Annotated[Path, typer.Argument(help="A Hugging Face model directory, or a converted one.")]
-
-
-def _print_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"jbatch {version()}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    show_version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
-    ] = False,
-) -> None:
-    """Options without a command."""
-
-
-@app.command(cls=GroupedCommand, short_help="Complete prompts, or a JSONL file of requests, with a model.")
-@with_options(JOB, ENGINE, SAMPLING)
-def generate(
-    job_options: dict[str, Any],
-    engine_options: dict[str, Any],
-    sampling_options: dict[str, Any],
-    ctx: typer.Context,
-    model: ModelDir,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", "-p", metavar="TEXT", help="May be repeated.", rich_help_panel="Prompts"),
-    ] = None,
-    chat: Annotated[
-        bool,
-        typer.Option(
-            "--chat",
-            help="Each prompt is a user's message: print the answers alone.",
-            rich_help_panel="Prompts",
-        ),
-    ] = False,
-    chat_template: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="A Jinja template for chats, instead of the model's.",
-            rich_help_panel="Prompts",
-        ),
-    ] = None,
-    ray: Annotated[
-        bool,
-        typer.Option(
-            "--ray",
-            help="Let a Ray cluster answer: -i is a folder or a file, -o a folder.",
-            rich_help_panel="Cluster",
-        ),
-    ] = False,
-    replicas: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="With --ray, engines. [default: one for each GPU, or one]",
-            rich_help_panel="Cluster",
-        ),
-    ] = None,
-) -> None:
-    """Complete prompts with a model, and print the texts in the prompts' order (-p), or answer a file of
-    JSONL requests, each result written as it comes (-i and -o).
-
-    A prompt that cannot be served is reported on standard error, the others go on, and the exit code is 1.
-    With -i its result in the output says why. An answer that is there is never computed again: a job that was
-    ended, however, goes on with the same command. Exit codes: 0 all answered, 1 some results are errors,
-    2 refused, 3 stopped by a failure, 130 and 143 by a signal.
-    """
-    if not prompt and not job_options:
-        ctx.fail("give prompts (-p), or an input and an output file (-i and -o)")
-    if prompt and job_options:
-        ctx.fail("-p takes none of the options of -i")
-    if chat and job_options:
-        ctx.fail("--chat takes -p: the lines of a file are chats where they have messages")
-    if chat_template is not None and not (chat or job_options):
-        ctx.fail("--chat-template takes --chat, or -i")
-    if replicas is not None and not ray:
-        ctx.fail("--replicas takes --ray")
-    if ray and not job_options:
-        ctx.fail("--ray takes -i and -o")
-    if not job_options:
-        from jbatch.cli.prompts import generate_prompts
-
-        generate_prompts(model, _say, prompt or [], engine_options, sampling_options, chat, chat_template)
-        return
-    options = (model, engine_options, sampling_options, job_options, _say, chat_template)
-    if ray:
-        from jbatch.integrations.ray_data.job import run_ray
-
-        code = run_ray(*options, replicas)
-    else:
-        from jbatch.jobs.command import run_generate
-
-        code = run_generate(*options)
-    if code:
-        raise typer.Exit(code)
-
-
-@app.command(short_help="Join the outputs of all shards of a job, in the input's order.")
-def merge(
-    outputs: Annotated[list[str], typer.Argument(metavar="OUT...", help="Of all shards, in any order.")],
-    output_file: Annotated[
-        str, typer.Option("--output-file", "-o", metavar="MERGED", help="A file to make.")
-    ],
-    input_file: Annotated[
-        str | None,
-        typer.Option("--input-file", "-i", metavar="FILE", help="The job's input, where it has moved."),
-    ] = None,
-) -> None:
-    """Join the outputs of `jbatch generate --shard 1/n` to `n/n`, once each line has exactly one result, all
-    of the same input, model and options. Else nothing is written, and what is wrong is said.
-
-    Exit codes: 0 all answered, 1 some results are errors, 2 refused, 3 a failure.
-    """
-    from jbatch.jobs.merge import merge
-
-    if code := merge(outputs, output_file, input_file, _say):
-        raise typer.Exit(code)
-
-
-@app.command(short_help="Show what continuous batching does, on a small model that is included.")
-def demo(
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to this file.")
-    ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar=choices(("auto", "cpu", "cuda")), help="Where to compute; auto: a GPU where there is one."
-        ),
-    ] = "auto",
-) -> None:
-    """Answer 64 prompts with the small model that comes with jbatch, batched in four ways."""
-    path = None if json_file is None else os.path.realpath(json_file)
-    if path is not None:
-        check_replaceable(path)  # now, rather than after the work
-    from jbatch.cli.demo import run_demo
-
-    run_demo(path, device)
-
-
-@app.command(short_help="Show versions and devices, and whether a model can be used.")
-def doctor(
-    model: Annotated[Path | None, typer.Argument(help="A model directory to look at, too.")] = None,
-) -> None:
-    """Show versions and devices, and whether a model directory can be used: if not, the exit code is 1."""
-    from jbatch.cli.doctor import examine
-
-    if not examine(model):
-        raise typer.Exit(1)
-
-
-@app.command(
-    cls=GroupedCommand, short_help="Show what a model would take of a GPU's memory, and whether it fits."
-)
-@with_options(ENGINE.with_helps(max_num_seqs="Sequences that run at once."))
-def plan(
-    engine_options: dict[str, Any],
-    model: Annotated[
-        Path, typer.Argument(help=f"A directory, of which config.json is read, or {', '.join(RUNNABLE)}.")
-    ],
-    gpu_memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Of the GPU to plan for, e.g. 80GiB. [default: this device's]",
-            rich_help_panel="Memory",
-        ),
-    ] = None,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="Print the figures as JSON.", rich_help_panel="Output")
-    ] = False,
-) -> None:
-    """Show weights, KV cache, temporaries, buckets and programs, before any weight is loaded.
-
-    What cannot fit is refused with exit code 2, saying which option to change, and to what.
-    """
-    from jbatch.cli.memory_report import report_memory
-    from jbatch.cli.tables import echo
-    from jbatch.device.memory import parse_bytes
-
-    config = EngineConfig(**engine_options)
-    report = report_memory(find_shape(model), config, None if gpu_memory is None else parse_bytes(gpu_memory))
-    report = dataclasses.replace(report, model=str(model))
-    if json_output:
-        typer.echo(json.dumps(report.as_json(), indent=1))
-    else:
-        echo(report.describe())
-
-
-@app.command(short_help="Convert weights once, for faster and checked loading.")
-def convert(
-    model: Annotated[Path, typer.Argument(help="A Hugging Face model directory.")],
-    out: Annotated[Path, typer.Argument(help="A directory to create.")],
-    dtype: Annotated[
-        str, typer.Option(metavar=choices(("auto", *DTYPES)), help="Of the weights; auto: as they are.")
-    ] = "auto",
-) -> None:
-    """Convert weights to an Orbax checkpoint with checksums, for `jbatch generate OUT` and `LLM(OUT)`."""
-    from jbatch.cli.convert import convert_model
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # so that what is half written is removed
-    try:
-        convert_model(model, out, dtype)
-    except KeyboardInterrupt:
-        _exit_at_once()
-    typer.echo(f"wrote {out}")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -263,11 +32,11 @@ def main(args: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a character that the terminal does not know is no reason to stop
             stream.reconfigure(errors="backslashreplace")
-    with logged_by(_say):
+    with logged_by(say):
         code = _run(sys.argv[1:] if args is None else args)
     why_not = flush_stdout()
     if why_not is not None and code != FAILED:
-        _say(why_not)
+        say(why_not)
     flush_stderr()
     sys.exit(FAILED if why_not is not None else code)
 
@@ -278,7 +47,7 @@ def _run(args: list[str]) -> int:
         return app(args or ["--help"], prog_name="jbatch", standalone_mode=False) or 0
     except UsageError as error:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "jbatch"
-        _say(f"{_usage_message(error)} (see {command} --help)")
+        say(f"{_usage_message(error)} (see {command} --help)")
         return REFUSED
     except SystemExit as ended:
         if not isinstance(ended.__context__, BrokenPipeError):
@@ -286,16 +55,16 @@ def _run(args: list[str]) -> int:
         return FAILED  # typer's way, without a word: who read the output has left
     except OSError as error:
         why_not = flush_stdout() if error.filename is None else None
-        _say(why_not or describe_os_error(error))
+        say(why_not or describe_os_error(error))
         return FAILED if is_failure(error) else REFUSED
     except Exception as error:
         if isinstance(error, _refusals()):
-            _say(str(error))
+            say(str(error))
             return FAILED if isinstance(error, JobError) else REFUSED
         if _jax_refused(error):
-            _say(f"JAX: {error}")
+            say(f"JAX: {error}")
             return REFUSED
-        _say(describe_unforeseen(error))
+        say(describe_unforeseen(error))
         return FAILED
 
 
@@ -330,14 +99,4 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
     hint = ""
     if "reading persistent compilation cache" in str(message):  # JAX never replaces what it cannot read
         hint = f" (to be rid of this, delete {EngineConfig.compilation_cache_dir})"
-    _say(f"{message}{hint}")
-
-
-def _say(message: str) -> None:
-    line = f"jbatch: {' '.join(message.split())}"
-    with suppress(OSError):  # a log on a full disk, or that nobody reads, is no reason to stop
-        if sys.stderr is not None and sys.stderr.isatty():  # elsewhere a message stays one line
-            from jbatch.cli.tables import in_lines
-
-            line = in_lines(line, os.get_terminal_size(sys.stderr.fileno()).columns or len(line))
-        typer.echo(line, err=True)
+    say(f"{message}{hint}")

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = 128 + signal.SIGINT  # the exit code of who ends by Ctrl-C
 
 
 def exit_at_once(code: int) -> None:

@@ -103,7 +103,8 @@ def run_here(directory: Path, *args: object, **model: Any) -> Ended:
         chdir(directory),
         mock.patch.object(job_command, "load_answerer", load),
         mock.patch.object(cli, "app", _command()),
-        mock.patch.object(cli, "_say", said.append),
+        mock.patch("jbatch.cli.main.say", said.append),
+        mock.patch("jbatch.cli.commands.say", said.append),
         mock.patch.object(cli, "describe_unforeseen", _raise),
     ):
         code = cli._run(["generate", "model", *map(str, args)])

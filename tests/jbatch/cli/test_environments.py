@@ -36,7 +36,6 @@ def test_a_warning_that_is_an_error_is_one_line(capsys, tmp_path, monkeypatch):
     def warn(*args, **options):
         warnings.warn("something is odd", stacklevel=1)
 
-    monkeypatch.setattr("jbatch.cli.main.run_generate", warn, raising=False)
     monkeypatch.setattr("jbatch.llm.LLM.__init__", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
-PRELUDE = "import os, sys; from jbatch.cli.streams import flush_stdout, hold_streams; hold_streams(); "
+PRELUDE = (
+    "import os, sys; "
+    "from jbatch.cli.streams import flush_stderr, flush_stdout, hold_streams; hold_streams(); "
+)
 
 
 def run(code: str, redirect: str) -> subprocess.CompletedProcess:
@@ -37,7 +40,7 @@ def test_what_standard_output_cannot_take_is_said(redirect, why):
 
 @pytest.mark.parametrize("redirect", ["2>/dev/full", "2>&-"])
 def test_what_standard_error_cannot_take_changes_no_exit_code(redirect):
-    code = "from jbatch.cli.main import _say, flush_stderr; _say('x'); flush_stderr(); sys.exit(3)"
+    code = "from jbatch.cli.say import say; say('x'); flush_stderr(); sys.exit(3)"
     assert run(code, redirect).returncode == 3
 
 

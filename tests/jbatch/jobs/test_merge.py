@@ -53,7 +53,8 @@ def test_three_shards_are_one_job(shards):
 
 def test_the_command(shards, monkeypatch):
     said = []
-    monkeypatch.setattr(cli, "_say", said.append)
+    monkeypatch.setattr(cli, "say", said.append)
+    monkeypatch.setattr("jbatch.cli.commands.say", said.append)
     os.rename("in.jsonl", "moved.jsonl")
     assert cli._run(["merge", *OUTPUTS, "-o", "merged.jsonl"]) == 2
     assert said.pop().startswith(f"input_file='{shards}/in.jsonl': cannot be read: No such file")
