@@ -20,7 +20,7 @@ from jbatch.config import ModelConfig
 from jbatch.device.backend import Attention, problems_of
 from jbatch.device.model import abstract_params
 from jbatch.device.programs import StepSpec, program_for
-from jbatch.device.state import EngineState, abstract_state
+from jbatch.device.state import EngineState, abstract_state, free
 from jbatch.sampling_params import Sampler
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.rows import ROW_WIDTH, RowSetup, row_columns
@@ -82,9 +82,7 @@ class Model:
 
     def close(self) -> None:
         """Free the device's memory, for the next model."""
-        for leaf in jax.tree.leaves((self.params, self.state)):
-            if not leaf.is_deleted():
-                leaf.delete()
+        free((self.params, self.state))
 
     def _rows(self) -> jax.Array:
         rows = np.zeros((self.shape.num_rows, ROW_WIDTH), np.int32)

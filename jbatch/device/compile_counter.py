@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import jax
 
@@ -20,6 +22,14 @@ class CompileCounter:
     def __init__(self) -> None:
         self.count = self.outside = 0
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    @contextlib.contextmanager
+    def compiling(self, *, in_run: bool) -> Iterator[None]:
+        """What is compiled within it belongs to a run, or to none."""
+        before = self.count
+        yield
+        if not in_run:
+            self.outside += self.count - before
 
     def _on_event(self, event: str, duration_secs: float, **_: str | int) -> None:
         self.count += event == _COMPILED

@@ -9,7 +9,7 @@ import numpy as np
 
 from jbatch.device.process import ExtraState, features_of, mask
 from jbatch.device.programs import Program, StepSpec
-from jbatch.device.state import zeros
+from jbatch.device.state import free, zeros
 from jbatch.sampling_params import Sampler
 from jbatch.seam.row_data import RowData
 from jbatch.seam.step_input import StepInput
@@ -67,9 +67,7 @@ class Features:
 
     def free(self) -> None:
         """Free their memory."""
-        for leaf in jax.tree.leaves((self.state, self._no_masks)):
-            if not leaf.is_deleted():
-                leaf.delete()
+        free((self.state, self._no_masks))
         self.state, self._no_masks = {}, {}
 
     def _new(self, name: str) -> Any:

@@ -11,6 +11,7 @@ from jbatch.device import sharding
 from jbatch.device.model import abstract_params
 from jbatch.device.programs import StepSpec
 from jbatch.device.settings import fixed_settings
+from jbatch.device.state import free
 from jbatch.errors import JBatchError
 
 HALF_REPLACED = (
@@ -82,7 +83,5 @@ class Params:
 
     def free(self) -> None:
         """Free their memory."""
-        for leaf in self.leaves:
-            if not leaf.is_deleted():
-                leaf.delete()
+        free(self.leaves)
         self.leaves = ()

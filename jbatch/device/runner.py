@@ -20,7 +20,7 @@ from jbatch.device.params import Params
 from jbatch.device.process import features_of
 from jbatch.device.profile import Profile
 from jbatch.device.programs import DEFAULT_SAMPLERS, Program, StepSpec, program_for, programs_for
-from jbatch.device.state import EngineState, zeros
+from jbatch.device.state import EngineState, free, zeros
 from jbatch.outputs import Label
 from jbatch.progress import progress_bar
 from jbatch.sampling_params import Sampler, with_unions
@@ -92,19 +92,17 @@ class Runner:
         if not missing and self._state is not None:
             return
         self.check_open()
-        before = compile_counter().count
-        with progress_bar("compiling", len(missing), enabled=self._show_progress) as update:
-            compiled = self.spec.compile_all(missing, update)
-        with self._lock:
-            if self._state is None:
-                self._state = self._new_state()
-            for program in (*self._programs, *compiled):
-                self._features.prepare(program)
-            self._programs |= compiled  # a step that finds them finds what they need, too
-            if self.spec.device.platform != "cpu":
-                self.warm_up(missing)
-        if not in_run:
-            compile_counter().outside += compile_counter().count - before
+        with compile_counter().compiling(in_run=in_run):
+            with progress_bar("compiling", len(missing), enabled=self._show_progress) as update:
+                compiled = self.spec.compile_all(missing, update)
+            with self._lock:
+                if self._state is None:
+                    self._state = self._new_state()
+                for program in (*self._programs, *compiled):
+                    self._features.prepare(program)
+                self._programs |= compiled  # a step that finds them finds what they need, too
+                if self.spec.device.platform != "cpu":
+                    self.warm_up(missing)
 
     def prepare_sharing(self, *, in_run: bool = False) -> None:
         """Compile what sequences that share pages take: to copy pages, and to put whole block tables in
@@ -112,20 +110,16 @@ class Runner:
         with self._lock:
             if self._pages.prepared:
                 return
-            before = compile_counter().count
-            self._pages.prepare()
-            if self.spec.device.platform != "cpu" and self._state is not None:
-                self._pages.warm_up(self._state, self._keep)
-            if not in_run:
-                compile_counter().outside += compile_counter().count - before
+            with compile_counter().compiling(in_run=in_run):
+                self._pages.prepare()
+                if self.spec.device.platform != "cpu" and self._state is not None:
+                    self._pages.warm_up(self._state, self._keep)
 
     @property
     def params(self) -> dict[str, jax.Array]:
         """The parameters by name, on the device; empty after `close`."""
-        before = compile_counter().count
-        named = self._params.by_name()
-        compile_counter().outside += compile_counter().count - before  # of what lies there in another form
-        return named
+        with compile_counter().compiling(in_run=False):  # what lies there in another form
+            return self._params.by_name()
 
     def replace_params(self, sources: Mapping[str, weights.Source], label: Label | None = None) -> None:
         """Compute with other weights from the next step on, by the same programs.
@@ -142,9 +136,8 @@ class Runner:
         with loaded.lock, self._lock:
             self.check_open()
             self._wait_for_steps()
-            before = compile_counter().count
-            self._params.replace(sources, self.tenancy.pages_lost, lambda: loaded.count(label))
-            compile_counter().outside += compile_counter().count - before  # they are no steps
+            with compile_counter().compiling(in_run=False):  # no steps
+                self._params.replace(sources, self.tenancy.pages_lost, lambda: loaded.count(label))
 
     def check_open(self) -> None:
         """Raise JBatchError after `close`."""
@@ -245,9 +238,7 @@ class Runner:
             self.profile.stop()
         self._params.free()
         self._features.free()
-        for leaf in jax.tree.leaves(self._state):
-            if not leaf.is_deleted():
-                leaf.delete()
+        free(self._state)
         self._state, self._programs = None, {}
 
     def warm_up(self, programs: Iterable[Program] | None = None) -> None:
@@ -303,8 +294,6 @@ class Runner:
         with self._lock:
             self.check_open()
             if not self._pages.can_read:
-                before = compile_counter().count
-                self._pages.prepare_read()
-                if not in_run:
-                    compile_counter().outside += compile_counter().count - before
+                with compile_counter().compiling(in_run=in_run):
+                    self._pages.prepare_read()
             return self._pages.read(self._whole_state(), page_ids, num_tokens)

@@ -44,6 +44,13 @@ def zeros(abstract: Any, device: jax.Device | None = None) -> Any:
         return jax.tree.map(made, abstract)
 
 
+def free(tree: Any) -> None:
+    """Free the memory of a tree of arrays, but of those that were given to a program."""
+    for leaf in jax.tree.leaves(tree):
+        if not leaf.is_deleted():
+            leaf.delete()
+
+
 class Rows:
     """Rows of device state, column by column: `rows["temperature"]` is [n], `rows["stop_ids"]` a matrix."""
 
