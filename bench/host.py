@@ -28,7 +28,8 @@ from jbatch.host.policies import POLICIES
 from jbatch.host.policy import MODES
 from jbatch.host.request import Request
 from jbatch.host.scheduler import Scheduler
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import SamplingParams
 from jbatch.seam.bucket import Bucket, buckets_of, decode_bucket
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_input import StepInput, input_size, padding

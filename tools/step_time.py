@@ -86,7 +86,7 @@ def seconds(launch: Launch, slots: int, kv_bytes: float) -> float:
 
 def estimate(model: str, slots: int, context: int, target: gpu_target.Target) -> dict[str, Any]:
     """A row: seconds of a step of the whole model, its floor, and where they go."""
-    from jbatch.sampling_params import Sampler
+    from jbatch.sampler import Sampler
     from jbatch.seam.bucket import decode_bucket
 
     case = Case(model, decode_bucket(slots), Sampler.GREEDY, "mosaic")

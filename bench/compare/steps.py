@@ -30,7 +30,7 @@ from jbatch.device.backend import PLAIN, Attention
 from jbatch.device.platform import prepare_jax
 from jbatch.device.programs import StepSpec, program_for
 from jbatch.model_dir.shapes import RUNNABLE, model_config
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.step_input import StepInput
 
 ROUNDS = 15

@@ -27,7 +27,7 @@ from bench.steps.step_model import GREEDY, Model, Size, state_shape
 from jbatch.device.compiler_options import SUMS_IN_PRODUCTS, WHOLE_PRODUCTS, options_for
 from jbatch.device.programs import StepSpec, program_for, temp_bytes
 from jbatch.model_dir.shapes import SHAPES, model_config
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.rows import RowSetup
 
 ROUNDS, TINY_ROUNDS = 5, 1

@@ -26,7 +26,7 @@ from bench.steps.step_model import BACKENDS, Model, Rates, Rows, Size
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device.platform import prepare_jax
 from jbatch.model_dir.shapes import SHAPES, model_config
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.rows import RowSetup, row_columns
 from jbatch.seam.step_input import StepFields, padding, unpack

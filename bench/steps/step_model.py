@@ -21,7 +21,7 @@ from jbatch.device.backend import Attention, problems_of
 from jbatch.device.model import abstract_params
 from jbatch.device.programs import StepSpec, program_for
 from jbatch.device.state import EngineState, abstract_state, free
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.rows import ROW_WIDTH, RowSetup, row_columns
 from jbatch.seam.shape import StateShape

@@ -19,7 +19,7 @@ from jbatch.device.programs import programs_for
 from jbatch.device.verdict import kept_verdict, proven_on
 from jbatch.model_dir.resolve import resolve_dtype, resolve_max_model_len, resolve_model
 from jbatch.model_dir.tuned import check_tuned
-from jbatch.sampling_params import with_unions
+from jbatch.sampler import with_unions
 from jbatch.seam.bucket import buckets_of
 
 ESTIMATE = "temporaries, and state of penalties; estimated"

@@ -26,7 +26,7 @@ from jbatch.device.verdict import prove_kernels, proven_on
 from jbatch.errors import ConfigError
 from jbatch.model_dir.resolve import resolve_dtype
 from jbatch.progress import progress_bar
-from jbatch.sampling_params import Sampler, with_unions
+from jbatch.sampler import Sampler, with_unions
 from jbatch.seam.bucket import Bucket, buckets_of
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_output import num_draws

@@ -14,7 +14,7 @@ from jbatch.device.process import ExtraState, Processing, process, stop_ids
 from jbatch.device.process.user_fn import LogitsFn
 from jbatch.device.spans import Part, with_frozen
 from jbatch.device.state import Rows, write_columns
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.row_data import RULED_OUT
 from jbatch.seam.step_input import StepFields

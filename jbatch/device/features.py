@@ -10,7 +10,7 @@ import numpy as np
 from jbatch.device.process import ExtraState, features_of, mask
 from jbatch.device.programs import Program, StepSpec
 from jbatch.device.state import free, zeros
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.row_data import RowData
 from jbatch.seam.step_input import StepInput
 from jbatch.seam.step_output import num_draws

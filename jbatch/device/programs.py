@@ -23,7 +23,7 @@ from jbatch.device.ranks import Ranks
 from jbatch.device.settings import call, call_together, fixed_settings
 from jbatch.device.state import EngineState, abstract_state
 from jbatch.device.step import make_step
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.row_data import row_data_size
 from jbatch.seam.shape import StateShape

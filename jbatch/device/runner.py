@@ -23,7 +23,7 @@ from jbatch.device.programs import DEFAULT_SAMPLERS, Program, StepSpec, program_
 from jbatch.device.state import EngineState, free, zeros
 from jbatch.outputs import Label
 from jbatch.progress import progress_bar
-from jbatch.sampling_params import Sampler, with_unions
+from jbatch.sampler import Sampler, with_unions
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.row_data import RowData, row_data_size
 from jbatch.seam.step_input import StepInput, check_pages, padding

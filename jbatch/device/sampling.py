@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from jbatch.device.state import Rows
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.row_data import RULED_OUT
 
 _SEARCH_BITS = 4  # per pass over the logits in `_largest_threshold`

@@ -14,7 +14,8 @@ from jbatch.errors import RequestError
 from jbatch.host.lengths.history import History
 from jbatch.host.lengths.prediction import Predictor
 from jbatch.host.request import LatencyLimits, Request
-from jbatch.sampling_params import MAX_BAD_WORD_LEN, MAX_STOP_IDS, Sampler, SamplingParams, seed_bits
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import MAX_BAD_WORD_LEN, MAX_STOP_IDS, SamplingParams, seed_bits
 from jbatch.text.tokenizer import Tokenizer
 
 ID_FIELDS = ("stop_token_ids", "logprob_token_ids", "allowed_token_ids", "logit_bias")

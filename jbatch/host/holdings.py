@@ -9,7 +9,7 @@ from jbatch.host.plan import PageCopy, TableUpdate
 from jbatch.host.prefix import PrefixIndex, extend_digests
 from jbatch.host.reachable import SeenPages
 from jbatch.host.request import NEVER, NOT_YET, LeftPage, Sequence
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import PREFIX_PAGES
 from jbatch.seam.shape import StateShape
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jbatch.host.plan import Chunk, StepPlan
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import align
 from jbatch.seam.row_data import RowData
 from jbatch.seam.rows import row_columns

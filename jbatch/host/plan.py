@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jbatch import shown
 from jbatch.host.request import Sequence
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.rows import MIN_TOP_P, RowSetup
 

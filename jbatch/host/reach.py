@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jbatch.host.limits import SchedulerView
 from jbatch.host.request import Sequence
 from jbatch.host.scheduler import Scheduler
-from jbatch.sampling_params import Sampler, with_unions
+from jbatch.sampler import Sampler, with_unions
 from jbatch.seam.bucket import Bucket, align, room_of, smallest_bucket
 
 MANY = 64  # sequences

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from jbatch import shown
 from jbatch.errors import RequestError
 from jbatch.outputs import FinishReason
-from jbatch.sampling_params import Sampler, SamplingParams, check_integer, check_number
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import SamplingParams, check_integer, check_number
 
 Key = tuple[float, ...]  # what a policy gives a request to be sorted by
 MAX_LIMIT_MS = 1e9

@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jbatch.host.request import Sequence
-from jbatch.sampling_params import MAX_BAD_WORD_LEN, Sampler, SamplingParams
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import MAX_BAD_WORD_LEN, SamplingParams
 from jbatch.seam.row_data import RULED_OUT, RowData, row_data_size, unpack_row_data
 
 

@@ -22,7 +22,8 @@ from jbatch.jobs.state import JobState, fingerprint
 from jbatch.model_dir.generation_json import load_sampling_defaults
 from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
 from jbatch.model_dir.tuned import check_tuned
-from jbatch.sampling_params import Sampler, SamplingParams, to_compile
+from jbatch.sampler import Sampler, to_compile
+from jbatch.sampling_params import SamplingParams
 from jbatch.text.chat_options import read_chat_template
 
 DEPENDS_ON = ("seed", "dtype", "max_model_len", "load_format")  # engine options that change the texts

@@ -17,7 +17,7 @@ from jbatch.errors import ConfigError, is_failure
 from jbatch.jobs.files import naming
 from jbatch.jobs.options import Shard
 from jbatch.jobs.request_line import MAX_LINE_BYTES, LineError, RequestLine, wide_encoding
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 
 BOM = b"\xef\xbb\xbf"
 DIGEST_BYTES = 16  # two of 10 million ids share one by chance with probability 1.5e-25

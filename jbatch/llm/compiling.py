@@ -9,7 +9,8 @@ from jbatch.device.runner import Runner
 from jbatch.engine.engine import Engine
 from jbatch.engine.replicas import AnyEngine
 from jbatch.host.reach import reach
-from jbatch.sampling_params import Sampler, SamplingParams, to_compile, with_unions
+from jbatch.sampler import Sampler, to_compile, with_unions
+from jbatch.sampling_params import SamplingParams
 from jbatch.seam.bucket import Bucket
 
 

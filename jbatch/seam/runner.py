@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, TypeVar
 
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.step_input import StepInput
 from jbatch.seam.step_output import StepOutput
 from jbatch.seam.tenancy import Tenancy

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jbatch.errors import JBatchError
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket, room_of
 from jbatch.seam.fields import A, Field, Ints, fields_of, split
 from jbatch.seam.row_data import RowData

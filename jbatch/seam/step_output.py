@@ -7,7 +7,8 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float, Int
 
-from jbatch.sampling_params import MAX_LOGPROB_TOKEN_IDS, MAX_LOGPROBS, Sampler
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import MAX_LOGPROB_TOKEN_IDS, MAX_LOGPROBS
 from jbatch.seam.bucket import Bucket, room_of
 from jbatch.seam.fields import Floats, Ints
 from jbatch.seam.shape import StateShape

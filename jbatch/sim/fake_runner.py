@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.rows import COLUMNS, NUM_SCALARS, ROW_WIDTH
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_input import StepFields, StepInput, unpack

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jbatch.engine.intake import Intake
 from jbatch.host.request import Request
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_input import StepInput
 from jbatch.seam.step_output import StepOutput

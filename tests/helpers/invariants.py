@@ -15,7 +15,7 @@ from jbatch.host.plan import StepPlan
 from jbatch.host.request import Sequence
 from jbatch.host.scheduler import Scheduler
 from jbatch.host.waiting import TRIES
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import align, room_of
 
 

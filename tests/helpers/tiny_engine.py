@@ -24,7 +24,8 @@ from jbatch.host.policy import MODES
 from jbatch.host.scheduler import Scheduler
 from jbatch.model_dir.config_json import parse_config
 from jbatch.outputs import RequestOutput
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import SamplingParams
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.shape import StateShape
 from tests.helpers.hf_checkpoint import tiny

@@ -13,7 +13,8 @@ from jbatch.engine.engine import Engine
 from jbatch.host.config import SchedulerConfig
 from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import FinishReason, RequestOutput
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import SamplingParams
 from jbatch.seam.bucket import Bucket, decode_bucket
 from jbatch.seam.shape import StateShape
 from tests.helpers import tiny_engine

@@ -15,7 +15,7 @@ from jbatch.device.programs import StepSpec
 from jbatch.device.runner import Runner
 from jbatch.device.sharding import forms_of, mesh_of
 from jbatch.model_dir.config_json import parse_config
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket
 from tests.helpers.hf_checkpoint import random_params, tiny
 from tests.helpers.sizes import sized

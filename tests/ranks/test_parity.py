@@ -13,7 +13,8 @@ from jbatch.device.backend import PLAIN, Attention
 from jbatch.device.programs import Program
 from jbatch.device.state import abstract_state
 from jbatch.model_dir.config_json import parse_config
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import SamplingParams
 from tests.helpers.tiny_engine import DECODE, MIXED, SEVERAL, SHAPE, drain, make_engine, make_scheduler
 from tests.ranks.runners import BUCKETS, UNEVEN, make_runner, make_spec, runner_of
 

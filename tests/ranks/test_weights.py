@@ -9,7 +9,7 @@ from jbatch.device.model import abstract_params
 from jbatch.device.runner import Runner
 from jbatch.device.sharding import forms_of, original
 from jbatch.model_dir.config_json import parse_config
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from tests.helpers.hf_checkpoint import random_params, write_checkpoint
 from tests.helpers.tiny_engine import MIXED
 from tests.ranks.runners import HEADS, UNEVEN, make_spec, params_for, sources

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.shape import StateShape
 

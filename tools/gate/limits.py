@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jbatch.model_dir.shapes import SHAPES
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.step_output import num_draws
 from tools.gate.case import Case, state_shape
 

@@ -85,7 +85,7 @@ def step_bytes(
     from jbatch.device.build import spec_for, step_bytes_of
     from jbatch.device.process import extra_bytes
     from jbatch.device.programs import Program, temp_bytes
-    from jbatch.sampling_params import Sampler
+    from jbatch.sampler import Sampler
     from jbatch.seam.bucket import buckets_of
 
     spec = spec_for((target.device,), config, model, max_model_len)

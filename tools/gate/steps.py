@@ -9,7 +9,7 @@ import time
 from typing import Any, NamedTuple
 
 from jbatch.model_dir.shapes import SHAPES, model_config
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket, room_of
 from tools.gate import hlo, limits
 from tools.gate.case import MAX_MODEL_LEN, PAGE_SIZE, THIN, Case, state_shape

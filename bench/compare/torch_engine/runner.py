@@ -21,7 +21,7 @@ from bench.compare.torch_engine.state import State, copy_pages, put_tables, zero
 from bench.compare.torch_engine.step import step as compute_step
 from jbatch.config import ModelConfig
 from jbatch.errors import JBatchError
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_input import StepInput, check_pages, padding, unpack

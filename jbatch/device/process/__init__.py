@@ -17,7 +17,7 @@ from jbatch.device import logprobs
 from jbatch.device.process import bad_words, bias, mask, penalties, stop_ids, user_fn
 from jbatch.device.process.user_fn import LogitsFn
 from jbatch.device.state import Rows
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.row_data import RULED_OUT
 
 ExtraState = dict[str, Any]  # the state of each feature that a program has, by the feature's name

@@ -9,7 +9,7 @@ from jbatch.errors import ConfigError, JBatchError
 from jbatch.host.plan import Chunk, Draw, PageCopy, StepPlan, TableUpdate
 from jbatch.model_dir.config_json import parse_config
 from jbatch.outputs import FinishReason
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import decode_bucket
 from jbatch.seam.rows import RowSetup
 from jbatch.seam.step_input import StepInput, padding, unpack

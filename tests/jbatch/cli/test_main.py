@@ -22,7 +22,7 @@ from jbatch import LLM, SamplingParams
 from jbatch.cli import main as cli
 from jbatch.device.programs import Program, StepSpec
 from jbatch.errors import ConfigError, JobError
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket
 from tests.helpers.command import SMALL, run, write_model
 

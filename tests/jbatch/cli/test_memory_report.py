@@ -16,7 +16,7 @@ from jbatch.device.verdict.record import Gpu as CheckedGpu
 from jbatch.device.verdict.record import Kernel, Outcome, Verdict
 from jbatch.model_dir.config_json import parse_config
 from jbatch.model_dir.tuned import SIZES, Tuned
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from tests.helpers.command import run, write_model
 from tests.helpers.hf_checkpoint import tiny
 

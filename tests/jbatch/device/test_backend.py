@@ -16,7 +16,8 @@ from jbatch.device.programs import Program, StepSpec
 from jbatch.device.runner import Runner
 from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import parse_config
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import SamplingParams
 from jbatch.seam.bucket import decode_bucket
 from jbatch.seam.shape import StateShape
 from pallas_kernels._compat import HAS_MOSAIC

@@ -16,7 +16,7 @@ from jbatch.device.programs import Program, StepSpec
 from jbatch.device.runner import Runner
 from jbatch.device.verdict.record import Gpu, Kernel, Outcome, Verdict
 from jbatch.model_dir.resolve import resolve_model
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_input import StepInput, padding

@@ -9,7 +9,7 @@ import pytest
 from jbatch.config import ModelConfig
 from jbatch.device.model import abstract_params
 from jbatch.device.programs import StepSpec, program_for
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.shape import StateShape
 from tools.gate import hlo

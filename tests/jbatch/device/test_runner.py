@@ -10,7 +10,8 @@ import pytest
 from jbatch.device.compile_counter import compile_counter
 from jbatch.device.programs import Program, program_for, programs_for
 from jbatch.errors import JBatchError
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import SamplingParams
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.step_input import StepInput, padding, unpack
 from tests.helpers.interrupts import interrupt_the_runner

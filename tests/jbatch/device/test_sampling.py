@@ -11,7 +11,7 @@ import pytest
 from jbatch.device import sampling
 from jbatch.device.process import stop_ids
 from jbatch.device.state import Rows
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.rows import COLUMNS, FLOAT_COLUMNS, MIN_TOP_P, RowSetup, row_columns
 
 INF = np.inf

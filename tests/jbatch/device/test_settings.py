@@ -9,7 +9,8 @@ import pytest
 from jbatch.config import EngineConfig
 from jbatch.device.platform import prepare_jax
 from jbatch.device.programs import Program, StepSpec
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import SamplingParams
 from tests.helpers import tiny_engine
 from tests.helpers.tiny_engine import DECODE, MIXED, make_engine, make_runner
 

@@ -9,7 +9,7 @@ import pytest
 from jbatch.device.state import abstract_state, zeros
 from jbatch.host.pack import pack
 from jbatch.host.plan import Chunk, Draw, StepPlan, TableUpdate
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.rows import RowSetup
 from jbatch.seam.step_input import StepInput, padding
 from jbatch.seam.step_output import Status

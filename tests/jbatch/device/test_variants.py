@@ -11,7 +11,8 @@ from jbatch.device.process import extra_bytes, features_of
 from jbatch.device.programs import Program
 from jbatch.errors import RequestError
 from jbatch.host.limits import StepLimits
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import SamplingParams
 from tests.helpers.interrupts import interrupt_the_runner
 from tests.helpers.sizes import sized
 from tests.helpers.tiny_engine import (

@@ -5,7 +5,8 @@ import pytest
 from jbatch.engine.intake import ID_FIELDS, Asked, Intake, Schedule, bad_word_ids, check_params, derive_seed
 from jbatch.errors import RequestError
 from jbatch.host.lengths.predictors import RunningMean
-from jbatch.sampling_params import Sampler, SamplingParams, UpTo, seed_bits
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import SamplingParams, UpTo, seed_bits
 from tests.helpers.tokenizers import byte_level, numbered, wrapped
 
 

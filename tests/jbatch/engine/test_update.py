@@ -14,7 +14,8 @@ from jbatch.device.runner import Runner
 from jbatch.errors import JBatchError
 from jbatch.host.limits import StepLimits
 from jbatch.outputs import FinishReason
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import SamplingParams
 from tests.helpers.interrupts import Interrupts
 from tests.helpers.tiny_engine import MIXED, drain, make_engine, make_runner, make_scheduler, tiny_config
 

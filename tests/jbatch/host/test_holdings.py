@@ -3,7 +3,7 @@
 from jbatch.host.holdings import Holdings
 from jbatch.host.plan import TableUpdate
 from jbatch.host.request import Sequence
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.shape import StateShape
 from tests.helpers.schedules import request
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jbatch.host.pack import pack
 from jbatch.host.plan import Chunk, Draw, PageCopy, StepPlan, TableUpdate
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket, align, decode_bucket, prefill_bucket, room_of
 from jbatch.seam.row_data import RowData
 from jbatch.seam.rows import ROW_WIDTH, RowSetup, row_columns

@@ -8,7 +8,7 @@ from jbatch.host.limits import StepLimits
 from jbatch.host.policy import MODES
 from jbatch.host.reach import Reach, reach
 from jbatch.outputs import FinishReason
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from tests.helpers.driver import Driver
 from tests.helpers.schedules import buckets, request, scheduler_config

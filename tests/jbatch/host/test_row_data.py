@@ -5,7 +5,8 @@ import pytest
 
 from jbatch.host.request import Request, Sequence
 from jbatch.host.row_data import row_data
-from jbatch.sampling_params import MAX_BAD_WORD_IDS, MAX_LOGPROB_TOKEN_IDS, Sampler, SamplingParams
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import MAX_BAD_WORD_IDS, MAX_LOGPROB_TOKEN_IDS, SamplingParams
 from jbatch.seam.row_data import RULED_OUT, row_data_size, unpack_row_data
 
 VOCAB = 20

@@ -11,7 +11,8 @@ from jbatch.host.metrics import summarise
 from jbatch.host.plan import TableUpdate
 from jbatch.host.policy import MODES
 from jbatch.host.scheduler import Scheduler
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import SamplingParams
 from tests.helpers.driver import Driver
 from tests.helpers.plans import lines, plans_until_idle, submit
 from tests.helpers.schedules import request, scheduler_config

@@ -15,7 +15,8 @@ from jbatch.jobs import input as job_input
 from jbatch.jobs.input import Ids, id_of, open_input, read_lines, scan_input
 from jbatch.jobs.options import Shard, parse_shard
 from jbatch.jobs.request_line import parse_line
-from jbatch.sampling_params import Sampler, UpTo
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import UpTo
 
 WHOLE = Shard(0, 1)
 

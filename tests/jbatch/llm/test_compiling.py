@@ -8,7 +8,7 @@ import pytest
 
 from jbatch import LLM, SamplingParams
 from jbatch.errors import ConfigError, RequestError
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket
 from tests.helpers.small_llm import GREEDY, SMALL, ids_of
 from tests.helpers.tiny_engine import drain

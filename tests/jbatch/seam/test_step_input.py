@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jbatch.errors import JBatchError
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.rows import ROW_WIDTH
 from jbatch.seam.shape import StateShape

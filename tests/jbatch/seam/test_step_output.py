@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from jbatch.sampling_params import MAX_LOGPROB_TOKEN_IDS, MAX_LOGPROBS, Sampler
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import MAX_LOGPROB_TOKEN_IDS, MAX_LOGPROBS
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_output import LOGPROBS_WIDTH, num_draws, unpack_output

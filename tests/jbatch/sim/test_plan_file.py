@@ -11,7 +11,8 @@ from jbatch.host.pack import pack
 from jbatch.host.plan import Chunk, Draw, PageCopy, StepPlan, Table, TableUpdate, chunk_of
 from jbatch.host.request import Request, Sequence
 from jbatch.outputs import FinishReason
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import SamplingParams
 from jbatch.seam.bucket import Bucket, prefill_bucket
 from jbatch.seam.rows import RowSetup
 from jbatch.seam.shape import StateShape

@@ -7,7 +7,7 @@ import pytest
 
 from jbatch.errors import JBatchError
 from jbatch.host.plan import Chunk, Draw, StepPlan, TableUpdate
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from jbatch.seam.rows import RowSetup
 from jbatch.seam.shape import StateShape

@@ -5,7 +5,8 @@ from typing import NamedTuple
 from jbatch.engine.intake import Asked
 from jbatch.host.pack import pack
 from jbatch.host.plan import StepPlan
-from jbatch.sampling_params import Sampler, SamplingParams
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import SamplingParams
 from jbatch.seam.bucket import decode_bucket
 from jbatch.seam.shape import StateShape
 from jbatch.sim.clock import VirtualClock

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from jbatch.sampling_params import Sampler
+from jbatch.sampler import Sampler
 from jbatch.seam.bucket import Bucket, decode_bucket, prefill_bucket
 from tools.gate import hlo, limits
 from tools.gate import steps as gate_steps

@@ -11,7 +11,8 @@ from jbatch.device.draws import Drawing, Draws, sample
 from jbatch.device.process import Processing, bad_words, bias, mask, penalties, process, take_in
 from jbatch.device.process.user_fn import LogitsState
 from jbatch.device.state import Rows
-from jbatch.sampling_params import MAX_BAD_WORD_IDS, MAX_BAD_WORD_LEN, Sampler
+from jbatch.sampler import Sampler
+from jbatch.sampling_params import MAX_BAD_WORD_IDS, MAX_BAD_WORD_LEN
 from jbatch.seam.row_data import RULED_OUT, row_data_size, unpack_row_data
 from jbatch.seam.rows import RowSetup, row_columns
 from jbatch.seam.step_output import Status
