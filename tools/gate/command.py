@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 ROOT = Path(__file__).resolve().parents[2]
 
 from bench.gpu_suite import archive  # noqa: E402
+from tools.gate import kernel_case  # noqa: E402
 from tools.gate import kernels as gate_kernels  # noqa: E402
 from tools.gate import steps as gate_steps  # noqa: E402
 from tools.gate import table as gate_table  # noqa: E402
@@ -31,7 +32,7 @@ from tools.gate.case import Case  # noqa: E402
 
 PARTS = ("kernels", "steps")
 
-AnyCase = TypeVar("AnyCase", gate_kernels.Case, Case)
+AnyCase = TypeVar("AnyCase", kernel_case.Case, Case)
 
 
 class NoCase(Exception):
@@ -48,9 +49,9 @@ def named(cases: list[AnyCase], only: str) -> list[AnyCase]:
 
 def run_kernels(target: gpu_target.Target, only: str, quick: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """The kernels' rows, and what failed."""
-    cases = gate_kernels.cases()
+    cases = kernel_case.cases()
     if quick:
-        cases = gate_kernels.covering(cases)
+        cases = kernel_case.covering(cases)
     rows = [row for case in named(cases, only) for row in gate_kernels.measure(case, target)]
     print(gate_table.kernels(rows))
     for note in gate_table.notes(rows):

@@ -25,7 +25,7 @@ def test_a_first_run_has_both_parts():
 
 
 def test_a_name_that_no_case_has_is_an_error_that_names_their_words():
-    cases = compile_for.gate_kernels.cases()
+    cases = compile_for.kernel_case.cases()
     assert compile_for.named(cases, "decode") and compile_for.named([], "decode") == []
     with pytest.raises(compile_for.NoCase, match="decode, mosaic, llama2-7b"):
         compile_for.named(cases, "decoed")

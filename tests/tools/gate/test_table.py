@@ -52,7 +52,7 @@ def test_what_is_not_claimed_is_a_note_and_no_line():
 
 
 def test_every_kernel_has_a_floor():
-    from tools.gate.kernels import KERNELS
+    from tools.gate.kernel_case import KERNELS
 
     assert set(gate_table.FLOORS) == {kernel for kernels in KERNELS.values() for kernel in kernels}
 
