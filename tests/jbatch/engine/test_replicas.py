@@ -164,10 +164,10 @@ def test_an_abort_reaches_a_request_that_moves():
     replicas = make_replicas(2, device=lambda shape, idx: Device(shape, fails_at=1 if idx else None))
     add_many(replicas, 8)
     replicas.step()
-    moving = [placed.request.request_id for placed in replicas._placed.at(1)]
+    moving = [placed.request.request_id for placed in replicas._rounds.placed.at(1)]
     assert moving
     outputs = []
-    while not replicas._failed:
+    while not replicas._rounds.failed:
         outputs += replicas.step().outputs
     replicas.abort(moving[0])
     outputs += run(replicas)[0]
@@ -244,7 +244,7 @@ def test_another_thread_may_add_and_abort():
 
 
 def on_the_host(file, function):
-    return "/jbatch/engine/replicas.py" in file or "/jbatch/engine/placed.py" in file
+    return any(f"/jbatch/engine/{name}.py" in file for name in ("replicas", "rounds", "placed"))
 
 
 def adding_and_aborting(file, function):
