@@ -33,8 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ModelDir = Annotated[Path, typer.Argument(help="A Hugging Face model directory, or a converted one.")]
-
 
 def _print_version(asked: bool) -> None:
     if asked:
@@ -52,18 +50,14 @@ def _options(
     """Options without a command."""
 
 
-@app.command(cls=GroupedCommand, short_help="Complete prompts, or a JSONL file of requests, with a model.")
-@with_options(JOB, ENGINE, SAMPLING)
-def generate(
-    job_options: dict[str, Any],
-    engine_options: dict[str, Any],
-    sampling_options: dict[str, Any],
-    ctx: typer.Context,
-    model: ModelDir,
+@dataclasses.dataclass(frozen=True)
+class PromptOptions:
+    """Prompts on the command line, instead of a file of requests."""
+
     prompt: Annotated[
         list[str] | None,
         typer.Option("--prompt", "-p", metavar="TEXT", help="May be repeated.", rich_help_panel="Prompts"),
-    ] = None,
+    ] = None
     chat: Annotated[
         bool,
         typer.Option(
@@ -71,7 +65,7 @@ def generate(
             help="Each prompt is a user's message: print the answers alone.",
             rich_help_panel="Prompts",
         ),
-    ] = False,
+    ] = False
     chat_template: Annotated[
         str | None,
         typer.Option(
@@ -79,7 +73,13 @@ def generate(
             help="A Jinja template for chats, instead of the model's.",
             rich_help_panel="Prompts",
         ),
-    ] = None,
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RayOptions:
+    """Who answers a file of requests, if not this process."""
+
     ray: Annotated[
         bool,
         typer.Option(
@@ -87,7 +87,7 @@ def generate(
             help="Let a Ray cluster answer: -i is a folder or a file, -o a folder.",
             rich_help_panel="Cluster",
         ),
-    ] = False,
+    ] = False
     replicas: Annotated[
         int | None,
         typer.Option(
@@ -95,7 +95,19 @@ def generate(
             help="With --ray, engines. [default: one for each GPU, or one]",
             rich_help_panel="Cluster",
         ),
-    ] = None,
+    ] = None
+
+
+@app.command(cls=GroupedCommand, short_help="Complete prompts, or a JSONL file of requests, with a model.")
+@with_options(PromptOptions, RayOptions, JOB, ENGINE, SAMPLING)
+def generate(
+    prompts: PromptOptions,
+    ray: RayOptions,
+    job_options: dict[str, Any],
+    engine_options: dict[str, Any],
+    sampling_options: dict[str, Any],
+    ctx: typer.Context,
+    model: Annotated[Path, typer.Argument(help="A Hugging Face model directory, or a converted one.")],
 ) -> None:
     """Complete prompts with a model, and print the texts in the prompts' order (-p), or answer a file of
     JSONL requests, each result written as it comes (-i and -o).
@@ -105,34 +117,44 @@ def generate(
     ended, however, goes on with the same command. Exit codes: 0 all answered, 1 some results are errors,
     2 refused, 3 stopped by a failure, 130 and 143 by a signal.
     """
-    if not prompt and not job_options:
-        ctx.fail("give prompts (-p), or an input and an output file (-i and -o)")
-    if prompt and job_options:
-        ctx.fail("-p takes none of the options of -i")
-    if chat and job_options:
-        ctx.fail("--chat takes -p: the lines of a file are chats where they have messages")
-    if chat_template is not None and not (chat or job_options):
-        ctx.fail("--chat-template takes --chat, or -i")
-    if replicas is not None and not ray:
-        ctx.fail("--replicas takes --ray")
-    if ray and not job_options:
-        ctx.fail("--ray takes -i and -o")
+    if (reason := _misused(prompts, ray, is_job=bool(job_options))) is not None:
+        ctx.fail(reason)
     if not job_options:
         from jbatch.cli.prompts import generate_prompts
 
-        generate_prompts(model, say, prompt or [], engine_options, sampling_options, chat, chat_template)
+        texts = prompts.prompt or []
+        generate_prompts(
+            model, say, texts, engine_options, sampling_options, prompts.chat, prompts.chat_template
+        )
         return
-    options = (model, engine_options, sampling_options, job_options, say, chat_template)
-    if ray:
+    options = (model, engine_options, sampling_options, job_options, say, prompts.chat_template)
+    if ray.ray:
         from jbatch.integrations.ray_data.job import run_ray
 
-        code = run_ray(*options, replicas)
+        code = run_ray(*options, ray.replicas)
     else:
         from jbatch.jobs.command import run_generate
 
         code = run_generate(*options)
     if code:
         raise typer.Exit(code)
+
+
+def _misused(prompts: PromptOptions, ray: RayOptions, *, is_job: bool) -> str | None:
+    """Why these options of `generate` do not go together, if they do not."""
+    if not prompts.prompt and not is_job:
+        return "give prompts (-p), or an input and an output file (-i and -o)"
+    if prompts.prompt and is_job:
+        return "-p takes none of the options of -i"
+    if prompts.chat and is_job:
+        return "--chat takes -p: the lines of a file are chats where they have messages"
+    if prompts.chat_template is not None and not (prompts.chat or is_job):
+        return "--chat-template takes --chat, or -i"
+    if ray.replicas is not None and not ray.ray:
+        return "--replicas takes --ray"
+    if ray.ray and not is_job:
+        return "--ray takes -i and -o"
+    return None
 
 
 @app.command(short_help="Join the outputs of all shards of a job, in the input's order.")

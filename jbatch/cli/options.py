@@ -1,4 +1,4 @@
-"""Command-line flags from the fields of a dataclass, so that each option is written down once."""
+"""Command-line flags from the fields of dataclasses, so that each option is written down once."""
 
 from __future__ import annotations
 
@@ -101,26 +101,18 @@ class Flags(NamedTuple):
         return self._replace(helps={**self.helps, **helps})
 
 
-def with_options(
-    *groups: Flags,
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command a flag for each named field, and pass it one dictionary per group in front of its own
-    arguments: those flags that were given."""
+def with_options(*groups: Flags | type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command more flags, and pass it what they say in front of its own arguments, group by group: of
+    Flags a dictionary with those that were given; of a frozen dataclass, whose fields are annotated as the
+    parameters of a command are, an instance."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        flags = [_flag(group, name) for group in groups for name in group.helps]
+        flags = [flag for group in groups for flag in _flags(group)]
 
         @functools.wraps(command)
         def run(**arguments: Any) -> None:
-            given = {
-                flag.name: value for flag in flags if (value := arguments.pop(flag.name)) not in (None, [])
-            }
-            options = [
-                {name: _parse(cls, name, given[name]) for name in helps if name in given}
-                for cls, helps, _ in groups
-            ]
-            options = [with_tuned(given) if "tuned" in given else given for given in options]
-            command(*options, **arguments)
+            values = {flag.name: arguments.pop(flag.name) for flag in flags}
+            command(*[_options(group, values) for group in groups], **arguments)
 
         own = list(inspect.signature(command, eval_str=True).parameters.values())[len(groups) :]
         parameters = own + flags
@@ -130,6 +122,31 @@ def with_options(
         return run
 
     return decorate
+
+
+def _flags(group: Flags | type[Any]) -> list[inspect.Parameter]:
+    """The flags of a group."""
+    if isinstance(group, Flags):
+        return [_flag(group, name) for name in group.helps]
+    hints = typing.get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(group)
+    ]
+
+
+def _options(group: Flags | type[Any], values: Mapping[str, Any]) -> Any:
+    """What a command is passed for a group, of the values of all flags."""
+    if not isinstance(group, Flags):
+        return group(**{field.name: values[field.name] for field in dataclasses.fields(group)})
+    given = {name: values[name] for name in group.helps if values[name] not in (None, [])}
+    options = {name: _parse(group.cls, name, value) for name, value in given.items()}
+    return with_tuned(options) if "tuned" in options else options
 
 
 def _flag(group: Flags, name: str) -> inspect.Parameter:
