@@ -8,21 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.flags import (
-    DATASETS,
-    Costs,
-    Dataset,
-    Details,
-    Goodput,
-    HardwareName,
-    Json,
-    Model,
-    SimulatedModel,
-    admissions_flag,
-    policies_flag,
-)
+from bench.flags import Dataset, Experiment, Json, Lab, Model, Source
 from bench.options import (
-    ARM_NAMES,
     ENGINE,
     LADDER_ENGINE,
     LATENCY,
@@ -35,7 +22,7 @@ from bench.options import (
     Setting,
     parse_goodput,
 )
-from jbatch.cli.help import GroupedCommand, choices
+from jbatch.cli.help import GroupedCommand
 from jbatch.cli.options import with_options
 from jbatch.distribution import install_hint
 from jbatch.errors import JBatchError
@@ -48,45 +35,20 @@ app = typer.Typer(
 
 
 @app.command(cls=GroupedCommand, short_help="The ladder: unbatched, static, padded, sorted, continuous.")
-@with_options(LADDER_ENGINE, WORKLOAD, SETTING)
+@with_options(Experiment, LADDER_ENGINE, WORKLOAD, SETTING)
 def batching(
+    experiment: Experiment,
     engine_options: dict[str, Any],
     workload_options: dict[str, Any],
     setting_options: dict[str, Any],
-    model: Model = "demo",
-    dataset_name: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"May be repeated: {DATASETS} [default: mixed_length]",
-            rich_help_panel="Workload",
-        ),
-    ] = None,
-    arms: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"May be repeated: {', '.join(ARM_NAMES)}. [default: all]",
-            rich_help_panel="Arms",
-        ),
-    ] = None,
-    goodput: Goodput = None,
-    output_json: Json = None,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="One file per dataset; must not exist.", rich_help_panel="Output"),
-    ] = None,
-    details: Details = False,
 ) -> None:
     """Run the same requests through one engine in each way to batch, an arm each, and compare.
 
     Lengths are forced, so that all arms do equal work on the same weights, kernels and programs.
     """
-    setting = Setting(**setting_options, goodput=parse_goodput(goodput or ()))
-    from bench.ladder.batching import Experiment, run_batching
+    setting = Setting(**setting_options, goodput=parse_goodput(experiment.goodput or ()))
+    from bench.ladder.batching import run_batching
 
-    names = tuple(dict.fromkeys(dataset_name or ("mixed_length",)))
-    experiment = Experiment(model, names, tuple(arms or ()), output_json, output_dir, details)
     run_batching(experiment, setting, engine_options, workload_options)
 
 
@@ -102,10 +64,9 @@ def throughput(
 ) -> None:
     """Measure offline throughput, as `vllm bench throughput` does."""
     setting = Setting(**{"num_prompts": 1000, "repeats": 1, "no_floor": True} | setting_options)
-    from bench.ladder.batching import Experiment
     from bench.ladder.throughput import run_throughput
 
-    experiment = Experiment(model, (dataset_name,), output_json=output_json)
+    experiment = Experiment(model, [dataset_name], output_json=output_json)
     run_throughput(experiment, setting, engine_options, workload_options)
 
 
@@ -119,10 +80,9 @@ def latency(
 ) -> None:
     """Measure the time of one batch, again and again, as `vllm bench latency` does."""
     setting = LatencySetting(**latency_options)
-    from bench.ladder.batching import Experiment
     from bench.ladder.throughput import run_latency
 
-    run_latency(Experiment(model, ("random",), output_json=output_json), setting, engine_options)
+    run_latency(Experiment(model, ["random"], output_json=output_json), setting, engine_options)
 
 
 @app.command(cls=GroupedCommand, short_help="What a prefix cache saves: off, cold, warm.")
@@ -137,11 +97,10 @@ def prefix(
 ) -> None:
     """Run the same requests without a prefix cache, with an empty one, and once more."""
     setting = Setting(**{"num_prompts": 128} | setting_options)
-    from bench.ladder.batching import Experiment
     from bench.ladder.prefix import run_prefix
 
     run_prefix(
-        Experiment(model, (dataset_name,), output_json=output_json), setting, engine_options, workload_options
+        Experiment(model, [dataset_name], output_json=output_json), setting, engine_options, workload_options
     )
 
 
@@ -171,48 +130,19 @@ def calibrate(
 
 
 @app.command(cls=GroupedCommand, short_help="Who runs first: policies and predictors of lengths, simulated.")
-@with_options(POLICIES_ENGINE, WORKLOAD, SIMULATED_RUN)
+@with_options(Source, Lab, POLICIES_ENGINE, WORKLOAD, SIMULATED_RUN)
 def policies(
+    source: Source,
+    lab: Lab,
     engine_options: dict[str, Any],
     workload_options: dict[str, Any],
     setting_options: dict[str, Any],
-    costs: Costs = None,
-    hardware: HardwareName = None,
-    model: SimulatedModel = "llama3-8b",
-    dataset_name: Dataset = "mixed_length",
-    policy: Annotated[list[str] | None, policies_flag("all")] = None,
-    predictor: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar=choices(("none", "oracle", "noisy", "running-mean", "prompt-length"), "FILE"),
-            help="Of output lengths; a file is a trained one. May be repeated. "
-            "[default: none, oracle, noisy, running-mean]",
-            rich_help_panel="Scheduling",
-        ),
-    ] = None,
-    admission: Annotated[list[str] | None, admissions_flag("optimistic")] = None,
-    output_json: Json = None,
-    output_png: Annotated[
-        Path | None,
-        typer.Option(
-            "--output-png", metavar="FILE", help="Draw it there; must not exist.", rich_help_panel="Output"
-        ),
-    ] = None,
-    details: Details = False,
 ) -> None:
     """Simulate one workload under each policy, where requests have to queue, and compare."""
     setting = Setting(**setting_options, repeats=1)
-    from bench.simulate.policies_command import Lab, run_policies
-    from jbatch.host.policies import POLICIES
+    from bench.simulate.policies_command import run_policies
 
-    names = tuple(dict.fromkeys(policy or POLICIES))
-    predictors = tuple(dict.fromkeys(predictor or ("none", "oracle", "noisy", "running-mean")))
-    admissions: Any = tuple(dict.fromkeys(admission or ("optimistic",)))
-    lab = Lab(
-        *(costs, hardware, model, dataset_name, names, predictors, admissions, output_json, output_png),
-        details=details,
-    )
-    run_policies(lab, setting, engine_options, workload_options)
+    run_policies(source, lab, setting, engine_options, workload_options)
 
 
 PASSED_ON: Any = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

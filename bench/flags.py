@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
-from bench.options import DATASET_NAMES, HARDWARE_NAMES
+from bench.options import ARM_NAMES, DATASET_NAMES, HARDWARE_NAMES
 from jbatch.cli.help import choices
 from jbatch.cli.options import ENGINE_HELP
 from jbatch.config import AdmissionName, PolicyName
@@ -72,3 +73,73 @@ Json = Annotated[
     ),
 ]
 Details = Annotated[bool, typer.Option("--details", help="Print every figure.", rich_help_panel="Output")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is simulated: costs of steps, and a workload by name."""
+
+    costs: Costs = None
+    hardware: HardwareName = None
+    model: SimulatedModel = "llama3-8b"
+    dataset_name: Dataset = "mixed_length"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a command of the ladder measures, beside a Setting, and where the results go."""
+
+    model: Model = "demo"
+    dataset_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"May be repeated: {DATASETS} [default: mixed_length]",
+            rich_help_panel="Workload",
+        ),
+    ] = None
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"May be repeated: {', '.join(ARM_NAMES)}. [default: all]",
+            rich_help_panel="Arms",
+        ),
+    ] = None
+    goodput: Goodput = None
+    output_json: Json = None
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="One file per dataset; must not exist.", rich_help_panel="Output"),
+    ] = None
+    details: Details = False
+
+    @property
+    def dataset_names(self) -> tuple[str, ...]:
+        """Each workload once."""
+        return tuple(dict.fromkeys(self.dataset_name or ("mixed_length",)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """What is compared in simulations, and where the results go."""
+
+    policy: Annotated[list[str] | None, policies_flag("all")] = None
+    predictor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar=choices(("none", "oracle", "noisy", "running-mean", "prompt-length"), "FILE"),
+            help="Of output lengths; a file is a trained one. May be repeated. "
+            "[default: none, oracle, noisy, running-mean]",
+            rich_help_panel="Scheduling",
+        ),
+    ] = None
+    admission: Annotated[list[str] | None, admissions_flag("optimistic")] = None
+    output_json: Json = None
+    output_png: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-png", metavar="FILE", help="Draw it there; must not exist.", rich_help_panel="Output"
+        ),
+    ] = None
+    details: Details = False

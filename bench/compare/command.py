@@ -20,7 +20,7 @@ from bench.compare.measurement import Measurement, measure, result
 from bench.compare.ratios import ratios
 from bench.compare.stage import Stage
 from bench.compare.table import print_comparison
-from bench.flags import Dataset, Json, Model
+from bench.flags import Dataset, Experiment, Json, Model
 from bench.options import CLOSED_WORKLOAD, LADDER_ENGINE, SETTING, Setting
 from bench.results import Results, claimed, describe, write
 from jbatch.cli.help import GroupedCommand
@@ -56,14 +56,14 @@ def compare(
       JBatchError, and what LLM raises: where jbatch itself cannot run, as there is nothing to compare with.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes what PyTorch needs
-    from bench.ladder.batching import Experiment, make_workloads, samplers
+    from bench.ladder.batching import make_workloads, samplers
     from bench.ladder.subject import LLMSubject, find_model
 
     arms = choose_arms(list(comparison.arms))
     if setting.repeats < LEAST_REPEATS:
         raise ConfigError("repeats", setting.repeats, f"must be at least {LEAST_REPEATS}")
     options = {"max_num_seqs": 16, "seed": setting.seed} | samplers(setting) | engine_options
-    experiment = Experiment(comparison.model, (comparison.dataset_name,))
+    experiment = Experiment(comparison.model, [comparison.dataset_name])
     (workload,) = make_workloads(experiment, setting, options, workload_options | {"closed": True})
     options = _with_pages(comparison.model, workload.longest, options)
     model_dir, _ = find_model(comparison.model)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from bench.flags import Experiment
 from bench.gpu_suite.task import TINY_OPTIONS, Row, Task, reason_of
 from bench.ladder.arms import ARMS
-from bench.ladder.batching import Experiment, make_workloads
+from bench.ladder.batching import make_workloads
 from bench.ladder.gains import LEAST_BATCHES, gains
 from bench.ladder.ladder import Measurement, run_once
 from bench.ladder.subject import LLMSubject
@@ -47,7 +48,7 @@ def run(task: Task) -> None:
     options = options | {"attention_backend": task.backend()}
     setting = Setting(num_prompts=LEAST_BATCHES * options["max_num_seqs"])
     scale = {"length_scale": TINY_SCALE if task.tiny else LENGTH_SCALE}
-    (workload,) = make_workloads(Experiment(model, (SCENARIO,)), setting, options, scale)
+    (workload,) = make_workloads(Experiment(model, [SCENARIO]), setting, options, scale)
     arms = [ARMS[name] for name in NAMES]
     subject = LLMSubject(
         model, workload.longest, options, measure_floor=False, modes=dict.fromkeys(arm.mode for arm in arms)

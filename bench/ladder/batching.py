@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.flags import Experiment
 from bench.ladder import gain_tables, tables
 from bench.ladder.arms import ARMS, Arm, choose_arms
 from bench.ladder.gains import gains
@@ -27,18 +28,6 @@ from jbatch.progress import say
 BURST_BATCHES = 8  # of a burst
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What a command measures, beside a Setting, and where the results go."""
-
-    model: str = DEMO
-    dataset_names: tuple[str, ...] = ("mixed_length",)
-    arms: tuple[str, ...] = ()  # none: all
-    output_json: Path | None = None
-    output_dir: Path | None = None
-    details: bool = False  # print every figure
-
-
 def run_batching(
     experiment: Experiment, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
 ) -> list[Results]:
@@ -47,7 +36,7 @@ def run_batching(
     Raises:
       ConfigError, WorkloadError, TraceError: before any work, for what cannot be measured as it is described.
     """
-    arms = choose_arms(list(experiment.arms))
+    arms = choose_arms(experiment.arms)
     options = {"max_num_seqs": 16, "seed": setting.seed} | samplers(setting) | engine_options
     workloads = make_workloads(experiment, setting, options, workload_options)
     paths = _paths(experiment)

@@ -9,9 +9,10 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.flags import Experiment
 from bench.ladder import tables
 from bench.ladder.arms import ARMS
-from bench.ladder.batching import Experiment, make_workloads, samplers
+from bench.ladder.batching import make_workloads, samplers
 from bench.ladder.subject import LLMSubject
 from bench.measure import manifest, measures
 from bench.measure.drive import drive

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from bench.flags import Experiment
 from bench.ladder import tables
 from bench.ladder.arms import ARMS
-from bench.ladder.batching import Experiment, make_workloads, samplers
+from bench.ladder.batching import make_workloads, samplers
 from bench.ladder.ladder import climb
 from bench.ladder.subject import LLMSubject
 from bench.measure import manifest

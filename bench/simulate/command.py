@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bench.flags import (
-    Costs,
-    Dataset,
-    Goodput,
-    HardwareName,
-    Json,
-    SimulatedModel,
-    policies_flag,
-    several,
-)
+from bench.flags import Goodput, Json, Source, policies_flag, several
 from bench.ladder import tables
 from bench.ladder.arms import Arm
 from bench.ladder.ladder import climb
@@ -55,20 +46,16 @@ MAX_REPLICAS = 1024
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command(
-    cls=GroupedCommand, short_help="A workload on costs instead of a device, with the engine's own scheduler."
-)
-@with_options(SIMULATED_ENGINE, WORKLOAD, SIMULATED_RUN)
-def simulate(
-    engine_options: dict[str, Any],
-    workload_options: dict[str, Any],
-    setting_options: dict[str, Any],
-    costs: Costs = None,
-    hardware: HardwareName = None,
-    model: SimulatedModel = "llama3-8b",
-    dataset_name: Dataset = "mixed_length",
-    policy: Annotated[list[str] | None, policies_flag("fcfs")] = None,
-    goodput: Goodput = None,
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+    """On how many engines, under which policies and routers, and where the results go.
+
+    Raises:
+      ConfigError: naming the field, its value and the limit.
+    """
+
+    policy: Annotated[list[str] | None, policies_flag("fcfs")] = None
+    goodput: Goodput = None
     replicas: Annotated[
         int,
         typer.Option(
@@ -76,7 +63,7 @@ def simulate(
             help="Engines behind a router; --policy is then that of each.",
             rich_help_panel="Replicas",
         ),
-    ] = 1,
+    ] = 1
     replica_speed: Annotated[
         list[float] | None,
         typer.Option(
@@ -84,54 +71,86 @@ def simulate(
             help="Of the replicas in turn. May be repeated. [default: 1 for each]",
             rich_help_panel="Replicas",
         ),
-    ] = None,
-    router: Annotated[
-        list[str] | None, several(ROUTERS, "May be repeated. [default: all]", "Replicas")
-    ] = None,
-    output_json: Json = None,
+    ] = None
+    router: Annotated[list[str] | None, several(ROUTERS, "May be repeated. [default: all]", "Replicas")] = (
+        None
+    )
+    output_json: Json = None
+
+    def __post_init__(self) -> None:
+        for name in self.policy or ():
+            if name not in POLICIES:
+                raise ConfigError("policy", name, f"must be one of {', '.join(POLICIES)}")
+        check_range("replicas", self.replicas, 1, MAX_REPLICAS)
+        for field in ("replica_speed", "router"):
+            if self.replicas == 1 and (given := getattr(self, field)):
+                raise ConfigError(field, given, "is of several engines: give --replicas, too")
+        for speed in self.replica_speed or ():
+            if not 0 < speed < 1e6:
+                raise ConfigError("replica_speed", speed, "must be a number above 0")
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Continuous batching under each policy, once."""
+        return [
+            Arm(name, "continuous", f"continuous batching, {name}", name)  # type: ignore[arg-type]
+            for name in dict.fromkeys(self.policy or ("fcfs",))
+        ]
+
+    @property
+    def routers(self) -> tuple[str, ...]:
+        """Each once."""
+        return tuple(dict.fromkeys(self.router or ROUTERS))
+
+    @property
+    def speeds(self) -> list[float]:
+        """One for each replica: those given, in turn."""
+        given = self.replica_speed or [1.0]
+        return [given[number % len(given)] for number in range(self.replicas)]
+
+
+@app.command(
+    cls=GroupedCommand, short_help="A workload on costs instead of a device, with the engine's own scheduler."
+)
+@with_options(Source, Simulation, SIMULATED_ENGINE, WORKLOAD, SIMULATED_RUN)
+def simulate(
+    source: Source,
+    simulation: Simulation,
+    engine_options: dict[str, Any],
+    workload_options: dict[str, Any],
+    setting_options: dict[str, Any],
 ) -> None:
     """Run a workload through the engine and its scheduler as they are, on a clock of their own. Nothing is
     computed: each step takes what steps of its size and load cost.
     """
-    setting = Setting(**setting_options, repeats=1, goodput=parse_goodput(goodput or ()))
-    arms = [_arm(name) for name in dict.fromkeys(policy or ("fcfs",))]
-    check_range("replicas", replicas, 1, MAX_REPLICAS)
-    if replicas > 1:
-        _check_cluster(arms, setting)
-    elif replica_speed or router:
-        field, given = ("replica_speed", replica_speed) if replica_speed else ("router", router)
-        raise ConfigError(field, given, "is of several engines: give --replicas, too")
-    simulated = simulated_by(costs, hardware, model, engine_options)
-    workload = workload_for(dataset_name, setting, simulated, workload_options)
-    if replicas > 1:
-        if output_json is not None:
-            raise ConfigError("output_json", str(output_json), "holds no cluster: leave it out")
-        speeds = _speeds(replicas, replica_speed or [1.0])
-        names = tuple(dict.fromkeys(router or ROUTERS))
-        return _print_cluster(Page(), simulated, workload, arms[0], names, speeds, setting.seed)
-    with claimed(output_json):
+    setting = Setting(**setting_options, repeats=1, goodput=parse_goodput(simulation.goodput or ()))
+    if simulation.replicas > 1:
+        _check_cluster(simulation, setting)
+    simulated = simulated_by(source.costs, source.hardware, source.model, engine_options)
+    workload = workload_for(source.dataset_name, setting, simulated, workload_options)
+    if simulation.replicas > 1:
+        return _print_cluster(Page(), simulated, workload, simulation, setting.seed)
+    path = simulation.output_json
+    with claimed(path):
         begin = time.monotonic()
-        done = climb(SimulatedSubject(simulated, seed=setting.seed), arms, workload, setting)
+        done = climb(SimulatedSubject(simulated, seed=setting.seed), simulation.arms, workload, setting)
         wall_s = time.monotonic() - begin
         about = dict(simulated.about) | {"setting": dataclasses.asdict(setting), "wall_s": wall_s}
-        if output_json is not None:
-            write(output_json, Results("simulated", about, describe(workload), done))
+        if path is not None:
+            write(path, Results("simulated", about, describe(workload), done))
     _print(Page(), simulated, workload, done, wall_s)
 
 
-def _arm(name: str) -> Arm:
-    if name not in POLICIES:
-        raise ConfigError("policy", name, f"must be one of {', '.join(POLICIES)}")
-    return Arm(name, "continuous", f"continuous batching, {name}", name)  # type: ignore[arg-type]
-
-
-def _check_cluster(arms: Sequence[Arm], setting: Setting) -> None:
+def _check_cluster(simulation: Simulation, setting: Setting) -> None:
     """Raise ConfigError for what is said of one engine."""
-    if len(arms) > 1:
-        raise ConfigError("policy", [arm.name for arm in arms], "several engines have one policy: name one")
+    if len(simulation.arms) > 1:
+        names = [arm.name for arm in simulation.arms]
+        raise ConfigError("policy", names, "several engines have one policy: name one")
     for field, value in (("goodput", setting.goodput), ("max_concurrency", setting.max_concurrency)):
         if value:
             raise ConfigError(field, value, "is of one engine: leave it or --replicas out")
+    if simulation.output_json is not None:
+        raise ConfigError("output_json", str(simulation.output_json), "holds no cluster: leave it out")
 
 
 def simulated_by(
@@ -198,25 +217,12 @@ def workload_for(name: str, setting: Setting, sim: Simulated, options: Mapping[s
     )
 
 
-def _speeds(replicas: int, given: list[float]) -> list[float]:
-    """A speed for each replica: those given, in turn."""
-    for speed in given:
-        if not 0 < speed < 1e6:
-            raise ConfigError("replica_speed", speed, "must be a number above 0")
-    return [given[number % len(given)] for number in range(replicas)]
-
-
-def _print_cluster(
-    out: Page,
-    sim: Simulated,
-    workload: Workload,
-    arm: Arm,
-    routers: Sequence[str],
-    speeds: Sequence[float],
-    seed: int,
-) -> None:
+def _print_cluster(out: Page, sim: Simulated, workload: Workload, simulation: Simulation, seed: int) -> None:
     """The table of routers, and what one engine alone does."""
-    made = {name: run_cluster(sim, arm, workload, router_of(name), speeds, seed) for name in routers}
+    (arm,), speeds = simulation.arms, simulation.speeds
+    made = {
+        name: run_cluster(sim, arm, workload, router_of(name), speeds, seed) for name in simulation.routers
+    }
     alone = run_cluster(sim, arm, workload, router_of("round-robin"), [1.0], seed)
     out.print(tables.describe_workload(describe(workload)))
     each_is = f"each {sim.about.get('model')} on {sim.about.get('device')}"

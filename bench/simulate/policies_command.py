@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from bench.flags import Lab, Source
 from bench.ladder.tables import describe_workload
 from bench.options import Setting
 from bench.report.policies import NO_QUEUE_TEXT, name_of, queued
@@ -19,43 +19,36 @@ from bench.workloads.workload import Workload
 from jbatch.cli.tables import Page, Table, number
 from jbatch.config import AdmissionName, check_choice
 from jbatch.errors import ConfigError
+from jbatch.host.policies import POLICIES
 
 DEFAULT_SEQS = 16
+PREDICTORS = ("none", "oracle", "noisy", "running-mean")  # by default
 POOL_SHARE = 0.5  # of the pages that as many of the longest requests would fill
 
 
-@dataclasses.dataclass(frozen=True)
-class Lab:
-    """What is simulated, and where the results go."""
-
-    costs: Path | None
-    hardware: str | None
-    model: str
-    dataset_name: str
-    policies: tuple[str, ...]
-    predictors: tuple[str, ...]
-    admissions: tuple[AdmissionName, ...]
-    output_json: Path | None
-    output_png: Path | None
-    details: bool = False  # print every figure
-
-
 def run_policies(
-    lab: Lab, setting: Setting, engine_options: dict[str, Any], workload_options: dict[str, Any]
+    source: Source,
+    lab: Lab,
+    setting: Setting,
+    engine_options: dict[str, Any],
+    workload_options: dict[str, Any],
 ) -> list[Outcome]:
     """Simulate, print and write. Raises what `jbatch simulate` raises."""
     options = {"max_num_seqs": DEFAULT_SEQS} | engine_options
-    sim = simulated_by(lab.costs, lab.hardware, lab.model, options)
-    workload = workload_for(lab.dataset_name, setting, sim, workload_options)
+    sim = simulated_by(source.costs, source.hardware, source.model, options)
+    workload = workload_for(source.dataset_name, setting, sim, workload_options)
     if "num_pages" not in engine_options:
         sim = _constrained(sim, workload)
-    for admission in lab.admissions:
+    policies = tuple(dict.fromkeys(lab.policy or POLICIES))
+    predictors = tuple(dict.fromkeys(lab.predictor or PREDICTORS))
+    admissions: Any = tuple(dict.fromkeys(lab.admission or ("optimistic",)))
+    for admission in admissions:
         check_choice("admission", admission, get_args(AdmissionName))
-    for name in lab.predictors:
+    for name in predictors:
         predictor_of(name, workload, setting.seed)  # where no policy asks for it, too
     budget = _budget(sim, workload)
     with claimed(lab.output_json), claimed(lab.output_png):
-        outcomes = run_lab(sim, workload, lab.policies, lab.predictors, lab.admissions, budget, setting.seed)
+        outcomes = run_lab(sim, workload, policies, predictors, admissions, budget, setting.seed)
         if lab.output_json is not None:
             rows = [outcome._asdict() for outcome in outcomes]
             content = {"schema": 1, "kind": "policies", "workload": describe(workload), "outcomes": rows}

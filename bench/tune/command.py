@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -46,20 +45,10 @@ RUN = SIMULATED_RUN.only("num_prompts", "seed")
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command(
-    name="tune",
-    cls=GroupedCommand,
-    short_help="Options of an engine for a workload and an aim, found by simulation.",
-)
-@with_options(SAID, WORKLOAD, RUN)
-def tune_command(
-    engine_options: dict[str, Any],
-    workload_options: dict[str, Any],
-    setting_options: dict[str, Any],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="FILE", help="Must not exist.", rich_help_panel="Output"),
-    ],
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """What is simulated: costs of steps, of one page size or of several, and a workload by name."""
+
     costs: Annotated[
         list[Path] | None,
         typer.Option(
@@ -68,16 +57,26 @@ def tune_command(
             "more than one max_num_seqs.",
             rich_help_panel="Costs",
         ),
-    ] = None,
-    hardware: HardwareName = None,
-    model: SimulatedModel = "llama3-8b",
-    dataset_name: Dataset = "mixed_length",
+    ] = None
+    hardware: HardwareName = None
+    model: SimulatedModel = "llama3-8b"
+    dataset_name: Dataset = "mixed_length"
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What is searched, for which aim, and for how long.
+
+    Raises:
+      ConfigError: naming the field, its value and the limit.
+    """
+
     aim: Annotated[
         str,
         typer.Option(
             metavar=choices(get_args(AimName)), help="What is to be best.", rich_help_panel="Search"
         ),
-    ] = "throughput",
+    ] = "throughput"
     throughput_floor: Annotated[
         float,
         typer.Option(
@@ -85,10 +84,10 @@ def tune_command(
             help="p99-ttft: share of the default's throughput to keep.",
             rich_help_panel="Search",
         ),
-    ] = 0.95,
-    goodput: Goodput = None,
-    policy: Annotated[list[str] | None, policies_flag("fcfs")] = None,
-    admission: Annotated[list[str] | None, admissions_flag("all")] = None,
+    ] = 0.95
+    goodput: Goodput = None
+    policy: Annotated[list[str] | None, policies_flag("fcfs")] = None
+    admission: Annotated[list[str] | None, admissions_flag("all")] = None
     predictor: Annotated[
         str,
         typer.Option(
@@ -96,11 +95,55 @@ def tune_command(
             help="Of lengths, for policies and admissions that go by them.",
             rich_help_panel="Scheduling",
         ),
-    ] = "running-mean",
+    ] = "running-mean"
     time_budget: Annotated[
         float,
         typer.Option(metavar="SECONDS", help="No other arm is begun after that.", rich_help_panel="Search"),
-    ] = 300.0,
+    ] = 300.0
+
+    def __post_init__(self) -> None:
+        limits = parse_goodput(self.goodput or ())
+        check_choice("aim", self.aim, get_args(AimName))
+        if not 0 < self.throughput_floor <= 1:
+            raise ConfigError("throughput_floor", self.throughput_floor, "must be above 0, at most 1")
+        if (self.aim == "goodput") != bool(limits):
+            raise ConfigError("goodput", limits, "the aim goodput needs limits, and only that has any")
+        if not self.time_budget > 0:
+            raise ConfigError("time_budget", self.time_budget, "must be a number of seconds above 0")
+        for name in self.policy or ():
+            check_choice("policy", name, get_args(PolicyName))
+        for name in self.admission or ():
+            check_choice("admission", name, get_args(AdmissionName))
+
+    @property
+    def parsed_aim(self) -> Aim:
+        """The aim, with its limits."""
+        limits = parse_goodput(self.goodput or ())
+        return Aim(self.aim, self.throughput_floor, limits)  # type: ignore[arg-type]
+
+    def field(self, by_page_size: dict[int, Simulated]) -> Field:
+        """All that may be chosen, each once."""
+        policies: Any = tuple(dict.fromkeys(self.policy or ("fcfs",)))
+        admissions: Any = tuple(dict.fromkeys(self.admission or get_args(AdmissionName)))
+        return Field(by_page_size, policies, admissions)
+
+
+@app.command(
+    name="tune",
+    cls=GroupedCommand,
+    short_help="Options of an engine for a workload and an aim, found by simulation.",
+)
+@with_options(Sources, Search, SAID, WORKLOAD, RUN)
+def tune_command(
+    sources: Sources,
+    search: Search,
+    engine_options: dict[str, Any],
+    workload_options: dict[str, Any],
+    setting_options: dict[str, Any],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="Must not exist.", rich_help_panel="Output"),
+    ],
 ) -> None:
     """Search the options that a workload runs best with, in simulations of the engine and its scheduler, and
     write them to a file for LLM(tuned=FILE) and --tuned FILE.
@@ -108,60 +151,35 @@ def tune_command(
     max_num_seqs, max_num_batched_tokens, the page size, policy and admission are searched one after the
     other; then buckets that are not worth their programs are left out. The page pool keeps its tokens.
     """
-    setting = Setting(**setting_options, repeats=1, goodput=parse_goodput(goodput or ()))
-    chosen = _aim(aim, throughput_floor, setting)
-    if not time_budget > 0:
-        raise ConfigError("time_budget", time_budget, "must be a number of seconds above 0")
-    field = Field(
-        _by_page_size(costs or [], hardware, model, engine_options),
-        _names("policy", policy or ("fcfs",), get_args(PolicyName)),
-        _names("admission", admission or get_args(AdmissionName), get_args(AdmissionName)),
-    )
-    find_predictor(predictor)
+    setting = Setting(**setting_options, repeats=1)
+    field, aim = search.field(_by_page_size(sources, engine_options)), search.parsed_aim
+    find_predictor(search.predictor)
     first = next(iter(field.by_page_size.values()))
 
     def draw(seed: int) -> Workload:
         drawn = Setting(num_prompts=setting.num_prompts, seed=seed)
-        return workload_for(dataset_name, drawn, first, workload_options)
+        return workload_for(sources.dataset_name, drawn, first, workload_options)
 
     with claimed(output):
         begin = time.monotonic()
-        tuned = tune(field, draw, setting.seed, chosen, predictor, time_budget)
+        tuned = tune(field, draw, setting.seed, aim, search.predictor, search.time_budget)
         workload = describe(draw(setting.seed))
-        _file(tuned, first, chosen, workload).write(output)
+        _file(tuned, first, aim, workload).write(output)
     out = Page()
     out.print(describe_workload(workload))
-    print_tuned(out, first, tuned, chosen, time.monotonic() - begin)
+    print_tuned(out, first, tuned, aim, time.monotonic() - begin)
     out.print(f"wrote {output}: LLM(..., tuned={str(output)!r}), or --tuned {output}")
 
 
-def _aim(name: str, floor: float, setting: Setting) -> Aim:
-    check_choice("aim", name, get_args(AimName))
-    if not 0 < floor <= 1:
-        raise ConfigError("throughput_floor", floor, "must be above 0, at most 1")
-    if (name == "goodput") != bool(setting.goodput):
-        raise ConfigError(
-            "goodput", dict(setting.goodput), "the aim goodput needs limits, and only that has any"
-        )
-    return Aim(name, floor, setting.goodput)  # type: ignore[arg-type]
-
-
-def _names(field: str, names: Sequence[str], known: tuple[Any, ...]) -> Any:
-    for name in names:
-        check_choice(field, name, known)
-    return tuple(dict.fromkeys(names))
-
-
-def _by_page_size(
-    costs: Sequence[Path], hardware: str | None, model: str, options: dict[str, Any]
-) -> dict[int, Simulated]:
+def _by_page_size(sources: Sources, options: dict[str, Any]) -> dict[int, Simulated]:
     """An engine for each page size that costs hold for: derived ones for all, measured ones for their own."""
-    if not costs:
+    hardware, model = sources.hardware, sources.model
+    if not sources.costs:
         found = [simulated_by(None, hardware, model, options | {"page_size": size}) for size in PAGE_SIZES]
         found.sort(key=lambda sim: sim.config.page_size != 64)  # the default's pool is kept
         return {sim.config.page_size: sim for sim in found}
     by_size: dict[int, Simulated] = {}
-    for path in costs:
+    for path in sources.costs:
         sim = simulated_by(path, hardware, model, options)
         first = next(iter(by_size.values()), sim)
         if _sizes(sim) != _sizes(first):

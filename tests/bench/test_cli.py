@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.flags import Experiment
 from bench.ladder import batching, throughput
 from bench.ladder.arms import ARMS
 from bench.ladder.ladder import climb
@@ -190,7 +191,7 @@ def test_a_sweep_that_is_cut_leaves_its_points(tmp_path, monkeypatch):
     file = tmp_path / "x.json"
     with pytest.raises(KeyboardInterrupt):
         batching.run_batching(
-            batching.Experiment(arms=("continuous",), output_json=file),
+            Experiment(arms=["continuous"], output_json=file),
             Setting(num_prompts=4, sweep=True),
             {"max_num_seqs": 2},
             {"length_scale": 0.05},

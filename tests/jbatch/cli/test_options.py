@@ -1,6 +1,8 @@
 """Flags made from the fields of dataclasses."""
 
 import dataclasses
+from pathlib import Path
+from typing import Annotated
 
 import pytest
 import typer
@@ -80,6 +82,32 @@ def test_help_shows_defaults():
     for words in ("--count N About count. [default: 3]", "--limit N About limit.", "--share X About share."):
         assert words in text
     assert "--no-loud" not in text
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Fields annotated as parameters of a command."""
+
+    path: Annotated[Path, typer.Option("--path", "-o", help="Where to.")]
+    names: Annotated[list[str] | None, typer.Option("--also", help="May be repeated.")] = None
+    times: int = 2
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [("-o x", Place(Path("x"))), ("--path y --also a --also b --times 3", Place(Path("y"), ["a", "b"], 3))],
+)
+def test_a_dataclass_of_annotated_fields_is_passed_whole(flags, expected):
+    app, got = typer.Typer(), []
+
+    @app.command()
+    @with_options(Place, Flags(Options, HELP))
+    def command(place: Place, options: dict) -> None:
+        got.append((place, options))
+
+    assert CliRunner().invoke(app, [*flags.split(), "--count", "4"]).exit_code == 0
+    assert got == [(expected, {"count": 4})]
+    assert CliRunner().invoke(app, []).exit_code == 2, "what has no default is required"
 
 
 @pytest.mark.parametrize("cls, helps, panels", [ENGINE, SAMPLING])
