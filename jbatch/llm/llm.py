@@ -6,22 +6,19 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Unpack, get_args
+from typing import Any, NoReturn, Unpack
 
-from jbatch.config import EngineConfig, ModeName, UpdateMode, check_choice, plain
+from jbatch.config import EngineConfig, ModeName, UpdateMode
 from jbatch.device.process.user_fn import LogitsFn
 from jbatch.device.runner import KV
-from jbatch.device.tree import sources_of
 from jbatch.engine.batch import complete
 from jbatch.engine.callers import AsyncStream, Callers
-from jbatch.engine.engine import Engine
 from jbatch.engine.metric import Metric
 from jbatch.engine.prefilled import PARAMS as PREFILL_PARAMS
 from jbatch.engine.prefilled import Prefilled, prefill
 from jbatch.engine.prompts import Prompt, UncheckedRequest, list_requests
-from jbatch.engine.replicas import AnyEngine, Replicas, single
+from jbatch.engine.replicas import AnyEngine, single
 from jbatch.engine.scoring import SCORE_PARAMS, Score, score_of, scored_from
 from jbatch.engine.stream import Deltas, TextDelta, stream
 from jbatch.engine.wishes import WishLists
@@ -31,6 +28,7 @@ from jbatch.host.limits import Limits
 from jbatch.llm.compiling import CallPrograms, compile_buckets, prepare
 from jbatch.llm.engines import AnyPolicy, new_engine
 from jbatch.llm.opening import describe_opened, open_model
+from jbatch.llm.updating import update_weights
 from jbatch.llm.warning import warn_of
 from jbatch.model_dir.tuned import with_tuned
 from jbatch.outputs import Label, RequestOutput
@@ -318,20 +316,7 @@ class LLM:
             changed then.
           JBatchError: within a step, as from a `logits_fn`, a policy or a signal's handler.
         """
-        self.runner.tenancy.check_process()
-        check_choice("mode", mode, get_args(UpdateMode))
-        weight_version = plain(weight_version)
-        if weight_version is not None and type(weight_version) not in (int, str):
-            raise ConfigError("weight_version", weight_version, "must be text or an integer")
-        self.runner.check_open()
-        sources = sources_of(tree, self.model_config)
-        replace = [partial(runner.replace_params, sources, weight_version) for runner in self._opened.runners]
-        if isinstance(self.engine, Replicas):
-            self.engine.update(replace, mode)
-            return
-        tenant = self.runner.tenancy.tenant
-        engine = tenant if isinstance(tenant, Engine) else self.engine
-        engine.update(replace[0], mode)
+        update_weights(self._opened, self.engine, tree, weight_version, mode)
 
     def weights(self) -> dict[str, Any]:
         """The model's parameters by name, as arrays on the device.
