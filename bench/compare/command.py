@@ -28,6 +28,7 @@ from jbatch.cli.options import with_options
 from jbatch.errors import ConfigError
 
 LEAST_REPEATS = 3
+ARM_NAMES = ", ".join((*ARMS, *GROUPS))
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -36,11 +37,21 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 class Comparison:
     """What is compared, on which requests, and where the results go."""
 
-    model: str = "demo"
-    dataset_name: str = "mixed_length"
-    arms: tuple[str, ...] = ()  # none: all
-    output_json: Path | None = None
-    record: Path | None = None  # a file for the plans; None: one that does not stay
+    model: Model = "demo"
+    dataset_name: Dataset = "mixed_length"
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help=f"May be repeated: {ARM_NAMES}. [default: all]", rich_help_panel="Arms"
+        ),
+    ] = None
+    output_json: Json = None
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Keep the plans that are replayed; must not exist.", rich_help_panel="Output"
+        ),
+    ] = None
 
 
 def compare(
@@ -59,7 +70,7 @@ def compare(
     from bench.ladder.batching import make_workloads, samplers
     from bench.ladder.subject import LLMSubject, find_model
 
-    arms = choose_arms(list(comparison.arms))
+    arms = choose_arms(comparison.arms or [])
     if setting.repeats < LEAST_REPEATS:
         raise ConfigError("repeats", setting.repeats, f"must be at least {LEAST_REPEATS}")
     options = {"max_num_seqs": 16, "seed": setting.seed} | samplers(setting) | engine_options
@@ -136,40 +147,22 @@ def _save(path: Path | None, results: Callable[[], Results]) -> None:
 # The command line.
 
 
-ARM_NAMES = ", ".join((*ARMS, *GROUPS))
-
-
 def run(args: list[str]) -> int:
     """The command, with its own flags. Raises what `compare` raises, and click's usage errors."""
     return app(args, prog_name="jbatch bench compare", standalone_mode=False) or 0
 
 
 @app.command(cls=GroupedCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@with_options(LADDER_ENGINE, CLOSED_WORKLOAD, SETTING.only("num_prompts", "seed", "repeats"))
+@with_options(Comparison, LADDER_ENGINE, CLOSED_WORKLOAD, SETTING.only("num_prompts", "seed", "repeats"))
 def command(
+    comparison: Comparison,
     engine_options: dict[str, Any],
     workload_options: dict[str, Any],
     setting_options: dict[str, Any],
-    model: Model = "demo",
-    dataset_name: Dataset = "mixed_length",
-    arms: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help=f"May be repeated: {ARM_NAMES}. [default: all]", rich_help_panel="Arms"
-        ),
-    ] = None,
-    output_json: Json = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Keep the plans that are replayed; must not exist.", rich_help_panel="Output"
-        ),
-    ] = None,
 ) -> None:
     """Run the same requests through jbatch and through PyTorch's engines, on one device and the same weights.
 
     Greedy tokens are compared before any time is shown; an arm that cannot run, or that gives other tokens,
     is a line that says why.
     """
-    comparison = Comparison(model, dataset_name, tuple(arms or ()), output_json, record)
     print_comparison(compare(comparison, Setting(**setting_options), engine_options, workload_options))

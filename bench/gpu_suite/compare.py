@@ -39,7 +39,7 @@ def run(task: Task) -> None:
 
     model, options = ("demo", TINY_OPTIONS) if task.tiny else ("llama3.2-1b", OPTIONS)
     file = task.out / f"compare-{task.part.removeprefix('torch-')}.json"
-    arms = ARMS[task.part][: 1 if task.tiny else None]
+    arms = list(ARMS[task.part][: 1 if task.tiny else None])
     results = compare(
         Comparison(model, arms=arms, output_json=file),
         Setting(num_prompts=TINY_PROMPTS if task.tiny else NUM_PROMPTS[task.part]),

@@ -66,7 +66,7 @@ def model_dir(tmp_path_factory):
 def compared(model_dir, tmp_path_factory):
     """One comparison of all arms, in which FlashAttention's has a cache full of holes."""
     out = tmp_path_factory.mktemp("out")
-    comparison = Comparison(str(model_dir), "random", (), out / "results.json", out / "plans.jsonl")
+    comparison = Comparison(str(model_dir), "random", None, out / "results.json", out / "plans.jsonl")
     written = []
 
     def write(path, content):
@@ -222,7 +222,7 @@ def test_what_cannot_be_compared_is_refused_before_any_work(model_dir, tmp_path)
         compare.compare(comparison, setting, engine, WORKLOAD)
 
     with pytest.raises(ConfigError, match="arms='vllm': must be one of jbatch, torch-paged"):
-        run(Comparison(str(model_dir), "random", ("vllm",)))
+        run(Comparison(str(model_dir), "random", ["vllm"]))
     with pytest.raises(ConfigError, match="repeats=2: must be at least 3"):
         run(Comparison(str(model_dir), "random"), Setting(num_prompts=4, repeats=2))
     with pytest.raises(ConfigError, match="dataset_name='rnadom'"):
