@@ -178,7 +178,9 @@ LADDER_ENGINE = _ENGINE.with_helps(
 _SIZES = (
     *("max_num_seqs", "max_model_len", "max_num_batched_tokens", "target_itl_ms", "page_size", "num_pages"),
 )
-SIMULATED_ENGINE = ENGINE_FLAGS.only(*_SIZES).with_helps(max_num_seqs="Sequences that run at once.")
+SIMULATED_ENGINE = ENGINE_FLAGS.only(*_SIZES, "enable_prefix_caching").with_helps(
+    max_num_seqs="Sequences that run at once."
+)
 POLICIES_ENGINE = ENGINE_FLAGS.only(*_SIZES, "max_preemption_probability").with_helps(
     max_num_seqs="Sequences that run at once. [default: 16]",
     num_pages="Pages of the KV cache. [default: half of what as many of the longest fill]",

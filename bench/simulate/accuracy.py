@@ -35,6 +35,7 @@ from jbatch.cli.tables import Page, Table
 
 CONTINUOUS = ARMS["continuous"]
 LOAD = 0.8  # of the simulated capacity, for requests that come one by one
+COLD = {"enable_prefix_caching": False}  # as LLMSubject runs
 SCALE = 0.25  # of the scenarios' lengths
 PAGE_SIZE = 16  # so small that several sequences are preempted where pages are few
 ALLOWED, ALLOWED_P99 = 0.05, 0.1
@@ -168,7 +169,7 @@ def run_accuracy(plan: Plan) -> dict[str, Any]:
     subjects = {subject.llm.runner.shape.num_pages: subject}
     try:
         calm = calm_of(subject)
-        first = measured_by(table_of(subject, [measure(subject, plan.seed, calm)]), {})
+        first = measured_by(table_of(subject, [measure(subject, plan.seed, calm)]), COLD)
         every = cases(first, plan.num_prompts or sizes.num_prompts, plan.seed)
         for pages in (case.num_pages for case in every if case.num_pages):
             fewer = options | {"num_pages": pages}
@@ -196,7 +197,7 @@ def _repeats(
             passes[case.name].real.append(calm.run(partial(figures_of, subject, case.workload)))
         after = {subject: measure(subject, plan.seed + 2 + repeat, calm) for subject in subjects}
         for case, subject in runs:
-            sim = measured_by(table_of(subject, [before[subject], after[subject]]), {})
+            sim = measured_by(table_of(subject, [before[subject], after[subject]]), COLD)
             simulated = SimulatedSubject(sim, seed=plan.seed + repeat)
             passes[case.name].simulated.append(figures_of(simulated, case.workload))
         before = after

@@ -164,11 +164,16 @@ def simulated_by(
 
 
 def measured_by(table: CostTable, options: Mapping[str, Any]) -> Simulated:
-    """The engine that costs were measured with, but for `options`. Raises CostError where they do not say."""
+    """The engine that costs were measured with, but for `options`. Its prefix cache is on unless they say
+    otherwise: it is off where costs are measured, or a repeated prompt would cost nothing.
+
+    Raises CostError where the costs do not say what they were measured with.
+    """
     about = table.about
     try:
         said = (*ENGINE_OPTIONS, "decode_buckets", "token_buckets")
         measured = {name: about["engine"][name] for name in about["engine"] if name in said}
+        measured.pop("enable_prefix_caching", None)
         known = {name: about[name] for name in ("max_num_seqs", "num_pages", "max_model_len")}
         vocab_size = about["model_config"]["vocab_size"]
     except (KeyError, TypeError) as error:

@@ -10,11 +10,11 @@ from bench.ladder.arms import Arm
 from bench.measure.floor import Floor
 from jbatch.config import EngineConfig
 from jbatch.engine.engine import Engine
-from jbatch.host.config import SchedulerConfig
+from jbatch.host.config import scheduler_config
 from jbatch.host.itl_limits import limits_of
 from jbatch.host.lengths.prediction import Predictor
 from jbatch.host.policies import POLICIES
-from jbatch.host.policy import MODES, Policy
+from jbatch.host.policy import Policy
 from jbatch.host.scheduler import Scheduler
 from jbatch.seam.bucket import buckets_of
 from jbatch.seam.shape import StateShape
@@ -76,19 +76,8 @@ class SimulatedSubject:
         config = dataclasses.replace(sim.config, mode=arm.mode, policy=arm.policy)
         buckets = buckets_of(config, sim.max_model_len)
         limits = limits_of(config, buckets, max_num_seqs)
-        scheduler = Scheduler(
-            SchedulerConfig(
-                shape=sim.shape,
-                max_model_len=sim.max_model_len,
-                buckets=buckets,
-                policy=policy or POLICIES[arm.policy],
-                admission=MODES[arm.mode],
-                batch_wait_timeout_s=config.batch_wait_timeout_s,
-                reserve=config.admission,
-                max_preemption_probability=config.max_preemption_probability,
-            ),
-            limits,
-        )
+        order = policy or POLICIES[arm.policy]
+        scheduler = Scheduler(scheduler_config(config, sim.shape, sim.max_model_len, buckets, order), limits)
         intake = TimedIntake(
             sim.costs,
             clock,

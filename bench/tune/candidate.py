@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bench.simulate.subject import Simulated
-from bench.tune.estimate import costs_for, largest_sizes
 from jbatch.config import DECODE_SIZES, AdmissionName, EngineConfig, PolicyName
-from jbatch.seam.bucket import buckets_of
+from jbatch.errors import ConfigError
 from jbatch.sim.cost import CostTable
 
-LARGEST_DERIVED = 512, 8192  # slots and prompt tokens, where costs are derived and have no end
-SMALLEST_BUDGET = 32
+# Where costs are derived, which have no end:
+LARGEST_SLOTS = 512
+SMALLEST_BUDGET, LARGEST_BUDGET = 32, 8192  # prompt tokens of a step
 
 
 class Candidate(NamedTuple):
@@ -33,52 +33,67 @@ class Candidate(NamedTuple):
 
 
 class Field(NamedTuple):
-    """What may be chosen: for each page size an engine on costs that hold for it, and all other values.
+    """What may be chosen: engines on costs that hold for them, and all other values.
+
+    Measured costs hold for the engine that they were measured with. What steps with prompts would cost one
+    with fewer slots cannot be told from them, so `max_num_seqs` is one of those that were measured.
 
     The token capacity of the page pool is that of the first engine, whatever the page size: memory decides
     it, and no option.
     """
 
-    by_page_size: Mapping[int, Simulated]
+    engines: Sequence[Simulated]  # on derived costs one for each page size
     policies: Sequence[PolicyName] = ("fcfs",)
     admissions: Sequence[AdmissionName] = ("optimistic",)
 
     @property
     def default(self) -> Candidate:
         """The defaults of an engine, as far as there are costs for them."""
-        sizes = list(self.by_page_size)
-        page_size = EngineConfig.page_size if EngineConfig.page_size in sizes else sizes[0]
-        slots, tokens = _largest(self.by_page_size[page_size])
-        return Candidate(
-            min(EngineConfig.max_num_seqs, slots), min(EngineConfig.max_num_batched_tokens, tokens), page_size
-        )
+        page_sizes = [sim.config.page_size for sim in self.engines]
+        page_size = EngineConfig.page_size if EngineConfig.page_size in page_sizes else page_sizes[0]
+        of_size = [sim for sim in self.engines if sim.config.page_size == page_size]
+        slots = _nearest(EngineConfig.max_num_seqs, [size for sim in of_size for size in _slots(sim)])
+        engine = next(sim for sim in of_size if slots in _slots(sim))
+        budget = _nearest(EngineConfig.max_num_batched_tokens, _budgets(engine))
+        return Candidate(slots, budget, page_size)
 
     def axes(self) -> dict[str, list[Any]]:
         """The values of each option, by its name, in the order in which they are searched."""
-        slots, tokens = (min(sizes) for sizes in zip(*map(_largest, self.by_page_size.values()), strict=True))
-        above = range(DECODE_SIZES[-1] * 2, slots + 1, DECODE_SIZES[-1])
-        budgets = [SMALLEST_BUDGET << power for power in range(16) if SMALLEST_BUDGET << power < tokens]
         return {
-            "max_num_seqs": sorted({*(size for size in DECODE_SIZES if size < slots), *above, slots}),
-            "max_num_batched_tokens": [*budgets, tokens],
-            "page_size": sorted(self.by_page_size),
+            "max_num_seqs": sorted({size for sim in self.engines for size in _slots(sim)}),
+            "max_num_batched_tokens": sorted({size for sim in self.engines for size in _budgets(sim)}),
+            "page_size": sorted({sim.config.page_size for sim in self.engines}),
             "policy": list(self.policies),
             "admission": list(self.admissions),
         }
 
     def simulated(self, candidate: Candidate) -> Simulated:
         """The engine of a candidate. Raises ConfigError for options that do not go together."""
-        capacity = next(iter(self.by_page_size.values()))
-        num_tokens = (capacity.num_pages - 1) * capacity.config.page_size
-        sim = self.by_page_size[candidate.page_size]
-        config = dataclasses.replace(sim.config, **candidate.options())
-        costs = sim.costs
-        if isinstance(costs, CostTable):
-            costs = costs_for(costs, buckets_of(config, sim.max_model_len))
-        num_pages = 1 + num_tokens // candidate.page_size
-        return sim._replace(config=config, num_pages=num_pages, costs=costs)
+        first = self.engines[0]
+        num_pages = 1 + (first.num_pages - 1) * first.config.page_size // candidate.page_size
+        for sim in self.engines:
+            if candidate.page_size == sim.config.page_size and candidate.max_num_seqs in _slots(sim):
+                config = dataclasses.replace(sim.config, **candidate.options())
+                return sim._replace(config=config, num_pages=num_pages)
+        reason = f"no costs were measured with it and page_size={candidate.page_size}"
+        raise ConfigError("max_num_seqs", candidate.max_num_seqs, reason)
 
 
-def _largest(sim: Simulated) -> tuple[int, int]:
-    """Slots and prompt tokens of the largest steps that there are costs of."""
-    return largest_sizes(sim.costs) if isinstance(sim.costs, CostTable) else LARGEST_DERIVED
+def _slots(sim: Simulated) -> Sequence[int]:
+    """Values of max_num_seqs that an engine's costs hold for."""
+    if isinstance(sim.costs, CostTable):
+        return (sim.config.max_num_seqs,)
+    above = range(DECODE_SIZES[-1] * 2, LARGEST_SLOTS + 1, DECODE_SIZES[-1])
+    return (*DECODE_SIZES, *above)
+
+
+def _budgets(sim: Simulated) -> Sequence[int]:
+    """Prompt tokens of the steps that there are costs of."""
+    if isinstance(sim.costs, CostTable):
+        return sorted({bucket.tokens for bucket in sim.costs.buckets if bucket.tokens})
+    return [SMALLEST_BUDGET << power for power in range(16) if SMALLEST_BUDGET << power <= LARGEST_BUDGET]
+
+
+def _nearest(default: int, known: Sequence[int]) -> int:
+    """The default, or what comes nearest below it of what is known; if all is above it, the least."""
+    return max((size for size in known if size <= default), default=min(known))

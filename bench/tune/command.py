@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -36,7 +37,6 @@ from jbatch.errors import ConfigError
 from jbatch.host.lengths.find import find_predictor
 from jbatch.model_dir.tuned import SIZES
 from jbatch.model_dir.tuned import Tuned as TunedFile
-from jbatch.sim.cost import CostTable
 
 # What an engine is tuned in cannot be said, too.
 SAID = SIMULATED_ENGINE.only("max_model_len", "num_pages")
@@ -47,14 +47,14 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """What is simulated: costs of steps, of one page size or of several, and a workload by name."""
+    """What is simulated: costs of steps, of one engine or of several, and a workload by name."""
 
     costs: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Costs that `jbatch bench calibrate` measured. May be repeated: for each page size, and for "
-            "more than one max_num_seqs.",
+            help="Costs that `jbatch bench calibrate` measured. May be repeated: for each page size and each "
+            "max_num_seqs to choose from.",
             rich_help_panel="Costs",
         ),
     ] = None
@@ -121,11 +121,11 @@ class Search:
         limits = parse_goodput(self.goodput or ())
         return Aim(self.aim, self.throughput_floor, limits)  # type: ignore[arg-type]
 
-    def field(self, by_page_size: dict[int, Simulated]) -> Field:
+    def field(self, engines: Sequence[Simulated]) -> Field:
         """All that may be chosen, each once."""
         policies: Any = tuple(dict.fromkeys(self.policy or ("fcfs",)))
         admissions: Any = tuple(dict.fromkeys(self.admission or get_args(AdmissionName)))
-        return Field(by_page_size, policies, admissions)
+        return Field(engines, policies, admissions)
 
 
 @app.command(
@@ -152,9 +152,9 @@ def tune_command(
     other; then buckets that are not worth their programs are left out. The page pool keeps its tokens.
     """
     setting = Setting(**setting_options, repeats=1)
-    field, aim = search.field(_by_page_size(sources, engine_options)), search.parsed_aim
+    field, aim = search.field(_engines(sources, engine_options)), search.parsed_aim
     find_predictor(search.predictor)
-    first = next(iter(field.by_page_size.values()))
+    first = field.engines[0]
 
     def draw(seed: int) -> Workload:
         drawn = Setting(num_prompts=setting.num_prompts, seed=seed)
@@ -171,29 +171,24 @@ def tune_command(
     out.print(f"wrote {output}: LLM(..., tuned={str(output)!r}), or --tuned {output}")
 
 
-def _by_page_size(sources: Sources, options: dict[str, Any]) -> dict[int, Simulated]:
-    """An engine for each page size that costs hold for: derived ones for all, measured ones for their own."""
+def _engines(sources: Sources, options: dict[str, Any]) -> list[Simulated]:
+    """What options are chosen for: derived costs hold for all of them, measured ones for the engine that they
+    were measured with."""
     hardware, model = sources.hardware, sources.model
+    found: list[Simulated] = []
     if not sources.costs:
-        found = [simulated_by(None, hardware, model, options | {"page_size": size}) for size in PAGE_SIZES]
-        found.sort(key=lambda sim: sim.config.page_size != 64)  # the default's pool is kept
-        return {sim.config.page_size: sim for sim in found}
-    by_size: dict[int, Simulated] = {}
+        found += (simulated_by(None, hardware, model, options | {"page_size": size}) for size in PAGE_SIZES)
+        return sorted(found, key=lambda sim: sim.config.page_size != 64)  # the default's pool is kept
     for path in sources.costs:
         sim = simulated_by(path, hardware, model, options)
-        first = next(iter(by_size.values()), sim)
-        if _sizes(sim) != _sizes(first):
+        if found and _sizes(sim) != _sizes(found[0]):
             raise ConfigError("costs", str(path), "was measured with another model than the first")
-        page_size = sim.config.page_size
-        by_size[page_size] = _joined(by_size[page_size], sim) if page_size in by_size else sim
-    return by_size
-
-
-def _joined(first: Simulated, second: Simulated) -> Simulated:
-    """The first with the costs of both; where both have costs of a step, the first's."""
-    ours, theirs = first.costs, second.costs
-    assert isinstance(ours, CostTable) and isinstance(theirs, CostTable)
-    return first._replace(costs=dataclasses.replace(ours, buckets=theirs.buckets | ours.buckets))
+        own = sim.config.max_num_seqs, sim.config.page_size
+        if own in [(other.config.max_num_seqs, other.config.page_size) for other in found]:
+            reason = f"is a second one of max_num_seqs={own[0]} and page_size={own[1]}: give one for each"
+            raise ConfigError("costs", str(path), reason)
+        found.append(sim)
+    return found
 
 
 def _sizes(sim: Simulated) -> dict[str, int]:

@@ -21,6 +21,7 @@ from bench.tune.search import Search, search
 from bench.workloads.workload import Workload
 from jbatch.errors import ConfigError
 from jbatch.host.lengths.find import find_predictor
+from jbatch.sim.cost import CostError
 from jbatch.sim.load import Load
 
 Draw = Callable[[int], Workload]  # a workload, by a seed
@@ -66,10 +67,10 @@ def tune(field: Field, draw: Draw, seed: int, aim: Aim, predictor: str | None, t
     def evaluate(candidate: Candidate) -> Figures | None:
         try:
             return figures_of(run(candidate, workload, seed), aim.limits)
-        except ConfigError:
+        except (ConfigError, CostError):
             if candidate == field.default:
                 raise
-            return None  # such as a budget that holds no page
+            return None  # such as a budget that holds no page, or steps without costs
 
     found = search(evaluate, field.default, field.axes(), aim, lambda: time.monotonic() < deadline)
     best = _trimmed(field, found, aim, lambda candidate, loads: run(candidate, workload, seed, loads))

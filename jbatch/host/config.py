@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from jbatch.config import AdmissionName, EngineConfig
-from jbatch.host.policy import Admission, Policy
+from jbatch.host.policy import MODES, Admission, Policy
 from jbatch.seam.bucket import Bucket
 from jbatch.seam.shape import StateShape
 
@@ -37,3 +37,20 @@ class SchedulerConfig(NamedTuple):
     def largest_bucket(self) -> Bucket:
         """The one with most prompt tokens."""
         return max(self.buckets, key=lambda bucket: bucket.tokens)
+
+
+def scheduler_config(
+    config: EngineConfig, shape: StateShape, max_model_len: int, buckets: tuple[Bucket, ...], policy: Policy
+) -> SchedulerConfig:
+    """Of an engine: what its options say of scheduling."""
+    return SchedulerConfig(
+        shape=shape,
+        max_model_len=max_model_len,
+        buckets=buckets,
+        policy=policy,
+        admission=MODES[config.mode],
+        batch_wait_timeout_s=config.batch_wait_timeout_s,
+        enable_prefix_caching=config.enable_prefix_caching,
+        reserve=config.admission,
+        max_preemption_probability=config.max_preemption_probability,
+    )

@@ -10,11 +10,11 @@ from jbatch.engine.engine import Engine
 from jbatch.engine.intake import Intake
 from jbatch.engine.replicas import AnyEngine, Replicas
 from jbatch.errors import ConfigError
-from jbatch.host.config import SchedulerConfig
+from jbatch.host.config import scheduler_config
 from jbatch.host.itl_limits import limits_of
 from jbatch.host.limits import Limits
 from jbatch.host.policies import POLICIES
-from jbatch.host.policy import MODES, KeyFunction, Policy, policy_of
+from jbatch.host.policy import KeyFunction, Policy, policy_of
 from jbatch.host.scheduler import Scheduler
 from jbatch.llm.opening import Opened
 from jbatch.seam.bucket import buckets_of
@@ -43,19 +43,10 @@ def new_engine(
     schedulers, all_limits = [], []
     for own_runner in opened.runners:
         own_runner.declare(buckets=buckets)  # another mode has other steps
-        scheduler_config = SchedulerConfig(
-            shape=own_runner.shape,
-            max_model_len=opened.max_model_len,
-            buckets=buckets,
-            policy=policy_of(key) if own else POLICIES[name],
-            admission=MODES[config.mode],
-            batch_wait_timeout_s=config.batch_wait_timeout_s,
-            reserve=config.admission,
-            max_preemption_probability=config.max_preemption_probability,
-            enable_prefix_caching=config.enable_prefix_caching,
-        )
+        shape, order = own_runner.shape, policy_of(key) if own else POLICIES[name]
+        told = scheduler_config(config, shape, opened.max_model_len, buckets, order)
         all_limits.append(limits or limits_of(config, buckets, config.max_num_seqs))
-        schedulers.append(Scheduler(scheduler_config, all_limits[-1]))
+        schedulers.append(Scheduler(told, all_limits[-1]))
     intake = Intake(
         vocab_size=opened.model.vocab_size,
         max_seq_len=min(scheduler.max_seq_len for scheduler in schedulers),

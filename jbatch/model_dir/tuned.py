@@ -22,7 +22,7 @@ OPTIONS = (
     *("max_num_seqs", "max_num_batched_tokens", "page_size", "policy", "admission", "predictor"),
     *("decode_buckets", "token_buckets"),
 )
-# Tuned options that a user's own word makes void: they were chosen for the other value.
+# Tuned options that another value of a user's makes void: they were chosen beside the tuned one.
 VOID = {
     "max_num_seqs": ("decode_buckets",),
     "max_num_batched_tokens": ("token_buckets",),
@@ -96,9 +96,9 @@ def with_tuned(options: Mapping[str, Any]) -> dict[str, Any]:
         return dict(options)
     if not isinstance(options["tuned"], (str, Path)):
         raise ConfigError("tuned", options["tuned"], "must be the path of a file of jbatch tune")
-    given = {name for name, value in options.items() if value is not None}
-    void = {name for said in given for name in VOID.get(said, ())}
     found = read_tuned(options["tuned"]).options
+    other = {name for name, value in options.items() if value is not None and value != found.get(name)}
+    void = {name for said in other for name in VOID.get(said, ())}
     return {name: value for name, value in found.items() if name not in void} | dict(options)
 
 

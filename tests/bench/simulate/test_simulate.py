@@ -1,5 +1,6 @@
 """Simulations against the runner that counts, and the commands as a user meets them."""
 
+import dataclasses
 import json
 
 import pytest
@@ -12,8 +13,10 @@ from bench.options import Setting
 from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.workload import WorkItem, Workload, make_workload
 from jbatch.config import EngineConfig
+from jbatch.host.config import scheduler_config
+from jbatch.host.policies import POLICIES
 from jbatch.seam.bucket import buckets_of
-from jbatch.sim.cost import BucketCost, CostError, CostTable, HostCost
+from jbatch.sim.cost import SECONDS, BucketCost, CostError, CostTable, HostCost
 from tests.helpers.command import run, write_model
 from tests.helpers.fake_subject import FakeSubject
 
@@ -77,7 +80,8 @@ def test_calibrate_and_simulate(tmp_path, capsys, monkeypatch):
         "-o", costs,
     )  # fmt: skip
     assert (ended.code, ended.err) == (0, "") and "what a step costs" in ended.out
-    assert all(entry["base_s"] > 0 for entry in json.loads(costs.read_text())["buckets"])
+    buckets = json.loads(costs.read_text())["buckets"]
+    assert all(any(entry[name] > 0 for name in SECONDS) for entry in buckets)  # which one, chance decides
     flags = ("--dataset-name", "mixed_length", "--length-scale", "0.1", "--num-prompts", "20")
     ended = run(
         capsys, "simulate", "--costs", costs, *flags, "--policy", "fcfs", "--policy", "sjf",
@@ -117,3 +121,20 @@ def test_derived_costs_say_so(capsys):
 def test_bad_input_is_named(capsys, flags, message):
     ended = run(capsys, "simulate", *flags)
     assert ended.code == 2 and message in ended.err
+
+
+def test_a_simulated_scheduler_is_told_what_an_engine_s_is():
+    config = EngineConfig(
+        max_num_seqs=4, page_size=16, enable_prefix_caching=False, admission="forecast",
+        max_preemption_probability=0.3, batch_wait_timeout_s=7.0,
+    )  # fmt: skip
+    subject = SimulatedSubject(simulated()._replace(config=config))
+    told = subject.new_engine(ARMS["static-full"], 4).scheduler.config
+    assert told == scheduler_config(
+        dataclasses.replace(config, mode="static-full"),
+        subject.simulated.shape,
+        MAX_MODEL_LEN,
+        told.buckets,
+        POLICIES["fcfs"],
+    )
+    assert not told.enable_prefix_caching and told.batch_wait_timeout_s == 7.0

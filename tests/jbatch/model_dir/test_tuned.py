@@ -42,6 +42,7 @@ def test_what_is_written_is_read_and_stands_in_the_place_of_defaults(tmp_path):
         ({"max_num_seqs": 8}, {"decode_buckets": None}),
         ({"max_num_batched_tokens": 512}, {"token_buckets": None}),
         ({"page_size": 128}, {"token_buckets": None, "max_num_batched_tokens": 2048}),
+        ({"page_size": 16}, {"token_buckets": (32, 64), "max_num_batched_tokens": 64}),  # the tuned value
     ],
 )
 def test_what_a_user_says_wins_and_makes_void_what_was_chosen_for_another_value(tmp_path, said, left):
