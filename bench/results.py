@@ -27,11 +27,9 @@ waited for. Closed runs have none. Files are strict JSON: no NaN, no Infinity.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -254,39 +252,6 @@ def describe(workload: Workload) -> dict[str, Any]:
         "seed": workload.seed,
         "scales": workload.scales,
     }
-
-
-def claim_file(path: Path) -> None:
-    """Create a results file, empty, before any work. Raises ConfigError where it exists."""
-    with _refusing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("x").close()
-
-
-@contextlib.contextmanager
-def claimed(file: Path | None = None, folder: Path | None = None) -> Iterator[None]:
-    """Create a results file or folder before any work; what is still empty when the work ends, as it does
-    after an error, is removed. Raises ConfigError where it exists."""
-    if folder is not None:
-        with _refusing(folder):
-            folder.mkdir(parents=True)
-    if file is not None:
-        claim_file(file)
-    try:
-        yield
-    finally:
-        if file is not None and file.exists() and not file.stat().st_size:
-            file.unlink()
-        if folder is not None and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-@contextlib.contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileExistsError:
-        raise ConfigError("output", str(path), "exists; results are never overwritten") from None
 
 
 def write(path: Path, results: Results) -> None:

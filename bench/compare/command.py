@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.claims import claimed
 from bench.compare.arms import ARMS, GROUPS, choose_arms
 from bench.compare.measurement import Measurement, measure, result
 from bench.compare.ratios import ratios
@@ -22,7 +23,7 @@ from bench.compare.stage import Stage
 from bench.compare.table import print_comparison
 from bench.flags import Dataset, Experiment, Json, Model
 from bench.options import CLOSED_WORKLOAD, LADDER_ENGINE, SETTING, Setting
-from bench.results import Results, claimed, describe, write
+from bench.results import Results, describe, write
 from jbatch.cli.help import GroupedCommand
 from jbatch.cli.options import with_options
 from jbatch.errors import ConfigError

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.claims import claimed
 from bench.flags import Experiment
 from bench.ladder import gain_tables, tables
 from bench.ladder.arms import ARMS, Arm, choose_arms
@@ -16,7 +17,7 @@ from bench.ladder.subject import DEMO_SCALE, LLMSubject, find_model
 from bench.measure import manifest
 from bench.measure.models import DEMO
 from bench.options import Setting
-from bench.results import ArmResult, Results, SweepPoint, claimed, describe, write
+from bench.results import ArmResult, Results, SweepPoint, describe, write
 from bench.workloads.lengths import SCENARIOS
 from bench.workloads.workload import Workload, check_options, make_workload
 from jbatch.cli.tables import Page

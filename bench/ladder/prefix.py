@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.claims import claimed
 from bench.flags import Experiment
 from bench.ladder import tables
 from bench.ladder.arms import ARMS
@@ -17,7 +18,7 @@ from bench.ladder.subject import LLMSubject
 from bench.measure import manifest, measures
 from bench.measure.drive import drive
 from bench.options import Setting
-from bench.results import claimed, describe
+from bench.results import describe
 from bench.workloads.workload import Workload
 from jbatch.cli.tables import Page, Table, meanings
 from jbatch.engine.engine import Engine

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.claims import claimed
 from bench.flags import Experiment
 from bench.ladder import tables
 from bench.ladder.arms import ARMS
@@ -17,7 +18,7 @@ from bench.ladder.ladder import climb
 from bench.ladder.subject import LLMSubject
 from bench.measure import manifest
 from bench.options import LatencySetting, Setting
-from bench.results import ArmResult, Results, claimed, describe, write
+from bench.results import ArmResult, Results, describe, write
 from bench.workloads.workload import Workload
 from jbatch.cli.tables import Page
 from jbatch.config import EngineConfig

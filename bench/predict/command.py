@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
+from bench.claims import claimed
 from bench.predict.judge import COVERED, Score, floor_mae, judge
 from bench.predict.samples import Sample, from_trace, read_results
 from bench.predict.train import train as train_predictor
-from bench.results import claimed
+from bench.workloads.trace import MAX_TOKENS
 from jbatch.cli.tables import Page, Table
 from jbatch.errors import ConfigError
 from jbatch.host.lengths.prediction import Predictor
@@ -38,10 +39,16 @@ def train(
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Instead of results: TIMESTAMP, ContextTokens, GeneratedTokens."),
+        typer.Option(
+            metavar="FILE", help="Instead of results: a CSV of TIMESTAMP, ContextTokens, GeneratedTokens."
+        ),
     ] = None,
-    num_requests: Annotated[int, typer.Option(min=1, help="Of the trace.")] = 1000,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of requests that name none.")] = 2048,
+    num_prompts: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Requests of the trace. [default: 1000]")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, max=MAX_TOKENS, metavar="N", help="Of requests that name none.")
+    ] = 2048,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there; must not exist.")
     ] = None,
@@ -50,7 +57,7 @@ def train(
     on all and write that.
     """
     with claimed(output):
-        samples = _samples(results, input_file, trace, num_requests, max_tokens)
+        samples = _samples(results, input_file, trace, num_prompts, max_tokens)
         about = {"source": str((results or trace or Path()).name)}
         cut = len(samples) - int(HELD_OUT * len(samples))
         seen, judged = samples[:cut], samples[cut:]
@@ -68,13 +75,17 @@ def train(
 
 
 def _samples(
-    results: Path | None, requests: Path | None, trace: Path | None, num_requests: int, max_tokens: int
+    results: Path | None, requests: Path | None, trace: Path | None, num_prompts: int | None, max_tokens: int
 ) -> list[Sample]:
     if (results is None) == (trace is None):
         given = None if results is None else str(results)
         raise ConfigError("results", given, "give either OUT.jsonl or --trace FILE")
     if trace is not None:
-        return from_trace(trace, num_requests, max_tokens)
+        if requests is not None:
+            raise ConfigError("input_file", str(requests), "a trace has no texts: leave one of them out")
+        return from_trace(trace, num_prompts or 1000, max_tokens)
+    if num_prompts is not None:
+        raise ConfigError("num_prompts", num_prompts, "is for --trace: all results of a job are read")
     assert results is not None
     return read_results(results, requests, max_tokens)
 

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from bench.options import MAX_COUNT
+from jbatch.config import check_range
+from jbatch.errors import ConfigError, describe_os_error
 
 TASKS = {  # what is asked of a text, and the median answer's tokens
     "Label this review in one word: {}": 4,
@@ -53,7 +57,7 @@ def write_job(folder: Path, kind: str, num_prompts: int, num_samples: int, seed:
             results.write(json.dumps({"custom_id": str(number), "outputs": outputs, "usage": usage}) + "\n")
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -63,7 +67,16 @@ def main() -> None:
     parser.add_argument("--num-prompts", type=int, default=1000)
     parser.add_argument("--samples", dest="num_samples", type=int, default=4, help="answers of each prompt")
     parser.add_argument("--seed", type=int, default=0)
-    write_job(**vars(parser.parse_args()))
+    chosen = parser.parse_args(args)
+    try:
+        check_range("num_prompts", chosen.num_prompts, 1, MAX_COUNT)
+        check_range("samples", chosen.num_samples, 1, MAX_COUNT)
+        check_range("seed", chosen.seed, 0, 2**32 - 1)
+        write_job(**vars(chosen))
+    except ConfigError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(describe_os_error(error))
 
 
 if __name__ == "__main__":

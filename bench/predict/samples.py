@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.workloads.trace import read_trace
+from bench.workloads.trace import MAX_TOKENS, read_trace
 from jbatch.errors import JBatchError
 from jbatch.host.request import Request
 from jbatch.sampling_params import SamplingParams
@@ -36,22 +36,29 @@ def read_results(results: Path, requests: Path | None, max_tokens: int) -> list[
       max_tokens: of lines that name none.
 
     Raises:
-      SamplesError: for a file that cannot be read, and for one without answers.
+      SamplesError: for a file that cannot be read, for one without answers, and for an input that is of
+        other results.
     """
     lines = dict(_read_requests(requests)) if requests is not None else {}
     samples: list[Sample] = []
-    for where, result in _read_lines(results):
-        usage = _usage(result)
+    known = 0  # results whose line is in the input
+    for number, result in _read_lines(results):
+        usage = _usage(f"{results}:{number}", result)
         if usage is None:
             continue  # an error
         prompt_len, lengths = usage
-        name = str(result.get("custom_id", where))
+        name = str(result.get("custom_id", f"line-{number}"))
         line = lines.get(name, {})
+        known += name in lines
         budget = line.get("max_tokens") or line.get("max_completion_tokens") or max_tokens
-        request = made_request(name, prompt_len, budget, _text(line))
-        samples += [Sample(request, length) for length in lengths]
+        budget = _count(f"{requests}: {name}: max_tokens", budget)
+        samples += [Sample(made_request(name, prompt_len, budget, _text(line)), length) for length in lengths]
     if not samples:
         raise SamplesError(f"{results}: no line has an answer with usage")
+    if requests is not None and not known:
+        raise SamplesError(
+            f"{requests}: has no line with a custom_id of {results}: is it another job's input?"
+        )
     return samples
 
 
@@ -66,39 +73,54 @@ def from_trace(path: Path, num_requests: int, max_tokens: int) -> list[Sample]:
 
 
 def _read_requests(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, (_, line) in enumerate(_read_lines(path), start=1):
+    for number, line in _read_lines(path):
         body = line.get("body", line)
         yield str(line.get("custom_id", f"line-{number}")), body if isinstance(body, dict) else {}
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """JSON objects, with where each is."""
+def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """JSON objects, each with the number of its line."""
     try:
         with open(path, encoding="utf-8") as file:
             for number, raw in enumerate(file, start=1):
-                if not raw.strip():
-                    continue
-                line = json.loads(raw)
-                if not isinstance(line, dict):
-                    raise SamplesError(f"{path}:{number}: must be an object")
-                yield f"line-{number}", line
-    except (OSError, ValueError) as error:
-        if isinstance(error, SamplesError):
-            raise
-        raise SamplesError(f"{path}: cannot be read: {error}") from None
+                if raw.strip():
+                    yield number, _object(f"{path}:{number}", raw)
+    except OSError as error:
+        raise SamplesError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise SamplesError(f"{path}: is no text in UTF-8") from None
 
 
-def _usage(result: Mapping[str, Any]) -> tuple[int, Sequence[int]] | None:
+def _object(where: str, raw: str) -> dict[str, Any]:
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise SamplesError(f"{where}: is not JSON: {raw.strip():.60}") from None
+    if not isinstance(line, dict):
+        raise SamplesError(f"{where}: must be an object")
+    return line
+
+
+def _usage(where: str, result: Mapping[str, Any]) -> tuple[int, Sequence[int]] | None:
     """Prompt tokens, and the output tokens of each answer, as far as a result tells: the mean of several."""
     response = result.get("response")
     body: Any = response.get("body") if isinstance(response, dict) else result
     usage = body.get("usage") if isinstance(body, dict) else None
     if not isinstance(usage, dict) or not usage.get("completion_tokens"):
         return None
+    prompt_len, total = (
+        _count(f"{where}: usage.{name}", usage.get(name)) for name in ("prompt_tokens", "completion_tokens")
+    )
     answers = body.get("choices") or body.get("outputs") or [body]
     if all(isinstance(answer, dict) and isinstance(answer.get("token_ids"), list) for answer in answers):
-        return usage["prompt_tokens"], [len(answer["token_ids"]) for answer in answers]
-    return usage["prompt_tokens"], [round(usage["completion_tokens"] / len(answers))] * len(answers)
+        return prompt_len, [len(answer["token_ids"]) for answer in answers]
+    return prompt_len, [round(total / len(answers))] * len(answers)
+
+
+def _count(where: str, value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= MAX_TOKENS:
+        raise SamplesError(f"{where}={value!r:.60}: must be an integer from 1 to {MAX_TOKENS}")
+    return value
 
 
 def _text(line: Mapping[str, Any]) -> str | None:
@@ -107,5 +129,6 @@ def _text(line: Mapping[str, Any]) -> str | None:
     if isinstance(prompt, str):
         return prompt
     messages = line.get("messages")
-    content = messages[-1].get("content") if isinstance(messages, list) and messages else None
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    content = last.get("content") if isinstance(last, dict) else None
     return content if isinstance(content, str) else None

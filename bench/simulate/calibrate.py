@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.claims import claimed
 from bench.ladder.arms import ARMS
 from bench.ladder.subject import LLMSubject, find_model
 from bench.measure import manifest
 from bench.measure.drive import drive
-from bench.results import claimed
 from bench.simulate.calm import Calm
 from bench.simulate.fit import TimedStep, fit, fit_host
 from bench.workloads.workload import Workload, make_workload

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.workload import WorkItem, Workload
 from jbatch.engine.engine import Engine
 from jbatch.engine.records import EngineStep
+from jbatch.errors import UserFunctionError
 from jbatch.host.request import Request
 from jbatch.host.router import EngineLoad, Router
 from jbatch.sim.clock import VirtualClock
@@ -95,11 +97,20 @@ def run_cluster(
         request = Request(
             str(number), item.prompt_token_ids, forced_params(item.output_len), item.output_len, (), 0
         )
-        idx = router.route(request, [replica.load for replica in replicas])
+        idx = _routed(router, request, [replica.load for replica in replicas])
         replicas[idx].take(str(number), item)
     for replica in replicas:
         replica.run_until(float("inf"))
     return _outcome(workload, replicas)
+
+
+def _routed(router: Router, request: Request, loads: Sequence[EngineLoad]) -> int:
+    """The index that a router gives. Raises UserFunctionError for what is none."""
+    idx = router.route(request, loads)
+    if not isinstance(idx, Integral) or not 0 <= int(idx) < len(loads):
+        reason = f"it must give an index from 0 to {len(loads) - 1}, and gave {idx!r:.80}"
+        raise UserFunctionError("router", router, reason)
+    return int(idx)
 
 
 def _outcome(workload: Workload, replicas: Sequence[Replica]) -> Cluster:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.claims import claimed
 from bench.flags import Goodput, Json, Source, policies_flag, several
 from bench.ladder import tables
 from bench.ladder.arms import Arm
@@ -24,7 +25,7 @@ from bench.options import (
     Setting,
     parse_goodput,
 )
-from bench.results import ArmResult, Results, claimed, describe, write
+from bench.results import ArmResult, Results, describe, write
 from bench.simulate.cluster import Cluster, run_cluster
 from bench.simulate.hardware import HARDWARE, derive, num_pages
 from bench.simulate.subject import Simulated, SimulatedSubject

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
+from bench.claims import claimed
 from bench.flags import Lab, Source
 from bench.ladder.tables import describe_workload
 from bench.options import Setting
 from bench.report.policies import NO_QUEUE_TEXT, name_of, queued
-from bench.results import claimed, describe
+from bench.results import describe
 from bench.simulate.command import simulated_by, workload_for
 from bench.simulate.policies import Outcome, predictor_of, run_lab
 from bench.simulate.subject import Simulated
 from bench.workloads.workload import Workload
 from jbatch.cli.tables import Page, Table, number
 from jbatch.config import AdmissionName, check_choice
+from jbatch.distribution import install_hint
 from jbatch.errors import ConfigError
 from jbatch.host.policies import POLICIES
 
@@ -46,23 +49,34 @@ def run_policies(
         check_choice("admission", admission, get_args(AdmissionName))
     for name in predictors:
         predictor_of(name, workload, setting.seed)  # where no policy asks for it, too
+    if lab.output_png is not None and find_spec("matplotlib") is None:
+        raise ConfigError("output_png", str(lab.output_png), f"needs matplotlib: {install_hint('lab')}")
     budget = _budget(sim, workload)
     with claimed(lab.output_json), claimed(lab.output_png):
         outcomes = run_lab(sim, workload, policies, predictors, admissions, budget, setting.seed)
+        print_lab(Page(), sim, workload, outcomes, lab.details)
         if lab.output_json is not None:
-            rows = [outcome._asdict() for outcome in outcomes]
-            content = {"schema": 1, "kind": "policies", "workload": describe(workload), "outcomes": rows}
-            content["simulated"] = {
-                "model": sim.about.get("model"),
-                "device": sim.about.get("device"),
-                "max_num_seqs": sim.config.max_num_seqs,
-                "num_pages": sim.num_pages,
-            }
-            lab.output_json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            _write(lab.output_json, sim, workload, outcomes)
         if lab.output_png is not None:
             draw(outcomes, lab.output_png)
-    print_lab(Page(), sim, workload, outcomes, lab.details)
     return outcomes
+
+
+def _write(path: Path, sim: Simulated, workload: Workload, outcomes: Sequence[Outcome]) -> None:
+    """For `jbatch bench report`."""
+    content = {
+        "schema": 1,
+        "kind": "policies",
+        "workload": describe(workload),
+        "outcomes": [outcome._asdict() for outcome in outcomes],
+        "simulated": {
+            "model": sim.about.get("model"),
+            "device": sim.about.get("device"),
+            "max_num_seqs": sim.config.max_num_seqs,
+            "num_pages": sim.num_pages,
+        },
+    }
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _longest_pair(workload: Workload) -> tuple[int, int]:
@@ -174,4 +188,4 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
             axis.set_xlabel("seconds, simulated")
             axis.grid(axis="y", visible=False)
         axes[0].invert_yaxis()
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, format="png")  # whatever the file is called

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from bench.claims import claimed
 from bench.flags import (
     Dataset,
     Goodput,
@@ -20,7 +21,7 @@ from bench.flags import (
 )
 from bench.ladder.tables import describe_workload
 from bench.options import SIMULATED_ENGINE, SIMULATED_RUN, WORKLOAD, Setting, parse_goodput
-from bench.results import claimed, describe
+from bench.results import describe
 from bench.simulate.command import simulated_by, workload_for
 from bench.simulate.subject import Simulated
 from bench.tune.aim import Aim, AimName

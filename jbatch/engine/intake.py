@@ -12,7 +12,7 @@ import numpy as np
 from jbatch.config import plain
 from jbatch.errors import RequestError
 from jbatch.host.lengths.history import History
-from jbatch.host.lengths.prediction import Predictor
+from jbatch.host.lengths.prediction import Predictor, predicted
 from jbatch.host.request import LatencyLimits, Request
 from jbatch.sampler import Sampler
 from jbatch.sampling_params import MAX_BAD_WORD_LEN, MAX_STOP_IDS, SamplingParams, seed_bits
@@ -127,7 +127,7 @@ class Intake:
         )
         if self._predictor is None or request.predicted_len is not None:
             return request
-        prediction = self._predictor.predict(request, self.history)
+        prediction = predicted(self._predictor, request, self.history)
         return dataclasses.replace(
             request, predicted_len=round(prediction.expected), length_quantiles=prediction.quantiles
         )

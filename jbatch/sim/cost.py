@@ -106,24 +106,44 @@ def read_costs(path: str | Path) -> CostTable:
     """What `CostTable.write` wrote. Raises CostError, naming the file and the entry."""
     document = read_data_file(path, KIND)
     try:
-        host = HostCost(**{name: _seconds(f"host.{name}", v) for name, v in document["host"].items()})
-        buckets = dict(_bucket(idx, entry) for idx, entry in enumerate(document["buckets"]))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        host = HostCost(
+            **{name: _seconds(f"host.{name}", v) for name, v in _object("host", document.get("host")).items()}
+        )
+        entries = document.get("buckets")
+        if not isinstance(entries, list) or not entries:
+            raise ValueError(f"buckets={entries!r:.60}: must be a list of at least one")
+        buckets = dict(_bucket(f"buckets[{idx}]", entry) for idx, entry in enumerate(entries))
+        about = _object("about", document.get("about", {}))
+    except (TypeError, ValueError) as error:
         raise CostError(f"{path}: {error}") from None
-    return CostTable(buckets, host, document.get("about", {}))
+    return CostTable(buckets, host, about)
 
 
-def _bucket(idx: int, entry: dict[str, Any]) -> tuple[Bucket, BucketCost]:
-    where = f"buckets[{idx}]"
-    bucket = Bucket(*(int(entry[name]) for name in Bucket._fields))
-    seconds = {name: _seconds(f"{where}.{name}", entry[name]) for name in SECONDS}
-    factors = tuple(_seconds(f"{where}.factors", factor) for factor in entry["factors"])
-    if not factors:
-        raise ValueError(f"{where}.factors=[]: must hold at least one number")
-    block, num_steps = int(entry["block"]), int(entry["num_steps"])
-    if block < 1:
-        raise ValueError(f"{where}.block={block}: must be at least 1")
-    return bucket, BucketCost(**seconds, block=block, num_steps=num_steps, factors=factors)
+def _bucket(where: str, entry: Any) -> tuple[Bucket, BucketCost]:
+    fields = _object(where, entry)
+    sizes = {name: _count(f"{where}.{name}", fields.get(name)) for name in Bucket._fields}
+    seconds = {name: _seconds(f"{where}.{name}", fields.get(name)) for name in SECONDS}
+    factors = fields.get("factors")
+    if not isinstance(factors, list) or not factors:
+        raise ValueError(f"{where}.factors={factors!r:.60}: must be a list of at least one number")
+    return Bucket(**sizes), BucketCost(
+        **seconds,
+        block=_count(f"{where}.block", fields.get("block"), least=1),
+        num_steps=_count(f"{where}.num_steps", fields.get("num_steps")),
+        factors=tuple(_seconds(f"{where}.factors", factor) for factor in factors),
+    )
+
+
+def _object(where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}={value!r:.60}: must be an object")
+    return value
+
+
+def _count(where: str, value: Any, least: int = 0) -> int:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{where}={value!r:.60}: must be an integer of at least {least}")
+    return value
 
 
 def _seconds(where: str, value: Any) -> float:

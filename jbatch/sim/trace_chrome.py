@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jbatch.sim.trace_file import Trace
+from jbatch.sim.trace_file import Trace, followed
 
 DEVICE, ROWS = 1, 2  # processes, as the viewer calls them
 Event = dict[str, Any]
@@ -28,13 +28,15 @@ class _Stay(NamedTuple):
 
 
 def to_chrome(trace: Trace) -> dict[str, Any]:
-    """The whole trace; times are microseconds from its first step."""
-    steps = list(_steps(trace))
-    zero = steps[0].begin if steps else 0.0
-    events = [*_names(trace), *_device_events(steps), *_row_events(steps)]
-    for event in events:
-        if "ts" in event:
-            event["ts"] = round((event["ts"] - zero) * 1e6, 3)
+    """The whole trace; times are microseconds from its first step. Raises TraceError for one that was
+    changed."""
+    with followed(trace):
+        steps = list(_steps(trace))
+        zero = steps[0].begin if steps else 0.0
+        events = [*_names(trace), *_device_events(steps), *_row_events(steps)]
+        for event in events:
+            if "ts" in event:
+                event["ts"] = round((event["ts"] - zero) * 1e6, 3)
     return {"displayTimeUnit": "ms", "traceEvents": events}
 
 

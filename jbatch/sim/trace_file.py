@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from jbatch.seam.bucket import Bucket
 from jbatch.seam.shape import StateShape
 
 KINDS = ("add", "end", "limits", "plan", "result", "told")
+# What comes of lines that do not say what a trace says.
+ODD = (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError)
 
 
 class TraceError(JBatchError, ValueError):
@@ -52,7 +55,7 @@ class Trace(NamedTuple):
             that this version does not know.
         """
         given = dict(self.config)
-        name: Any = policy or given["policy"]
+        name: Any = policy or given.get("policy")
         if name is None:
             raise TraceError(
                 f"{self.path}: its policy is a function that is not in the file: name one of "
@@ -65,8 +68,21 @@ class Trace(NamedTuple):
             if admission is not None:
                 given["reserve"] = admission
             return SchedulerConfig(**given)
-        except (TypeError, KeyError, ValueError) as error:
+        except ODD as error:
             raise TraceError(f"{self.path}, line 1: no scheduler of this version: {error}") from None
+
+
+@contextmanager
+def followed(trace: Trace, line: Line | None = None) -> Iterator[None]:
+    """Do what a trace, or a line of it, says. Raises TraceError where it was changed and makes no sense."""
+    place = trace.path if line is None else f"{trace.path}, line {line.line_no}"
+    try:
+        yield
+    except TraceError:
+        raise
+    except (JBatchError, *ODD) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise TraceError(f"{place}: it cannot be followed: {reason}") from error
 
 
 def read_trace(path: str | Path) -> Trace:

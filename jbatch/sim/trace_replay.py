@@ -6,13 +6,12 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from jbatch.engine.trace import plan_line, to_line
-from jbatch.errors import JBatchError
 from jbatch.host.limits import Company, StepLimits
 from jbatch.host.plan import StepPlan
 from jbatch.host.request import Sequence
 from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import FinishReason
-from jbatch.sim.trace_file import Line, Trace, TraceError
+from jbatch.sim.trace_file import Line, Trace, followed
 from jbatch.sim.trace_sequences import TraceSequences
 
 
@@ -33,12 +32,9 @@ def repeat(trace: Trace) -> Repeated:
     repeating = _Repeating(trace)
     plans = 0
     for line in trace.lines:
-        try:
+        with followed(trace, line):
             now = repeating.follow(line)
-        except (JBatchError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise TraceError(f"{trace.path}, line {line.line_no}: it cannot be repeated: {reason}") from error
-        plans += line.kind == "plan" and line.value["plan"] is not None
+            plans += line.kind == "plan" and line.value["plan"] is not None
         if now is not None and now != line.raw:
             return Repeated(plans, line, now)
     return Repeated(plans, None)

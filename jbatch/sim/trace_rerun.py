@@ -16,7 +16,7 @@ from jbatch.host.request import Sequence
 from jbatch.host.scheduler import Scheduler
 from jbatch.outputs import FinishReason
 from jbatch.seam.step_output import Status
-from jbatch.sim.trace_file import Line, Trace, TraceError
+from jbatch.sim.trace_file import Line, Trace, TraceError, followed
 from jbatch.sim.trace_replay import limits_of
 from jbatch.sim.trace_sequences import TraceSequences
 
@@ -38,7 +38,7 @@ class _Past(NamedTuple):
     added: list[tuple[int, dict[str, Any]]]  # the step before which each came, and what it was
     ends: dict[int, tuple[int, int, FinishReason]]  # the step before which each had ended, tokens, why
     times: list[float]  # of the plans
-    limits: StepLimits
+    limits: StepLimits  # the largest budgets
     num_preempted: int
 
 
@@ -46,7 +46,8 @@ def recorded(trace: Trace) -> Outcome:
     """What became of the requests in the trace itself. Raises TraceError for a trace without steps."""
     past = _past(trace)
     steps = len(past.times)
-    latencies = [past.ends[fields["seq"]][0] - came for came, fields in past.added]
+    with followed(trace):
+        latencies = [past.ends[fields["seq"]][0] - came for came, fields in past.added]
     return Outcome(steps, steps, past.num_preempted, _mean(latencies))
 
 
@@ -56,7 +57,8 @@ def rerun(trace: Trace, policy: str | None = None, admission: str | None = None)
     Raises:
       TraceError: for a trace without steps, or of another version.
     """
-    return _Rerun(trace, policy, admission).run()
+    with followed(trace):
+        return _Rerun(trace, policy, admission).run()
 
 
 def _past(trace: Trace) -> _Past:
@@ -66,21 +68,31 @@ def _past(trace: Trace) -> _Past:
     limits: list[StepLimits] = []
     num_preempted = 0
     for line in trace.lines:
-        value = line.value[line.kind]
-        if line.kind == "add":
-            added.append((len(times), value))
-        elif line.kind == "limits":
-            limits.append(limits_of(value))
-        elif line.kind == "plan" and value is not None:
-            num_preempted += len(value["preempted"])
-            times.append(line.value["now"])
-        for seq_id, tokens, reason in _ends_in(line):
-            ends.setdefault(seq_id, (len(times), tokens, FinishReason(reason)))
+        with followed(trace, line):
+            value = line.value[line.kind]
+            if line.kind == "add":
+                added.append((len(times), value))
+            elif line.kind == "limits":
+                limits.append(limits_of(value))
+            elif line.kind == "plan" and value is not None:
+                num_preempted += len(value["preempted"])
+                times.append(line.value["now"])
+            for seq_id, tokens, reason in _ends_in(line):
+                ends.setdefault(seq_id, (len(times), tokens, FinishReason(reason)))
     if not times or not limits:
         raise TraceError(f"{trace.path}: it has no step")
-    for _, fields in added:
-        ends.setdefault(fields["seq"], (len(times), 0, FinishReason.ABORT))
-    return _Past(added, ends, times, limits[0], num_preempted)
+    with followed(trace):
+        for _, fields in added:
+            ends.setdefault(fields["seq"], (len(times), 0, FinishReason.ABORT))
+    return _Past(added, ends, times, _largest(limits), num_preempted)
+
+
+def _largest(limits: list[StepLimits]) -> StepLimits:
+    """The largest budgets that a step had: the first ones may be 0, and with those nothing would ever run."""
+    return limits[0]._replace(
+        max_num_batched_tokens=max(each.max_num_batched_tokens for each in limits),
+        max_num_seqs=max(each.max_num_seqs for each in limits),
+    )
 
 
 def _ends_in(line: Line) -> list[Any]:

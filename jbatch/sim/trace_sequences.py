@@ -14,7 +14,7 @@ from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam.shape import StateShape
 from jbatch.seam.step_output import Status, StepOutput, num_draws
-from jbatch.sim.trace_file import Trace
+from jbatch.sim.trace_file import Line, Trace, followed
 
 MAX_TOKEN = 2**31 - 1
 
@@ -28,12 +28,17 @@ class TraceSequences:
         self._tokens: dict[int, int] = {}  # by hash
         self._families: dict[int, list[Sequence]] = {}
         for line in trace.lines:
-            if line.kind == "add":
-                added = line.value["add"]
-                self._pages[added["seq"]] = [self._token(page) for page in added["pages"]]
-            elif line.kind == "result":
-                for seq_id, page in line.value["result"]["pages"]:
-                    self._pages[seq_id].append(self._token(page))
+            with followed(trace, line):
+                self._note(line)
+
+    def _note(self, line: Line) -> None:
+        """Keep what its pages hold."""
+        if line.kind == "add":
+            added = line.value["add"]
+            self._pages[added["seq"]] = [self._token(page) for page in added["pages"]]
+        elif line.kind == "result":
+            for seq_id, page in line.value["result"]["pages"]:
+                self._pages[seq_id].append(self._token(page))
 
     def _token(self, page: int) -> int:
         return self._tokens.setdefault(page, len(self._tokens))

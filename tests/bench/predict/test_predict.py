@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.predict import made_up
 from bench.predict.judge import floor_mae, judge
 from bench.predict.samples import Sample, SamplesError, made_request, read_results
 from bench.predict.train import train
@@ -136,13 +137,58 @@ def test_results_of_openais_form(tmp_path):
     [
         ("", "no line has an answer"),
         ("[1]\n", "out.jsonl:1: must be an object"),
-        ("{\n", "cannot be read"),
+        ("\n{\n", "out.jsonl:2: is not JSON: {"),
+        ('{"usage": {"completion_tokens": 3}}', "out.jsonl:1: usage.prompt_tokens=None: must be an integer"),
+        ('{"usage": {"completion_tokens": "3", "prompt_tokens": 1}}', "usage.completion_tokens='3': must be"),
     ],
 )
 def test_files_without_lengths_are_refused(tmp_path, content, message):
     (tmp_path / "out.jsonl").write_text(content)
     with pytest.raises(SamplesError, match=message):
         read_results(tmp_path / "out.jsonl", None, 64)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"custom_id": "a", "prompt": "x"}, "in.jsonl: has no line with a custom_id of .*out.jsonl"),
+        ({"custom_id": "0", "prompt": "x", "max_tokens": "9"}, "in.jsonl: 0: max_tokens='9': must be an int"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(tmp_path, line, message):
+    requests, results = write_job(tmp_path, 2)
+    requests.write_text(json.dumps(line) + "\n")
+    with pytest.raises(SamplesError, match=message):
+        read_results(results, requests, 64)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("out.jsonl", "--num-prompts", "9"), "num_prompts=9: is for --trace"),
+        (("--trace", "t.csv", "-i", "in.jsonl"), "input_file='in.jsonl': a trace has no texts"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(capsys, flags, message):
+    ended = run(capsys, "predictor", "train", *flags)
+    assert ended.code == 2 and message in ended.err
+
+
+def test_jobs_are_made_up_from_their_seed(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        made_up.main(["tasks", str(tmp_path / name), "--num-prompts", "3", "--seed", str(seed)])
+    first, same, other = ((tmp_path / name / "in.jsonl").read_text() for name in "abc")
+    assert first == same != other
+    assert len(read_results(tmp_path / "a/out.jsonl", tmp_path / "a/in.jsonl", 9)) == 3 * 4
+
+
+@pytest.mark.parametrize("flags", ["--num-prompts 0", "--samples -1", "--seed -1", ""])
+def test_what_cannot_be_made_up_is_one_line(tmp_path, capsys, flags):
+    (tmp_path / "in.jsonl").write_text("mine")
+    with pytest.raises(SystemExit) as ended:
+        made_up.main(["tasks", str(tmp_path), *flags.split()])
+    assert ended.value.code == 2 and (tmp_path / "in.jsonl").read_text() == "mine"
+    assert ("must be an integer from" if flags else "File exists") in capsys.readouterr().err
 
 
 def test_either_results_or_a_trace(capsys):

@@ -6,6 +6,7 @@ from bench.ladder.arms import ARMS
 from bench.simulate.cluster import faster, run_cluster
 from bench.simulate.hardware import HARDWARE, derive
 from bench.workloads.workload import make_workload
+from jbatch.errors import UserFunctionError
 from jbatch.host.router import ROUTERS, router_of
 from jbatch.model_dir.shapes import model_config
 from jbatch.seam.bucket import decode_bucket
@@ -82,3 +83,13 @@ def test_the_command(capsys):
 def test_bad_input_is_named(capsys, flags, message):
     ended = run(capsys, "simulate", *FLAGS, "--replicas", "2", *flags)
     assert ended.code == 2 and message in ended.err
+
+
+@pytest.mark.parametrize("idx", [2, -1, None, "0"])
+def test_a_router_that_names_no_engine_is_named(idx):
+    class Mine:
+        def route(self, request, loads):
+            return idx
+
+    with pytest.raises(UserFunctionError, match="router='Mine': it must give an index from 0 to 1, and gave"):
+        run_cluster(simulated(), CONTINUOUS, work(num_prompts=2), Mine(), [1.0, 1.0], 0)

@@ -105,7 +105,7 @@ def test_the_command(tmp_path, capsys):
     flags = (*FLAGS, "--num-prompts", "40", "--max-num-seqs", "4", "--policy", "fcfs")
     ended = run(
         capsys, "bench", "policies", *flags, "--output-json", tmp_path / "lab.json",
-        "--output-png", tmp_path / "lab.png",
+        "--output-png", tmp_path / "lab",
     )  # fmt: skip
     assert (ended.code, ended.err) == (0, "") and "No queue formed" not in ended.out
     content = json.loads((tmp_path / "lab.json").read_text())
@@ -113,7 +113,7 @@ def test_the_command(tmp_path, capsys):
         *(("sjf", name) for name in ("none", "oracle", "noisy", "running-mean")), ("fcfs", "none"),
     ]  # fmt: skip
     assert content["outcomes"][0].keys() == set(Outcome._fields)
-    assert (tmp_path / "lab.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "lab").read_bytes().startswith(b"\x89PNG"), "whatever it is called"
 
 
 @pytest.mark.parametrize(
@@ -156,3 +156,10 @@ def test_the_table_fits_a_terminal(capsys, monkeypatch):
     ended = run(capsys, "bench", "policies", *flags, "--policy", "sjf", "--policy", "adaptive")
     rows = [line for line in ended.out.splitlines() if line.strip().startswith(("sjf", "adaptive"))]
     assert len(rows) == 8 and max(map(len, rows)) <= 80 and "admission: optimistic" in ended.out
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bench.simulate.policies_command.find_spec", lambda name: None)
+    ended = run(capsys, "bench", "policies", *FLAGS, "--output-png", tmp_path / "lab.png")
+    assert ended.code == 2 and "lab.png': needs matplotlib: pip install '.[lab]'" in ended.err
+    assert not ended.out and not list(tmp_path.iterdir())

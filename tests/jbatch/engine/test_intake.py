@@ -1,9 +1,12 @@
 """The intake desk: checks that take the model, and what a request becomes."""
 
+import math
+
 import pytest
 
 from jbatch.engine.intake import ID_FIELDS, Asked, Intake, Schedule, bad_word_ids, check_params, derive_seed
 from jbatch.errors import RequestError
+from jbatch.host.lengths.prediction import Prediction
 from jbatch.host.lengths.predictors import RunningMean
 from jbatch.sampler import Sampler
 from jbatch.sampling_params import SamplingParams, UpTo, seed_bits
@@ -170,3 +173,26 @@ def test_a_predictor_says_how_long_answers_will_be():
     intake.history.add(1, 8)
     intake.history.add(1, 9)
     assert predicted() == 8 and predicted(predicted_len=3) == 3
+
+
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        (None, "it must give a Prediction of numbers of at least 0, with 6 quantiles, and gave None"),
+        (7, "and gave 7 for this request"),
+        (Prediction(math.nan, (1.0,) * 6), "and gave Prediction"),
+        (Prediction(1.0, (1.0,) * 5), "and gave Prediction"),
+        (Prediction(1.0, (1.0,) * 5 + (math.inf,)), "and gave Prediction"),
+        (KeyError("x"), "it fails for this request: KeyError: 'x'"),
+    ],
+)
+def test_a_predictor_of_ones_own_that_fails_refuses_the_request(gives, message):
+    class Mine:
+        def predict(self, request, history):
+            if isinstance(gives, Exception):
+                raise gives
+            return gives
+
+    intake = Intake(vocab_size=97, max_seq_len=128, predictor=Mine())
+    with pytest.raises(RequestError, match=f"^predictor='Mine': .*{message}"):
+        intake.request("r", [5], SamplingParams(), Asked(0), tuple(Sampler))

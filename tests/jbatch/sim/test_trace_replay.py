@@ -6,11 +6,13 @@ import pytest
 
 from jbatch.errors import JBatchError
 from jbatch.host.lengths.find import find_predictor
+from jbatch.host.limits import StepLimits
 from jbatch.host.policy import Policy
 from jbatch.host.request import Request
 from jbatch.host.scheduler import Scheduler
 from jbatch.sampling_params import SamplingParams
 from jbatch.sim.fake_runner import FakeRunner
+from jbatch.sim.trace_chrome import to_chrome
 from jbatch.sim.trace_file import TraceError, read_trace
 from jbatch.sim.trace_replay import repeat
 from jbatch.sim.trace_rerun import recorded, rerun
@@ -145,7 +147,7 @@ def test_what_was_said_and_cannot_follow_is_named(tmp_path):
     raw = (tmp_path / "trace").read_text().splitlines(keepends=True)
     raw[first] = raw[first].replace('"step":0', '"step":5')
     (tmp_path / "trace").write_text("".join(raw))
-    with pytest.raises(TraceError, match=rf"trace, line {first + 1}: it cannot be repeated: .*step 5"):
+    with pytest.raises(TraceError, match=rf"trace, line {first + 1}: it cannot be followed: .*step 5"):
         repeat(read_trace(tmp_path / "trace"))
 
 
@@ -232,3 +234,43 @@ def test_pages_that_are_held_end_a_trace_and_begin_none(tmp_path):
         engine.trace_to(tmp_path / "other")
     engine.let_go(hold_id)
     engine.trace_to(tmp_path / "other").close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"seq":0', '"sequ":0'),
+        ('"pages":[', '"pages":7,"x":['),
+        ('"rows":', '"rowss":'),
+        ('"prompt_len":', '"prompt_len":-'),
+        ('"ends":[', '"ends":7,"x":['),
+        ('"limits":[', '"limits":["x",'),
+        ('"shape":{', '"shape":{"x":1,'),
+    ],
+)
+def test_what_was_changed_is_named_whatever_reads_it(tmp_path, old, new):
+    """None of these is an error that nobody foresaw."""
+    traced(tmp_path, num_pages=33)
+    text = (tmp_path / "trace").read_text()
+    assert old in text
+    (tmp_path / "trace").write_text(text.replace(old, new, 1))
+    trace, refused = read_trace(tmp_path / "trace"), 0
+    for use in (repeat, recorded, lambda read: rerun(read, "sjf"), to_chrome):
+        try:
+            use(trace)
+        except TraceError as error:
+            refused += str(tmp_path / "trace") in str(error)
+    assert refused
+
+
+def test_limits_that_begin_with_nothing_do_not_stop_a_rerun(tmp_path):
+    """Else nothing would ever run under another policy."""
+    budgets = iter([0, 0])
+    config = scheduler_config(num_pages=33)
+    scheduler = Scheduler(config, lambda view: StepLimits(next(budgets, 32), config.shape.num_rows))
+    engine = tiny_engine.make_engine(scheduler, FakeRunner(config.shape, VOCAB_SIZE))
+    with engine.trace_to(tmp_path / "trace"):
+        engine.add_request("a", [1], SamplingParams(max_tokens=3))
+        tiny_engine.drain(engine)
+    trace = read_trace(tmp_path / "trace")
+    assert rerun(trace, "sjf").steps == recorded(trace).steps
