@@ -31,6 +31,7 @@ from bench.simulate.hardware import HARDWARE, derive, num_pages
 from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.lengths import SCENARIOS
 from bench.workloads.workload import Workload, check_options, make_workload
+from jbatch import shown
 from jbatch.cli.help import GroupedCommand
 from jbatch.cli.options import with_options
 from jbatch.cli.tables import Page, Table, number
@@ -85,7 +86,7 @@ class Simulation:
         check_range("replicas", self.replicas, 1, MAX_REPLICAS)
         for field in ("replica_speed", "router"):
             if self.replicas == 1 and (given := getattr(self, field)):
-                raise ConfigError(field, given, "is of several engines: give --replicas, too")
+                raise ConfigError(field, given, "is for several engines: give --replicas, too")
         for speed in self.replica_speed or ():
             if not 0 < speed < 1e6:
                 raise ConfigError("replica_speed", speed, "must be a number above 0")
@@ -129,6 +130,7 @@ def simulate(
         _check_cluster(simulation, setting)
     simulated = simulated_by(source.costs, source.hardware, source.model, engine_options)
     workload = workload_for(source.dataset_name, setting, simulated, workload_options)
+    _check_room(simulated, workload)
     if simulation.replicas > 1:
         return _print_cluster(Page(), simulated, workload, simulation, setting.seed)
     path = simulation.output_json
@@ -143,15 +145,25 @@ def simulate(
 
 
 def _check_cluster(simulation: Simulation, setting: Setting) -> None:
-    """Raise ConfigError for what is said of one engine."""
+    """Raise ConfigError for what only one engine has."""
     if len(simulation.arms) > 1:
         names = [arm.name for arm in simulation.arms]
         raise ConfigError("policy", names, "several engines have one policy: name one")
     for field, value in (("goodput", setting.goodput), ("max_concurrency", setting.max_concurrency)):
         if value:
-            raise ConfigError(field, value, "is of one engine: leave it or --replicas out")
+            raise ConfigError(field, value, "is for one engine: leave it or --replicas out")
     if simulation.output_json is not None:
-        raise ConfigError("output_json", str(simulation.output_json), "holds no cluster: leave it out")
+        raise ConfigError(
+            "output_json", str(simulation.output_json), "is for one engine: leave it or --replicas out"
+        )
+
+
+def _check_room(sim: Simulated, workload: Workload) -> None:
+    """Raise ConfigError where the page pool does not hold the longest request, which would be refused."""
+    page_size, longest = sim.config.page_size, workload.longest
+    if (sim.num_pages - 1) * page_size < longest:
+        reason = f"must be at least {1 - (-longest // page_size)}: the longest request has {longest} tokens"
+        raise ConfigError("num_pages", sim.num_pages, reason)
 
 
 def simulated_by(
@@ -196,6 +208,11 @@ def _derived(hardware: str, model: str, options: Mapping[str, Any]) -> Simulated
     of_model = model_config(model, shape.num_layers, max_model_len)
     config = EngineConfig(**options)
     pages = config.num_pages or num_pages(described, of_model, config.page_size, MEMORY_SHARE)
+    if pages < 2:
+        memory = f"{MEMORY_SHARE:.0%} of the {described.memory_bytes / 1e9:.0f} GB of one {described.name}"
+        raise ConfigError(
+            "model", model, f"does not fit into {memory}; --num-pages simulates it all the same"
+        )
     about = {
         "model": model,
         "device": f"{described.name}, derived from its data sheet and not measured",
@@ -252,6 +269,12 @@ def routers_table(made: Mapping[str, Cluster], ideal: float) -> Table:
     return Table(("arm", "tokens/s", "of ideal", *times, "imbalance", "cached"), rows)
 
 
+def sizes_of(sim: Simulated) -> str:
+    """How much a simulated engine holds, in words."""
+    seqs, pages = shown.count(sim.config.max_num_seqs, "sequence"), shown.count(sim.num_pages - 1, "page")
+    return f"{seqs} at once, {pages}"
+
+
 def _print(
     out: Page, sim: Simulated, workload: Workload, done: Mapping[str, ArmResult], wall_s: float
 ) -> None:
@@ -259,6 +282,7 @@ def _print(
     measured = isinstance(sim.costs, CostTable)
     source = "costs measured on " if measured else ""
     out.print(f"simulated: {sim.about.get('model')} on {source}{sim.about.get('device')}")
-    out.print(f"{sim.config.max_num_seqs} sequences at once, {sim.num_pages - 1} pages\n")
+    out.print(f"{sizes_of(sim)}\n")
     tables.print_rates(out, done)
+    tables.print_not_run(out, done)
     out.print(f"simulated in {wall_s:.1f} s")

@@ -58,7 +58,7 @@ def derive(hardware: Hardware, model: ModelConfig) -> Derived:
 
 
 def num_pages(hardware: Hardware, model: ModelConfig, page_size: int, share: float) -> int:
-    """Pages that fit beside the weights into a share of the memory."""
+    """Pages that fit beside the weights into a share of the memory; fewer than 2 hold nothing."""
     floor = floor_of(model, 1.0, 1.0)
     weights = (floor.layer_params + 2 * floor.head_params) * floor.itemsize
-    return max(2, int(share * hardware.memory_bytes - weights) // (page_size * model.kv_bytes_per_token))
+    return int(share * hardware.memory_bytes - weights) // (page_size * model.kv_bytes_per_token)

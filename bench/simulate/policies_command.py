@@ -14,7 +14,7 @@ from bench.ladder.tables import describe_workload
 from bench.options import Setting
 from bench.report.policies import NO_QUEUE_TEXT, name_of, queued
 from bench.results import describe
-from bench.simulate.command import simulated_by, workload_for
+from bench.simulate.command import simulated_by, sizes_of, workload_for
 from bench.simulate.policies import Outcome, predictor_of, run_lab
 from bench.simulate.subject import Simulated
 from bench.workloads.workload import Workload
@@ -114,8 +114,7 @@ def print_lab(
     out.print(describe_workload(describe(workload)))
     out.print(
         f"simulated: {sim.about.get('model')} on {sim.about.get('device')}; "
-        f"{sim.config.max_num_seqs} sequences at once, {sim.num_pages - 1} pages; times are the simulated "
-        "clock's\n"
+        f"{sizes_of(sim)}; times are those of the simulated clock\n"
     )
     if not queued([outcome._asdict() for outcome in outcomes]):
         out.print(f"{NO_QUEUE_TEXT}\n")

@@ -72,12 +72,12 @@ def test_the_command(capsys):
         (("--router", "best"), "router='best': must be one of round-robin"),
         (("--replica-speed", "0"), "replica_speed=0.0: must be a number above 0"),
         (("--policy", "sjf", "--policy", "fcfs"), "policy=['sjf', 'fcfs']: several engines have one policy"),
-        (("--goodput", "ttft:9"), "goodput={'ttft': 9.0}: is of one engine: leave it or --replicas out"),
-        (("--max-concurrency", "4"), "max_concurrency=4: is of one engine: leave it or --replicas out"),
+        (("--goodput", "ttft:9"), "goodput={'ttft': 9.0}: is for one engine: leave it or --replicas out"),
+        (("--max-concurrency", "4"), "max_concurrency=4: is for one engine: leave it or --replicas out"),
         (("--replicas", "0"), "replicas=0: must be an integer from 1 to 1024"),
-        (("--replicas", "1", "--router", "predicted"), "router=['predicted']: is of several engines"),
-        (("--replicas", "1", "--replica-speed", "2"), "replica_speed=[2.0]: is of several engines"),
-        (("--output-json", "x.json"), "output_json='x.json': holds no cluster"),
+        (("--replicas", "1", "--router", "predicted"), "router=['predicted']: is for several engines"),
+        (("--replicas", "1", "--replica-speed", "2"), "replica_speed=[2.0]: is for several engines"),
+        (("--output-json", "x.json"), "output_json='x.json': is for one engine"),
     ],
 )
 def test_bad_input_is_named(capsys, flags, message):

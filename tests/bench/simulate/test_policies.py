@@ -135,7 +135,7 @@ def test_what_cannot_be_simulated_is_named(option, message, capsys):
 def test_a_pool_of_its_own_holds_every_request(capsys):
     words = "bench policies --hardware h200 --model 150m --num-prompts 24 --length-scale 0.25 --policy fcfs"
     ended = run(capsys, *words.split(), "--max-num-seqs", "1", "--predictor", "none")
-    assert ended.code == 0 and "1 sequences at once" in ended.out
+    assert ended.code == 0 and "1 sequence at once" in ended.out
 
 
 def test_it_says_so_where_no_queue_formed(capsys):

@@ -116,6 +116,9 @@ def test_derived_costs_say_so(capsys):
             "input_len=10: is of random and prefix only, not of uniform_short",
         ),
         (("--costs", "nosuch.json"), "nosuch.json: cannot be read"),
+        (("--hardware", "h200", "--num-pages", "3"), "num_pages=3: must be at least 10: the longest request"),
+        (("--hardware", "h200", "--num-pages", "3", "--replicas", "2"), "num_pages=3: must be at least 10"),
+        (("--hardware", "h200", "--model", "llama3-70b"), "model='llama3-70b': does not fit into 90% of the"),
     ],
 )
 def test_bad_input_is_named(capsys, flags, message):
