@@ -114,7 +114,17 @@ class SamplingParams:
         if skip is False and self.prompt_logprobs is not None:
             reason = "prompt_logprobs need the whole prompt computed: leave it out"
             raise RequestError("skip_reading_prefix_cache", skip, reason)
-        checked = {
+        checked = self._plain_values()
+        if checked["stop"] and not self.detokenize:
+            raise RequestError(
+                "stop", self.stop, "takes detokenize=True: a stop string is looked for in a text"
+            )
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def _plain_values(self) -> dict[str, Any]:
+        """The seed, and what is a list or a dictionary: checked, and as the engine takes it."""
+        checked: dict[str, Any] = {
             "seed": _seed(self.seed),
             "stop": _texts(
                 "stop", (self.stop,) if isinstance(self.stop, str) else self.stop, MAX_STOP_STRINGS
@@ -133,12 +143,7 @@ class SamplingParams:
                     "allowed_token_ids", self.allowed_token_ids, "must name at least one token id"
                 )
             checked["allowed_token_ids"] = allowed
-        if checked["stop"] and not self.detokenize:
-            raise RequestError(
-                "stop", self.stop, "takes detokenize=True: a stop string is looked for in a text"
-            )
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        return checked
 
     @property
     def greedy(self) -> bool:
