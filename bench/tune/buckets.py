@@ -38,6 +38,11 @@ class Sizes(NamedTuple):
     decode: tuple[int, ...]
     tokens: tuple[int, ...]
 
+    @property
+    def number(self) -> int:
+        """Of all of them."""
+        return len(self.decode) + len(self.tokens)
+
     def bucket(self, need: Need) -> Bucket:
         """The smallest that holds a step. All that hold prompts have the most slots."""
         if need.tokens:
@@ -47,7 +52,7 @@ class Sizes(NamedTuple):
     def smaller(self) -> Iterable[Sizes]:
         """All with one bucket less. One size of each kind is left, and not one of both: that would be another
         engine, of one program for all."""
-        if len(self.decode) + len(self.tokens) <= 3:
+        if self.number <= 3:
             return
         for size in self.decode[:-1]:
             yield Sizes(tuple(each for each in self.decode if each != size), self.tokens)

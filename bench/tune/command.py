@@ -65,7 +65,7 @@ class Sources:
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class SearchOptions:
     """What is searched, for which aim, and for how long.
 
     Raises:
@@ -137,7 +137,7 @@ class Search:
 @with_options(Sources, Search, SAID, WORKLOAD, RUN)
 def tune_command(
     sources: Sources,
-    search: Search,
+    search: SearchOptions,
     engine_options: dict[str, Any],
     workload_options: dict[str, Any],
     setting_options: dict[str, Any],

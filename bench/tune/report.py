@@ -76,5 +76,6 @@ def _print_gain(out: Page, tuned: Tuned, aim: Aim) -> None:
             f"  {name:<9}{figures.output_throughput:8.0f} tokens/s, TTFT p99 {_ms(figures.p99_ttft)} ms, "
             f"ITL p99 {_ms(figures.p99_itl)} ms{kept}"
         )
+    out.print(f"step shapes to compile: {tuned.best_buckets}, and {tuned.default_buckets} by default")
     if aim.name == "p99-ttft" and not aim.allows(best, default):
         out.print(f"There its throughput is below {aim.floor:.0%} of the defaults'.")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from bench.ladder.arms import Arm
 from bench.measure.drive import Run, drive
 from bench.simulate.policies import BY_LENGTH
-from bench.simulate.subject import SimulatedSubject
+from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.tune.aim import Aim, Figures, figures_of
 from bench.tune.buckets import TOLERANCE, Sizes, needs_of, worthwhile
 from bench.tune.candidate import Candidate, Field
@@ -34,6 +34,7 @@ class Tuned(NamedTuple):
       found: by the search; its candidates have an engine's own buckets.
       best: the best of it, with those buckets alone that are worth their programs.
       default_held, best_held: their figures on the draw that was held out.
+      default_buckets, best_buckets: how many step shapes they compile for each way of sampling.
       predictor: of lengths, where the best goes by them.
     """
 
@@ -42,6 +43,8 @@ class Tuned(NamedTuple):
     best: Candidate
     default_held: Figures
     best_held: Figures
+    default_buckets: int
+    best_buckets: int
     predictor: str | None
 
     @property
@@ -80,7 +83,8 @@ def tune(field: Field, draw: Draw, seed: int, aim: Aim, predictor: str | None, t
     )
     by_length = best.policy in BY_LENGTH or best.admission == "forecast"
     kept = predictor if by_length else None
-    return Tuned(found, field.default, best, default_held, best_held, kept)
+    num_buckets = (_sizes(field.simulated(each)).number for each in (field.default, best))
+    return Tuned(found, field.default, best, default_held, best_held, *num_buckets, kept)
 
 
 def simulate_once(
@@ -121,8 +125,7 @@ def _trimmed(field: Field, found: Search, aim: Aim, run: Callable[[Candidate, li
     more than they seemed to be worth."""
     loads: list[Load] = []
     sim, passed = field.simulated(found.best), run(found.best, loads)
-    config = sim.config
-    own = Sizes(config.decode_sizes(), config.token_sizes(sim.max_model_len))
+    own = _sizes(sim)
     kept = worthwhile(own, needs_of(passed, loads), sim.costs)
     trimmed = found.best._replace(decode_buckets=kept.decode, token_buckets=kept.tokens)
     figures, default = figures_of(run(trimmed, []), aim.limits), found.tried[field.default]
@@ -130,3 +133,8 @@ def _trimmed(field: Field, found: Search, aim: Aim, run: Callable[[Candidate, li
     if enough and (aim.allows(figures, default) or found.best == field.default):
         return trimmed
     return found.best._replace(decode_buckets=own.decode, token_buckets=own.tokens)
+
+
+def _sizes(sim: Simulated) -> Sizes:
+    """The buckets of an engine."""
+    return Sizes(sim.config.decode_sizes(), sim.config.token_sizes(sim.max_model_len))

@@ -42,6 +42,7 @@ def test_the_more_at_once_the_better_where_steps_cost_the_same(tmp_path, capsys)
     costs = write_costs(tmp_path / "costs.json", flat)
     ended = run(capsys, "tune", "--costs", costs, *FLAGS, "-o", tmp_path / "tuned.json")
     assert (ended.code, ended.err) == (0, "") and "1.00 times as good" in ended.out  # 16 are the default here
+    assert "step shapes to compile: 3, and 9 by default" in ended.out
     found = read_tuned(tmp_path / "tuned.json")
     assert found.options["max_num_seqs"] == 16 and found.device == "cpu"
     assert len(found.options["decode_buckets"]) + len(found.options["token_buckets"]) == 3
