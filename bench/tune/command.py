@@ -134,7 +134,7 @@ class SearchOptions:
     cls=GroupedCommand,
     short_help="Options of an engine for a workload and an aim, found by simulation.",
 )
-@with_options(Sources, Search, SAID, WORKLOAD, RUN)
+@with_options(Sources, SearchOptions, SAID, WORKLOAD, RUN)
 def tune_command(
     sources: Sources,
     search: SearchOptions,
