@@ -83,8 +83,8 @@ def tune(field: Field, draw: Draw, seed: int, aim: Aim, predictor: str | None, t
     )
     by_length = best.policy in BY_LENGTH or best.admission == "forecast"
     kept = predictor if by_length else None
-    num_buckets = (_sizes(field.simulated(each)).number for each in (field.default, best))
-    return Tuned(found, field.default, best, default_held, best_held, *num_buckets, kept)
+    default_buckets, best_buckets = (_sizes(field.simulated(each)).number for each in (field.default, best))
+    return Tuned(found, field.default, best, default_held, best_held, default_buckets, best_buckets, kept)
 
 
 def simulate_once(
