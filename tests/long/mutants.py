@@ -50,8 +50,9 @@ MUTANTS = (
            "elif inside.name == STEP or inside.thread == call.thread:\n                return True",
            ("tests/jbatch/engine/test_turn.py::test_a_second_step_is_refused_and_the_first_goes_on",)),
     Mutant("what was asked for during a step is forgotten", "jbatch/engine/engine.py",
-           "            self._notes.leave(new)\n        self.tidy()",
-           "            self._notes.leave(new)\n        self.tidy() or self._notes._notes.pop()",
+           "            self._notes.leave(New(next(self._serials), request, key))\n        self.tidy()",
+           "            self._notes.leave(New(next(self._serials), request, key))\n"
+           "        self.tidy() or self._notes._notes.pop()",
            ("tests/jbatch/engine/test_turn.py::"
             "test_what_another_thread_asks_for_during_a_step_is_done_before_the_next",)),
     Mutant("what runs goes on over pages of older weights", "jbatch/engine/pipeline.py",
