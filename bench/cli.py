@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bench.flags import Dataset, Experiment, Json, Lab, Model, Source
+from bench.flags import Comparison, Dataset, Experiment, Json, Lab, Model, Source
 from bench.options import (
+    CLOSED_WORKLOAD,
     ENGINE,
     LADDER_ENGINE,
     LATENCY,
@@ -24,8 +24,6 @@ from bench.options import (
 )
 from jbatch.cli.help import GroupedCommand
 from jbatch.cli.options import with_options
-from jbatch.distribution import install_hint
-from jbatch.errors import JBatchError
 
 app = typer.Typer(
     help="Measure and compare: batching, policies, engines; report.",
@@ -145,27 +143,31 @@ def policies(
     run_policies(source, lab, setting, engine_options, workload_options)
 
 
-PASSED_ON: Any = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+@app.command(cls=GroupedCommand, short_help="jbatch against PyTorch, on the same device.")
+@with_options(Comparison, LADDER_ENGINE, CLOSED_WORKLOAD, SETTING.only("num_prompts", "seed", "repeats"))
+def compare(
+    comparison: Comparison,
+    engine_options: dict[str, Any],
+    workload_options: dict[str, Any],
+    setting_options: dict[str, Any],
+) -> None:
+    """Run the same requests through jbatch and through PyTorch's engines, on one device and the same weights.
+
+    Greedy tokens are compared before any time is shown; an arm that cannot run, or that gives other tokens,
+    is a line that says why.
+    """
+    setting = Setting(**setting_options)
+    from bench.compare import command
+    from bench.compare.table import print_comparison
+
+    print_comparison(command.compare(comparison, setting, engine_options, workload_options))
 
 
-@app.command(context_settings=PASSED_ON, short_help="jbatch against PyTorch, on the same device.")
-def compare(context: typer.Context) -> None:
-    """Flags are those of bench.compare.command: see `jbatch bench compare --help`."""
-    _pass_on("bench.compare.command", "run", context.args)
+@app.command(short_help="Pictures and one page from results.")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Results, as --output-json wrote them.")],
+) -> None:
+    """Draw all results (*.json) of a folder: DIR/report.html, and its pictures as DIR/*.svg."""
+    from bench.report.command import write
 
-
-@app.command(context_settings=PASSED_ON, short_help="Pictures and one page from results.")
-def report(context: typer.Context) -> None:
-    """Flags are those of bench.report.command: see `jbatch bench report --help`."""
-    _pass_on("bench.report.command", "main", context.args)
-
-
-def _pass_on(module: str, function: str, args: list[str]) -> None:
-    """Call `function(args)` of a module that has its own flags; what it returns is the exit code, if any."""
-    try:
-        command = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise JBatchError(f"{module}: {error.name} is not installed: {install_hint('bench')}") from None
-    code = getattr(command, function)(args)
-    if code:
-        raise typer.Exit(code)
+    typer.echo(f"wrote {write(folder)}")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from bench.options import ARM_NAMES, DATASET_NAMES, HARDWARE_NAMES
+from bench.options import ARM_NAMES, COMPARED_NAMES, DATASET_NAMES, HARDWARE_NAMES
 from jbatch.cli.help import choices
 from jbatch.cli.options import ENGINE_HELP
 from jbatch.config import AdmissionName, PolicyName
@@ -143,3 +143,26 @@ class Lab:
         ),
     ] = None
     details: Details = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What is compared with PyTorch, on which requests, and where the results go."""
+
+    model: Model = "demo"
+    dataset_name: Dataset = "mixed_length"
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"May be repeated: {', '.join(COMPARED_NAMES)}. [default: all]",
+            rich_help_panel="Arms",
+        ),
+    ] = None
+    output_json: Json = None
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Keep the plans that are replayed; must not exist.", rich_help_panel="Output"
+        ),
+    ] = None

@@ -55,6 +55,10 @@ ARM_NAMES = (
     *("unbatched", "static", "static-full", "static-padded", "static-sorted", "static-sorted-predicted"),
     *("continuous", "continuous-sorted", "continuous-predicted"),
 )
+COMPARED_NAMES = (  # of arms of `compare`, and of their groups
+    *("jbatch", "torch-paged", "torch-paged-flash-attn", "torch-paged-flash-attn-3", "torch-paged-mosaic"),
+    *("hf-generate", "hf-continuous", "replay-jbatch", "replay-torch", "replay"),
+)
 DATASET_NAMES = (
     *("uniform_short", "mixed_length", "bursty_traffic", "random", "nano", "sharegpt-like", "prefix"),
     *("few-shot", "trace"),

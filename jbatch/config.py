@@ -6,8 +6,9 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args
 
-from jbatch.errors import ConfigError
+from jbatch.errors import ConfigError, changed_in_a_copy
 from jbatch.shown import changed_fields
+from jbatch.sizes import parse_bytes
 
 DTYPES = ("bfloat16", "float16", "float32")
 PAGE_SIZES = (16, 32, 64, 128)
@@ -50,6 +51,7 @@ class RopeConfig:
     truncate: bool = True  # yarn: round the correction range to whole dimensions
 
 
+@changed_in_a_copy
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Everything that shapes the mathematics of one LLaMA-like model."""
@@ -141,6 +143,7 @@ class ModelConfig:
             )
 
 
+@changed_in_a_copy
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
     """How an engine runs a model. Names and defaults follow vLLM where it has them.
@@ -157,7 +160,7 @@ class EngineConfig:
     target_itl_ms: float | None = None  # prompt tokens beside what decodes: as many as keep it, measured
     page_size: int = 64  # tokens
     num_pages: int | None = None  # page 0 is never used; None: from the two below
-    kv_cache_memory_bytes: int | None = None
+    kv_cache_memory_bytes: int | None = None  # or a text: "4GiB"
     gpu_memory_utilization: float = 0.9  # share of the GPU's memory to use; counts before JAX's first use
     mode: ModeName = "continuous"
     batch_wait_timeout_s: float = 1.0  # static-full: how long the oldest waits for a full batch at most
@@ -187,6 +190,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        if isinstance(size := self.kv_cache_memory_bytes, str):
+            object.__setattr__(self, "kv_cache_memory_bytes", parse_bytes("kv_cache_memory_bytes", size))
         check_choice("dtype", self.dtype, ("auto", *DTYPES))
         check_choice("load_format", self.load_format, ("auto", "dummy"))
         check_choice("page_size", self.page_size, PAGE_SIZES)
@@ -229,12 +234,10 @@ class EngineConfig:
         for name in ("overlap", "enable_prefix_caching", "show_progress"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(name, getattr(self, name), "must be true or false")
-        if self.predictor is not None and not isinstance(self.predictor, str):
-            raise ConfigError("predictor", self.predictor, "must be a name, or a path, as text")
-        if self.tuned is not None and not isinstance(self.tuned, str):
-            raise ConfigError("tuned", self.tuned, "must be a path, as text")
-        if self.compilation_cache_dir is not None and not isinstance(self.compilation_cache_dir, str):
-            raise ConfigError("compilation_cache_dir", self.compilation_cache_dir, "must be a path, as text")
+        for name in ("predictor", "tuned", "compilation_cache_dir"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                what = "a name, or a path" if name == "predictor" else "a path"
+                raise ConfigError(name, getattr(self, name), f"must be {what}, as text")
         if self.samplers is not None:
             if not isinstance(self.samplers, (tuple, list)) or not self.samplers:
                 raise ConfigError("samplers", self.samplers, "must be a list of names")

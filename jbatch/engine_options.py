@@ -32,7 +32,7 @@ class EngineOptions(TypedDict, total=False):
     target_itl_ms: float | None
     page_size: int
     num_pages: int | None
-    kv_cache_memory_bytes: int | None
+    kv_cache_memory_bytes: int | str | None
     gpu_memory_utilization: float
     mode: ModeName
     batch_wait_timeout_s: float

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from jbatch.names_elsewhere import instead_of, nearest_name
 
+Class = TypeVar("Class", bound=type)
 MAX_NAME_CHARS = 64  # of a field, in an error
 MAX_VALUE_CHARS = 120
 # Errors of the system that are nobody's mistake: what is full, broken, gone or used up.
@@ -78,6 +80,17 @@ class OutputChanged(JobError):
 
     def __init__(self, path: str, how: str):
         super().__init__(f"{path} was changed by someone else while it was written: {how}")
+
+
+def changed_in_a_copy(cls: Class) -> Class:
+    """Have a frozen dataclass say how its fields are changed, where somebody assigns to one."""
+
+    def refuse(self: Any, name: str, value: Any) -> None:
+        copy = f"dataclasses.replace(..., {name}={_shorten(value)}) makes a copy with it"
+        raise dataclasses.FrozenInstanceError(f"cannot assign to {name!r} of {cls.__name__}: {copy}")
+
+    setattr(cls, "__setattr__", refuse)  # noqa: B010  (mypy knows no such attribute of a class)
+    return cls
 
 
 def stacklevel_of_caller() -> int:

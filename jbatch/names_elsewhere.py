@@ -1,4 +1,4 @@
-"""What options are called elsewhere: the name here, or what to do where there is none."""
+"""What options, commands and attributes are called elsewhere: their name here, or what to do."""
 
 from __future__ import annotations
 
@@ -57,7 +57,22 @@ _ALSO_CALLED = {
     # of a job
     "input_file": "input in",
     "output_file": "output out",
+    # of a benchmark
+    "num_prompts": "num_requests n_requests n_prompts num_queries",
+    "input_len": "random_input_len input_length prompt_len isl",
+    "output_len": "random_output_len output_length osl",
+    "prefix_len": "random_prefix_len prefix_length",
+    "request_rate": "rate qps rps",
+    "repeats": "num_repeats num_runs runs trials",
+    "num_iters_warmup": "num_warmups warmup warmup_iters",
+    "goodput": "slo",
+    "dataset_name": "dataset workload",
+    "dataset_path": "dataset_file trace_file",
+    "output_json": "output output_file json save_result result_filename",
+    "output_dir": "result_dir",
 }
+
+_NO_BEAM_SEARCH = "there is no beam search: draw n samples and take that of the largest cumulative_logprob"
 
 # What there is not here, and what to do instead of each option that asks for it elsewhere.
 _INSTEAD = {
@@ -87,7 +102,7 @@ _INSTEAD = {
         enable_chunked_prefill max_num_partial_prefills long_prefill_token_threshold""",
     "temperature=0 takes the likeliest token each time, and any other draws": """do_sample greedy
         use_greedy""",
-    "there is no beam search: draw n samples and take that of the largest cumulative_logprob": """best_of
+    _NO_BEAM_SEARCH: """best_of
         use_beam_search beam_width num_beams length_penalty early_stopping beam_search""",
     "there are no structured outputs yet: allowed_token_ids and logits_fn are what rules tokens out": """
         guided_decoding guided_json guided_regex guided_choice guided_grammar structured_outputs
@@ -105,6 +120,24 @@ _INSTEAD = {
         disable_log_requests enable_metrics log_stats""",
 }
 
+# What LLM has elsewhere under a name that is none here, and what to do instead.
+_ATTRIBUTES = {
+    _NO_BEAM_SEARCH: "beam_search",
+    "it is llm.engine": "llm_engine",
+    "requests are added to llm.engine, which has add_request, step and abort": """add_request abort_request
+        enqueue wait_for_completion step has_unfinished_requests""",
+    "there is llm.agenerate, and llm.astream": "async_generate generate_async",
+    "models only write texts here. llm.score gives the log-probabilities of texts, and "
+    "llm.get_tokenizer().encode their token ids": "embed encode classify reward",
+    "llm.close() frees the device's memory, and another LLM takes it again": """sleep wake_up is_sleeping
+        release_memory_occupation resume_memory_occupation shutdown""",
+    "the model is in this process: llm.weights() gives its parameters, llm.update_weights(tree) changes "
+    "them, and LLM(model, logits_fn=f) compiles a function into every step": """apply_model collective_rpc
+        model params load_weights update_weights_from_tensor update_weights_from_disk""",
+    "llm.get_tokenizer() gives it, and LLM(model, tokenizer=DIR) takes another": "tokenizer set_tokenizer",
+    "llm.reset_prefix_cache() forgets what is cached": "flush_cache clear_cache",
+}
+
 # Commands elsewhere, and what to do here.
 _COMMANDS = {
     "there is no HTTP server: jbatch generate MODEL answers prompts (-p), or a file of them (-i and -o)": """
@@ -117,7 +150,12 @@ _COMMANDS = {
 
 def command_instead_of(name: str) -> str | None:
     """What to do where a command elsewhere asks for what has another name here, or is not here."""
-    return next((text for text, names in _COMMANDS.items() if _plain(name) in names.split()), None)
+    return _look_up(name, _COMMANDS)
+
+
+def attribute_instead_of(name: str) -> str | None:
+    """What to do where code asks an LLM for what it has elsewhere; None for any other name."""
+    return _look_up(name, _ATTRIBUTES)
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
@@ -135,7 +173,12 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
 
 def instead_of(name: str) -> str | None:
     """What to do where an option elsewhere asks for what there is not here; None for any other name."""
-    return next((text for text, names in _INSTEAD.items() if _plain(name) in names.split()), None)
+    return _look_up(name, _INSTEAD)
+
+
+def _look_up(name: str, texts: dict[str, str]) -> str | None:
+    """The text of a name."""
+    return next((text for text, names in texts.items() if _plain(name) in names.split()), None)
 
 
 def _plain(name: str) -> str:

@@ -63,14 +63,18 @@ def _bar(label: str, total: int | None, unit: str) -> Iterator[Update]:
 
     time_column = () if unit else (TimeElapsedColumn(),)  # of what has a unit, a note says how long
     columns = (TextColumn("{task.description}"), BarColumn(BAR_CHARS), TextColumn("{task.fields[said]}"))
-    with Progress(*columns, *time_column, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, *time_column, console=console, transient=True) as progress:
 
         def said(done: int, note: str = "") -> str:
             parts = ("" if total is None else _count(done, total, unit), note)
             return ", ".join(part for part in parts if part)
 
         task = progress.add_task(label, total=total, said=said(0))
-        yield lambda done, note="": progress.update(task, completed=done, said=said(done, note))
+        try:
+            yield lambda done, note="": progress.update(task, completed=done, said=said(done, note))
+        finally:  # in a notebook, rich would show an empty text when it ends
+            console.quiet = console.is_jupyter
 
 
 @contextmanager

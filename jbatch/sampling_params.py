@@ -7,7 +7,7 @@ import hashlib
 from typing import Any
 
 from jbatch.config import plain
-from jbatch.errors import RequestError, check_option_names
+from jbatch.errors import RequestError, changed_in_a_copy, check_option_names
 from jbatch.sampler import Sampler
 from jbatch.shown import changed_fields
 
@@ -33,6 +33,7 @@ class UpTo(int):
     """
 
 
+@changed_in_a_copy
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How to choose the tokens of one request. Names and defaults are vLLM's, but for `max_tokens`.

@@ -5,54 +5,24 @@ Every arm's tokens are compared with jbatch's before it is timed; then all arms 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from bench.claims import claimed
-from bench.compare.arms import ARMS, GROUPS, choose_arms
+from bench.compare.arms import choose_arms
 from bench.compare.measurement import Measurement, measure, result
 from bench.compare.ratios import ratios
 from bench.compare.stage import Stage
-from bench.compare.table import print_comparison
-from bench.flags import Dataset, Experiment, Json, Model
-from bench.options import CLOSED_WORKLOAD, LADDER_ENGINE, SETTING, Setting
+from bench.flags import Comparison, Experiment
+from bench.options import Setting
 from bench.results import Results, describe, write
-from jbatch.cli.help import GroupedCommand
-from jbatch.cli.options import with_options
 from jbatch.errors import ConfigError
 
 LEAST_REPEATS = 3
-ARM_NAMES = ", ".join((*ARMS, *GROUPS))
-
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """What is compared, on which requests, and where the results go."""
-
-    model: Model = "demo"
-    dataset_name: Dataset = "mixed_length"
-    arms: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help=f"May be repeated: {ARM_NAMES}. [default: all]", rich_help_panel="Arms"
-        ),
-    ] = None
-    output_json: Json = None
-    record: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Keep the plans that are replayed; must not exist.", rich_help_panel="Output"
-        ),
-    ] = None
 
 
 def compare(
@@ -143,27 +113,3 @@ def _with_pages(model: str, longest: int, options: dict[str, Any]) -> dict[str, 
 def _save(path: Path | None, results: Callable[[], Results]) -> None:
     if path is not None:
         write(path, results())
-
-
-# The command line.
-
-
-def run(args: list[str]) -> int:
-    """The command, with its own flags. Raises what `compare` raises, and click's usage errors."""
-    return app(args, prog_name="jbatch bench compare", standalone_mode=False) or 0
-
-
-@app.command(cls=GroupedCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@with_options(Comparison, LADDER_ENGINE, CLOSED_WORKLOAD, SETTING.only("num_prompts", "seed", "repeats"))
-def command(
-    comparison: Comparison,
-    engine_options: dict[str, Any],
-    workload_options: dict[str, Any],
-    setting_options: dict[str, Any],
-) -> None:
-    """Run the same requests through jbatch and through PyTorch's engines, on one device and the same weights.
-
-    Greedy tokens are compared before any time is shown; an arm that cannot run, or that gives other tokens,
-    is a line that says why.
-    """
-    print_comparison(compare(comparison, Setting(**setting_options), engine_options, workload_options))

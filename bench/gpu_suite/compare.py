@@ -35,7 +35,8 @@ def run(task: Task) -> None:
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         raise NotHere(f"{' and '.join(missing)} not installed: {install_hint('bench')}")
-    from bench.compare.command import Comparison, compare
+    from bench.compare.command import compare
+    from bench.flags import Comparison
 
     model, options = ("demo", TINY_OPTIONS) if task.tiny else ("llama3.2-1b", OPTIONS)
     file = task.out / f"compare-{task.part.removeprefix('torch-')}.json"

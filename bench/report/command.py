@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,15 +110,3 @@ def _body(sections: Sequence[Section], left: Sequence[Left], across: Sequence[st
     if left:
         body += [report_page.heading("Files left out"), report_page.table(("file", "why"), left)]
     return [*body, *across, *(section.html() for section in sections)]
-
-
-def main(args: list[str]) -> int:
-    """The command, with its own flags; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="jbatch bench report",
-        description="Draw all results (*.json) of a folder: DIR/report.html, and its pictures as DIR/*.svg.",
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    page = write(parser.parse_args(args).folder)
-    print(f"wrote {page}")
-    return 0

@@ -21,6 +21,7 @@ from jbatch.jobs.files import check_replaceable
 from jbatch.jobs.options import JOB_HELP, JobOptions
 from jbatch.jobs.signals import INTERRUPTED, exit_at_once
 from jbatch.model_dir.shapes import RUNNABLE, find_shape
+from jbatch.sizes import parse_bytes
 
 JOB = Flags(JobOptions, JOB_HELP, {"File of requests": tuple(JOB_HELP)})
 
@@ -238,10 +239,10 @@ def plan(
     """
     from jbatch.cli.memory_report import report_memory
     from jbatch.cli.tables import echo
-    from jbatch.device.memory import parse_bytes
 
     config = EngineConfig(**engine_options)
-    report = report_memory(find_shape(model), config, None if gpu_memory is None else parse_bytes(gpu_memory))
+    num_bytes = None if gpu_memory is None else parse_bytes("gpu_memory", gpu_memory)
+    report = report_memory(find_shape(model), config, num_bytes)
     report = dataclasses.replace(report, model=str(model))
     if json_output:
         typer.echo(json.dumps(report.as_json(), indent=1))

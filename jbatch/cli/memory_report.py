@@ -12,15 +12,17 @@ from typing import Any
 
 from jbatch.config import EngineConfig, ModelConfig
 from jbatch.device.build import samplers_of, spec_for, step_bytes_of
-from jbatch.device.memory import Memory, MemoryUse, describe_bytes, divide_memory
+from jbatch.device.memory import Memory, MemoryUse, divide_memory
 from jbatch.device.model import abstract_params
 from jbatch.device.platform import find_device, memory_of, prepare_jax
 from jbatch.device.programs import programs_for
 from jbatch.device.verdict import kept_verdict, proven_on
+from jbatch.errors import ConfigError
 from jbatch.model_dir.resolve import resolve_dtype, resolve_max_model_len, resolve_model
 from jbatch.model_dir.tuned import check_tuned
 from jbatch.sampler import with_unions
 from jbatch.seam.bucket import buckets_of
+from jbatch.sizes import describe_bytes
 
 ESTIMATE = "temporaries, and state of penalties; estimated"
 
@@ -113,7 +115,13 @@ def report_memory(model_dir: str | Path, config: EngineConfig, gpu_memory: int |
 
     if gpu_memory is None:
         model = resolve_dtype(config, model, device.platform)
-    return make_report(model_dir, config, model, memory, estimate, where, ESTIMATE)
+    try:
+        return make_report(model_dir, config, model, memory, estimate, where, ESTIMATE)
+    except ConfigError as error:
+        if memory.on_gpu or config.device == "cpu":
+            raise
+        reason = "there is no GPU here: give the memory of the one to plan for, --gpu-memory 80GiB"
+        raise ConfigError("gpu_memory", None, f"{reason} (on the CPU, {error})") from None
 
 
 def make_report(

@@ -18,6 +18,7 @@ from jbatch.errors import ConfigError
 from jbatch.model_dir.tuned import with_tuned
 from jbatch.names_elsewhere import instead_of, nearest_name
 from jbatch.sampling_params import SamplingParams
+from jbatch.sizes import parse_bytes
 
 ENGINE_HELP = {
     "dtype": "Of weights, activations and cache; auto: as config.json says, on a CPU float32.",
@@ -28,7 +29,7 @@ ENGINE_HELP = {
     "target_itl_ms": "Fewer prompt tokens beside what decodes, where steps take longer than that.",
     "page_size": "Tokens per page of the KV cache.",
     "num_pages": "Pages of the KV cache. [default: what the memory holds]",
-    "kv_cache_memory_bytes": "Memory for the KV cache, instead of a number of pages.",
+    "kv_cache_memory_bytes": "Memory for the KV cache, as 4GiB, instead of a number of pages.",
     "gpu_memory_utilization": "Share of the GPU's memory to use.",
     "mode": "When requests that wait may join those that run.",
     "batch_wait_timeout_s": "static-full: seconds that the oldest request waits for a full batch.",
@@ -74,6 +75,7 @@ SHORT_FLAGS = {"input_file": ("-i",), "output_file": ("-o",)}
 NUMBERS = {int: "an integer", float: "a number"}
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 NAMED_METAVARS = {
+    "kv_cache_memory_bytes": "SIZE",
     "predictor": choices(("running-mean", "prompt-length"), "FILE"),
     "shard": "I/N",
     **dict.fromkeys(("input_file", "output_file", "summary", "metrics_file", "trace", "tuned"), "FILE"),
@@ -189,7 +191,9 @@ def _kind(cls: type, name: str) -> Any:
 
 
 def _parse(cls: type, name: str, value: Any) -> Any:
-    """A flag's value as the field's type. Raises ConfigError for what is no number."""
+    """A flag's value as the field's type. Raises ConfigError for what is no number, or no size."""
+    if NAMED_METAVARS.get(name) == "SIZE":
+        return parse_bytes(name, value)
     kind = _kind(cls, name)
     if kind not in NUMBERS:
         return value

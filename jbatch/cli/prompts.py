@@ -38,8 +38,8 @@ def generate_prompts(
     check_model_dir(model)
     if (reason := why_no_tokenizer(model)) is not None:
         raise ConfigError("model", str(model), reason)
-    if chat:
-        ChatEncoder(model, None, chat_template).check()
+    if chat and (reason := ChatEncoder(model, None, chat_template).why_no_template()) is not None:
+        raise ConfigError("model", str(model), f"{reason}: leave --chat out, or give --chat-template FILE")
     defaults = load_sampling_defaults(model, config.generation_config)
     params = SamplingParams(**{**defaults, **sampling_options})
     # No more is compiled than these prompts need. Tokens are at most about as many as bytes, and the sizes of

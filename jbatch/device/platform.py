@@ -76,7 +76,8 @@ def find_device(name: str) -> jax.Device:
             reason = str(error).splitlines()[0] if str(error) else "no CUDA plugin"
             raise ConfigError("device", name, f"JAX finds no NVIDIA GPU ({reason}); {INSTALL_HINT}") from None
         cpu = _cpu()
-        warnings.warn(f"{NO_GPU} (device='cpu' says that this is meant)", stacklevel=stacklevel_of_caller())
+        meant = "device='cpu', or --device cpu, says that this is meant"
+        warnings.warn(f"{NO_GPU} ({meant})", stacklevel=stacklevel_of_caller())
         return cpu
 
 

@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 from jbatch.config import EngineConfig, ModeName, UpdateMode
 from jbatch.device.process.user_fn import LogitsFn
@@ -31,6 +31,7 @@ from jbatch.llm.opening import describe_opened, open_model
 from jbatch.llm.updating import update_weights
 from jbatch.llm.warning import warn_of
 from jbatch.model_dir.tuned import with_tuned
+from jbatch.names_elsewhere import attribute_instead_of
 from jbatch.outputs import Label, RequestOutput
 from jbatch.sampling_params import SamplingParams
 from jbatch.seam.runner import Runner
@@ -97,6 +98,16 @@ class LLM:
     def __repr__(self) -> str:
         return f"<LLM {self._model_dir}: {'closed' if self.engine.closed else describe_opened(self._opened)}>"
 
+    if not TYPE_CHECKING:  # or type checkers would let every name pass
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say what there is instead of what an LLM has elsewhere."""
+            instead = attribute_instead_of(name)
+            hint = "" if instead is None else f": {instead}"
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self
+            )
+
     def generate(
         self,
         prompts: Prompts,
@@ -140,7 +151,7 @@ class LLM:
 
         The engine's steps run in a thread, and the event loop goes on. To cancel the task is to abort its
         requests, and no others. An error of a step, as of a device that is lost, ends all calls with it; the
-        next ones work.
+        next ones work. It warns as `generate` does.
 
         Raises:
           JBatchError: while a call of `generate` or `stream` has the engine, or it has requests that were
@@ -149,7 +160,9 @@ class LLM:
         requests = self._list(prompts, sampling_params, wishes)
         stream = AsyncStream(self._shared(), requests, lambda progress, outputs: list(outputs))
         by_id = {output.request_id: output async for output in stream}
-        return [by_id[request.request_id] for request in requests]
+        outputs = [by_id[request.request_id] for request in requests]
+        warn_of(requests, outputs, stacklevel=2)
+        return outputs
 
     def score(
         self, prompts: Prompts, *, first_scored: Sequence[int] | None = None, use_tqdm: bool = True
@@ -219,7 +232,7 @@ class LLM:
         The pieces of one sample, joined, are its text in `generate`. None breaks a character, or shows the
         beginning of what turns out to be a stop string. The request's output comes with its last piece.
         Who leaves the iteration early (or closes the iterator) aborts what has not ended. One stream may be
-        read at a time; for many there is `astream`.
+        read at a time; for many there is `astream`. It warns of nothing: each output says how it ended.
         """
         requests = self._list(prompts, sampling_params, wishes, streamed=True)
         return stream(self.engine, requests, *self._compiling())
@@ -229,7 +242,8 @@ class LLM:
     ) -> AsyncStream[TextDelta]:
         """`stream` for `async for`. Any number of calls of this and of `agenerate` share one batch.
 
-        Cancelling a task that reads it, or `aclose`, aborts its requests and no others.
+        Cancelling a task that reads it, or `aclose`, aborts its requests and no others. It warns of
+        nothing, as `stream`.
         """
         requests = self._list(prompts, sampling_params, wishes, streamed=True)
         return AsyncStream(self._shared(), requests, Deltas(self._opened.tokenizer, requests).take_in)

@@ -53,7 +53,8 @@ def _value(raw: Mapping[str, Any], key: str, name: str) -> Any:
     try:
         value = getattr(SamplingParams(**{name: raw[key]}), name)
     except RequestError as error:
-        reason = f'{error.reason} (in {FILE_NAME}; generation_config="jbatch" takes none of its values)'
+        without = 'generation_config="jbatch", or --generation-config jbatch, takes none of its values'
+        reason = f"{error.reason} (in {FILE_NAME}; {without})"
         refuse(key, error.value, reason)
     if name != "max_tokens":
         return value

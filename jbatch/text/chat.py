@@ -108,11 +108,12 @@ class ChatEncoder:
         text = self._template.render(messages, options)
         return ChatPrompt(text, tuple(self._tokenizer.encode(text, add_special_tokens=False)))
 
-    def check(self) -> None:
-        """Raise RequestError where there is no template to render with."""
-        template = _find_template(self._model_dir) if self._given is None else self._given
-        if isinstance(template, RequestError):
-            raise template
+    def why_no_template(self) -> str | None:
+        """Why there is no template to render with, said of the model; None where there is one."""
+        if self._given is not None:
+            return None
+        template, why_not = _read_template(self._model_dir)
+        return why_not if template is None else None
 
     def encode_or_error(
         self, messages: Conversation, options: ChatOptions = DEFAULT
@@ -140,8 +141,18 @@ def _with_known_roles(messages: list[Message], template: str) -> list[Message]:
 
 
 def _find_template(model_dir: Path) -> str | RequestError:
+    """A directory's template, or the error of messages for which there is none."""
+    template, why_not = _read_template(model_dir)
+    if template is not None:
+        return template
+    reason = f"this model {why_not}: give prompts, or a chat_template"
+    return RequestError("messages", "...", reason, code="no_chat_template")
+
+
+def _read_template(model_dir: Path) -> tuple[str | None, str]:
+    """A directory's template, or None and why there is none."""
     try:
-        return (model_dir / "chat_template.jinja").read_text(encoding="utf-8")
+        return (model_dir / "chat_template.jinja").read_text(encoding="utf-8"), ""
     except (OSError, UnicodeDecodeError):
         pass
     try:
@@ -149,7 +160,7 @@ def _find_template(model_dir: Path) -> str | RequestError:
         template = raw.get("chat_template")
     except (OSError, ValueError, AttributeError, RecursionError):
         template = None
-    reason = "this model has no chat template: give prompts, or a chat_template"
+    why_not = "has no chat template"
     if isinstance(template, list):  # [{"name": ..., "template": ...}, ...]
         named = {
             str(entry["name"]): entry.get("template")
@@ -158,7 +169,5 @@ def _find_template(model_dir: Path) -> str | RequestError:
         }
         template = next(iter(named.values())) if len(named) == 1 else named.get("default")
         if len(named) > 1 and template is None:
-            reason = f"no chat template is named default, of {sorted(named)}: give one as chat_template"
-    if isinstance(template, str):
-        return template
-    return RequestError("messages", "...", reason, code="no_chat_template")
+            why_not = f"has no chat template that is named default, of {sorted(named)}"
+    return (template if isinstance(template, str) else None), why_not

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+from jbatch import shown
 from jbatch.text.chat import ChatEncoder
 from jbatch.text.chat_options import ChatFields, options_of
 from jbatch.text.messages import Conversation
@@ -16,6 +17,11 @@ class ModelTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, chat: ChatEncoder):
         self._tokenizer, self._chat = tokenizer, chat
+
+    def __repr__(self) -> str:
+        chat = "a chat template" if self._chat.why_no_template() is None else "no chat template"
+        ends = f"bos_token_id={self.bos_token_id}, eos_token_id={self.eos_token_id}"
+        return f"<ModelTokenizer: {shown.count(self.vocab_size)}, {ends}, {chat}>"
 
     @property
     def vocab_size(self) -> int:

@@ -25,7 +25,7 @@ def test_every_implementation_of_the_kernels_may_be_named():
         ("max_num_batched_tokens", [0, 7, 2**30, None]),
         ("page_size", [0, 1, 8, 24, 256, 16.5, 16.0, None, "16", True]),
         ("num_pages", [0, 1, -1, 2.5, "9"]),
-        ("kv_cache_memory_bytes", [0, -1, 1e9]),
+        ("kv_cache_memory_bytes", [0, -1, 1e9, "9", "4 parrots"]),
         ("gpu_memory_utilization", [0, -0.1, 1.01, float("nan"), "0.9", None, True]),
         ("batch_wait_timeout_s", [-0.1, 3600.5, float("nan"), "1", None, True]),
         ("mode", ["dynamic", None, 3]),
@@ -68,13 +68,20 @@ def test_a_negative_seed_says_what_may_be_negative():
         EngineConfig(seed=-1)
 
 
+def test_bytes_may_be_a_text():
+    assert EngineConfig(kv_cache_memory_bytes="4GiB") == EngineConfig(kv_cache_memory_bytes=2**32)
+
+
 def test_pages_are_given_once():
     with pytest.raises(ConfigError, match="not both"):
         EngineConfig(num_pages=10, kv_cache_memory_bytes=10**6)
 
 
-def test_it_is_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
+def test_it_is_frozen_and_says_how_it_is_changed():
+    copy = r"dataclasses\.replace\(\.\.\., seed=3\) makes a copy with it"
+    with pytest.raises(
+        dataclasses.FrozenInstanceError, match=f"^cannot assign to 'seed' of EngineConfig: {copy}$"
+    ):
         EngineConfig().seed = 3
 
 

@@ -1,14 +1,24 @@
 """Names of options elsewhere: the name here that is meant, or what to do instead."""
 
 import dataclasses
+import inspect
 
 import pytest
 
+from bench.cli import batching, latency
 from jbatch.config import EngineConfig
 from jbatch.errors import check_option_names
 from jbatch.jobs.line_forms import Bare, Chat, Completions
 from jbatch.jobs.options import JobOptions
-from jbatch.names_elsewhere import _ALSO_CALLED, _INSTEAD, instead_of, nearest_name
+from jbatch.llm import LLM
+from jbatch.names_elsewhere import (
+    _ALSO_CALLED,
+    _ATTRIBUTES,
+    _INSTEAD,
+    attribute_instead_of,
+    instead_of,
+    nearest_name,
+)
 from jbatch.sampling_params import SamplingParams
 
 REQUEST = tuple(SamplingParams.__dataclass_fields__)
@@ -60,7 +70,8 @@ def test_other_names_stand_for_fields_that_exist():
     """And none is a field itself, of the same kind of thing, which would then be told to be another."""
     lines = {field for form in (Bare, Chat, Completions) for field in form.model_fields}
     jobs = {field.name for field in dataclasses.fields(JobOptions)}
-    assert not _ALSO_CALLED.keys() - lines - jobs - set(ENGINE)
+    bench = {name for command in (batching, latency) for name in inspect.signature(command).parameters}
+    assert not _ALSO_CALLED.keys() - lines - jobs - bench - set(ENGINE)
     others = {name for names in _ALSO_CALLED.values() for name in names.split()}
     assert not others & {*REQUEST, *ENGINE}
 
@@ -100,3 +111,23 @@ def test_a_name_has_one_answer():
 def test_nothing_is_refused_that_there_is():
     for name in (*EngineConfig.__dataclass_fields__, *SamplingParams.__dataclass_fields__):
         assert instead_of(name) is None
+
+
+@pytest.mark.parametrize(
+    "name, todo",
+    [
+        ("beam_search", "there is no beam search: draw n samples"),
+        ("embed", "models only write texts here"),
+        ("wake_up", "llm.close() frees the device's memory"),
+        ("collective_rpc", "llm.update_weights(tree) changes them"),
+        ("llm_engine", "it is llm.engine"),
+    ],
+)
+def test_what_an_llm_has_elsewhere(name, todo):
+    assert todo in attribute_instead_of(name)
+
+
+def test_no_attribute_stands_for_one_that_there_is():
+    names = [name for names in _ATTRIBUTES.values() for name in names.split()]
+    assert len(names) == len(set(names))
+    assert not {*names} & {*dir(LLM), "engine", "runner", "config", "model_config", "chat_encoder"}

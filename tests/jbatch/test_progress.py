@@ -102,6 +102,35 @@ def test_in_a_notebook_rich_draws_if_it_can(often, monkeypatch):
         wait_for(lambda: stream.getvalue().startswith("jbatch: compiling 0 of 33, 0 s\n"))
 
 
+def test_in_a_notebook_nothing_is_left_of_a_bar(monkeypatch):
+    """Its widget is closed, and no other output follows it."""
+    shown, within = [], []
+
+    class Output:
+        def __enter__(self):
+            within.append(self)
+
+        def __exit__(self, *_):
+            within.pop()
+
+        def clear_output(self, wait):
+            assert wait
+
+        def close(self):
+            shown.remove(self)
+
+    ipython, widgets = types.ModuleType("IPython.display"), types.ModuleType("ipywidgets")
+    ipython.display, widgets.Output = lambda each: within or shown.append(each), Output
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython)
+    monkeypatch.setitem(sys.modules, "ipywidgets", widgets)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    with progress._bar("compiling", 33, "") as update:
+        update(1)
+        assert [type(each) for each in shown] == [Output]
+    assert shown == []
+
+
 def test_lines_in_a_file(often, monkeypatch, capsys):
     """Also while nothing is updated; none after the end."""
     stream = io.StringIO()

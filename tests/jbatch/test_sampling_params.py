@@ -270,3 +270,12 @@ def test_an_array_of_numpy_is_no_list(field):
 def test_parameters_are_given_by_name():
     with pytest.raises(TypeError, match=r"SamplingParams\(0.5\): give it by name, as temperature=0.5"):
         SamplingParams(0.5)
+
+
+def test_a_field_is_changed_in_a_copy():
+    params = SamplingParams(temperature=0)
+    with pytest.raises(
+        dataclasses.FrozenInstanceError, match=r"dataclasses\.replace\(\.\.\., n=4\) makes a copy"
+    ):
+        params.n = 4
+    assert dataclasses.replace(params, n=4) == SamplingParams(temperature=0, n=4)

@@ -51,14 +51,14 @@ def plan_for(target: gpu_target.Target, model_dir: Path, memory: str | None, opt
     """Print the plan. The exit code is 2 where it does not fit."""
     from jbatch.cli.memory_report import gpu_share, make_report
     from jbatch.config import EngineConfig
-    from jbatch.device.memory import describe_bytes, parse_bytes
     from jbatch.errors import ConfigError
     from jbatch.model_dir.resolve import resolve_max_model_len, resolve_model
+    from jbatch.sizes import describe_bytes, parse_bytes
 
     try:
         config = EngineConfig(**{name: value for name, value in options.items() if value is not None})
         model = resolve_model(model_dir, config)
-        gpu_bytes = device_memory(target.name) if memory is None else parse_bytes(memory)
+        gpu_bytes = device_memory(target.name) if memory is None else parse_bytes("gpu_memory", memory)
         max_model_len = resolve_max_model_len(config, model)
         estimates: list[int] = []
 

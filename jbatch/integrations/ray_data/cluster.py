@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from jbatch.distribution import install_hint
 from jbatch.errors import ConfigError, JBatchError
 from jbatch.integrations.ray_data.fleet import ReplicaLost
 from jbatch.integrations.ray_data.replica import Exchange, Loaded, Refused, Replica, Routed
@@ -91,7 +92,7 @@ def connected() -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise JBatchError(f"--ray needs Ray ({error}): pip install 'jbatch-llm[ray]'") from error
+        raise JBatchError(f"--ray needs Ray ({error}): {install_hint('ray')}") from error
     if ray.is_initialized():
         yield ray
         return

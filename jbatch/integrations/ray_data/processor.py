@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from jbatch.distribution import install_hint
 from jbatch.errors import JBatchError
 from jbatch.integrations.ray_data.config import JBatchProcessorConfig
 from jbatch.integrations.ray_data.rows import ERROR
@@ -37,7 +38,7 @@ def build_processor(
 
         from jbatch.integrations.ray_data.batches import Batches
     except ImportError as error:
-        raise JBatchError(f"Ray Data is needed ({error}): pip install 'jbatch-llm[ray]'") from error
+        raise JBatchError(f"Ray Data is needed ({error}): {install_hint('ray')}") from error
 
     least, most = config.num_actors
     pool = ActorPoolStrategy(min_size=least, max_size=most)

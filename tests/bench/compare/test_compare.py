@@ -17,11 +17,11 @@ from bench import results
 from bench.compare import command as compare
 from bench.compare import cross_check as cross_check_module
 from bench.compare.arms import ARMS, Arm, choose_arms
-from bench.compare.command import Comparison
 from bench.compare.cross_check import Disagreement, LogitGap, cross_check
 from bench.compare.measurement import Measurement
 from bench.compare.ratios import ratios
 from bench.compare.ready import DrivenArm
+from bench.flags import Comparison
 from bench.options import Setting
 from bench.workloads.workload import make_workload
 from jbatch.errors import ConfigError

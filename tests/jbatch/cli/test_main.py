@@ -82,6 +82,11 @@ def test_help_of_a_command_fits_80_columns(command, capsys, monkeypatch):
         ("generate m --block-size 1", "No such option: --block-size; did you mean --page-size? (see"),
         ("generate m --pipeline-parallel-size 2", "; one model runs within one host. Spread it over"),
         ("generate m --output x", "did you mean --output-file?"),
+        (
+            "bench batching --num-requests 1",
+            "--num-requests; did you mean --num-prompts? (see jbatch bench b",
+        ),
+        ("bench latency --save-result x", "did you mean --output-json?"),
         ("generate m --n 4", "--n; n is among the fields of JSONL lines and of SamplingParams (see"),
         ("generate m --overlap", "--overlap; overlap is among the options of jbatch.LLM in Python (see"),
         ("generate m --tp-size 2", "No such option: --tp-size; did you mean --tensor-parallel-size? (see"),
@@ -143,8 +148,12 @@ def test_usage_errors_are_one_line(args, message, capsys):
         ("--page-size 17", "page_size=17: must be one of 16, 32, 64, 128"),
         ("--num-pages 1", "num_pages=1: "),
         ("--num-pages 999999999999999", "num_pages=999999999999999: "),
-        ("--num-pages 3 --kv-cache-memory-bytes 9", "num_pages=3: set this or kv_cache_memory_bytes"),
-        ("--kv-cache-memory-bytes 1", "kv_cache_memory_bytes=1: 1 bytes are left"),
+        ("--num-pages 3 --kv-cache-memory-bytes 9GB", "num_pages=3: set this or kv_cache_memory_bytes"),
+        ("--kv-cache-memory-bytes 1KB", "kv_cache_memory_bytes=1000: 1000 bytes are left"),
+        (
+            "--kv-cache-memory-bytes 4",
+            "kv_cache_memory_bytes='4': is in bytes: a unit is missing, as in 4GiB",
+        ),
         ("--gpu-memory-utilization nan", "gpu_memory_utilization=nan: "),
         ("--mode foo", "mode='foo': must be one of continuous, static"),
         ("--policy foo", "policy='foo': must be one of fcfs"),
@@ -209,6 +218,12 @@ def test_texts_in_the_order_of_the_prompts(model, capsys):
     assert ended.code == 0
     assert re.fullmatch(r"jbatch: \d+ tokens in .* 0 compilations after warm-up\n", ended.err)
     assert ended.out == "".join(f"{prompt}{text}\n" for prompt, text in zip(prompts, texts, strict=True))
+
+
+def test_a_chat_without_a_template_says_which_flag_gives_one(model, no_compiling, capsys):
+    ended = run(capsys, "generate", model, "-p", "x", "--chat", *SMALL)
+    reason = "has no chat template: leave --chat out, or give --chat-template FILE"
+    assert (ended.code, ended.err) == (2, f"jbatch: model='{model}': {reason}\n")
 
 
 @pytest.mark.skipif(not all(map(find_spec, ("transformers", "jinja2"))), reason="the extra chat")

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import jax
 import pytest
 
 from jbatch import LLM
@@ -10,10 +11,12 @@ from jbatch.cli import memory_report
 from jbatch.config import EngineConfig
 from jbatch.device import build
 from jbatch.device.backend import PLAIN, Proven
+from jbatch.device.memory import Memory
 from jbatch.device.process import extra_bytes
 from jbatch.device.programs import StepSpec, programs_for
 from jbatch.device.verdict.record import Gpu as CheckedGpu
 from jbatch.device.verdict.record import Kernel, Outcome, Verdict
+from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import parse_config
 from jbatch.model_dir.tuned import SIZES, Tuned
 from jbatch.sampler import Sampler
@@ -204,3 +207,13 @@ def test_tuned_options_of_another_model(capsys, tmp_path):
     Tuned({"max_num_seqs": 2}, sizes, "cpu", "0", {}).write(tmp_path / "tuned.json")
     shown = run(capsys, "plan", "150m", "--gpu-memory", "80GiB", "--tuned", tmp_path / "tuned.json")
     assert shown.code == 2 and "another model" in shown.err
+
+
+def test_without_a_gpu_its_memory_is_asked_for(eight_b, monkeypatch):
+    """Where the CPU's does not hold the model, unless the CPU is meant."""
+    monkeypatch.setattr(memory_report, "find_device", lambda _: jax.devices("cpu")[0])
+    monkeypatch.setattr(memory_report, "memory_of", lambda *_: Memory(False, 2**30))
+    with pytest.raises(ConfigError, match=r"^gpu_memory=None: .* to plan for, --gpu-memory 80GiB"):
+        memory_report.report_memory(eight_b, EngineConfig())
+    with pytest.raises(ConfigError, match=r"^kv_cache_memory_bytes=None: 0 bytes"):
+        memory_report.report_memory(eight_b, EngineConfig(device="cpu"))

@@ -162,39 +162,6 @@ def test_the_smallest_gpu_would_do(used):
     assert divide(gpu(int((gpu_bytes - 2**21) * 0.9), used), 0, 16, **options).num_pages < 2048
 
 
-@pytest.mark.parametrize(
-    "text, size",
-    [
-        ("80GiB", 80 * 2**30),
-        ("141 GB", 141 * 10**9),
-        ("1.5e9", 15 * 10**8),
-        ("80g", 80 * 2**30),
-        ("12MB", 12e6),
-    ],
-)
-def test_sizes(text, size):
-    assert device_memory.parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["80", " 80 ", "1.5", "141000"])
-def test_a_small_number_lacks_its_unit(text):
-    with pytest.raises(ConfigError, match=f"is in bytes: a unit is missing, as in {text.strip()}GiB$"):
-        device_memory.parse_bytes(text)
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "-1GB", "0", "80XB", "8..0GB", "nan", "1e999", "9" * 5000])
-def test_what_is_no_size(text):
-    with pytest.raises(ConfigError, match=r"^gpu_memory="):
-        device_memory.parse_bytes(text)
-
-
-@pytest.mark.parametrize(
-    "size, text", [(0, "0 B"), (1023, "1023 B"), (2**30, "1.00 GiB"), (2**30 + 1, "1.01 GiB")]
-)
-def test_bytes_in_words(size, text):
-    assert device_memory.describe_bytes(size) == text
-
-
 def test_what_is_divided_is_frozen():
     use = divide(gpu(100 * PAGE))
     with pytest.raises(dataclasses.FrozenInstanceError):

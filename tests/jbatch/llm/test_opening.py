@@ -132,3 +132,12 @@ def test_a_tokenizer_that_is_not_read(model_dir, tmp_path):
     with llm:
         text, ids = llm.generate(["05.", [5]], GREEDY)
     assert "no tokenizer" in text.error and ids.error is None
+
+
+def test_what_an_llm_does_not_have(llm):
+    with pytest.raises(AttributeError, match=r"^'LLM' object has no attribute 'sleep': llm\.close") as error:
+        _ = llm.sleep
+    assert (error.value.name, error.value.obj) == ("sleep", llm)
+    with pytest.raises(AttributeError, match=r"has no attribute 'generat'$"):
+        _ = llm.generat
+    assert not hasattr(llm, "beam_search")

@@ -1,5 +1,6 @@
 """What a call of `generate` warns of, once, at the line that called it."""
 
+import asyncio
 import warnings
 
 import pytest
@@ -64,3 +65,13 @@ def test_a_warning_names_the_callers_line(llm):
     with pytest.warns(OutputWarning, match="1 of 1 prompt failed") as scored:
         llm.score([[96]])
     assert seen[0].filename == scored[0].filename == __file__
+
+
+def test_agenerate_warns_where_it_is_awaited(llm):
+    async def call():
+        return await llm.agenerate([[1, 2], [96]], GREEDY)
+
+    with pytest.warns(OutputWarning, match="1 of 2 prompts failed; first: prompt 1") as seen:
+        asyncio.run(call())
+    line = call.__code__.co_firstlineno + 1
+    assert (seen[0].filename, seen[0].lineno) == (__file__, line)

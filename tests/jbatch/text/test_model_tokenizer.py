@@ -53,3 +53,11 @@ def test_conversations(tmp_path):
 def test_a_model_without_a_template(tmp_path):
     with pytest.raises(RequestError, match="no chat template"):
         of(tmp_path).apply_chat_template([{"role": "user", "content": "hi"}])
+
+
+def test_in_a_line(tmp_path):
+    ends = "bos_token_id=256, eos_token_id=257"
+    assert repr(of(tmp_path)) == f"<ModelTokenizer: 258 tokens, {ends}, no chat template>"
+    assert (
+        repr(of(tmp_path, chat_template=TEMPLATE)) == f"<ModelTokenizer: 258 tokens, {ends}, a chat template>"
+    )
