@@ -76,7 +76,7 @@ CANDIDATES = [
 ]
 FIGURES = Figures(12345.6, 123456.7, 123456.7, 1234.5, 12.34, 12345)
 FOUND = Search(CANDIDATES[0], dict.fromkeys(CANDIDATES, FIGURES), True)
-TUNED = Tuned(FOUND, CANDIDATES[1], CANDIDATES[0], FIGURES, FIGURES, None)
+TUNED = Tuned(FOUND, CANDIDATES[1], CANDIDATES[0], FIGURES, FIGURES, 123, 12, None)
 RUN = ModeRun([], Summary(*[123456] * 19), 1e-3, 0, [])
 COSTS = CostTable({Bucket(256, 2048): BucketCost(*[1.234567] * 6, 128, 12345, (1.0, 2.0))}, HostCost())
 
