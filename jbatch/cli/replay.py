@@ -14,6 +14,7 @@ import typer
 from jbatch.cli.help import choices
 from jbatch.cli.tables import Page, Table
 from jbatch.config import AdmissionName, EngineConfig, check_choice
+from jbatch.engine.trace import AT_ITS_END
 from jbatch.errors import ConfigError, is_failure
 from jbatch.host.policies import POLICIES
 from jbatch.sim.trace_chrome import to_chrome
@@ -84,20 +85,19 @@ def _repeat(trace: Trace) -> None:
         raise TraceError(
             f"{place}: plan {done.plans} differs: the file was changed, or another version of jbatch wrote it"
         )
-    typer.echo(f"{done.plans} plans, all equal to the trace's. It ends: {trace.closed}")
+    cut_off = "" if trace.closed == AT_ITS_END else f". The trace ends early: {trace.closed}"
+    typer.echo(f"{done.plans} plans, all equal to the trace's{cut_off}")
 
 
 def _compare(trace: Trace, policies: Sequence[str | None], admissions: Sequence[str | None]) -> None:
     own = trace.config["policy"] or "its own"
     kept = trace.config.get("reserve", EngineConfig.admission)
     outcomes = [(f"{own}*", f"{kept}*", recorded(trace))]
-    for policy, admission in itertools.product(policies, admissions):
+    for policy, admission in itertools.product(dict.fromkeys(policies), dict.fromkeys(admissions)):
         outcomes.append((policy or own, admission or kept, rerun(trace, policy, admission)))
     page = Page()
     page.show(outcomes_table(outcomes))
-    page.print(
-        "* as recorded. The others: the same requests, as many steps after the first, of equal lengths"
-    )
+    page.print("* as recorded. The others: the same requests at the same steps, with as many tokens each")
 
 
 def outcomes_table(outcomes: Sequence[tuple[str, str, Outcome]]) -> Table:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from jbatch.config import UpdateMode, plain
 from jbatch.engine.description import describe_engine
 from jbatch.engine.forked import forked
-from jbatch.engine.intake import Asked, Intake, Schedule, ScheduleFields
+from jbatch.engine.intake import Asked, Intake, ScheduleFields, schedule_of
 from jbatch.engine.metric import Metric
 from jbatch.engine.notes import LetGo, New, Notes
 from jbatch.engine.pipeline import Pages, Pipeline, ReadPages
@@ -143,7 +143,7 @@ class Engine:
         self._check_caller()
         self.tidy()
         index = next(self._request_idx) if index is None else plain(index)
-        asked = Asked(index, request_idx, first_scored, cache_salt, Schedule(**schedule))
+        asked = Asked(index, request_idx, first_scored, cache_salt, schedule_of(schedule))
         request = self.checked(request_id, prompt, params or SamplingParams(), asked)
         self.queue(request, self.scheduler.key_of(request))
         return request

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from jbatch.config import plain
-from jbatch.errors import RequestError
+from jbatch.errors import RequestError, check_option_names
 from jbatch.host.lengths.history import History
 from jbatch.host.lengths.prediction import Predictor, predicted
 from jbatch.host.request import LatencyLimits, Request
@@ -47,6 +47,12 @@ class Schedule(NamedTuple):
     tpot_ms: float | None = None
     e2el_ms: float | None = None
     streamed: bool = False  # its tokens are shown one by one: no step draws several
+
+
+def schedule_of(fields: ScheduleFields) -> Schedule:
+    """A schedule. Raises TypeError for a name that it does not have, suggesting the closest."""
+    check_option_names(fields, Schedule._fields, "add_request", SamplingParams.__dataclass_fields__)
+    return Schedule(**fields)
 
 
 class Asked(NamedTuple):

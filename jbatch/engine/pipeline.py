@@ -208,8 +208,15 @@ class Pipeline:
         record = dataclasses.replace(record, host_s=host_s, device_s=device_s)
         self.summary = self.summary.with_step(record)
         self.requests.monitor.step_ended(record, self._clock())
-        self.on_record(record)
+        self._tell(record)
         return record, progress
+
+    def _tell(self, record: StepRecord) -> None:
+        try:
+            self.on_record(record)
+        except Exception as error:  # whatever a user's function raises
+            reason = f"it fails for a step: {type(error).__name__}: {error}"
+            raise UserFunctionError("limits", self.on_record, reason) from error
 
     def _follow(self, sequence: Sequence, token_ids: list[int], now: float, version: Version) -> Progress:
         """Take in a sequence's new tokens, which may end it."""

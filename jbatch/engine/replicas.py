@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 from jbatch.config import UpdateMode, plain
 from jbatch.engine.description import describe_engine
 from jbatch.engine.engine import Engine
-from jbatch.engine.intake import Asked, Schedule, ScheduleFields
+from jbatch.engine.intake import Asked, ScheduleFields, schedule_of
 from jbatch.engine.merged import merged
 from jbatch.engine.metric import Gauge, Metric
 from jbatch.engine.records import EngineStep
@@ -109,7 +109,7 @@ class Replicas:
         self._check_caller()
         index = next(self._request_idx) if index is None else plain(index)
         first = self.engines[0]
-        asked = Asked(index, request_idx, first_scored, cache_salt, Schedule(**schedule))
+        asked = Asked(index, request_idx, first_scored, cache_salt, schedule_of(schedule))
         request = first.checked(request_id, prompt, params or SamplingParams(), asked)
         key = first.scheduler.key_of(request)
         with self._rounds.lock:

@@ -27,6 +27,7 @@ from jbatch.outputs import FinishReason
 from jbatch.seam.step_output import StepOutput
 
 FORMAT, VERSION = "jbatch-trace", 1
+AT_ITS_END = "at its end"  # why a whole trace ends
 
 
 class Times(NamedTuple):
@@ -158,7 +159,7 @@ class TraceWriter(NoTrace):
     def close(self, cut_off: str | None = None) -> None:
         if self._file.closed:
             return
-        self._line({"closed": cut_off or "at its end"})
+        self._line({"closed": cut_off or AT_ITS_END})
         try:
             self._file.close()
         except OSError as error:

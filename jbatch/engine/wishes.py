@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, TypedDict
 
 from jbatch.errors import check_option_names
@@ -32,6 +32,7 @@ class WishLists(TypedDict, total=False):
     e2el_ms: Sequence[float | None] | None
 
 
+NO_LISTS = (str, numbers.Number, Mapping, Set)  # whose order is not that of the prompts
 WISHES = tuple(WishLists.__annotations__)
 
 
@@ -47,7 +48,7 @@ def wishes_of_each(lists: Mapping[str, Any], num_prompts: int) -> list[dict[str,
     for name, values in lists.items():
         if values is None:
             continue
-        if isinstance(values, (str, numbers.Number)) or not isinstance(values, Iterable):
+        if isinstance(values, NO_LISTS) or not isinstance(values, Iterable):
             raise TypeError(f"{name}={values!r}: give a list of one for each of {num_prompts} prompts")
         listed = list(values)
         if len(listed) != num_prompts:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jbatch.errors import UserFunctionError
+from jbatch.errors import ConfigError, UserFunctionError
 
 MAX_PADDING = 0.2  # of the prompt tokens of a step that decodes, too
 
@@ -61,6 +62,23 @@ def fill(num_tokens: int, sizes: Sequence[int], most: int, least: int = 1) -> in
 Limits = Callable[[SchedulerView], StepLimits]
 
 
+def check_limits(limits: Any) -> Limits:
+    """A limits function. Raises ConfigError for what cannot be called with a view."""
+    name = getattr(limits, "__name__", type(limits).__name__)
+    if not callable(limits):
+        raise ConfigError("limits", limits, "must be a function of a SchedulerView that gives StepLimits")
+    checked: Limits = limits
+    try:
+        signature = inspect.signature(limits)
+    except (TypeError, ValueError):  # a built-in tells nothing of its arguments
+        return checked
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise ConfigError("limits", name, f"it is called as {name}(view), and takes {signature}") from None
+    return checked
+
+
 def choose(limits: Limits, view: SchedulerView, least: int = 1) -> StepLimits:
     """A step's budgets. Raises UserFunctionError for a function that fails, gives none, or gives fewer tokens
     than `least` but more than 0, with which no long prompt would ever begin."""
@@ -68,9 +86,9 @@ def choose(limits: Limits, view: SchedulerView, least: int = 1) -> StepLimits:
         chosen = limits(view)
     except Exception as error:  # whatever a user's function raises
         raise UserFunctionError("limits", limits, f"it fails: {type(error).__name__}: {error}") from error
-    if not isinstance(chosen, StepLimits) or not _are_integers(chosen):
+    if not isinstance(chosen, StepLimits) or not _are_counts(chosen):
         raise UserFunctionError(
-            "limits", limits, f"it must give StepLimits of integers, and gave {chosen!r:.80}"
+            "limits", limits, f"it must give StepLimits of integers of at least 0, and gave {chosen!r:.80}"
         )
     if 0 < chosen.max_num_batched_tokens < least:
         raise UserFunctionError(
@@ -82,6 +100,7 @@ def choose(limits: Limits, view: SchedulerView, least: int = 1) -> StepLimits:
     return chosen
 
 
-def _are_integers(limits: StepLimits) -> bool:
+def _are_counts(limits: StepLimits) -> bool:
     tokens, num_seqs, company = limits
-    return isinstance(tokens, int) and isinstance(num_seqs, int) and isinstance(company, Company)
+    integers = isinstance(tokens, int) and isinstance(num_seqs, int)
+    return integers and isinstance(company, Company) and min(tokens, num_seqs) >= 0

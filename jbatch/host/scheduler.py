@@ -18,7 +18,7 @@ from jbatch.host.config import SchedulerConfig
 from jbatch.host.decode import Decode, Slots
 from jbatch.host.landing import Landing, Progress
 from jbatch.host.lifecycle import Lifecycle
-from jbatch.host.limits import Limits, SchedulerView, StepLimits, choose
+from jbatch.host.limits import Limits, SchedulerView, StepLimits, check_limits, choose
 from jbatch.host.metrics import StepRecord
 from jbatch.host.plan import Chunk, StepPlan, Table
 from jbatch.host.policy import key_of
@@ -42,7 +42,7 @@ class Scheduler:
         check_range("token_buckets", tokens, self._least_budget, sys.maxsize, WHOLE_PAGE)
         default = StepLimits(tokens, config.shape.num_rows)
         self.config = config
-        self.limits = limits or (lambda view: default)
+        self.limits = (lambda view: default) if limits is None else check_limits(limits)
         self.lifecycle = Lifecycle(config)
         self.holdings, self.pool = self.lifecycle.holdings, self.lifecycle.holdings.pool
         self._waiting = self.lifecycle.waiting

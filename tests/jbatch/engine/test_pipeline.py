@@ -225,6 +225,21 @@ def test_limits_that_fail_end_nothing():
     assert refused == 2 and ended["r"].outputs[0].token_ids == TOKENS[:6]
 
 
+def test_limits_that_fail_to_learn_from_a_step_are_named():
+    engine = make_engine()
+    engine.pipeline.on_record = lambda record: 1 / 0
+    engine.add_request("r", PROMPT, SamplingParams(max_tokens=6))
+    with pytest.raises(UserFunctionError, match="limits='<lambda>': it fails for a step: ZeroDivisionError"):
+        drain(engine)
+
+
+def test_a_field_that_no_schedule_has_is_named():
+    with pytest.raises(TypeError, match="add_request has no option 'prioritty'; did you mean 'priority'"):
+        make_engine().add_request("r", PROMPT, prioritty=1)
+    with pytest.raises(TypeError, match=r"it belongs in SamplingParams\(max_tokens=...\)"):
+        make_engine().add_request("r", PROMPT, max_tokens=1)
+
+
 def test_the_engine_notes_what_ends():
     engine = make_engine()
     engine.add_request("a", [1, 2], SamplingParams(max_tokens=4))

@@ -20,6 +20,8 @@ def test_each_prompt_has_its_own():
     [
         ({"user": "me"}, TypeError, "user='me': give a list of one for each of 2 prompts"),
         ({"deadline": 3.0}, TypeError, "deadline=3.0: give a list"),
+        ({"user": {"a", "b"}}, TypeError, "give a list"),
+        ({"user": {"a": 1, "b": 2}}, TypeError, "give a list"),
         ({"predicted_len": [3]}, ValueError, "1 of predicted_len for 2 prompts: give one for each"),
         ({"priorities": [1, 2]}, TypeError, "this call has no option 'priorities'; .*priority"),
     ],

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jbatch.errors import UserFunctionError
-from jbatch.host.limits import Company, SchedulerView, StepLimits, choose, fill
+from jbatch.errors import ConfigError, UserFunctionError
+from jbatch.host.limits import Company, SchedulerView, StepLimits, check_limits, choose, fill
 from tests.helpers.driver import Driver
 from tests.helpers.schedules import request, scheduler_config
 
@@ -58,13 +58,39 @@ def test_a_short_prompt_waits_for_company_beside_what_decodes(company, steps):
 
 
 @pytest.mark.parametrize(
-    "given", [None, (64, 4), StepLimits(64.5, 4), StepLimits(64, None), StepLimits(64, 4, None)]
+    "given",
+    [
+        None,
+        (64, 4),
+        StepLimits(64.5, 4),
+        StepLimits(64, None),
+        StepLimits(64, 4, None),
+        StepLimits(-1, 4),
+        StepLimits(64, -1),
+    ],
 )
 def test_limits_that_are_none_are_refused_by_name(given):
     view = SchedulerView(0.0, 1, 0, 9)
     with pytest.raises(
-        UserFunctionError, match=r"^limits='<lambda>': it must give StepLimits of integers, and gave"
+        UserFunctionError,
+        match=r"^limits='<lambda>': it must give StepLimits of integers of at least 0, and gave",
     ):
         choose(lambda view: given, view)
     with pytest.raises(UserFunctionError, match=r"^limits='<lambda>': it fails: ZeroDivisionError"):
         choose(lambda view: 1 / 0, view)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (7, "limits=7: must be a function of a SchedulerView that gives StepLimits"),
+        (StepLimits(64, 4), "limits=StepLimits.*: must be a function"),
+        (lambda: None, r"limits='<lambda>': it is called as <lambda>\(view\), and takes \(\)"),
+        (lambda view, now: None, r"takes \(view, now\)"),
+    ],
+)
+def test_what_is_no_function_of_a_view_is_refused_at_once(limits, message):
+    with pytest.raises(ConfigError, match=message):
+        check_limits(limits)
+    for fine in (lambda view, more=1: None, lambda *args: None, print):
+        assert check_limits(fine) is fine
