@@ -30,7 +30,7 @@ class TimedStep(NamedTuple):
 
 def fit(steps: Iterable[TimedStep], buckets: Iterable[Bucket]) -> dict[Bucket, BucketCost]:
     """A model of each bucket: of its own steps where there are enough, else of the nearest bucket that has
-    them, with its times in proportion.
+    them, with its times in proportion; of no steps at all, see `_unseen`.
 
     Raises ValueError where no bucket has enough.
     """
@@ -41,7 +41,9 @@ def fit(steps: Iterable[TimedStep], buckets: Iterable[Bucket]) -> dict[Bucket, B
     if not models:
         most = max((len(own) for own in measured.values()), default=0)
         raise ValueError(f"no bucket has {ENOUGH} measured steps; most have {most}")
-    return {bucket: models.get(bucket) or _like(bucket, measured[bucket], models) for bucket in buckets}
+    few = {bucket: _like(bucket, own, models) for bucket, own in measured.items() if bucket not in models}
+    known = models | few
+    return {bucket: known.get(bucket) or _unseen(bucket, known) for bucket in buckets}
 
 
 def _fit(steps: Sequence[TimedStep]) -> BucketCost:
@@ -87,13 +89,22 @@ def _with_chance(model: BucketCost, steps: Sequence[TimedStep]) -> BucketCost:
 
 def _like(bucket: Bucket, steps: Sequence[TimedStep], models: Mapping[Bucket, BucketCost]) -> BucketCost:
     """The model of the nearest bucket, a larger one if there is any, scaled to what was measured."""
-    order = sorted(models, key=lambda other: _distance(bucket, other))
-    model = models[order[0]]
-    ratio = 1.0
-    if steps:
-        ratio = sum(step.device_s for step in steps) / sum(model.step_s(step.load) for step in steps)
+    model = models[_nearest(bucket, models)]
+    ratio = sum(step.device_s for step in steps) / sum(model.step_s(step.load) for step in steps)
     scaled = {name: ratio * getattr(model, name) for name in SECONDS}
     return model._replace(**scaled, num_steps=len(steps))
+
+
+def _unseen(bucket: Bucket, known: Mapping[Bucket, BucketCost]) -> BucketCost:
+    """The model of the next larger bucket; beyond the largest, that one's with the time of an empty step in
+    proportion to its size: what nobody measured must not look cheap."""
+    nearest = _nearest(bucket, known)
+    growth = max(1.0, bucket.num_places / nearest.num_places)
+    return known[nearest]._replace(base_s=growth * known[nearest].base_s, num_steps=0)
+
+
+def _nearest(bucket: Bucket, known: Iterable[Bucket]) -> Bucket:
+    return min(known, key=lambda other: _distance(bucket, other))
 
 
 def _distance(bucket: Bucket, other: Bucket) -> tuple[bool, bool, float]:

@@ -68,8 +68,19 @@ def test_a_bucket_with_few_steps_is_like_the_next_larger_one_in_proportion():
     few = steps_of(SMALL, num=3, scale=0.5)
     costs = fit([*few, *steps_of(LARGE), *steps_of(MIXED)], [SMALL, LARGE, MIXED, Bucket(8, 128)])
     assert costs[SMALL].num_steps == 3 and costs[SMALL].base_s == pytest.approx(0.5e-3, rel=0.05)
-    assert costs[Bucket(8, 128)].num_steps == 0
-    assert costs[Bucket(8, 128)] == costs[MIXED]._replace(num_steps=0)
+    larger = costs[Bucket(8, 128)]
+    assert larger.base_s == pytest.approx(costs[MIXED].base_s * (8 + 128) / (8 + 64))
+    assert larger == costs[MIXED]._replace(num_steps=0, base_s=larger.base_s)
+
+
+def test_what_nobody_measured_never_looks_cheap():
+    """As much as the next larger bucket, of which a few steps are enough; beyond all, an empty one by its
+    size."""
+    few, beyond, between = Bucket(8, 256), Bucket(8, 1024), Bucket(8, 128)
+    costs = fit(steps_of(MIXED) + steps_of(few, num=3, scale=4.0), [MIXED, between, few, beyond])
+    assert costs[between] == costs[few]._replace(num_steps=0)
+    assert costs[beyond].base_s == pytest.approx(costs[few].base_s * (8 + 1024) / (8 + 256))
+    assert costs[beyond].token_s == costs[few].token_s and costs[few].base_s > costs[MIXED].base_s
 
 
 def test_too_few_steps_are_refused():
