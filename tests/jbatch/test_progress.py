@@ -102,7 +102,7 @@ def test_in_a_notebook_rich_draws_if_it_can(often, monkeypatch):
         wait_for(lambda: stream.getvalue().startswith("jbatch: compiling 0 of 33, 0 s\n"))
 
 
-def test_in_a_notebook_nothing_is_left_of_a_bar(monkeypatch):
+def test_in_a_notebook_a_bar_leaves_no_empty_text(monkeypatch):
     """Its widget is closed, and no other output follows it."""
     shown, within = [], []
 
