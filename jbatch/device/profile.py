@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -25,7 +26,8 @@ class Profile:
     def start(self, directory: str | Path) -> None:
         """Begin a trace, to be written to a directory.
 
-        Raises JBatchError where one is under way, and ConfigError for what is no directory's path.
+        Raises JBatchError where one is under way, and ConfigError for what is no directory's path, or cannot
+        be written to: now, for at its end the trace would be lost.
         """
         if self._directory is not None:
             raise JBatchError(f"a profile is under way, for {self._directory}: stop it first")
@@ -33,6 +35,12 @@ class Profile:
             Path(directory).exists() and not Path(directory).is_dir()
         ):
             raise ConfigError("directory", directory, "must be the path of a directory")
+        try:
+            Path(directory).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError("directory", str(directory), f"cannot be made: {error.strerror}") from None
+        if not os.access(directory, os.W_OK):
+            raise ConfigError("directory", str(directory), "cannot be written to")
         try:
             jax.profiler.start_trace(str(directory))
         except RuntimeError as error:  # somebody else's

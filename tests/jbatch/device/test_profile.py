@@ -36,3 +36,12 @@ def test_what_is_no_directory_is_refused_before_a_trace_begins(tmp_path):
     assert not profile.under_way
     profile.start(tmp_path)
     profile.stop()
+
+
+def test_a_directory_that_cannot_be_made_is_refused_at_the_start(tmp_path):
+    """At the end the trace would be lost."""
+    (tmp_path / "file").write_text("mine")
+    profile = Profile()
+    with pytest.raises(ConfigError, match=r"directory='.*file/inside': cannot be made: Not a directory"):
+        profile.start(tmp_path / "file" / "inside")
+    assert not profile.under_way
