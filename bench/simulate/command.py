@@ -189,8 +189,13 @@ def measured_by(table: CostTable, options: Mapping[str, Any]) -> Simulated:
         measured.pop("enable_prefix_caching", None)
         known = {name: about[name] for name in ("max_num_seqs", "num_pages", "max_model_len")}
         vocab_size = about["model_config"]["vocab_size"]
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise CostError(f"the costs do not say what they were measured with: {error} is missing") from None
+    except TypeError:
+        raise CostError("the costs do not say what they were measured with: no objects") from None
+    for name, value in (known | {"vocab_size": vocab_size}).items():
+        if type(value) is not int or value < 1:
+            raise CostError(f"the costs were measured with {name}={value!r:.60}: must be an integer above 0")
     sizes = measured | known | dict(options)
     for name in ("kv_cache_memory_bytes", "tuned"):
         sizes.pop(name, None)

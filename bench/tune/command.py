@@ -38,6 +38,7 @@ from jbatch.errors import ConfigError
 from jbatch.host.lengths.find import find_predictor
 from jbatch.model_dir.tuned import SIZES
 from jbatch.model_dir.tuned import Tuned as TunedFile
+from jbatch.sim.cost import CostError
 
 # What an engine is tuned in cannot be said, too.
 SAID = SIMULATED_ENGINE.only("max_model_len", "num_pages")
@@ -193,8 +194,13 @@ def _engines(sources: Sources, options: dict[str, Any]) -> list[Simulated]:
 
 
 def _sizes(sim: Simulated) -> dict[str, int]:
-    """The model's, as a file keeps them."""
-    return {name: sim.about["model_config"][name] for name in SIZES}
+    """The model's, as a file keeps them. Raises CostError where the costs do not say them."""
+    given = sim.about["model_config"]
+    for name in SIZES:
+        if type(given.get(name)) is not int:
+            reason = f"{name}={given.get(name)!r:.60}: must be an integer"
+            raise CostError(f"the costs do not say of which model they are: {reason}")
+    return {name: given[name] for name in SIZES}
 
 
 def _file(tuned: Tuned, sim: Simulated, aim: Aim, workload: dict[str, Any]) -> TunedFile:

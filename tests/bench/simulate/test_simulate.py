@@ -10,6 +10,7 @@ from bench.ladder.ladder import climb
 from bench.measure.drive import drive
 from bench.measure.measures import latencies
 from bench.options import Setting
+from bench.simulate.command import measured_by
 from bench.simulate.subject import Simulated, SimulatedSubject
 from bench.workloads.workload import WorkItem, Workload, make_workload
 from jbatch.config import EngineConfig
@@ -141,3 +142,18 @@ def test_a_simulated_scheduler_is_told_what_an_engine_s_is():
         POLICIES["fcfs"],
     )
     assert not told.enable_prefix_caching and told.batch_wait_timeout_s == 7.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"engine": 5}, "the costs do not say what they were measured with"),
+        ({"num_pages": None}, "measured with num_pages=None: must be an integer above 0"),
+        ({"model_config": {"vocab_size": "x"}}, "measured with vocab_size='x': must be"),
+    ],
+)
+def test_costs_that_do_not_say_what_they_are_of_are_refused(change, message):
+    about = {"engine": {}, "max_num_seqs": 4, "num_pages": 9, "max_model_len": 64}
+    table = CostTable({}, HostCost(), about | {"model_config": {"vocab_size": 264}} | change)
+    with pytest.raises(CostError, match=message):
+        measured_by(table, {})
