@@ -16,8 +16,10 @@ from bench.results import ArmResult, Counts, Latencies, Rates, Spread, SweepPoin
 from bench.simulate.accuracy import Comparison
 from bench.simulate.cluster import Cluster
 from bench.simulate.policies import Outcome
+from bench.tune import gain
 from bench.tune.aim import Figures
 from bench.tune.candidate import Candidate
+from bench.tune.gain import Gain
 from bench.tune.search import Search
 from bench.tune.tune import Tuned
 from bench.workloads.lengths import SCENARIOS
@@ -116,6 +118,9 @@ SHOWN = {
         123.4,
     ),
     "bench.simulate.policies_command.outcomes_table": (OUTCOMES,),
+    "bench.tune.gain.gain_table": (
+        [Gain(name, (12345.6, 12345.6), (12345.6, 12345.6), (0.12, 12.34)) for name in gain.SHOWN],
+    ),
     "bench.tune.report.frontier_table": (TUNED,),
     "jbatch.cli.demo.runs_table": (dict.fromkeys(MODE_TEXTS, RUN),),
     "jbatch.cli.replay.outcomes_table": (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bench.ladder.arms import Arm
 from bench.measure.floor import Floor, floor_of
 from bench.measure.models import DEMO, MODEL_NAMES, model_dir
-from jbatch.config import EngineConfig, ModeName
+from jbatch.config import EngineConfig, ModeName, PolicyName
 from jbatch.errors import ConfigError
 from jbatch.model_dir.config_json import load_config
 
@@ -74,6 +74,11 @@ class LLMSubject:
         self.floor = self._measure_floor() if measure_floor else None
         self.llm = self._build()
         self.page_size, self.max_num_seqs = self.llm.config.page_size, self.llm.config.max_num_seqs
+
+    @property
+    def policy(self) -> PolicyName:
+        """The engine's own, by its options."""
+        return self.llm.config.policy
 
     def new_engine(self, arm: Arm, max_num_seqs: int, runner: Runner[Any] | None = None) -> Engine:
         """As `Subject` has it; on another runner than the LLM's where one is given."""

@@ -94,10 +94,11 @@ def _run(
     """Continuous batching's result, after passes that do not count, and the manifest."""
     subject = LLMSubject(model, workload.longest, options, measure_floor=False)
     try:
+        own = CONTINUOUS._replace(policy=subject.policy)  # which may be tuned
         if num_warm_up:
             warm_up = dataclasses.replace(setting, repeats=num_warm_up)
-            _checked(climb(subject, [CONTINUOUS], workload, warm_up))
-        arm = _checked(climb(subject, [CONTINUOUS], workload, setting, say=say))
+            _checked(climb(subject, [own], workload, warm_up))
+        arm = _checked(climb(subject, [own], workload, setting, say=say))
         about = {"setting": dataclasses.asdict(setting), "clocks_after": manifest.clocks()}
         return arm, manifest.collect() | subject.about | about
     finally:

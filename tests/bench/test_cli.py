@@ -14,6 +14,9 @@ from bench.ladder.ladder import climb
 from bench.measure import ceilings
 from bench.options import Setting
 from bench.workloads.workload import make_workload
+from jbatch.distribution import version
+from jbatch.model_dir.tuned import SIZES as SIZES_OF_MODEL
+from jbatch.model_dir.tuned import Tuned
 from tests.helpers.command import run, write_model
 from tests.helpers.fake_subject import CountingRunner, FakeSubject
 
@@ -89,9 +92,24 @@ class Counting(FakeSubject):
     def __init__(self, model, max_model_len, options, measure_floor=True, modes=()):
         super().__init__(max_num_seqs=options["max_num_seqs"], max_model_len=max_model_len)
         self.about = {"model": model, "max_num_seqs": self.max_num_seqs}
+        self.policy = options.get("policy", "fcfs")
+
+    def new_engine(self, arm, max_num_seqs):
+        assert arm.policy == self.policy
+        return super().new_engine(arm, max_num_seqs)
 
     def close(self):
         pass
+
+
+def test_throughput_runs_the_policy_that_was_tuned(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(throughput, "LLMSubject", Counting)
+    sizes = dict.fromkeys(SIZES_OF_MODEL, 8)
+    Tuned({"max_num_seqs": 2, "policy": "sjf"}, sizes, "cpu", version(), {}).write(tmp_path / "tuned.json")
+    flags = ("--tuned", tmp_path / "tuned.json", "--input-len", "8", "--output-len", "4")
+    for command, own in (("throughput", ("--num-prompts", "6")), ("latency", ("--batch-size", "2"))):
+        ended = run(capsys, "bench", command, *flags, *own)
+        assert ended.code == 0, ended.err
 
 
 def test_throughput_and_latency_have_vllms_keys(tmp_path, monkeypatch, capsys):
